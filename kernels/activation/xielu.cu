@@ -1,0 +1,121 @@
+// xIELU (Huang & Schlag, arXiv 2411.13010), forward, input gradient and both parameter gradients.
+//
+//   x > 0:  f = α_p·x² + β·x                                   f' = 2·α_p·x + β
+//   x ≤ 0:  f = α_n·q(x) + β·x = α_n·expm1(x) − s_n·x          f' = α_n·expm1(x) + β
+//           q(x) = expm1(x) − x,  s_n = α_n − β
+//   ∂f/∂α_p = x²·[x > 0]          ∂f/∂α_n = q(x)·[x ≤ 0]
+//
+// Raw parameters (a_p, a_n), as checkpoints hold them: α_p = softplus(a_p), s_n = softplus(a_n),
+// α_n = β + s_n; their gradients take the factor softplus'(a).
+//
+// The q-form keeps the sign and the digits near 0, where expm1(x) loses to −x; the s_n-form holds
+// far out, where α_n·q + β·x would cancel and is inf − inf at −inf.
+//
+// Compat computes min(x, eps) inside expm1 and leaves the −x as it is, like Hugging Face and
+// Megatron: α_n·(expm1(min(x, eps)) − x) + β·x. The Autograd gradient is that of this formula (the
+// clamp passes nothing above eps, half at the tie, as torch.min does); the Analytic one is
+// α_n·expm1(min(x, eps)) + β. eps = +inf is the ideal function.
+//
+// Corners: f(−0) = −0 in the ideal form; f(−inf) = +inf, or −α_n where s_n = 0; f(+inf) = +inf for
+// α_p = 0 too, as long as β > 0; f'(−inf) = −s_n; NaN gives NaN.
+#include "../common/map.cuh"
+#include "../common/math.cuh"
+
+namespace xact {
+
+struct XieluParams {
+    float alpha_p, alpha_n, s_n, beta, eps;
+    float chain[2];
+    bool autograd;
+};
+
+// The usual case: no clamp, α_p and s_n not 0.
+struct XieluIdeal : XieluParams {
+    __device__ float value(float x) const {
+        const Expm1 e(x);
+        const float t = e.near ? e.q : e.expm1;
+        const float c = e.near ? beta : -s_n;
+        const float negative = fmaf(alpha_n, t, c * x);
+        const float positive = x * fmaf(alpha_p, x, beta);
+        return x > 0.0f ? positive : negative;
+    }
+
+    __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
+        const Expm1 e(x);
+        const bool positive = x > 0.0f;
+        const float slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1, beta);
+        dx = dy * slope;
+        terms[0] = positive ? (dy * x) * x : 0.0f;
+        terms[1] = positive ? 0.0f : dy * e.q;
+    }
+};
+
+// Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
+struct XieluGeneral : XieluParams {
+    __device__ float value(float x) const {
+        if (x > 0.0f) {
+            const float t = alpha_p == 0.0f ? 0.0f : alpha_p * x;
+            return x * (t + beta);
+        }
+        const float clamped = x > eps ? eps : x;
+        const Expm1 e(clamped);
+        if (e.near) return fmaf(alpha_n, e.q + (clamped - x), beta * x);
+        return fmaf(alpha_n, e.expm1, s_n == 0.0f ? 0.0f : -s_n * x);
+    }
+
+    __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
+        terms[0] = 0.0f;
+        terms[1] = 0.0f;
+        if (x > 0.0f) {
+            dx = dy * (alpha_p == 0.0f ? beta : fmaf(2.0f * alpha_p, x, beta));
+            terms[0] = (dy * x) * x;
+            return;
+        }
+        const float clamped = x > eps ? eps : x;
+        const Expm1 e(clamped);
+        float slope = fmaf(alpha_n, e.expm1, beta);
+        if (autograd) {
+            if (x > eps) slope = -s_n;
+            if (x == eps) slope = fmaf(0.5f * alpha_n, e.expm1, fmaf(-0.5f, alpha_n, beta));
+        }
+        dx = dy * slope;
+        terms[1] = dy * (e.near ? e.q + (clamped - x) : e.expm1 - x);
+    }
+};
+
+struct Xielu {
+    static constexpr int kParams = 2;
+
+    template <class T, class F>
+    __device__ static void with(const ActivationArgs& args, F f) {
+        XieluParams p;
+        p.beta = args.beta;
+        p.eps = args.eps;
+        p.autograd = args.autograd != 0;
+        const float a_p = read_param<T>(args, 0);
+        const float a_n = read_param<T>(args, 1);
+        if (args.raw_params) {
+            const Softplus positive(a_p), negative(a_n);
+            p.alpha_p = positive.value;
+            p.s_n = negative.value;
+            p.alpha_n = p.beta + p.s_n;
+            p.chain[0] = positive.slope;
+            p.chain[1] = negative.slope;
+        } else {
+            p.alpha_p = a_p;
+            p.alpha_n = a_n;
+            p.s_n = a_n - p.beta;
+            p.chain[0] = 1.0f;
+            p.chain[1] = 1.0f;
+        }
+        if (p.eps == INFINITY && p.alpha_p != 0.0f && p.s_n != 0.0f) {
+            f(XieluIdeal{p});
+        } else {
+            f(XieluGeneral{p});
+        }
+    }
+};
+
+}  // namespace xact
+
+XACT_ACTIVATION(xielu, xact::Xielu)

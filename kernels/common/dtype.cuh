@@ -1,0 +1,39 @@
+// Element types: what a tensor holds against what a kernel computes with.
+//
+// All arithmetic is f32. A value is widened once after the load and rounded once, to nearest even,
+// before the store; f16 overflow therefore gives inf, and a NaN stays a NaN.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace xact {
+
+// One line per element type: entry-name suffix, C++ type.
+#define XACT_FOR_EACH_DTYPE(M) \
+    M(f32, float)              \
+    M(f16, __half)             \
+    M(bf16, __nv_bfloat16)
+
+__device__ inline float to_float(float v) { return v; }
+__device__ inline float to_float(__half v) { return __half2float(v); }
+__device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+// Rounds two neighbours at once: for the 16-bit types this is one instruction (bf16) or packs into
+// one register without a shuffle (f16).
+__device__ inline void from_floats(float lo, float hi, float (&out)[2]) {
+    out[0] = lo;
+    out[1] = hi;
+}
+__device__ inline void from_floats(float lo, float hi, __half (&out)[2]) {
+    const __half2 pair = __floats2half2_rn(lo, hi);
+    out[0] = __low2half(pair);
+    out[1] = __high2half(pair);
+}
+__device__ inline void from_floats(float lo, float hi, __nv_bfloat16 (&out)[2]) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
+    out[0] = __low2bfloat16(pair);
+    out[1] = __high2bfloat16(pair);
+}
+
+}  // namespace xact

@@ -1,0 +1,120 @@
+// A pack: the elements of one 16-byte vector, and how packs lie over a row of any alignment.
+//
+// The packs of a row are laid so that every pack of the *anchor* buffer (x) starts at a multiple of
+// 16 bytes. If x begins `skew` elements past such a multiple, pack k covers the row's elements
+// [k·N − skew, (k+1)·N − skew); only the first and the last pack of a row can be partial. Another
+// buffer of the same row is accessed with the widest vector that its own address allows at those
+// places: 16 bytes if it has the same alignment as x, else 8, 4 or 2.
+#pragma once
+
+#include "dtype.cuh"
+
+namespace xact {
+
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int N = 16 / sizeof(T);
+
+    union {
+        uint4 v16;
+        uint2 v8[2];
+        unsigned v4[4];
+        unsigned short v2[8];
+    };
+
+    __device__ Pack() {}
+
+    // The elements as f32, exactly.
+    __device__ void unpack(float (&out)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) out[i] = to_float(reinterpret_cast<const T*>(this)[i]);
+    }
+
+    // Rounds each value once to T.
+    __device__ void pack(const float (&in)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            T pair[2];
+            from_floats(in[i], in[i + 1], pair);
+            reinterpret_cast<T*>(this)[i] = pair[0];
+            reinterpret_cast<T*>(this)[i + 1] = pair[1];
+        }
+    }
+};
+
+// One row of one buffer, seen from the packs of the anchor.
+template <class T>
+struct Row {
+    T* base;        // the row's first element
+    unsigned width; // bytes of the widest vector usable at every pack: 16, 8, 4 or 2
+
+    __device__ Row(unsigned long long pointer, unsigned long long pitch, unsigned long long row,
+                   unsigned anchor_phase)
+        : base(reinterpret_cast<T*>(pointer) + row * pitch) {
+        const unsigned off = (phase(base) - anchor_phase) & 15u;
+        width = off == 0 ? 16u : (off & (0u - off));
+    }
+
+    __device__ static unsigned phase(const T* p) {
+        return static_cast<unsigned>(reinterpret_cast<unsigned long long>(p)) & 15u;
+    }
+
+    // A pack whose N elements all lie in the row; `first` is its first element.
+    __device__ Pack<T> load(long long first) const {
+        Pack<T> p;
+        const T* at = base + first;
+        if (width == 16) {
+            p.v16 = *reinterpret_cast<const uint4*>(at);
+        } else if (width == 8) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) p.v8[i] = reinterpret_cast<const uint2*>(at)[i];
+        } else if (sizeof(T) == 4 || width == 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p.v4[i] = reinterpret_cast<const unsigned*>(at)[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) p.v2[i] = reinterpret_cast<const unsigned short*>(at)[i];
+        }
+        return p;
+    }
+
+    __device__ void store(long long first, const Pack<T>& p) const {
+        T* at = base + first;
+        if (width == 16) {
+            *reinterpret_cast<uint4*>(at) = p.v16;
+        } else if (width == 8) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) reinterpret_cast<uint2*>(at)[i] = p.v8[i];
+        } else if (sizeof(T) == 4 || width == 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(at)[i] = p.v4[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) reinterpret_cast<unsigned short*>(at)[i] = p.v2[i];
+        }
+    }
+
+    // A pack that sticks out of the row: elements outside [0, cols) are not touched and read as 0.
+    __device__ Pack<T> load_partial(long long first, long long cols) const {
+        Pack<T> p;
+        p.v16 = make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int i = 0; i < Pack<T>::N; ++i) {
+            if (first + i >= 0 && first + i < cols) {
+                reinterpret_cast<T*>(&p)[i] = base[first + i];
+            }
+        }
+        return p;
+    }
+
+    __device__ void store_partial(long long first, long long cols, const Pack<T>& p) const {
+#pragma unroll
+        for (int i = 0; i < Pack<T>::N; ++i) {
+            if (first + i >= 0 && first + i < cols) {
+                base[first + i] = reinterpret_cast<const T*>(&p)[i];
+            }
+        }
+    }
+};
+
+}  // namespace xact

@@ -1,0 +1,2 @@
+//! Set-up and one-command jobs.
+fn main() {}
