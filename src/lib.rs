@@ -1,1 +1,27 @@
-//! CUDA kernels for training language models.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod activation;
+mod dtype;
+mod error;
+pub mod reference;
+
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod geometry;
+#[cfg(feature = "cuda")]
+mod launch;
+#[cfg(feature = "cuda")]
+pub mod raw;
+
+pub use activation::{Activation, Compat, EpsGradient, Parameters, Xielu};
+pub use dtype::{Dtype, Element};
+pub use error::{Error, Result};
+
+#[cfg(feature = "cuda")]
+pub use cudarc;
+#[cfg(feature = "cuda")]
+pub use device::{Device, Image, Workspace, images};
+
+pub use half;

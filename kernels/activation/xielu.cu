@@ -31,22 +31,24 @@ struct XieluParams {
 
 // The usual case: no clamp, α_p and s_n not 0.
 struct XieluIdeal : XieluParams {
+    // Near 0 both sides are x·(a·x·r + β), which keeps the sign of zero.
     __device__ float value(float x) const {
         const Expm1 e(x);
-        const float t = e.near ? e.q : e.expm1;
-        const float c = e.near ? beta : -s_n;
-        const float negative = fmaf(alpha_n, t, c * x);
-        const float positive = x * fmaf(alpha_p, x, beta);
-        return x > 0.0f ? positive : negative;
+        const bool positive = x > 0.0f;
+        const float a = positive ? alpha_p : alpha_n;
+        const float r = positive ? 1.0f : e.r;
+        const float near = x * fmaf(a * x, r, beta);
+        const float far = fmaf(alpha_n, e.far, -s_n * x);
+        return e.near ? near : far;
     }
 
     __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
         const Expm1 e(x);
         const bool positive = x > 0.0f;
-        const float slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1, beta);
+        const float slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1(), beta);
         dx = dy * slope;
         terms[0] = positive ? (dy * x) * x : 0.0f;
-        terms[1] = positive ? 0.0f : dy * e.q;
+        terms[1] = positive ? 0.0f : dy * e.q();
     }
 };
 
@@ -59,8 +61,8 @@ struct XieluGeneral : XieluParams {
         }
         const float clamped = x > eps ? eps : x;
         const Expm1 e(clamped);
-        if (e.near) return fmaf(alpha_n, e.q + (clamped - x), beta * x);
-        return fmaf(alpha_n, e.expm1, s_n == 0.0f ? 0.0f : -s_n * x);
+        if (e.near) return fmaf(alpha_n, e.q() + (clamped - x), beta * x);
+        return fmaf(alpha_n, e.far, s_n == 0.0f ? 0.0f : -s_n * x);
     }
 
     __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
@@ -73,13 +75,13 @@ struct XieluGeneral : XieluParams {
         }
         const float clamped = x > eps ? eps : x;
         const Expm1 e(clamped);
-        float slope = fmaf(alpha_n, e.expm1, beta);
+        float slope = fmaf(alpha_n, e.expm1(), beta);
         if (autograd) {
             if (x > eps) slope = -s_n;
-            if (x == eps) slope = fmaf(0.5f * alpha_n, e.expm1, fmaf(-0.5f, alpha_n, beta));
+            if (x == eps) slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
         }
         dx = dy * slope;
-        terms[1] = dy * (e.near ? e.q + (clamped - x) : e.expm1 - x);
+        terms[1] = dy * (e.near ? e.q() + (clamped - x) : e.far - x);
     }
 };
 

@@ -9,15 +9,13 @@
 
 namespace xact {
 
-// One line per element type: entry-name suffix, C++ type.
-#define XACT_FOR_EACH_DTYPE(M) \
-    M(f32, float)              \
-    M(f16, __half)             \
-    M(bf16, __nv_bfloat16)
-
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+__device__ inline void from_float(float v, float& out) { out = v; }
+__device__ inline void from_float(float v, __half& out) { out = __float2half_rn(v); }
+__device__ inline void from_float(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }
 
 // Rounds two neighbours at once: for the 16-bit types this is one instruction (bf16) or packs into
 // one register without a shuffle (f16).

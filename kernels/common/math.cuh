@@ -14,34 +14,35 @@ __device__ inline float exp2_approx(float t) {
     return r;
 }
 
-// expm1(x) and q(x) = expm1(x) - x for x <= 0, both without cancellation.
+// expm1(x) for x <= 0, and q(x) = expm1(x) - x, both without cancellation.
 //
-//   -5/4 < x <= 0:  q = x²·(1/2 + x·R(x)), R of degree 5, minimax for the relative error of q
-//                   (2^-28.5 before rounding, below 3·2^-24 after);  expm1 = q + x
-//          x <= -5/4:  expm1 = 2^(x·log2 e) - 1, where 2^… <= 0.29, so that its error and that of
-//                   the argument vanish beside the 1;  q = expm1 - x, a sum of positive terms
+//   -5/4 < x <= 0:  q = x²·r,  r = 1/2 + x·R(x) with R of degree 5, minimax for the relative error of
+//                   q (2^-28.5 before rounding, below 3·2^-24 after);  expm1 = x + q
+//        x <= -5/4: expm1 = 2^(x·log2 e) - 1, where 2^… <= 0.29, so that its error and that of the
+//                   argument vanish beside the 1;  q = expm1 - x, a sum of positive terms
 //
-// q(-inf) = inf, expm1(-inf) = -1; NaN gives NaN; q(-0) = +0, expm1(-0) = +0.
+// q(-inf) = inf, expm1(-inf) = -1; NaN gives NaN.
 struct Expm1 {
     static constexpr float kNear = -1.25f;
 
-    bool near;    // x lies where the polynomial is used
-    float q;      // expm1(x) - x
-    float expm1;  // expm1(x)
+    float x;
+    bool near;  // x > -5/4; false for NaN
+    float r;    // q/x² where near
+    float far;  // expm1(x) where not near
 
-    __device__ explicit Expm1(float x) : near(x > kNear) {
-        float r = 1.54518148e-05f;
+    __device__ explicit Expm1(float x) : x(x), near(x > kNear) {
+        r = 1.54518148e-05f;
         r = fmaf(r, x, 0.000183806391f);
         r = fmaf(r, x, 0.00137711607f);
         r = fmaf(r, x, 0.00832842849f);
         r = fmaf(r, x, 0.0416657142f);
         r = fmaf(r, x, 0.166666597f);
         r = fmaf(r, x, 0.5f);
-        const float q_near = r * (x * x);
-        const float expm1_far = exp2_approx(x * 1.44269504f) - 1.0f;
-        q = near ? q_near : expm1_far - x;
-        expm1 = near ? q_near + x : expm1_far;
+        far = exp2_approx(x * 1.44269504f) - 1.0f;
     }
+
+    __device__ float expm1() const { return near ? fmaf(x * x, r, x) : far; }
+    __device__ float q() const { return near ? x * x * r : far - x; }
 };
 
 // softplus(z) = log(1 + e^z) and its derivative, the logistic function.

@@ -2,9 +2,9 @@
 //
 // The packs of a row are laid so that every pack of the *anchor* buffer (x) starts at a multiple of
 // 16 bytes. If x begins `skew` elements past such a multiple, pack k covers the row's elements
-// [k·N − skew, (k+1)·N − skew); only the first and the last pack of a row can be partial. Another
-// buffer of the same row is accessed with the widest vector that its own address allows at those
-// places: 16 bytes if it has the same alignment as x, else 8, 4 or 2.
+// [k·N − skew, (k+1)·N − skew). Only the first and the last pack of a row can be partial: the scalar
+// head and tail. Another buffer of the same row is accessed with the widest vector that its own
+// address allows at those places: 16 bytes if it has the same alignment as x, else 8, 4 or 2.
 #pragma once
 
 #include "dtype.cuh"
@@ -42,27 +42,40 @@ struct alignas(16) Pack {
     }
 };
 
-// One row of one buffer, seen from the packs of the anchor.
+// One row of one buffer, seen from the packs of the anchor, whose row starts `anchor_phase` bytes past
+// a multiple of 16.
 template <class T>
 struct Row {
-    T* base;        // the row's first element
-    unsigned width; // bytes of the widest vector usable at every pack: 16, 8, 4 or 2
+    T* base;         // the row's first element
+    unsigned width;  // bytes of the widest vector usable at every pack: 16, 8, 4 or 2
+    int skew;        // elements by which pack 0 begins before the row
 
-    __device__ Row(unsigned long long pointer, unsigned long long pitch, unsigned long long row,
+    __device__ Row(unsigned long long buffer, unsigned long long pitch, unsigned long long row,
                    unsigned anchor_phase)
-        : base(reinterpret_cast<T*>(pointer) + row * pitch) {
-        const unsigned off = (phase(base) - anchor_phase) & 15u;
+        : base(reinterpret_cast<T*>(buffer) + row * pitch), skew(anchor_phase / sizeof(T)) {
+        const unsigned off = (phase(buffer, pitch, row) - anchor_phase) & 15u;
         width = off == 0 ? 16u : (off & (0u - off));
     }
 
-    __device__ static unsigned phase(const T* p) {
-        return static_cast<unsigned>(reinterpret_cast<unsigned long long>(p)) & 15u;
+    // Bytes from the last multiple of 16 to the start of the row.
+    __device__ static unsigned phase(unsigned long long buffer, unsigned long long pitch,
+                                     unsigned long long row) {
+        return static_cast<unsigned>(buffer + row * pitch * sizeof(T)) & 15u;
+    }
+
+    // Hides from the compiler that the width is the same at every access. Otherwise it compiles the
+    // arithmetic between a load and a store once per combination of widths, four times the code.
+    __device__ unsigned opaque_width() const {
+        unsigned w = width;
+        asm volatile("" : "+r"(w));
+        return w;
     }
 
     // A pack whose N elements all lie in the row; `first` is its first element.
     __device__ Pack<T> load(long long first) const {
         Pack<T> p;
         const T* at = base + first;
+        const unsigned width = opaque_width();
         if (width == 16) {
             p.v16 = *reinterpret_cast<const uint4*>(at);
         } else if (width == 8) {
@@ -80,6 +93,7 @@ struct Row {
 
     __device__ void store(long long first, const Pack<T>& p) const {
         T* at = base + first;
+        const unsigned width = opaque_width();
         if (width == 16) {
             *reinterpret_cast<uint4*>(at) = p.v16;
         } else if (width == 8) {
@@ -91,28 +105,6 @@ struct Row {
         } else {
 #pragma unroll
             for (int i = 0; i < 8; ++i) reinterpret_cast<unsigned short*>(at)[i] = p.v2[i];
-        }
-    }
-
-    // A pack that sticks out of the row: elements outside [0, cols) are not touched and read as 0.
-    __device__ Pack<T> load_partial(long long first, long long cols) const {
-        Pack<T> p;
-        p.v16 = make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int i = 0; i < Pack<T>::N; ++i) {
-            if (first + i >= 0 && first + i < cols) {
-                reinterpret_cast<T*>(&p)[i] = base[first + i];
-            }
-        }
-        return p;
-    }
-
-    __device__ void store_partial(long long first, long long cols, const Pack<T>& p) const {
-#pragma unroll
-        for (int i = 0; i < Pack<T>::N; ++i) {
-            if (first + i >= 0 && first + i < cols) {
-                base[first + i] = reinterpret_cast<const T*>(&p)[i];
-            }
         }
     }
 };

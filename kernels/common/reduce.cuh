@@ -8,8 +8,10 @@
 namespace xact {
 
 struct Sum {
-    float sum = 0.0f;
-    float comp = 0.0f;
+    float sum;
+    float comp;
+
+    __device__ Sum(float sum = 0.0f, float comp = 0.0f) : sum(sum), comp(comp) {}
 
     __device__ void add(float v) {
         const float s = sum + v;
@@ -52,21 +54,13 @@ __device__ inline Sum block_sum(Sum v, float2 (&scratch)[kThreads / 32]) {
     const int warp = threadIdx.x / 32;
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-        Sum other;
-        other.sum = __shfl_down_sync(kAll, v.sum, offset);
-        other.comp = __shfl_down_sync(kAll, v.comp, offset);
-        v.add(other);
+        v.add(Sum(__shfl_down_sync(kAll, v.sum, offset), __shfl_down_sync(kAll, v.comp, offset)));
     }
     if (lane == 0) scratch[warp] = make_float2(v.sum, v.comp);
     __syncthreads();
     if (threadIdx.x == 0) {
 #pragma unroll
-        for (int w = 1; w < kWarps; ++w) {
-            Sum other;
-            other.sum = scratch[w].x;
-            other.comp = scratch[w].y;
-            v.add(other);
-        }
+        for (int w = 1; w < kWarps; ++w) v.add(Sum(scratch[w].x, scratch[w].y));
     }
     return v;
 }

@@ -1,0 +1,262 @@
+//! xIELU: an activation with two trainable scalars, quadratic for x > 0 and exponential-linear below.
+//!
+//! Huang & Schlag, *Deriving Activation Functions Using Integration*, arXiv 2411.13010; the
+//! activation of the Apertus models.
+//!
+//! ```text
+//! x > 0:  f = α_p·x² + β·x                              f′ = 2·α_p·x + β
+//! x ≤ 0:  f = α_n·(expm1(x) − x) + β·x                  f′ = α_n·expm1(x) + β
+//! ∂f/∂α_p = x²·[x > 0]      ∂f/∂α_n = (expm1(x) − x)·[x ≤ 0]
+//! ```
+
+#[cfg(feature = "cuda")]
+use cudarc::driver::{DevicePtr, DevicePtrMut};
+
+#[cfg(feature = "cuda")]
+use crate::dtype::Element;
+
+use super::{Activation, Evaluation, MAX_PARAMS, Term};
+
+/// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
+/// parameters, β = 0.5, no clamp.
+///
+/// Special values of y: +inf → +inf; −inf → +inf, the limit (−α_n if α_n = β); NaN → NaN; −0 → −0.
+/// Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients. f16
+/// results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    /// What the two scalars are.
+    pub parameters: Parameters,
+    /// β, the slope at 0.
+    pub beta: f32,
+    /// `None`: the ideal function.
+    pub compat: Option<Compat>,
+}
+
+impl Default for Xielu {
+    fn default() -> Self {
+        Xielu {
+            parameters: Parameters::Raw,
+            beta: 0.5,
+            compat: None,
+        }
+    }
+}
+
+/// What the scalars `alpha_p` and `alpha_n` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Parameters {
+    /// As they are trained and stored: α_p = softplus(alpha_p), α_n = β + softplus(alpha_n). Their
+    /// gradients are those of the stored values.
+    Raw,
+    /// α_p and α_n themselves, as inference formats such as ggml's operator take them.
+    Effective,
+}
+
+/// The clamp of Hugging Face's and Megatron's formula, `α_n·(expm1(min(x, eps)) − x) + β·x` for x ≤ 0,
+/// evaluated in f32. It exists there to keep autograd's unused branch finite, but moves f(0) to
+/// α_n·eps.
+///
+/// One point differs on purpose: at x = −inf theirs is inf − inf = NaN, this is the limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Compat {
+    /// The bound: −1e-6 in Hugging Face transformers and Megatron. A positive one changes nothing.
+    pub eps: f32,
+    /// The derivative for eps < x ≤ 0.
+    pub gradient: EpsGradient,
+}
+
+/// The derivative of the clamped formula between eps and 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EpsGradient {
+    /// `α_n·expm1(min(x, eps)) + β`, close to β, as the CUDA kernels of the paper's authors have it.
+    Analytic,
+    /// What automatic differentiation of the formula gives: the clamp passes no gradient, so the slope
+    /// is β − α_n for eps < x ≤ 0, x = 0 included; at x = eps the clamp passes half of it.
+    Autograd,
+}
+
+/// The parameters of the formula.
+struct Effective {
+    alpha_p: f64,
+    alpha_n: f64,
+    s_n: f64,
+}
+
+impl Xielu {
+    fn effective(&self, params: &[f64]) -> Effective {
+        let &[a_p, a_n] = params else {
+            panic!("xIELU has 2 parameters, not {}", params.len());
+        };
+        let beta = f64::from(self.beta);
+        match self.parameters {
+            Parameters::Raw => Effective {
+                alpha_p: softplus(a_p),
+                alpha_n: beta + softplus(a_n),
+                s_n: softplus(a_n),
+            },
+            Parameters::Effective => Effective {
+                alpha_p: a_p,
+                alpha_n: a_n,
+                s_n: a_n - beta,
+            },
+        }
+    }
+}
+
+fn softplus(z: f64) -> f64 {
+    z.max(0.0) + (-z.abs()).exp().ln_1p()
+}
+
+fn logistic(z: f64) -> f64 {
+    let e = (-z.abs()).exp();
+    if z > 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+}
+
+/// expm1(x) − x, by its series where the difference would cancel.
+fn q(x: f64) -> f64 {
+    if x.abs() >= 0.5 {
+        return x.exp_m1() - x;
+    }
+    // x²/2 + x³/6 + …; the 16th term is below 1e-20 of the first at |x| = ½.
+    let mut term = x * x / 2.0;
+    let mut sum = 0.0;
+    for k in 3..19 {
+        sum += term;
+        term *= x / f64::from(k);
+    }
+    sum
+}
+
+impl Activation for Xielu {
+    const PARAMS: &'static [&'static str] = &["alpha_p", "alpha_n"];
+    const GRADIENTS: &'static [&'static str] = &["dalpha_p", "dalpha_n"];
+
+    #[cfg(feature = "cuda")]
+    type Params<'a, P: Element> = Params<'a, P>;
+    #[cfg(feature = "cuda")]
+    type Gradients<'a> = Gradients<'a>;
+
+    fn evaluate(&self, params: &[f64], x: f64) -> Evaluation {
+        let Effective {
+            alpha_p,
+            alpha_n,
+            s_n,
+        } = self.effective(params);
+        let beta = f64::from(self.beta);
+        let product = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a * b };
+        if x > 0.0 {
+            let (square, linear) = (product(alpha_p, x * x), beta * x);
+            let rise = product(2.0 * alpha_p, x);
+            return Evaluation {
+                y: Term {
+                    value: square + linear,
+                    scale: square.abs().max(linear.abs()),
+                },
+                slope: Term {
+                    value: rise + beta,
+                    scale: rise.abs().max(beta.abs()),
+                },
+                dparams: [x * x, 0.0],
+            };
+        }
+        let eps = self.compat.map_or(f64::INFINITY, |c| f64::from(c.eps));
+        let clamped = if x > eps { eps } else { x };
+        let (expm1, shift) = (clamped.exp_m1(), clamped - x);
+        // q of the clamped formula: expm1(min(x, eps)) − x.
+        let q = if x == f64::NEG_INFINITY { f64::INFINITY } else { q(clamped) + shift };
+        // The same sum in two groupings: near 0 the first has the smaller addends, far out the second.
+        let near = [alpha_n * q, beta * x];
+        let far = [alpha_n * expm1, product(-s_n, x)];
+        let size = |addends: [f64; 2]| addends[0].abs().max(addends[1].abs());
+        let scale = size(near).min(size(far));
+        let y = if x == 0.0 && shift == 0.0 {
+            // The addend α_n·q(−0) = +0 would take the sign away.
+            beta * x
+        } else if x > -1.0 {
+            near[0] + near[1]
+        } else {
+            far[0] + far[1]
+        };
+        let autograd = self
+            .compat
+            .is_some_and(|c| c.gradient == EpsGradient::Autograd);
+        let steep = if autograd && x > eps {
+            -alpha_n
+        } else if autograd && x == eps {
+            alpha_n * (0.5 * clamped.exp() - 1.0)
+        } else {
+            alpha_n * expm1
+        };
+        Evaluation {
+            y: Term { value: y, scale },
+            slope: Term {
+                value: steep + beta,
+                scale: steep.abs().max(beta.abs()),
+            },
+            dparams: [0.0, q],
+        }
+    }
+
+    fn chain(&self, params: &[f64]) -> [f64; MAX_PARAMS] {
+        let &[a_p, a_n] = params else {
+            panic!("xIELU has 2 parameters, not {}", params.len());
+        };
+        match self.parameters {
+            Parameters::Raw => [logistic(a_p), logistic(a_n)],
+            Parameters::Effective => [1.0, 1.0],
+        }
+    }
+
+    fn parameter_ulps(&self) -> f64 {
+        match self.parameters {
+            Parameters::Raw => 4.0,
+            Parameters::Effective => 0.0,
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl super::sealed::Options for Xielu {
+    fn set_options(&self, args: &mut crate::launch::ActivationArgs) {
+        args.raw_params = u32::from(self.parameters == Parameters::Raw);
+        args.beta = self.beta;
+        args.eps = self.compat.map_or(f32::INFINITY, |c| c.eps);
+        args.autograd = u32::from(
+            self.compat
+                .is_some_and(|c| c.gradient == EpsGradient::Autograd),
+        );
+    }
+}
+
+/// The trainable scalars of [`Xielu`] on the device, one element each.
+#[cfg(feature = "cuda")]
+pub struct Params<'a, P> {
+    /// a_p, or α_p if [`Parameters::Effective`].
+    pub alpha_p: &'a dyn DevicePtr<P>,
+    /// a_n, or α_n if [`Parameters::Effective`].
+    pub alpha_n: &'a dyn DevicePtr<P>,
+}
+
+/// Where the gradients of the scalars of [`Xielu`] go, one f32 each.
+#[cfg(feature = "cuda")]
+pub struct Gradients<'a> {
+    /// Gradient of `alpha_p`.
+    pub dalpha_p: &'a mut dyn DevicePtrMut<f32>,
+    /// Gradient of `alpha_n`.
+    pub dalpha_n: &'a mut dyn DevicePtrMut<f32>,
+}
+
+#[cfg(feature = "cuda")]
+impl<P> super::sealed::Scalars<P> for Params<'_, P> {
+    fn list(&self) -> Vec<&dyn DevicePtr<P>> {
+        vec![self.alpha_p, self.alpha_n]
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl super::sealed::ScalarsMut for Gradients<'_> {
+    fn list_mut(&mut self) -> Vec<&mut dyn DevicePtrMut<f32>> {
+        vec![self.dalpha_p, self.dalpha_n]
+    }
+}

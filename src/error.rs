@@ -1,0 +1,184 @@
+//! The one error type.
+
+use std::fmt;
+
+/// Why a call did not happen. Nothing was launched and nothing was written when a check fails.
+///
+/// The messages say what to do next, and print without a driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The crate was compiled without nvcc, so it holds no kernels.
+    KernelsNotBuilt {
+        /// Why, as found at build time.
+        reason: &'static str,
+    },
+    /// No CUDA driver library was found on this machine.
+    NoDriver {
+        /// The names that were looked for.
+        tried: String,
+    },
+    /// A call of the CUDA driver failed.
+    Driver {
+        /// What was being done.
+        doing: &'static str,
+        /// The name of the driver's error, such as `CUDA_ERROR_OUT_OF_MEMORY`.
+        name: String,
+    },
+    /// The driver is older than the PTX that the kernels were compiled to.
+    DriverTooOld {
+        /// The PTX version of the embedded kernel.
+        ptx: &'static str,
+        /// The CUDA version that the driver supports, such as `11.4`.
+        driver: String,
+    },
+    /// The device is older than every embedded image of a kernel.
+    DeviceTooOld {
+        /// The device's compute capability times ten, such as 75.
+        device: u32,
+        /// The oldest that the kernels were compiled for.
+        oldest: u32,
+    },
+    /// A tensor does not have the length that the call needs.
+    Length {
+        /// The argument.
+        what: &'static str,
+        /// Elements needed.
+        expected: u64,
+        /// Elements given.
+        got: u64,
+    },
+    /// The element type of the parameters is neither f32 nor that of x.
+    ParamDtype {
+        /// The type of the parameters.
+        params: &'static str,
+        /// The type of x.
+        x: &'static str,
+    },
+    /// A row pitch is smaller than the row.
+    Pitch {
+        /// The argument.
+        what: &'static str,
+        /// The pitch in elements.
+        pitch: u64,
+        /// The row's elements.
+        cols: u64,
+    },
+    /// The tensor has more bytes than 63 bits can count.
+    TooLarge {
+        /// Rows.
+        rows: u64,
+        /// Elements in a row.
+        cols: u64,
+    },
+    /// Two buffers overlap where neither the same buffer nor separate ones would be right.
+    Overlap {
+        /// The buffer that would be written.
+        output: &'static str,
+        /// The buffer it overlaps.
+        other: &'static str,
+    },
+    /// A device pointer is null.
+    Null {
+        /// The argument.
+        what: &'static str,
+    },
+    /// A device pointer is not a multiple of the size of its element.
+    Misaligned {
+        /// The argument.
+        what: &'static str,
+        /// The address.
+        address: u64,
+        /// What it must be a multiple of.
+        alignment: u64,
+    },
+    /// A stream or buffer belongs to another context than the device.
+    WrongContext {
+        /// The argument.
+        what: &'static str,
+    },
+    /// A workspace was used on another stream than the one it was made for.
+    WrongStream,
+    /// A workspace is too small.
+    Workspace {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes it has.
+        got: u64,
+    },
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::KernelsNotBuilt { reason } => {
+                write!(f, "xact holds no CUDA kernels: {reason}")
+            }
+            Error::NoDriver { tried } => write!(
+                f,
+                "no CUDA driver on this machine (looked for {tried}); install NVIDIA's driver, or \
+                 use the CPU reference"
+            ),
+            Error::Driver { doing, name } => write!(f, "{doing}: the CUDA driver says {name}"),
+            Error::DriverTooOld { ptx, driver } => write!(
+                f,
+                "the driver supports CUDA {driver}, but the kernels were compiled to PTX {ptx}, \
+                 which is newer; update the driver, or build xact with an older nvcc"
+            ),
+            Error::DeviceTooOld { device, oldest } => write!(
+                f,
+                "the device has compute capability {}.{}, the kernels need {}.{} or later",
+                device / 10,
+                device % 10,
+                oldest / 10,
+                oldest % 10
+            ),
+            Error::Length {
+                what,
+                expected,
+                got,
+            } => write!(f, "{what} has {got} elements, {expected} are needed"),
+            Error::ParamDtype { params, x } => write!(
+                f,
+                "the parameters are {params}; they must be f32 or the type of x, {x}"
+            ),
+            Error::Pitch { what, pitch, cols } => write!(
+                f,
+                "{what} has a row pitch of {pitch} elements, less than its rows of {cols}"
+            ),
+            Error::TooLarge { rows, cols } => {
+                write!(f, "a tensor of {rows} × {cols} elements is too large")
+            }
+            Error::Overlap { output, other } => write!(
+                f,
+                "{output} overlaps {other}; they must be separate, or the same buffer where the \
+                 call can work in place"
+            ),
+            Error::Null { what } => write!(f, "{what} is a null device pointer"),
+            Error::Misaligned {
+                what,
+                address,
+                alignment,
+            } => write!(
+                f,
+                "{what} is at {address:#x}, which is not a multiple of its element's {alignment} bytes"
+            ),
+            Error::WrongContext { what } => write!(
+                f,
+                "{what} belongs to another CUDA context than the device it was used with"
+            ),
+            Error::WrongStream => f.write_str(
+                "the workspace belongs to another stream; make one workspace for each stream",
+            ),
+            Error::Workspace { needed, got } => write!(
+                f,
+                "the workspace has {got} bytes, {needed} are needed; size it with workspace_bytes"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,102 @@
+//! The numbers that shape a launch, and the cut of a tensor into tiles and chunks.
+//!
+//! The only home of these numbers: `build.rs` includes this file and hands [`DEFINES`] to nvcc. Any
+//! values are correct; they only change speed. The cut depends on the shape alone, never on the
+//! device, which is what makes the parameter gradients reproducible to the bit.
+
+/// Threads per block.
+///
+/// 256 divides the 2048 threads of an A100 or H100 SM, and keeps four or more blocks resident at the
+/// 72 registers that the widest backward needs, so that a block which waits does not idle the SM.
+pub const BLOCK: u64 = 256;
+
+/// 16-byte vectors that a thread has in flight per input buffer.
+///
+/// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × 1024 resident threads.
+pub const PACKS: u64 = 2;
+
+/// Bytes of the widest load and store.
+pub const VECTOR_BYTES: u64 = 16;
+
+/// The most chunks a tensor is cut into: one block each, one partial sum per parameter each.
+///
+/// About four waves of blocks on an H100 (132 SMs × 8 blocks), enough for the hardware's scheduler
+/// to even out; and the second stage reads at most 64 KiB, which one block does in a few µs.
+pub const MAX_CHUNKS: u64 = 4096;
+
+/// What the CUDA sources are compiled with.
+#[allow(dead_code)] // read by build.rs, which includes this file
+pub const DEFINES: [(&str, u64); 2] = [("XACT_BLOCK", BLOCK), ("XACT_PACKS", PACKS)];
+
+/// How a tensor is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // unused by build.rs, which includes this file
+pub struct Cut {
+    /// Tiles (`BLOCK · PACKS` vectors) that cover a row, whatever its alignment.
+    pub tiles_per_row: u64,
+    /// Consecutive tiles of one chunk.
+    pub tiles_per_chunk: u64,
+    /// Chunks of the whole tensor; 0 if it is empty.
+    pub chunks: u64,
+}
+
+#[allow(dead_code)] // unused by build.rs, which includes this file
+impl Cut {
+    /// Cuts `rows` rows of `cols` elements of `element_bytes` each; `None` if the element count does
+    /// not fit into 63 bits.
+    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> Option<Cut> {
+        if rows == 0 || cols == 0 {
+            return Some(Cut {
+                tiles_per_row: 0,
+                tiles_per_chunk: 0,
+                chunks: 0,
+            });
+        }
+        let per_pack = VECTOR_BYTES / element_bytes;
+        rows.checked_mul(cols)?
+            .checked_mul(element_bytes)
+            .filter(|&bytes| i64::try_from(bytes).is_ok())?;
+        // A row may begin up to `per_pack - 1` elements past a vector boundary.
+        let packs_per_row = (cols + per_pack - 1).div_ceil(per_pack);
+        let tiles_per_row = packs_per_row.div_ceil(BLOCK * PACKS);
+        let tiles = rows.checked_mul(tiles_per_row)?;
+        let tiles_per_chunk = tiles.div_ceil(MAX_CHUNKS);
+        Some(Cut {
+            tiles_per_row,
+            tiles_per_chunk,
+            chunks: tiles.div_ceil(tiles_per_chunk),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_covers_every_tile_exactly_once() {
+        for bytes in [2, 4] {
+            for rows in [1, 2, 3, 1000, 5000] {
+                for cols in [1, 7, 8, 9, 4095, 4096, 4097, 100_000, 50_000_000] {
+                    let cut = Cut::new(rows, cols, bytes).unwrap();
+                    let tiles = rows * cut.tiles_per_row;
+                    assert!(cut.chunks <= MAX_CHUNKS);
+                    assert!(cut.chunks * cut.tiles_per_chunk >= tiles);
+                    assert!((cut.chunks - 1) * cut.tiles_per_chunk < tiles);
+                    let worst_skew = VECTOR_BYTES / bytes - 1;
+                    let tile_elements = BLOCK * PACKS * VECTOR_BYTES / bytes;
+                    assert!(cut.tiles_per_row * tile_elements >= cols + worst_skew);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn empty_and_huge_shapes() {
+        assert_eq!(Cut::new(0, 5, 2).unwrap().chunks, 0);
+        assert_eq!(Cut::new(5, 0, 2).unwrap().chunks, 0);
+        assert!(Cut::new(1, 1 << 36, 2).unwrap().chunks <= MAX_CHUNKS);
+        assert_eq!(Cut::new(u64::MAX, 2, 2), None);
+        assert_eq!(Cut::new(1, u64::MAX / 2, 4), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! The one place that launches kernels.
+
+#![allow(unsafe_code)]
+
+use cudarc::driver::sys::CUstream;
+
+use crate::device::{Device, driver_error};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::geometry::BLOCK;
+
+/// What `src/args.rs` becomes here: a struct that a kernel can take.
+macro_rules! kernel_args {
+    ($(#[doc = $struct_doc:literal])* $name:ident { $($(#[doc = $doc:literal])* $field:ident: $type:tt,)* }) => {
+        $(#[doc = $struct_doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct $name {
+            $($(#[doc = $doc])* pub(crate) $field: $type,)*
+        }
+
+        impl KernelArgs for $name {}
+    };
+}
+
+/// A parameter block declared in `src/args.rs`.
+pub(crate) trait KernelArgs: Copy {}
+
+include!("args.rs");
+
+/// What an entry of a kernel file computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+    /// The second stage of the parameter gradients.
+    Dparams,
+}
+
+impl Direction {
+    const fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+            Direction::Dparams => "dparams",
+        }
+    }
+}
+
+/// A kernel entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    pub(crate) stem: &'static str,
+    pub(crate) direction: Direction,
+    pub(crate) dtype: Dtype,
+}
+
+impl Entry {
+    /// `<stem>_<direction>_<dtype>`, the name in the PTX.
+    pub(crate) fn name(&self) -> String {
+        format!("{}_{}_{}", self.stem, self.direction.name(), self.dtype)
+    }
+}
+
+/// Launches `entry` with `blocks` blocks of [`BLOCK`] threads on `stream`. Does not allocate,
+/// synchronise or choose a stream; loads the entry if [`Device::preload`] has not.
+///
+/// # Safety
+/// - `args` is the parameter block of `entry`, filled as the kernel expects;
+/// - every buffer in it is live on the device's context, of the size that the shape in `args` says,
+///   until the launch has completed, and nobody else writes it (or reads what it writes) meanwhile;
+/// - `stream` is a live stream of the device's context, or a default-stream handle.
+pub(crate) unsafe fn launch<A: KernelArgs>(
+    device: &Device,
+    stream: CUstream,
+    entry: Entry,
+    blocks: u32,
+    args: &A,
+) -> Result<()> {
+    let function = device.function(entry)?;
+    let doing = "launching a kernel";
+    device
+        .context()
+        .bind_to_thread()
+        .map_err(|e| driver_error(doing, e))?;
+    let mut params = [std::ptr::from_ref(args).cast_mut().cast()];
+    // SAFETY: the caller vouches for stream, buffers and the match of `args` and `entry`; the layout
+    // of `args` is that of the kernel's parameter because both are generated from src/args.rs. The
+    // driver copies the block before it returns and does not write it.
+    unsafe {
+        cudarc::driver::result::launch_kernel(
+            function.cu_function(),
+            (blocks, 1, 1),
+            (BLOCK as u32, 1, 1),
+            0,
+            stream,
+            &mut params,
+        )
+    }
+    .map_err(|e| driver_error(doing, e))
+}

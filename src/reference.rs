@@ -1,0 +1,456 @@
+//! The f64 references, and checks of anyone's results against them.
+//!
+//! [`check_forward`] and [`check_gradients`] compare tensors (from this crate's kernels, or from any
+//! other implementation) with the f64 reference of an op, element by element and without a GPU, and
+//! return a [`Report`] that says how far off the worst element is, where, and whether that is within
+//! the bounds this crate holds itself to:
+//!
+//! | result | bound |
+//! | --- | --- |
+//! | f32 y, dx | E = [`ULPS`] ulp of max(\|result\|, largest addend of the formula) |
+//! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E as for f32: as good as rounding the f32 result once |
+//! | parameter gradients | [`PARAM_GRADIENT_BOUND`] of Σ\|terms\| |
+//!
+//! [`finite_differences`] checks the reference itself: its derivatives against its values.
+
+use std::fmt;
+
+use crate::activation::{Activation, Term};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+
+/// The bound on y and dx in f32, in ulp, for hardware whose approximate instructions may err to
+/// either end of their documented bounds.
+pub const ULPS: f64 = 10.0;
+
+/// The same with exact approximate instructions.
+pub const ULPS_EXACT: f64 = 5.0;
+
+/// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|.
+pub const PARAM_GRADIENT_BOUND: f64 = 1e-6;
+
+/// y = f(x) in f64. `params` are in the order of [`Activation::PARAMS`] and in the form that the op's
+/// options name.
+pub fn forward<A: Activation, T: Element>(op: &A, params: &[f64], x: &[T]) -> Vec<f64> {
+    x.iter()
+        .map(|x| op.evaluate(params, x.to_f64()).y.value)
+        .collect()
+}
+
+/// dx and the parameter gradients in f64.
+///
+/// # Errors
+/// [`Error::Length`] if dy is not as long as x.
+pub fn backward<A: Activation, T: Element>(
+    op: &A,
+    params: &[f64],
+    x: &[T],
+    dy: &[T],
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    check_length("dy", x.len(), dy.len())?;
+    let dx = x
+        .iter()
+        .zip(dy)
+        .map(|(x, dy)| dy.to_f64() * op.evaluate(params, x.to_f64()).slope.value)
+        .collect();
+    let sums = parameter_sums(op, params, x, dy);
+    let chain = op.chain(params);
+    let dparams = sums.iter().zip(chain).map(|(s, c)| s.sum * c).collect();
+    Ok((dx, dparams))
+}
+
+/// Σ dy·∂f/∂p and Σ|dy·∂f/∂p| of one parameter.
+#[derive(Clone, Copy, Default)]
+struct ParameterSum {
+    sum: f64,
+    /// What the additions to `sum` rounded away.
+    rest: f64,
+    magnitude: f64,
+}
+
+fn parameter_sums<A: Activation, T: Element>(
+    op: &A,
+    params: &[f64],
+    x: &[T],
+    dy: &[T],
+) -> Vec<ParameterSum> {
+    let mut sums = vec![ParameterSum::default(); A::PARAMS.len()];
+    for (x, dy) in x.iter().zip(dy) {
+        let terms = op.evaluate(params, x.to_f64()).dparams;
+        for (total, term) in sums.iter_mut().zip(terms) {
+            // A parameter that does not act on this element has no part in it, even where dy is inf.
+            if term == 0.0 {
+                continue;
+            }
+            let v = dy.to_f64() * term;
+            let next = total.sum + v;
+            let back = next - total.sum;
+            total.rest += (total.sum - (next - back)) + (v - back);
+            total.sum = next;
+            total.magnitude += v.abs();
+        }
+    }
+    for total in &mut sums {
+        if total.sum.is_finite() {
+            total.sum += total.rest;
+        }
+    }
+    sums
+}
+
+/// The worst element of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Worst {
+    /// Its index.
+    pub at: usize,
+    /// x there.
+    pub x: f64,
+    /// The result given.
+    pub got: f64,
+    /// The exact result.
+    pub exact: f64,
+    /// The error in ulp: for f32 of max(|exact|, largest addend), which is what the bound is on; for
+    /// f16 and bf16 of the exact result, where a correctly rounded one has at most ½. Infinite if the
+    /// kind is wrong: a NaN or infinity on one side only, or the wrong sign of zero.
+    pub ulps: f64,
+}
+
+/// How a tensor compares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorReport {
+    /// `y` or `dx`.
+    pub name: &'static str,
+    /// Elements.
+    pub len: usize,
+    /// The element with the largest error; `None` if there is none.
+    pub worst: Option<Worst>,
+    /// The first few elements that are out of bounds.
+    pub failures: Vec<Worst>,
+    /// How many are out of bounds.
+    pub failed: usize,
+    /// How many are the correctly rounded result.
+    pub correctly_rounded: usize,
+}
+
+/// How the gradient of a parameter compares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterReport {
+    /// Its name, such as `dalpha_p`.
+    pub name: &'static str,
+    /// The gradient given.
+    pub got: f64,
+    /// The exact one.
+    pub exact: f64,
+    /// |got − exact| / Σ|terms|.
+    pub error: f64,
+    /// Whether that is within [`PARAM_GRADIENT_BOUND`].
+    pub ok: bool,
+}
+
+/// The result of a check. `Display` prints it for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// y or dx.
+    pub tensor: TensorReport,
+    /// The parameter gradients; empty for a forward.
+    pub parameters: Vec<ParameterReport>,
+}
+
+impl Report {
+    /// Whether everything is within the bounds.
+    pub fn ok(&self) -> bool {
+        self.tensor.failed == 0 && self.parameters.iter().all(|p| p.ok)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TensorReport {
+            name,
+            len,
+            worst,
+            failures,
+            failed,
+            correctly_rounded,
+        } = &self.tensor;
+        write!(
+            f,
+            "{name}: {len} elements, {correctly_rounded} correctly rounded"
+        )?;
+        if let Some(w) = worst {
+            write!(f, ", worst {:.2} ulp at x = {:e}", w.ulps, w.x)?;
+        }
+        writeln!(f, ", {failed} out of bounds")?;
+        for w in failures {
+            writeln!(
+                f,
+                "  [{}] x = {:e}: got {:e}, exact {:e}, {:.2} ulp",
+                w.at, w.x, w.got, w.exact, w.ulps
+            )?;
+        }
+        for p in &self.parameters {
+            writeln!(
+                f,
+                "{}: got {:e}, exact {:e}, error {:.1e} of the sum of magnitudes: {}",
+                p.name,
+                p.got,
+                p.exact,
+                p.error,
+                if p.ok { "ok" } else { "OUT OF BOUNDS" }
+            )?;
+        }
+        write!(f, "{}", if self.ok() { "ok" } else { "FAILED" })
+    }
+}
+
+/// Compares anyone's y with the reference.
+///
+/// `ulps` is [`ULPS`] unless you know better. Raw parameters are allowed the error of a good softplus
+/// on top, see [`Activation::parameter_ulps`].
+///
+/// # Errors
+/// [`Error::Length`] if y is not as long as x.
+pub fn check_forward<A: Activation, T: Element>(
+    op: &A,
+    params: &[f64],
+    x: &[T],
+    y: &[T],
+    ulps: f64,
+) -> Result<Report> {
+    check_length("y", x.len(), y.len())?;
+    let exact = |i: usize| op.evaluate(params, x[i].to_f64()).y;
+    Ok(Report {
+        tensor: check_tensor("y", op, x, y, ulps, exact),
+        parameters: Vec::new(),
+    })
+}
+
+/// Compares anyone's dx and parameter gradients with the reference.
+///
+/// `dparams` are in the order of [`Activation::PARAMS`], the gradients of the parameters in the form
+/// that the op's options name: for raw parameters they include softplus′.
+///
+/// ```
+/// use xact::{Xielu, reference};
+/// // Somebody's backward of f(x) at x = [1, -1] with dy = [1, 1], α_p = α_n = 0.8, β = 0.5:
+/// let op = Xielu { parameters: xact::Parameters::Effective, ..Xielu::default() };
+/// let dx = [2.1_f32, 0.5 + 0.8 * (-1f32).exp_m1()];
+/// let dparams = [1.0, (-1f64).exp_m1() + 1.0];
+/// let report = reference::check_gradients(
+///     &op, &[0.8, 0.8], &[1.0, -1.0], &[1.0, 1.0], &dx, &dparams, reference::ULPS,
+/// )?;
+/// assert!(report.ok(), "{report}");
+/// # Ok::<(), xact::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Length`] if dy or dx is not as long as x, or dparams not one value per parameter.
+pub fn check_gradients<A: Activation, T: Element>(
+    op: &A,
+    params: &[f64],
+    x: &[T],
+    dy: &[T],
+    dx: &[T],
+    dparams: &[f64],
+    ulps: f64,
+) -> Result<Report> {
+    check_length("dy", x.len(), dy.len())?;
+    check_length("dx", x.len(), dx.len())?;
+    check_length("dparams", A::PARAMS.len(), dparams.len())?;
+    let exact = |i: usize| {
+        let slope = op.evaluate(params, x[i].to_f64()).slope;
+        let dy = dy[i].to_f64();
+        Term {
+            value: dy * slope.value,
+            scale: (dy * slope.scale).abs(),
+        }
+    };
+    let tensor = check_tensor("dx", op, x, dx, ulps, exact);
+    let sums = parameter_sums(op, params, x, dy);
+    let chain = op.chain(params);
+    let parameters = (0..A::PARAMS.len())
+        .map(|p| {
+            let (exact, got) = (sums[p].sum * chain[p], dparams[p]);
+            let magnitude = sums[p].magnitude * chain[p];
+            let ok = same_kind(got, f64::from(exact as f32), exact).unwrap_or_else(|| {
+                // Below the smallest normal f32 the result itself is rounded coarsely.
+                (got - exact).abs() <= PARAM_GRADIENT_BOUND * magnitude + ulp::<f32>(0.0)
+            });
+            ParameterReport {
+                name: A::GRADIENTS[p],
+                got,
+                exact,
+                error: if got == exact {
+                    0.0
+                } else {
+                    (got - exact).abs() / magnitude
+                },
+                ok,
+            }
+        })
+        .collect();
+    Ok(Report { tensor, parameters })
+}
+
+/// `Some(ok)` if the comparison is decided by kind: NaN, infinity or zero.
+fn same_kind(got: f64, rounded: f64, exact: f64) -> Option<bool> {
+    if exact.is_nan() || got.is_nan() {
+        return Some(exact.is_nan() && got.is_nan());
+    }
+    if exact.is_infinite() || got.is_infinite() {
+        return Some(got == rounded);
+    }
+    None
+}
+
+fn check_tensor<A: Activation, T: Element>(
+    name: &'static str,
+    op: &A,
+    x: &[T],
+    got: &[T],
+    ulps: f64,
+    exact: impl Fn(usize) -> Term,
+) -> TensorReport {
+    /// Failures that a report lists.
+    const LISTED: usize = 8;
+    let mut report = TensorReport {
+        name,
+        len: x.len(),
+        worst: None,
+        failures: Vec::new(),
+        failed: 0,
+        correctly_rounded: 0,
+    };
+    for i in 0..x.len() {
+        let term = exact(i);
+        let value = got[i].to_f64();
+        let (ok, error) = compare::<T>(value, term, ulps, op.parameter_ulps());
+        let worst = Worst {
+            at: i,
+            x: x[i].to_f64(),
+            got: value,
+            exact: term.value,
+            ulps: error,
+        };
+        let rounded = T::from_f64(term.value).to_f64();
+        if rounded == value || (rounded.is_nan() && value.is_nan()) {
+            report.correctly_rounded += 1;
+        }
+        if !ok {
+            report.failed += 1;
+            if report.failures.len() < LISTED {
+                report.failures.push(worst);
+            }
+        }
+        if report.worst.is_none_or(|w| error > w.ulps) {
+            report.worst = Some(worst);
+        }
+    }
+    report
+}
+
+/// Whether `got` is within the bound around `exact`, and its error in ulp as [`Worst::ulps`] has it.
+fn compare<T: Element>(got: f64, exact: Term, ulps: f64, parameter_ulps: f64) -> (bool, f64) {
+    let Term { value, scale } = exact;
+    let kind = |ok: bool| (ok, if ok { 0.0 } else { f64::INFINITY });
+    if value.is_nan() || got.is_nan() {
+        return kind(value.is_nan() && got.is_nan());
+    }
+    if value.is_infinite() {
+        return kind(got == value);
+    }
+    if value == 0.0 && got == 0.0 {
+        return kind(value.is_sign_negative() == got.is_sign_negative());
+    }
+    // Where the formula's addends themselves leave the range of f32, so may its result.
+    let largest = value.abs().max(scale);
+    let bound =
+        ulps * ulp::<f32>(largest) + parameter_ulps * largest * 2f64.powi(f32::ULP_EXPONENT);
+    let (low, high) = (
+        T::from_f64(value - bound).to_f64(),
+        T::from_f64(value + bound).to_f64(),
+    );
+    let ok = low <= got && got <= high;
+    let unit = if T::DTYPE == crate::Dtype::F32 {
+        ulp::<f32>(largest)
+    } else {
+        ulp::<T>(value)
+    };
+    let error = if got.is_infinite() && ok {
+        0.0
+    } else {
+        (got - value).abs() / unit
+    };
+    (ok, error)
+}
+
+/// Distance of neighbouring values of type T around `value`, which is taken as if the exponent had no
+/// upper end.
+pub fn ulp<T: Element>(value: f64) -> f64 {
+    let exponent = if value == 0.0 || !value.is_finite() {
+        T::MIN_EXPONENT
+    } else {
+        // A subnormal f64 is far below every MIN_EXPONENT.
+        let bits = ((value.abs().to_bits() >> 52) & 0x7ff) as i32;
+        (bits - 1023).max(T::MIN_EXPONENT)
+    };
+    2f64.powi(exponent + T::ULP_EXPONENT)
+}
+
+/// The largest disagreement between the reference's derivatives and the differences of its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FiniteDifferences {
+    /// Of f′, relative to its largest addend.
+    pub slope: f64,
+    /// Of the parameter gradients, relative to max(1, |∂f/∂p|).
+    pub dparams: f64,
+}
+
+/// Compares f′ and the parameter gradients of the reference with central differences of f, in f64, at
+/// every `x`. A right pair of formulas agrees to about 1e-7. Points at which f′ jumps (the clamp of
+/// [`Compat`](crate::Compat)) belong outside `x`, as do values beyond about ±1e3.
+pub fn finite_differences<A: Activation>(op: &A, params: &[f64], x: &[f64]) -> FiniteDifferences {
+    // Richardson's extrapolation of two central differences: the error is of order h⁴.
+    let derivative = |f: &dyn Fn(f64) -> f64, at: f64, h: f64| {
+        let central = |h: f64| (f(at + h) - f(at - h)) / (2.0 * h);
+        (4.0 * central(h / 2.0) - central(h)) / 3.0
+    };
+    let mut worst = FiniteDifferences {
+        slope: 0.0,
+        dparams: 0.0,
+    };
+    let chain = op.chain(params);
+    for &x in x {
+        let here = op.evaluate(params, x);
+        // Between a kink at 0 in f″ and x there must be room for the step.
+        let h = (x.abs() / 2.0).clamp(1e-4, 1e-3);
+        let numeric = derivative(&|x| op.evaluate(params, x).y.value, x, h);
+        let error = (numeric - here.slope.value).abs() / here.slope.scale;
+        worst.slope = worst.slope.max(error);
+        for p in 0..params.len() {
+            let at = |value: f64| {
+                let mut params = params.to_vec();
+                params[p] = value;
+                op.evaluate(&params, x).y.value
+            };
+            let exact = here.dparams[p] * chain[p];
+            let h = 1e-3 * params[p].abs().max(1.0);
+            let numeric = derivative(&at, params[p], h);
+            worst.dparams = worst
+                .dparams
+                .max((numeric - exact).abs() / exact.abs().max(1.0));
+        }
+    }
+    worst
+}
+
+fn check_length(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what,
+        expected: expected as u64,
+        got: got as u64,
+    })
+}
