@@ -85,7 +85,7 @@ pub struct Backward<'a> {
     pub dparams: &'a [CUdeviceptr],
     /// Whether the parameter gradients are added to what is there, or overwrite it.
     pub accumulate: bool,
-    /// At least [`Activation::workspace_bytes`] bytes of device memory, aligned to 8, not used by other work
+    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8, not used by other work
     /// until this call has completed. Need not be initialised.
     pub workspace: CUdeviceptr,
     /// Its size.
@@ -94,11 +94,14 @@ pub struct Backward<'a> {
     pub max_blocks: Option<NonZeroU32>,
 }
 
-/// Bytes of workspace that a backward of this shape needs, whatever the pitches.
-pub(crate) fn workspace_bytes(params: usize, dtype: Dtype, rows: u64, cols: u64) -> Result<u64> {
+/// Bytes of workspace that a [`backward`] of this shape needs, whatever the pitches.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: u64, cols: u64) -> Result<u64> {
     let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|shape| shape.cut.chunks);
     let most = chunks(cols)?.max(chunks(u64::MAX)?);
-    Ok(most * params as u64 * PARTIAL_BYTES)
+    Ok(most * A::PARAMS.len() as u64 * PARTIAL_BYTES)
 }
 
 /// Launches the forward of `op` on `stream`.
@@ -170,7 +173,7 @@ pub unsafe fn backward<A: Activation>(
     };
     let dparams = scalars(A::GRADIENTS, call.dparams, Dtype::F32.size())?;
     let params = scalars(A::PARAMS, call.params, call.param_dtype.size())?;
-    let needed = workspace_bytes(A::PARAMS.len(), call.dtype, call.rows, call.cols)?;
+    let needed = workspace_bytes::<A>(call.dtype, call.rows, call.cols)?;
     if call.workspace_bytes < needed {
         return Err(Error::Workspace {
             needed,

@@ -37,6 +37,11 @@ macro_rules! activations {
         /// The names of all activations.
         pub const NAMES: &[&str] = &[$(stringify!($stem)),+];
 
+        /// Calls `visitor` with each activation, in the order of [`NAMES`].
+        pub fn for_each(visitor: &mut impl Visitor) {
+            $(visitor.visit::<$op>();)+
+        }
+
         /// Every entry of every activation.
         #[cfg(feature = "cuda")]
         pub(crate) fn entries() -> impl Iterator<Item = Entry> {
@@ -92,6 +97,23 @@ pub(crate) mod sealed {
     }
 }
 
+/// Something to do with every activation: see [`for_each`].
+pub trait Visitor {
+    /// Does it with `A`.
+    fn visit<A: Activation>(&mut self);
+}
+
+/// Options and parameters with which an activation is worth testing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample<A> {
+    /// What is special about them: `initial`, `trained`, or the cruelty.
+    pub name: &'static str,
+    /// The options.
+    pub op: A,
+    /// The parameters, in the order of [`Activation::PARAMS`].
+    pub params: Vec<f32>,
+}
+
 /// A value and the largest addend of the formula it comes from. Rounding errors are proportional to
 /// the addends, so accuracy is measured against `max(|value|, scale)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,6 +161,10 @@ pub trait Activation:
     #[cfg(feature = "cuda")]
     type Gradients<'a>: sealed::ScalarsMut;
 
+    /// The options and parameters that this crate's own suites run with: initial values, values of
+    /// published checkpoints, adversarial ones.
+    fn samples() -> Vec<Sample<Self>>;
+
     /// The reference: f, f′ and ∂f/∂p at `x`, in f64, for `params` in the order of
     /// [`PARAMS`](Self::PARAMS) and in the form that the op's options name (raw or effective).
     ///
@@ -165,7 +191,20 @@ pub trait Activation:
     /// [`Error::TooLarge`].
     #[cfg(feature = "cuda")]
     fn workspace_bytes(dtype: Dtype, len: u64) -> Result<u64> {
-        raw::workspace_bytes(Self::PARAMS.len(), dtype, 1, len)
+        raw::workspace_bytes::<Self>(dtype, 1, len)
+    }
+
+    /// This op with the parameters that a kernel really uses: it asks the kernel, through `run` (which
+    /// computes f(x) in f32 for an op, its parameters and x), for what it makes of the stored ones.
+    /// The accuracy bounds are for y and dx at those; how well they are computed is another bound.
+    #[doc(hidden)]
+    fn measured(
+        &self,
+        params: &[f32],
+        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
+    ) -> (Self, Vec<f64>) {
+        let _ = run;
+        (*self, params.iter().map(|&p| f64::from(p)).collect())
     }
 
     /// y = f(x).

@@ -15,7 +15,7 @@ use cudarc::driver::{DevicePtr, DevicePtrMut};
 #[cfg(feature = "cuda")]
 use crate::dtype::Element;
 
-use super::{Activation, Evaluation, MAX_PARAMS, Term};
+use super::{Activation, Evaluation, MAX_PARAMS, Sample, Term};
 
 /// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
 /// parameters, β = 0.5, no clamp.
@@ -137,6 +137,42 @@ impl Activation for Xielu {
     #[cfg(feature = "cuda")]
     type Gradients<'a> = Gradients<'a>;
 
+    fn samples() -> Vec<Sample<Self>> {
+        let raw = Xielu::default();
+        let effective = Xielu {
+            parameters: Parameters::Effective,
+            ..raw
+        };
+        let compat = |eps, gradient| Xielu {
+            compat: Some(Compat { eps, gradient }),
+            ..raw
+        };
+        // softplus⁻¹ of 0.8 and of 0.8 − β.
+        let initial = [0.203_381_5, -1.050_225_7];
+        // Layer 0 of Apertus-8B-Instruct-2509.
+        let apertus = [166.0, 40.75];
+        let sample = |name, op, params: [f32; 2]| Sample {
+            name,
+            op,
+            params: params.to_vec(),
+        };
+        vec![
+            sample("initial", raw, initial),
+            sample("apertus", raw, apertus),
+            // Both softplus are tiny but alive, then both underflow to 0.
+            sample("faint", raw, [-20.0, -30.0]),
+            sample("dead", raw, [-200.0, -200.0]),
+            sample("effective", effective, [0.8, 0.8]),
+            // α_n < β: the left side falls. α_n = β = 0: nothing is left of it.
+            sample("falling", effective, [3.0, 0.125]),
+            sample("flat", Xielu { beta: 0.0, ..effective }, [0.0, 0.0]),
+            sample("beta < 0", Xielu { beta: -1.5, ..effective }, [1e-3, 1000.0]),
+            sample("analytic", compat(-1e-6, EpsGradient::Analytic), initial),
+            sample("autograd", compat(-1e-6, EpsGradient::Autograd), apertus),
+            sample("eps > 0", compat(1e-6, EpsGradient::Autograd), apertus),
+        ]
+    }
+
     fn evaluate(&self, params: &[f64], x: f64) -> Evaluation {
         let Effective {
             alpha_p,
@@ -206,6 +242,28 @@ impl Activation for Xielu {
             Parameters::Raw => [logistic(a_p), logistic(a_n)],
             Parameters::Effective => [1.0, 1.0],
         }
+    }
+
+    fn measured(
+        &self,
+        params: &[f32],
+        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
+    ) -> (Self, Vec<f64>) {
+        if self.parameters == Parameters::Effective {
+            return (*self, params.iter().map(|&p| f64::from(p)).collect());
+        }
+        // With β = 0, f(1) = α_p = softplus(a_p), without any rounding.
+        let probe = Xielu {
+            beta: 0.0,
+            ..Xielu::default()
+        };
+        let mut softplus = |raw: f32| f64::from(run(&probe, &[raw, 0.0], 1.0));
+        let effective = Xielu {
+            parameters: Parameters::Effective,
+            ..*self
+        };
+        let (alpha_p, s_n) = (softplus(params[0]), softplus(params[1]));
+        (effective, vec![alpha_p, f64::from(self.beta) + s_n])
     }
 
     fn parameter_ulps(&self) -> f64 {

@@ -1,0 +1,513 @@
+//! Every activation × sample × type, on the device of this process: accuracy at every 16-bit input,
+//! lengths and alignments, rows with a pitch, in place, determinism, traffic. The table is made from
+//! the registry, so a new op is tested by existing.
+//!
+//! `XACT_DEVICE=auto|gpu|emulated` chooses the device; `XACT_FULL=1` runs everything there is.
+
+mod support;
+
+use std::num::NonZeroU32;
+use std::process::ExitCode;
+
+use cuda_emulator::{Approx, Schedule, Settings};
+use half::{bf16, f16};
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::check;
+use support::choose::{Choice, Gpu, open};
+use support::inputs::{self, Random};
+use support::run::{self, DPARAMS_BEFORE, How, Place, bits};
+use xact::activation::{Sample, Visitor};
+use xact::reference::{self, Report, ULPS, ULPS_EXACT};
+use xact::{Activation, Element};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let gpu = match Choice::from_env().and_then(open) {
+        Ok(gpu) => gpu,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    eprintln!("device: {}", gpu.name);
+    let mut table = Table {
+        gpu,
+        full: std::env::var("XACT_FULL").is_ok_and(|v| v == "1"),
+        trials: Vec::new(),
+    };
+    xact::activation::for_each(&mut table);
+    libtest_mimic::run(&arguments, table.trials).exit_code()
+}
+
+struct Table {
+    gpu: Gpu,
+    full: bool,
+    trials: Vec<Trial>,
+}
+
+type Outcome = Result<(), Failed>;
+
+impl Table {
+    fn add(
+        &mut self,
+        name: String,
+        needs_emulator: bool,
+        test: impl FnOnce(&Gpu, bool) -> Outcome + Send + 'static,
+    ) {
+        let (gpu, full) = (self.gpu.clone(), self.full);
+        let ignored = needs_emulator && !gpu.emulated;
+        self.trials
+            .push(Trial::test(name, move || test(&gpu, full)).with_ignored_flag(ignored));
+    }
+
+    fn of_type<A: Activation, T: Element>(&mut self) {
+        let name = |what: &str| format!("{}::{what}::{}", A::NAME, T::DTYPE);
+        for sample in A::samples() {
+            let name = |what: &str| format!("{}::{}", name(what), sample.name.replace(' ', "_"));
+            let s = sample.clone();
+            self.add(name("forward"), false, |gpu, full| {
+                forward::<A, T>(gpu, full, s)
+            });
+            let s = sample.clone();
+            self.add(name("backward"), false, |gpu, full| {
+                backward::<A, T>(gpu, full, s)
+            });
+        }
+        self.add(
+            name("lengths_and_alignments"),
+            false,
+            lengths_and_alignments::<A, T>,
+        );
+        self.add(name("rows_with_a_pitch"), false, rows_with_a_pitch::<A, T>);
+        self.add(name("empty"), false, empty::<A, T>);
+        self.add(
+            name("parameters_of_the_type_of_x"),
+            false,
+            parameters_of_the_type_of_x::<A, T>,
+        );
+        self.add(
+            name("same_bits_on_any_grid"),
+            false,
+            same_bits_on_any_grid::<A, T>,
+        );
+        self.add(
+            name("same_bits_under_any_schedule"),
+            true,
+            same_bits_under_any_schedule::<A, T>,
+        );
+        self.add(name("traffic"), true, traffic::<A, T>);
+        self.add(name("long_sums"), false, long_sums::<A, T>);
+    }
+}
+
+impl Visitor for Table {
+    fn visit<A: Activation>(&mut self) {
+        self.of_type::<A, f32>();
+        self.of_type::<A, f16>();
+        self.of_type::<A, bf16>();
+        self.add(
+            format!("{}::stored_parameters", A::NAME),
+            false,
+            stored_parameters::<A>,
+        );
+    }
+}
+
+/// What the approximate instructions return, and the bound that then holds. A device has one way.
+fn modes(gpu: &Gpu) -> Vec<(Settings, f64)> {
+    if !gpu.emulated {
+        return vec![(Settings::default(), ULPS)];
+    }
+    [
+        Approx::Nearest,
+        Approx::Lowest,
+        Approx::Highest,
+        Approx::Seeded(1),
+    ]
+    .into_iter()
+    .map(|approx| {
+        let settings = Settings {
+            approx,
+            ..Settings::default()
+        };
+        (
+            settings,
+            if approx == Approx::Nearest {
+                ULPS_EXACT
+            } else {
+                ULPS
+            },
+        )
+    })
+    .collect()
+}
+
+fn passed(report: &Report, context: impl std::fmt::Debug) -> Outcome {
+    if report.ok() {
+        Ok(())
+    } else {
+        Err(format!("{context:?}\n{report}").into())
+    }
+}
+
+fn equal<T: Element>(what: &str, got: &[T], expected: &[T]) -> Outcome {
+    let differs = got.len() != expected.len() || bits(got) != bits(expected);
+    let at =
+        (0..got.len().min(expected.len())).find(|&i| bits(&got[i..=i]) != bits(&expected[i..=i]));
+    if differs {
+        let pair = at.map(|i| (got[i], expected[i]));
+        return Err(format!("{what}: differs at {at:?}: {pair:?}").into());
+    }
+    Ok(())
+}
+
+/// Points of an f32 accuracy test.
+fn points(full: bool) -> u32 {
+    if full { 1 << 22 } else { 1 << 15 }
+}
+
+/// Every 16-bit input, a dense sweep of f32, in each mode of the approximate instructions.
+fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<T>(points(full));
+    for (settings, ulps) in modes(gpu) {
+        let report = cuda_emulator::with_settings(settings, || {
+            check::forward(gpu, &s.op, &s.params, &x, ulps)
+        });
+        passed(&report, (settings, &s))?;
+    }
+    Ok(())
+}
+
+/// The same for dx, with dy = 1 and random dy; the parameter gradients over inputs whose sums are
+/// finite.
+fn backward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<T>(points(full));
+    let finite: Vec<T> = x
+        .iter()
+        .copied()
+        .filter(|x| x.to_f64().abs() < 1e4)
+        .collect();
+    let ones = vec![T::from_f64(1.0); x.len()];
+    let random = Random(7).normal::<T>(x.len(), 1.0);
+    for (settings, ulps) in modes(gpu) {
+        cuda_emulator::with_settings(settings, || {
+            let mut report = check::backward(gpu, &s.op, &s.params, &x, &ones, ulps);
+            // Inputs of 1e38 make every sum infinite.
+            report.parameters.clear();
+            passed(&report, (settings, "dy = 1", &s))?;
+            let report = check::backward(
+                gpu,
+                &s.op,
+                &s.params,
+                &finite,
+                &random[..finite.len()],
+                ulps,
+            );
+            passed(&report, (settings, "random dy", &s))
+        })?;
+    }
+    Ok(())
+}
+
+/// What the kernels make of the stored parameters is within its bound.
+fn stored_parameters<A: Activation>(gpu: &Gpu, _full: bool) -> Outcome {
+    /// DESIGN: the softplus of raw parameters.
+    const ULPS: f64 = 4.0;
+    for (settings, _) in modes(gpu) {
+        for raw in inputs::f32_sweep(512) {
+            if !raw.is_finite() || raw.abs() > 200.0 {
+                continue;
+            }
+            for sample in A::samples() {
+                let params = vec![raw; sample.params.len()];
+                let (op, measured) = cuda_emulator::with_settings(settings, || {
+                    check::measured(gpu, &sample.op, &params)
+                });
+                let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
+                // f at 1 is linear in the parameters with coefficient 1.
+                let at = |op: &A, params: &[f64]| op.evaluate(params, 1.0).y.value;
+                let (exact, got) = (at(&sample.op, &stored), at(&op, &measured));
+                if (got - exact).abs() > ULPS * reference::ulp::<f32>(exact) {
+                    return Err(format!("{settings:?} {raw:e}: {got:e}, exact {exact:e}").into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A length's result does not depend on where the buffers begin: each element has the bits it has in
+/// an aligned run, nothing outside is touched, and in place gives the same.
+fn lengths_and_alignments<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let tile = 4096;
+    let mut lengths: Vec<usize> = (1..=33).chain([63, 64, 65, 255, 256, 257]).collect();
+    lengths.extend([tile - 1, tile, tile + 1, 2 * tile - 7, 3 * tile + 5]);
+    let vector = 16 / size_of::<T>();
+    let mut random = Random(3);
+    let x = random.normal::<T>(3 * tile + 5, 2.0);
+    let dy = random.normal::<T>(x.len(), 1.0);
+    let whole = How::default();
+    let y_whole = run::forward(gpu, &sample.op, &sample.params, &x, &whole)?;
+    let (dx_whole, _) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &whole)?;
+    let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
+    for n in lengths {
+        let (x, dy) = (&x[..n], &dy[..n]);
+        for round in 0..if full { 64 } else { 12 } {
+            // The first rounds shift all buffers alike, the others each on its own.
+            let mut offset = || {
+                let offset = if round < vector {
+                    round
+                } else {
+                    random.bits() as usize % vector
+                };
+                Place { offset, gap: 0 }
+            };
+            let how = How {
+                x: offset(),
+                dy: offset(),
+                out: offset(),
+                ..whole
+            };
+            for in_place in [false, true] {
+                let how = How { in_place, ..how };
+                let y = run::forward(gpu, &sample.op, &sample.params, x, &how)?;
+                equal(&format!("y, n = {n}, {how:?}"), &y, &y_whole[..n])?;
+                let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, x, dy, &how)?;
+                equal(&format!("dx, n = {n}, {how:?}"), &dx, &dx_whole[..n])?;
+                let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
+                let report =
+                    reference::check_gradients(&sample.op, &stored, x, dy, &dx, &dparams, ULPS)?;
+                passed(&report, (n, how))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rows of any pitch, such as the halves of a [rows, 2n] tensor, give what separate rows give.
+fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let mut random = Random(5);
+    for (rows, cols) in [
+        (1, 100),
+        (2, 8),
+        (3, 1),
+        (7, 33),
+        (5, 4096),
+        (4, 4099),
+        (300, 5),
+    ] {
+        let x = random.normal::<T>(rows * cols, 2.0);
+        let dy = random.normal::<T>(rows * cols, 1.0);
+        let dense = How::default();
+        let y_dense = run::forward(gpu, &sample.op, &sample.params, &x, &dense)?;
+        let (dx_dense, _) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &dense)?;
+        let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
+        for gaps in [[0, 0, 0], [cols; 3], [8, 8, 8], [1, 2, 3], [0, 5, 0]] {
+            let place = |gap| Place {
+                offset: gap % 3,
+                gap,
+            };
+            let how = How {
+                rows,
+                x: place(gaps[0]),
+                dy: place(gaps[1]),
+                out: place(gaps[2]),
+                ..dense
+            };
+            let what = format!("{rows} x {cols}, gaps {gaps:?}");
+            let y = run::forward(gpu, &sample.op, &sample.params, &x, &how)?;
+            equal(&format!("y, {what}"), &y, &y_dense)?;
+            let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
+            equal(&format!("dx, {what}"), &dx, &dx_dense)?;
+            let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
+            let report =
+                reference::check_gradients(&sample.op, &stored, &x, &dy, &dx, &dparams, ULPS)?;
+            passed(&report, what)?;
+        }
+    }
+    Ok(())
+}
+
+/// No elements: nothing to write but the parameter gradients, which are 0 or stay what they were.
+fn empty<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    for rows in [0, 1] {
+        let how = How {
+            rows,
+            ..How::default()
+        };
+        run::forward::<A, T, f32>(gpu, &sample.op, &sample.params, &[], &how)?;
+        for (accumulate, expected) in [(false, 0.0), (true, DPARAMS_BEFORE)] {
+            let how = How { accumulate, ..how };
+            let (_, dparams) =
+                run::backward::<A, T, f32>(gpu, &sample.op, &sample.params, &[], &[], &how)?;
+            equal("dparams", &dparams, &vec![expected; sample.params.len()])?;
+        }
+    }
+    Ok(())
+}
+
+/// Parameters may be of the type of x: the result is that of the same values in f32.
+fn parameters_of_the_type_of_x<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let x = Random(11).normal::<T>(1000, 3.0);
+    let dy = Random(12).normal::<T>(1000, 1.0);
+    for sample in A::samples() {
+        let narrow: Vec<T> = sample
+            .params
+            .iter()
+            .map(|&p| T::from_f64(f64::from(p)))
+            .collect();
+        let wide: Vec<f32> = narrow.iter().map(|p| p.to_f64() as f32).collect();
+        let how = How::default();
+        let y = run::forward(gpu, &sample.op, &narrow, &x, &how)?;
+        equal("y", &y, &run::forward(gpu, &sample.op, &wide, &x, &how)?)?;
+        let (dx, dparams) = run::backward(gpu, &sample.op, &narrow, &x, &dy, &how)?;
+        let (dx_wide, dparams_wide) = run::backward(gpu, &sample.op, &wide, &x, &dy, &how)?;
+        equal("dx", &dx, &dx_wide)?;
+        equal("dparams", &dparams, &dparams_wide)?;
+    }
+    Ok(())
+}
+
+/// The same bits on any grid and in every run, and accumulation adds exactly one f32.
+fn same_bits_on_any_grid<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let n = if full { 1_000_003 } else { 50_003 };
+    let x = Random(21).normal::<T>(n, 2.0);
+    let dy = Random(22).normal::<T>(n, 1.0);
+    let run = |how: &How| run::backward(gpu, &sample.op, &sample.params, &x, &dy, how);
+    let (dx, dparams) = run(&How::default())?;
+    for blocks in [1, 2, 3, 7, 1_000_000] {
+        let how = How {
+            max_blocks: NonZeroU32::new(blocks),
+            ..How::default()
+        };
+        let (dx_again, dparams_again) = run(&how)?;
+        equal(&format!("dx, {blocks} blocks"), &dx_again, &dx)?;
+        equal(
+            &format!("dparams, {blocks} blocks"),
+            &dparams_again,
+            &dparams,
+        )?;
+    }
+    let (_, accumulated) = run(&How {
+        accumulate: true,
+        ..How::default()
+    })?;
+    let expected: Vec<_> = dparams.iter().map(|v| DPARAMS_BEFORE + v).collect();
+    equal("accumulated dparams", &accumulated, &expected)
+}
+
+/// The same bits whatever the order in which blocks, warps and lanes run; and no race, no read of what
+/// was not written, no access outside a buffer in any of them, or the launch would fail.
+fn same_bits_under_any_schedule<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let n = 9_001;
+    let x = Random(31).normal::<T>(n, 2.0);
+    let dy = Random(32).normal::<T>(n, 1.0);
+    let how = How {
+        x: Place { offset: 1, gap: 0 },
+        ..How::default()
+    };
+    let run = || -> xact::Result<_> {
+        let y = run::forward(gpu, &sample.op, &sample.params, &x, &how)?;
+        let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
+        Ok((y, dx, dparams))
+    };
+    let (y, dx, dparams) = run()?;
+    let seeds = if full { 20 } else { 3 };
+    let schedules = (0..seeds).map(Schedule::Seeded).chain([Schedule::Reversed]);
+    for schedule in schedules {
+        let settings = Settings {
+            schedule,
+            ..Settings::default()
+        };
+        let again = cuda_emulator::with_settings(settings, run)?;
+        equal(&format!("y, {schedule:?}"), &again.0, &y)?;
+        equal(&format!("dx, {schedule:?}"), &again.1, &dx)?;
+        equal(&format!("dparams, {schedule:?}"), &again.2, &dparams)?;
+    }
+    Ok(())
+}
+
+/// Each input byte is read once and each output byte written once, in 16-byte accesses where the
+/// buffers are aligned, and in as few sectors as there can be.
+fn traffic<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let size = size_of::<T>() as u64;
+    for (n, offset) in [(1 << 16, 0), (100_003, 0), (100_003, 1), (7, 1), (4097, 3)] {
+        let x = Random(41).normal::<T>(n, 2.0);
+        let dy = Random(42).normal::<T>(n, 1.0);
+        let place = Place { offset, gap: 0 };
+        let how = How {
+            x: place,
+            dy: place,
+            out: place,
+            ..How::default()
+        };
+        let (y, forward) =
+            cuda_emulator::record(|| run::forward(gpu, &sample.op, &sample.params, &x, &how));
+        y?;
+        let (dx, backward) =
+            cuda_emulator::record(|| run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how));
+        dx?;
+        let bytes = n as u64 * size;
+        let vectors = ((n - (16 / size as usize - offset) % (16 / size as usize)) * size as usize
+            / 16) as u64;
+        for (launch, inputs) in [(&forward[0], 1), (&backward[0], 2)] {
+            let tensors: Vec<_> = launch.buffers.iter().filter(|b| b.len >= bytes).collect();
+            let read: u64 = tensors.iter().map(|b| b.bytes_read).sum();
+            let written: u64 = tensors.iter().map(|b| b.bytes_written).sum();
+            if (read, written) != (inputs * bytes, bytes) {
+                return Err(
+                    format!("{}, n = {n}: read {read}, written {written}", launch.kernel).into(),
+                );
+            }
+            for buffer in tensors {
+                for access in [&buffer.loads, &buffer.stores] {
+                    let narrow: u64 = access.by_width[..4].iter().sum();
+                    let total: u64 = access.by_width.iter().sum();
+                    if total > 0 && access.by_width[4] != vectors && n > 100 {
+                        return Err(format!(
+                            "{}, n = {n}, offset {offset}: {:?}, expected {vectors} vectors",
+                            launch.kernel, access.by_width
+                        )
+                        .into());
+                    }
+                    // A scalar head and a scalar tail.
+                    if narrow > 2 * (16 / size) {
+                        return Err(format!("{narrow} narrow accesses").into());
+                    }
+                    if offset == 0 && access.sectors > access.minimum_sectors {
+                        return Err(format!(
+                            "{}, n = {n}: {} sectors, {} would do",
+                            launch.kernel, access.sectors, access.minimum_sectors
+                        )
+                        .into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Parameter gradients over many elements whose terms cancel keep their digits.
+fn long_sums<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let n = if full { 10_000_019 } else { 300_007 };
+    let x = Random(51).normal::<T>(n, 3.0);
+    // Terms of one sign that a running f32 sum would lose against the total, then their opposite.
+    let mut dy = vec![T::from_f64(1.0); n];
+    for v in &mut dy[n / 2..] {
+        *v = T::from_f64(-0.99);
+    }
+    let how = How::default();
+    let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
+    let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
+    let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
+    let report = reference::check_gradients(&sample.op, &stored, &x, &dy, &dx, &dparams, ULPS)?;
+    passed(&report, n)
+}

@@ -1,0 +1,83 @@
+//! Which device runs: a real one, or the emulator. Chosen once per process.
+
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+
+use xact::Device;
+use xact::cudarc::driver::CudaStream;
+
+/// `--device` and `XACT_DEVICE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// A real device where there is one, else the emulator.
+    Auto,
+    /// A real device or an error.
+    Gpu,
+    /// The emulator.
+    Emulated,
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Choice, String> {
+        match s {
+            "auto" => Ok(Choice::Auto),
+            "gpu" => Ok(Choice::Gpu),
+            "emulated" => Ok(Choice::Emulated),
+            other => Err(format!("{other} is not auto, gpu or emulated")),
+        }
+    }
+}
+
+impl Choice {
+    /// What the environment variable `XACT_DEVICE` says; `auto` if it is not set.
+    pub fn from_env() -> Result<Choice, String> {
+        match std::env::var("XACT_DEVICE") {
+            Ok(value) => value.parse().map_err(|e| format!("XACT_DEVICE: {e}")),
+            Err(_) => Ok(Choice::Auto),
+        }
+    }
+}
+
+/// The device of this process, and a stream on it.
+#[derive(Clone)]
+pub struct Gpu {
+    pub device: Device,
+    pub stream: Arc<CudaStream>,
+    /// Whether it is the emulator.
+    pub emulated: bool,
+    /// Its name; the emulator's says that it is one.
+    pub name: String,
+}
+
+/// Opens the device that `choice` names. The first call decides for the process.
+pub fn open(choice: Choice) -> Result<Gpu, String> {
+    static CHOSEN: OnceLock<Result<bool, String>> = OnceLock::new();
+    let emulated = CHOSEN
+        .get_or_init(|| {
+            let emulated = match choice {
+                Choice::Gpu => false,
+                Choice::Emulated => true,
+                Choice::Auto => !cuda_emulator::real_device_present(),
+            };
+            if emulated {
+                cuda_emulator::install().map_err(|e| e.to_string())?;
+            }
+            Ok(emulated)
+        })
+        .clone()?;
+    let device = Device::new(0).map_err(|e| e.to_string())?;
+    // A stream of its own: the default stream cannot be captured.
+    let stream = device
+        .context()
+        .new_stream()
+        .map_err(|e| format!("{:?}", e.0))?;
+    let name = device.name().map_err(|e| e.to_string())?;
+    Ok(Gpu {
+        device,
+        stream,
+        emulated,
+        name,
+    })
+}

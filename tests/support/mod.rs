@@ -1,0 +1,8 @@
+//! What the tests and the examples share: choosing a device, running a call on it, inputs.
+
+#![allow(dead_code)] // each user takes a part
+
+pub mod check;
+pub mod choose;
+pub mod inputs;
+pub mod run;

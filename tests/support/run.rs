@@ -1,0 +1,235 @@
+//! Runs a call through the raw API on buffers with a canary around every row.
+
+#![allow(unsafe_code)]
+
+use std::num::NonZeroU32;
+
+use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use xact::raw::{self, Matrix};
+use xact::{Activation, Dtype, Element, Result};
+
+use super::choose::Gpu;
+
+/// What the bytes around a tensor hold.
+const CANARY: u8 = 0xa5;
+/// Bytes of canary before and after a tensor: more than a tile's head.
+const MARGIN: usize = 64;
+
+/// Where the rows of one buffer lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Elements past a 16-byte boundary at which the tensor begins.
+    pub offset: usize,
+    /// Elements between the end of one row and the start of the next.
+    pub gap: usize,
+}
+
+/// How a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    pub rows: usize,
+    pub x: Place,
+    pub dy: Place,
+    pub out: Place,
+    /// y over x, or dx over dy.
+    pub in_place: bool,
+    pub accumulate: bool,
+    pub max_blocks: Option<NonZeroU32>,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        How {
+            rows: 1,
+            x: Place::default(),
+            dy: Place::default(),
+            out: Place::default(),
+            in_place: false,
+            accumulate: false,
+            max_blocks: None,
+        }
+    }
+}
+
+/// What the parameter gradients hold before a backward.
+pub const DPARAMS_BEFORE: f32 = 1.5;
+
+/// A tensor on the device, with canaries.
+pub struct Tensor {
+    bytes: CudaSlice<u8>,
+    start: usize,
+    rows: usize,
+    cols: usize,
+    pitch: usize,
+    element: usize,
+}
+
+impl Tensor {
+    /// Uploads `data` as `rows` rows; what lies between and around them is canary.
+    pub fn upload<T: Element>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
+        let cols = if rows == 0 { 0 } else { data.len() / rows };
+        assert_eq!(rows * cols, data.len());
+        let element = size_of::<T>();
+        let pitch = cols + place.gap;
+        let start = MARGIN + place.offset * element;
+        let mut host = vec![CANARY; start + rows * pitch * element + MARGIN];
+        for (r, row) in data.chunks_exact(cols.max(1)).enumerate() {
+            let at = start + r * pitch * element;
+            host[at..at + cols * element].copy_from_slice(bytemuck::cast_slice(row));
+        }
+        Tensor {
+            bytes: gpu.stream.clone_htod(&host).expect("upload"),
+            start,
+            rows,
+            cols,
+            pitch,
+            element,
+        }
+    }
+
+    /// The rows, and whether every canary is alive.
+    pub fn download<T: Element>(&self, gpu: &Gpu) -> (Vec<T>, bool) {
+        let mut host = gpu.stream.clone_dtoh(&self.bytes).expect("download");
+        let mut rows = Vec::with_capacity(self.rows * self.cols);
+        for r in 0..self.rows {
+            let at = self.start + r * self.pitch * self.element;
+            let row = &mut host[at..at + self.cols * self.element];
+            rows.extend(bytemuck::pod_collect_to_vec::<u8, T>(row));
+            row.fill(CANARY);
+        }
+        let intact = host.iter().all(|&b| b == CANARY);
+        (rows, intact)
+    }
+
+    pub fn matrix(&self, gpu: &Gpu) -> Matrix {
+        let (base, _guard) = self.bytes.device_ptr(&gpu.stream);
+        Matrix {
+            ptr: base + self.start as u64,
+            pitch: self.pitch as u64,
+        }
+    }
+}
+
+/// Uploads `values`, and runs `f` with the device pointer of each.
+pub fn with_scalars<P: Element, R>(
+    gpu: &Gpu,
+    values: &[P],
+    f: impl FnOnce(&[raw::CUdeviceptr]) -> R,
+) -> R {
+    let buffers: Vec<_> = values
+        .iter()
+        .map(|v| Tensor::upload(gpu, &[*v], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = buffers.iter().map(|b| b.matrix(gpu).ptr).collect();
+    f(&pointers)
+}
+
+/// y, as the device computes it.
+pub fn forward<A: Activation, T: Element, P: Element>(
+    gpu: &Gpu,
+    op: &A,
+    params: &[P],
+    x: &[T],
+    how: &How,
+) -> Result<Vec<T>> {
+    let input = Tensor::upload(gpu, x, how.rows, how.x);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let output = output.as_ref().unwrap_or(&input);
+    with_scalars(gpu, params, |params| {
+        let call = raw::Forward {
+            dtype: T::DTYPE,
+            rows: how.rows as u64,
+            cols: input.cols as u64,
+            x: input.matrix(gpu),
+            y: output.matrix(gpu),
+            params,
+            param_dtype: P::DTYPE,
+            max_blocks: how.max_blocks,
+        };
+        // SAFETY: the buffers live until the download below, which waits for the stream.
+        unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (y, intact) = output.download(gpu);
+    assert!(intact, "the forward wrote outside y");
+    if !how.in_place {
+        let (after, intact) = input.download::<T>(gpu);
+        assert!(intact && bits(&after) == bits(x), "the forward changed x");
+    }
+    Ok(y)
+}
+
+/// dx and the parameter gradients, as the device computes them.
+pub fn backward<A: Activation, T: Element, P: Element>(
+    gpu: &Gpu,
+    op: &A,
+    params: &[P],
+    x: &[T],
+    dy: &[T],
+    how: &How,
+) -> Result<(Vec<T>, Vec<f32>)> {
+    let input = Tensor::upload(gpu, x, how.rows, how.x);
+    let gradient = Tensor::upload(gpu, dy, how.rows, how.dy);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let output = output.as_ref().unwrap_or(&gradient);
+    let dparams: Vec<_> = A::PARAMS
+        .iter()
+        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
+    let needed = workspace_bytes::<A>(T::DTYPE, how.rows, input.cols);
+    // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
+    // is written.
+    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    with_scalars(gpu, params, |params| {
+        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
+        let call = raw::Backward {
+            dtype: T::DTYPE,
+            rows: how.rows as u64,
+            cols: input.cols as u64,
+            x: input.matrix(gpu),
+            dy: gradient.matrix(gpu),
+            dx: output.matrix(gpu),
+            params,
+            param_dtype: P::DTYPE,
+            dparams: &pointers,
+            accumulate: how.accumulate,
+            workspace,
+            workspace_bytes: needed as u64,
+            max_blocks: how.max_blocks,
+        };
+        // SAFETY: the buffers live until the downloads below, which wait for the stream.
+        unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (dx, intact) = output.download(gpu);
+    assert!(intact, "the backward wrote outside dx");
+    let (after, intact) = input.download::<T>(gpu);
+    assert!(intact && bits(&after) == bits(x), "the backward changed x");
+    if !how.in_place {
+        let (after, intact) = gradient.download::<T>(gpu);
+        assert!(
+            intact && bits(&after) == bits(dy),
+            "the backward changed dy"
+        );
+    }
+    let dparams = dparams
+        .iter()
+        .map(|t| {
+            let (value, intact) = t.download::<f32>(gpu);
+            assert!(intact, "the backward wrote outside a parameter gradient");
+            value[0]
+        })
+        .collect();
+    Ok((dx, dparams))
+}
+
+/// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
+pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: usize, cols: usize) -> usize {
+    raw::workspace_bytes::<A>(dtype, rows as u64, cols as u64).expect("a small shape") as usize
+}
+
+/// The bytes of a tensor: what "the same bits" compares.
+pub fn bits<T: Element>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
