@@ -16,7 +16,7 @@ const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
 /// Finds or installs nvcc, compiles a kernel with it, and prints its path to stdout.
 pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
-    toolkit::compile_probe(&toolkit.nvcc, &folders.target)?;
+    toolkit.try_out(folders)?;
     eprintln!("{}", toolkit.describe());
     println!("{}", toolkit.nvcc.display());
     Ok(ExitCode::SUCCESS)

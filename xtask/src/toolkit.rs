@@ -32,6 +32,20 @@ impl Toolkit {
             self.nvcc.display()
         )
     }
+
+    /// Compiles a small kernel.
+    ///
+    /// # Errors
+    /// The compiler's own output, and what to do.
+    pub fn try_out(&self, folders: &Folders) -> anyhow::Result<()> {
+        compile_probe(&self.nvcc, &folders.target).with_context(|| match self.source {
+            Source::Own => format!(
+                "the installed toolkit does not work; to install it anew, remove {}",
+                install::folder(&folders.target).display()
+            ),
+            _ => format!("the nvcc {} does not work", self.source),
+        })
+    }
 }
 
 /// Finds nvcc or installs it.
@@ -59,9 +73,7 @@ pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
                 });
             }
             Err(error) if source != Source::Own => {
-                return Err(error).with_context(|| {
-                    format!("{} was found {source}, but does not run", nvcc.display())
-                });
+                return Err(error).with_context(|| format!("the nvcc {source} does not run"));
             }
             _ => eprintln!("The toolkit in the target folder is incomplete or outdated."),
         }
@@ -81,7 +93,7 @@ pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
 ///
 /// # Errors
 /// The compiler's own output.
-pub fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
+fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
     const PROBE: &str = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n\
         extern \"C\" __global__ void probe(__half *a, __nv_bfloat16 *b) {\n\
         \x20   *a = __float2half(__bfloat162float(*b));\n\

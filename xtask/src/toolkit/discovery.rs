@@ -171,10 +171,10 @@ pub fn check_host_compiler(surroundings: &Surroundings) -> anyhow::Result<()> {
         .collect();
     if !missing.is_empty() {
         bail!(
-            "nvcc needs a host C++ compiler, and {} is not on PATH.\n\
+            "nvcc needs a host C++ compiler; not on PATH: {}.\n\
              Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), \
              or set NVCC_CCBIN to one that nvcc supports.",
-            missing.join(" or ")
+            missing.join(", ")
         );
     }
     Ok(())
@@ -342,9 +342,9 @@ mod tests {
         assert!(check(&[("NVCC_CCBIN", "{}/clang")]).is_ok());
         assert!(check(&[("NVCC_PREPEND_FLAGS", "-ccbin clang++")]).is_ok());
         let error = check(&[("PATH", "{}/c")]).expect_err("no g++");
-        assert!(error.contains("and g++ is not on PATH"), "{error}");
+        assert!(error.contains("not on PATH: g++."), "{error}");
         let error = check(&[]).expect_err("nothing");
-        assert!(error.contains("gcc or g++"), "{error}");
+        assert!(error.contains("not on PATH: gcc, g++."), "{error}");
         let error = check(&[("PATH", "{}/both"), ("NVCC_CCBIN", "g++-99")]).expect_err("wrong");
         assert!(error.starts_with("NVCC_CCBIN="), "{error}");
     }

@@ -20,14 +20,19 @@ const PACKAGES: &str = include_str!("packages.txt");
 /// Name of the folder inside the target folder.
 const NAME: &str = "cuda-toolkit";
 
-/// The toolkit that [`install`] makes, as CUDA_HOME would name it.
+/// The folder that [`install`] makes.
+pub fn folder(target: &Path) -> PathBuf {
+    target.join(NAME)
+}
+
+/// The toolkit in it, as CUDA_HOME would name it.
 pub fn home(target: &Path) -> PathBuf {
-    target.join(NAME).join("cuda")
+    folder(target).join("cuda")
 }
 
 /// Whether the installed toolkit is the one that is pinned now.
 pub fn is_current(target: &Path) -> bool {
-    fs::read_to_string(target.join(NAME).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
+    fs::read_to_string(folder(target).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
 }
 
 /// The pinned packages as `name==version`.
@@ -61,23 +66,13 @@ pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
         )));
     }
     let start = Instant::now();
-    eprintln!(
-        "Installing NVIDIA's compiler from PyPI into {}",
-        target.join(NAME).display()
-    );
-    for package in packages() {
-        eprintln!("    {package}");
-    }
-    eprintln!(
-        "The download is 109 MB, the folder 277 MB. The packages are under NVIDIA's CUDA Toolkit EULA:\n\
-         https://docs.nvidia.com/cuda/eula\n\
-         Nothing is written outside the target folder. To use another nvcc: cargo xtask help toolkit"
-    );
     sweep(target).context("the target folder cannot be read")?;
     let stage = target.join(format!("{NAME}.partial.{}", process::id()));
     fs::create_dir_all(&stage).with_context(|| format!("{} cannot be created", stage.display()))?;
     let _removed = Removed(stage.clone());
-    fill(&stage).map_err(cannot)?;
+    let python = python_with_pip(&stage).map_err(cannot)?;
+    announce(target);
+    fill(&stage, &python).map_err(cannot)?;
     eprintln!("Compiling a small kernel to try it ...");
     let nvcc = super::discovery::nvcc_in(&stage.join("cuda"))
         .ok_or_else(|| anyhow!("the packages hold no nvcc"))
@@ -88,6 +83,22 @@ pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
     super::discovery::nvcc_in(&home(target)).context("the installed toolkit has vanished")
 }
 
+/// Says what is about to be downloaded, from where and under which licence.
+fn announce(target: &Path) {
+    eprintln!(
+        "Installing NVIDIA's compiler from PyPI into {}",
+        folder(target).display()
+    );
+    for package in packages() {
+        eprintln!("    {package}");
+    }
+    eprintln!(
+        "The download is 109 MB, the folder 277 MB. The packages are under NVIDIA's CUDA Toolkit EULA:\n\
+         https://docs.nvidia.com/cuda/eula\n\
+         Nothing is written outside the target folder. To use another nvcc: cargo xtask help toolkit"
+    );
+}
+
 /// An installation error with the ways around it.
 fn cannot(error: anyhow::Error) -> anyhow::Error {
     anyhow!(
@@ -96,8 +107,8 @@ fn cannot(error: anyhow::Error) -> anyhow::Error {
     )
 }
 
-/// Downloads the packages into `stage` and gives them their final layout.
-fn fill(stage: &Path) -> anyhow::Result<()> {
+/// Downloads the packages into `stage` with `python`'s pip and gives them their final layout.
+fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
     let list = stage.join("packages.txt");
     let packages = stage.join("packages");
     // pip unpacks here: the system's temporary folder may be small, and is outside the target folder.
@@ -105,8 +116,7 @@ fn fill(stage: &Path) -> anyhow::Result<()> {
     fs::write(&list, PACKAGES)?;
     fs::create_dir_all(&temporary)?;
 
-    let python = python_with_pip(stage)?;
-    let status = Command::new(&python)
+    let status = Command::new(python)
         .args(["-m", "pip", "install", "--requirement"])
         .arg(&list)
         .arg("--target")
@@ -174,7 +184,7 @@ fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
 
 /// Renames the finished `stage` to its final name; an outdated toolkit makes way.
 fn publish(target: &Path, stage: &Path) -> io::Result<()> {
-    let place = target.join(NAME);
+    let place = folder(target);
     let is_whole = || is_current(target) && super::discovery::nvcc_in(&home(target)).is_some();
     let old = target.join(format!("{NAME}.partial.{}.old", process::id()));
     let _removed = Removed(old.clone());
