@@ -1,2 +1,114 @@
-//! Set-up and one-command jobs.
-fn main() {}
+//! Set-up and one-command jobs of xact. A thin launcher: it starts cargo, pip and nvcc, and does not link
+//! the crate, so that it builds in seconds and works where xact itself does not build yet.
+//!
+//! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
+
+mod folders;
+mod jobs;
+mod steps;
+#[cfg(test)]
+mod testing;
+mod toolkit;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use folders::Folders;
+
+/// Set-up and one-command jobs of xact.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Find nvcc, or install it under the target folder; prints its path
+    ///
+    /// Looks at NVCC (path of nvcc); CUDA_HOME, CUDA_PATH, CUDA_ROOT and CUDA_TOOLKIT_ROOT_DIR (folders that
+    /// hold bin/nvcc); PATH; /usr/local/cuda, /opt/cuda and /usr; target/cuda-toolkit. Where none has it,
+    /// installs pinned packages from PyPI into target/cuda-toolkit: a download of 109 MB, 277 MB on disk,
+    /// under NVIDIA's CUDA Toolkit EULA. Nothing outside the target folder is written; removing
+    /// target/cuda-toolkit uninstalls it.
+    #[command(verbatim_doc_comment)]
+    Toolkit,
+    /// Run every check and test: what CI runs, under 10 minutes on 2 cores
+    Test {
+        /// Test exhaustively (sets XACT_FULL=1)
+        #[arg(long)]
+        full: bool,
+    },
+    /// Verify every kernel on the best device present; the arguments are those of the example `verify`
+    #[command(disable_help_flag = true)]
+    Verify {
+        /// Passed through; `cargo xtask verify --help` lists them
+        #[arg(
+            value_name = "ARGUMENTS",
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let job = Arguments::parse().job;
+    let result = Folders::of_this_process().and_then(|folders| match job {
+        Job::Toolkit => jobs::toolkit(&folders),
+        Job::Test { full } => jobs::test(&folders, full),
+        Job::Verify { arguments } => jobs::verify(&folders, &arguments),
+    });
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn verify_passes_every_argument_through() {
+        for given in [
+            &["--help"][..],
+            &["--json", "-v", "xielu"],
+            &["xielu", "--help"],
+            &["-h"],
+        ] {
+            let line = ["cargo xtask", "verify"].iter().chain(given);
+            match Arguments::try_parse_from(line).map(|arguments| arguments.job) {
+                Ok(Job::Verify { arguments }) => assert_eq!(arguments, given),
+                Ok(_) => panic!("another job"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2() {
+        for given in [
+            &["tset"][..],
+            &["test", "--fulll"],
+            &["toolkit", "here"],
+            &[],
+        ] {
+            let line = ["cargo xtask"].iter().chain(given);
+            match Arguments::try_parse_from(line) {
+                Ok(_) => panic!("accepted {given:?}"),
+                Err(error) => assert_eq!(error.exit_code(), 2, "{given:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The CUDA C++ compiler: found, or else installed under the target folder.
+
+pub mod discovery;
+pub mod install;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs, process};
+
+use anyhow::{Context, bail};
+
+use crate::folders::Folders;
+use discovery::{Source, Surroundings};
+
+/// An nvcc that runs.
+pub struct Toolkit {
+    /// Its path.
+    pub nvcc: PathBuf,
+    /// Its release, such as `13.0.88`.
+    pub version: String,
+    source: Source,
+}
+
+impl Toolkit {
+    /// One line that says which compiler this is.
+    pub fn describe(&self) -> String {
+        format!(
+            "nvcc {} {}: {}",
+            self.version,
+            self.source,
+            self.nvcc.display()
+        )
+    }
+
+    /// Compiles a small kernel.
+    ///
+    /// # Errors
+    /// The compiler's own output, and what to do.
+    pub fn try_out(&self, folders: &Folders) -> anyhow::Result<()> {
+        compile_probe(&self.nvcc, &folders.target).with_context(|| match self.source {
+            Source::Own => format!(
+                "the installed toolkit does not work; to install it anew, remove {}",
+                install::folder(&folders.target).display()
+            ),
+            _ => format!("the nvcc {} does not work", self.source),
+        })
+    }
+}
+
+/// Finds nvcc or installs it.
+///
+/// # Errors
+/// There is none and none can be installed, or the one found does not run, or there is no host C++ compiler.
+pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
+    let own = install::home(&folders.target);
+    let surroundings = Surroundings::of_this_process(&folders.root, &own);
+    let search = discovery::find(&surroundings)?;
+    for note in &search.ignored {
+        eprintln!("note: {note}");
+    }
+    // Before a download that would be of no use.
+    discovery::check_host_compiler(&surroundings)?;
+    if let Some((nvcc, source)) = search.found {
+        let version = version_of(&nvcc);
+        let outdated = source == Source::Own && !install::is_current(&folders.target);
+        match version {
+            Ok(version) if !outdated => {
+                return Ok(Toolkit {
+                    nvcc,
+                    version,
+                    source,
+                });
+            }
+            Err(error) if source != Source::Own => {
+                return Err(error).with_context(|| format!("the nvcc {source} does not run"));
+            }
+            _ => eprintln!("The toolkit in the target folder is incomplete or outdated."),
+        }
+    } else {
+        eprintln!("nvcc was not found.");
+    }
+    let nvcc = install::install(&folders.target)?;
+    Ok(Toolkit {
+        version: version_of(&nvcc)?,
+        nvcc,
+        source: Source::Own,
+    })
+}
+
+/// Compiles a small kernel with the headers that the real ones use, in a folder of its own under `parent`:
+/// whether the parts of a toolkit and the host compiler fit together shows only there.
+///
+/// # Errors
+/// The compiler's own output.
+fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
+    const PROBE: &str = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n\
+        extern \"C\" __global__ void probe(__half *a, __nv_bfloat16 *b) {\n\
+        \x20   *a = __float2half(__bfloat162float(*b));\n\
+        }\n";
+    let folder = parent.join(format!("nvcc-probe.{}", process::id()));
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("{} cannot be created", folder.display()))?;
+    let _removed = install::Removed(folder.clone());
+    fs::write(folder.join("probe.cu"), PROBE)?;
+    let output = Command::new(nvcc)
+        .current_dir(&folder)
+        .args([
+            "-std=c++17",
+            "-ptx",
+            "-arch=compute_80",
+            "-o",
+            "probe.ptx",
+            "probe.cu",
+        ])
+        .output()
+        .with_context(|| format!("{} does not start", nvcc.display()))?;
+    let text = || {
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
+    if !output.status.success() || !folder.join("probe.ptx").is_file() {
+        bail!(
+            "{} cannot compile a small kernel ({}):\n{}",
+            nvcc.display(),
+            output.status,
+            text().trim_end()
+        );
+    }
+    Ok(())
+}
+
+/// The release of an nvcc, from `nvcc --version`.
+fn version_of(nvcc: &Path) -> anyhow::Result<String> {
+    let output = Command::new(nvcc)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{} --version", nvcc.display()))?;
+    if !output.status.success() {
+        bail!(
+            "{} --version: {}\n{}",
+            nvcc.display(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text)
+        .with_context(|| format!("{} --version says no release:\n{text}", nvcc.display()))
+}
+
+/// `13.0.88` from `Cuda compilation tools, release 13.0, V13.0.88`.
+fn parse_version(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.contains("release "))?;
+    let (_, version) = line.rsplit_once(", V")?;
+    Some(version.trim().to_owned())
+}
+
+/// What to do when nvcc cannot be installed, and what works without it.
+fn other_ways() -> String {
+    let mut text = String::from(
+        "Other ways to get nvcc:\n\
+         \x20 1. Install the CUDA toolkit and put nvcc on PATH.\n\
+         \x20 2. Set NVCC to the path of an existing nvcc, or CUDA_HOME to the folder that holds bin/nvcc.\n\
+         \x20 3. Install these packages with any other pip or conda, and set CUDA_HOME to their folder nvidia/cu13:\n",
+    );
+    for package in install::packages() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "       {package}");
+    }
+    text.push_str(
+        "Without nvcc the crate still builds, and its CPU references and CPU backend work: \
+         cargo test --package xact --no-default-features --tests\n\
+         Only calls that need a kernel fail, with Error::KernelsNotBuilt.",
+    );
+    text
+}
+
+/// Whether `program` can be started with `arguments` and succeeds; all output is discarded.
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Whether this is a platform that the packages exist for.
+fn packages_exist_here() -> bool {
+    cfg!(target_os = "linux") && matches!(env::consts::ARCH, "x86_64" | "aarch64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_is_read_from_nvcc() {
+        let text = "nvcc: NVIDIA (R) Cuda compiler driver\n\
+            Cuda compilation tools, release 13.0, V13.0.88\n\
+            Build cuda_13.0.r13.0/compiler.36424714_0\n";
+        assert_eq!(parse_version(text).as_deref(), Some("13.0.88"));
+        assert_eq!(parse_version("not nvcc"), None);
+    }
+
+    #[test]
+    fn the_other_ways_name_the_pinned_packages() {
+        let text = other_ways();
+        assert!(text.contains("       nvidia-nvvm==13.0.88\n"), "{text}");
+        assert!(!text.contains("sha256"), "{text}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_compiler_that_fails_the_probe_is_quoted() {
+        let scratch = crate::testing::Scratch::new();
+        let nvcc = scratch.script("nvcc", "echo 'unsupported GNU version' >&2; exit 1");
+        let error = compile_probe(&nvcc, scratch.path()).expect_err("fails");
+        assert!(
+            error.to_string().contains("unsupported GNU version"),
+            "{error}"
+        );
+        let left = fs::read_dir(scratch.path()).expect("folder").count();
+        assert_eq!(left, 1, "only nvcc is left");
+    }
+}

@@ -1,0 +1,270 @@
+//! Installs nvcc from PyPI into `<target>/cuda-toolkit`:
+//!
+//! - `cuda/`: the toolkit, with `bin/nvcc`
+//! - `packages/`: what else pip writes, NVIDIA's licence among it
+//! - `packages.txt`: the pinned list that it was made from
+//!
+//! Everything is built in a sibling folder and renamed at the very end, after a kernel was compiled with it:
+//! what is called `cuda-toolkit` is whole. nvcc finds its parts relative to itself, so it may be moved.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+use std::{env, fs, io, process};
+
+use anyhow::{Context, anyhow, bail};
+
+/// The pinned packages, as pip reads them.
+const PACKAGES: &str = include_str!("packages.txt");
+
+/// Name of the folder inside the target folder.
+const NAME: &str = "cuda-toolkit";
+
+/// The folder that [`install`] makes.
+pub fn folder(target: &Path) -> PathBuf {
+    target.join(NAME)
+}
+
+/// The toolkit in it, as CUDA_HOME would name it.
+pub fn home(target: &Path) -> PathBuf {
+    folder(target).join("cuda")
+}
+
+/// Whether the installed toolkit is the one that is pinned now.
+pub fn is_current(target: &Path) -> bool {
+    fs::read_to_string(folder(target).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
+}
+
+/// The pinned packages as `name==version`.
+pub fn packages() -> impl Iterator<Item = &'static str> {
+    PACKAGES.lines().filter_map(|line| {
+        let pin = line.split_whitespace().next()?;
+        pin.contains("==").then_some(pin)
+    })
+}
+
+/// A folder that is removed when this is dropped.
+pub struct Removed(pub PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // What is left over is swept by the next installation.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Installs the toolkit and returns the path of its nvcc.
+///
+/// # Errors
+/// What failed, and the other ways to get nvcc. Nothing is left that looks like a toolkit.
+pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
+    if !super::packages_exist_here() {
+        return Err(cannot(anyhow!(
+            "the packages are for Linux on x86_64 and aarch64, this is {} on {}",
+            env::consts::OS,
+            env::consts::ARCH
+        )));
+    }
+    let start = Instant::now();
+    sweep(target).context("the target folder cannot be read")?;
+    let stage = target.join(format!("{NAME}.partial.{}", process::id()));
+    fs::create_dir_all(&stage).with_context(|| format!("{} cannot be created", stage.display()))?;
+    let _removed = Removed(stage.clone());
+    let python = python_with_pip(&stage).map_err(cannot)?;
+    announce(target);
+    fill(&stage, &python).map_err(cannot)?;
+    eprintln!("Compiling a small kernel to try it ...");
+    let nvcc = super::discovery::nvcc_in(&stage.join("cuda"))
+        .ok_or_else(|| anyhow!("the packages hold no nvcc"))
+        .map_err(cannot)?;
+    super::compile_probe(&nvcc, &stage)?;
+    publish(target, &stage).context("the finished toolkit cannot be moved into place")?;
+    eprintln!("Installed in {:.0} s.", start.elapsed().as_secs_f64());
+    super::discovery::nvcc_in(&home(target)).context("the installed toolkit has vanished")
+}
+
+/// Says what is about to be downloaded, from where and under which licence.
+fn announce(target: &Path) {
+    eprintln!(
+        "Installing NVIDIA's compiler from PyPI into {}",
+        folder(target).display()
+    );
+    for package in packages() {
+        eprintln!("    {package}");
+    }
+    eprintln!(
+        "The download is 109 MB, the folder 277 MB. The packages are under NVIDIA's CUDA Toolkit EULA:\n\
+         https://docs.nvidia.com/cuda/eula\n\
+         Nothing is written outside the target folder. To use another nvcc: cargo xtask help toolkit"
+    );
+}
+
+/// An installation error with the ways around it.
+fn cannot(error: anyhow::Error) -> anyhow::Error {
+    anyhow!(
+        "nvcc cannot be installed: {error:#}\n\n{}",
+        super::other_ways()
+    )
+}
+
+/// Downloads the packages into `stage` with `python`'s pip and gives them their final layout.
+fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
+    let list = stage.join("packages.txt");
+    let packages = stage.join("packages");
+    // pip unpacks here: the system's temporary folder may be small, and is outside the target folder.
+    let temporary = stage.join("tmp");
+    fs::write(&list, PACKAGES)?;
+    fs::create_dir_all(&temporary)?;
+
+    let status = Command::new(python)
+        .args(["-m", "pip", "install", "--requirement"])
+        .arg(&list)
+        .arg("--target")
+        .arg(&packages)
+        .args(["--require-hashes", "--no-deps", "--no-cache-dir"])
+        .args(["--only-binary", ":all:", "--no-compile"])
+        // As variables, pip versions that do not know one ignore it. The first two would refuse `--target`.
+        .env("PIP_USER", "0")
+        .env("PIP_REQUIRE_VIRTUALENV", "0")
+        .env("PIP_NO_INPUT", "1")
+        .env("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+        .env("PIP_ROOT_USER_ACTION", "ignore")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("TMPDIR", &temporary)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stderr()))
+        .status()
+        .with_context(|| format!("{} does not start", python.display()))?;
+    if !status.success() {
+        bail!("pip failed ({status}); its own words are above. Is the package index reachable?");
+    }
+    fs::rename(packages.join("nvidia").join("cu13"), stage.join("cuda"))
+        .context("the packages hold no nvidia/cu13")?;
+    for folder in ["tmp", "venv"] {
+        match fs::remove_dir_all(stage.join(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A Python whose pip works: the user's, or else that of a virtual environment in `stage`.
+fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
+    let python = ["python3", "python"]
+        .into_iter()
+        .find(|python| {
+            super::succeeds(
+                python,
+                &["-c", "import sys; sys.exit(sys.version_info < (3, 8))"],
+            )
+        })
+        .context("there is no working Python 3.8 or newer on PATH (python3, python)")?;
+    if super::succeeds(python, &["-m", "pip", "--version"]) {
+        return Ok(python.into());
+    }
+    let folder = stage.join("venv");
+    let venv = Command::new(python)
+        .args(["-m", "venv"])
+        .arg(&folder)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{python} does not start"))?;
+    if !venv.status.success() {
+        // The venv module explains itself on stdout.
+        let said = [venv.stdout, venv.stderr].concat();
+        bail!(
+            "{python} has neither pip nor a working venv module \
+             (Debian, Ubuntu: apt install python3-pip, or python3-venv). It said:\n{}",
+            String::from_utf8_lossy(&said).trim_end()
+        );
+    }
+    Ok(folder.join("bin").join("python"))
+}
+
+/// Renames the finished `stage` to its final name; an outdated toolkit makes way.
+fn publish(target: &Path, stage: &Path) -> io::Result<()> {
+    let place = folder(target);
+    let is_whole = || is_current(target) && super::discovery::nvcc_in(&home(target)).is_some();
+    let old = target.join(format!("{NAME}.partial.{}.old", process::id()));
+    let _removed = Removed(old.clone());
+    if place.symlink_metadata().is_ok() {
+        fs::rename(&place, &old)?;
+    }
+    match fs::rename(stage, &place) {
+        // Another process was faster, and made the same.
+        Err(_) if is_whole() => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes what interrupted installations left.
+fn sweep(target: &Path) -> io::Result<()> {
+    let prefix = format!("{NAME}.partial.");
+    for entry in fs::read_dir(target)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(process) = name.to_str().and_then(|name| name.strip_prefix(&prefix)) else {
+            continue;
+        };
+        let process = process.trim_end_matches(".old");
+        if process == process::id().to_string() || !Path::new("/proc").join(process).exists() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    #[test]
+    fn every_package_is_pinned_and_hashed_for_both_platforms() {
+        let hashes = PACKAGES.matches("--hash=sha256:").count();
+        assert_eq!(packages().count(), 7);
+        assert_eq!(hashes, 2 * packages().count());
+    }
+
+    #[test]
+    fn a_toolkit_of_other_pins_is_not_current() {
+        let scratch = Scratch::new();
+        assert!(!is_current(scratch.path()));
+        scratch.write("cuda-toolkit/packages.txt", PACKAGES);
+        assert!(is_current(scratch.path()));
+        scratch.write(
+            "cuda-toolkit/packages.txt",
+            &PACKAGES.replace("13.0.88", "13.0.48"),
+        );
+        assert!(!is_current(scratch.path()));
+    }
+
+    #[test]
+    fn publishing_replaces_what_was_there() {
+        let scratch = Scratch::new();
+        scratch.script("cuda-toolkit/cuda/bin/nvcc", "old");
+        let new = scratch.script("stage/cuda/bin/nvcc", "new");
+        scratch.write("stage/packages.txt", PACKAGES);
+        publish(scratch.path(), &scratch.path().join("stage")).expect("published");
+        assert!(is_current(scratch.path()));
+        let nvcc = fs::read_to_string(home(scratch.path()).join("bin/nvcc")).expect("nvcc");
+        assert!(nvcc.contains("new"));
+        assert!(!new.exists());
+        let left = fs::read_dir(scratch.path()).expect("folder").count();
+        assert_eq!(left, 1, "the old toolkit is gone");
+    }
+
+    #[test]
+    fn only_the_leftovers_of_dead_processes_are_swept() {
+        let scratch = Scratch::new();
+        // Process identifiers end far below this one.
+        scratch.write("cuda-toolkit.partial.4294967295/file", "");
+        scratch.write("cuda-toolkit.partial.4294967295.old/file", "");
+        scratch.write("cuda-toolkit.partial.1/file", "");
+        scratch.write("cuda-toolkit/file", "");
+        sweep(scratch.path()).expect("swept");
+        let left = fs::read_dir(scratch.path()).expect("folder").count();
+        assert_eq!(left, 2);
+    }
+}
