@@ -42,6 +42,13 @@ impl std::fmt::Display for Dtype {
 }
 
 mod sealed {
+    #[cfg(feature = "cuda")]
+    use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+    /// With the feature `cuda`, elements can also live on a device.
+    #[cfg(feature = "cuda")]
+    pub trait Sealed: DeviceRepr + ValidAsZeroBits + Unpin {}
+    #[cfg(not(feature = "cuda"))]
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}

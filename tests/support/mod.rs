@@ -6,3 +6,4 @@ pub mod check;
 pub mod choose;
 pub mod inputs;
 pub mod run;
+pub mod table;

@@ -229,6 +229,20 @@ pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: usize, cols: usize) ->
     raw::workspace_bytes::<A>(dtype, rows as u64, cols as u64).expect("a small shape") as usize
 }
 
+/// Bytes that launches read from and wrote to tensors and the workspace. The scalars are left out: every
+/// thread reads them, from the cache.
+pub fn tensor_bytes(launches: &[cuda_emulator::LaunchReport]) -> (u64, u64) {
+    // No tensor with its margins and no workspace (whole pairs of f32) has such a length.
+    let scalar = [2, 4].map(|element| 2 * MARGIN as u64 + element);
+    launches
+        .iter()
+        .flat_map(|launch| &launch.buffers)
+        .filter(|buffer| !scalar.contains(&buffer.len))
+        .fold((0, 0), |(read, written), b| {
+            (read + b.bytes_read, written + b.bytes_written)
+        })
+}
+
 /// The bytes of a tensor: what "the same bits" compares.
 pub fn bits<T: Element>(values: &[T]) -> &[u8] {
     bytemuck::cast_slice(values)

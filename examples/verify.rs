@@ -1,0 +1,323 @@
+//! Verifies every op, direction and type on the best device present: against the f64 reference, and the
+//! reference against finite differences. `cargo xtask verify` sets up what is missing and runs this.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cuda_emulator::{Approx, Settings};
+use half::{bf16, f16};
+use indicatif::{ProgressBar, ProgressStyle};
+use support::choose::{Choice, Gpu, open};
+use support::inputs::{self, Random};
+use support::{check, run, table::table};
+use xact::activation::{NAMES, Sample, Visitor};
+use xact::reference::{self, Report, ULPS, ULPS_EXACT};
+use xact::{Activation, Dtype, Element};
+
+/// Verify every op, direction and type against the f64 reference
+///
+/// Inputs are all 65,536 values of the 16-bit types and a sweep of f32. On the emulator every row is run
+/// with the approximate instructions exact, at the lower and at the upper end of their documented
+/// error. Exit status 1 if any row fails.
+#[derive(Parser)]
+#[command(name = "verify")]
+struct Arguments {
+    /// auto (a real device if there is one), gpu or emulated
+    #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
+    device: Choice,
+    /// Only this op
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(NAMES))]
+    op: Option<String>,
+    /// Only this element type
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    dtype: Option<String>,
+    /// One JSON object a line instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let gpu = match open(arguments.device) {
+        Ok(gpu) => gpu,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut jobs = Jobs {
+        arguments: &arguments,
+        list: Vec::new(),
+    };
+    xact::activation::for_each(&mut jobs);
+    let bar = ProgressBar::new(jobs.list.len() as u64);
+    bar.set_style(
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} to go)")
+            .expect("a valid template"),
+    );
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let mut rows = Vec::new();
+    for job in jobs.list {
+        bar.set_message(job.name);
+        let row = (job.run)(&gpu);
+        if arguments.json {
+            println!("{}", row.json(&gpu));
+        }
+        rows.push(row);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if !arguments.json {
+        print_table(&gpu, &rows);
+    }
+    if rows.iter().all(|row| row.ok) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// A row of the table, still to be computed.
+struct Job {
+    name: String,
+    run: Box<dyn FnOnce(&Gpu) -> Row>,
+}
+
+/// Collects the rows that the arguments ask for.
+struct Jobs<'a> {
+    arguments: &'a Arguments,
+    list: Vec<Job>,
+}
+
+impl Jobs<'_> {
+    fn of_type<A: Activation, T: Element>(&mut self) {
+        let dtype = T::DTYPE;
+        let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
+        if !is(&self.arguments.op, A::NAME) || !is(&self.arguments.dtype, dtype.name()) {
+            return;
+        }
+        for direction in ["forward", "backward"] {
+            for sample in A::samples() {
+                self.list.push(Job {
+                    name: format!("{} {direction} {dtype} {}", A::NAME, sample.name),
+                    run: Box::new(move |gpu| verify::<A, T>(gpu, direction, &sample)),
+                });
+            }
+        }
+    }
+}
+
+impl Visitor for Jobs<'_> {
+    fn visit<A: Activation>(&mut self) {
+        self.of_type::<A, f32>();
+        self.of_type::<A, f16>();
+        self.of_type::<A, bf16>();
+    }
+}
+
+/// What was found for one op, type, direction and sample.
+struct Row {
+    op: &'static str,
+    dtype: Dtype,
+    direction: &'static str,
+    params: &'static str,
+    n: usize,
+    worst_ulp: f64,
+    worst_at: f64,
+    /// Worst error of a parameter gradient, relative to the sum of magnitudes.
+    dparams_error: Option<f64>,
+    /// Disagreement of the reference with finite differences.
+    differences: f64,
+    /// Read and written, as counted; a real device does not tell.
+    bytes: Option<u64>,
+    floor_bytes: u64,
+    ok: bool,
+}
+
+/// Inputs of an f32 row, from two sweeps.
+const F32_POINTS: u32 = 1 << 15;
+/// The bound on the disagreement of the reference's derivatives with its differences.
+const DIFFERENCES: f64 = 1e-6;
+
+fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sample<A>) -> Row {
+    let modes: &[(Approx, f64)] = if gpu.emulated {
+        &[
+            (Approx::Nearest, ULPS_EXACT),
+            (Approx::Lowest, ULPS),
+            (Approx::Highest, ULPS),
+        ]
+    } else {
+        &[(Approx::Nearest, ULPS)]
+    };
+    let mut x = inputs::accuracy::<T>(F32_POINTS);
+    let backward = direction == "backward";
+    if backward {
+        // Sums over inputs of 1e38 are infinite, and would say nothing.
+        x.retain(|x| x.to_f64().abs() < 1e4);
+    }
+    let dy = Random(1).normal::<T>(x.len(), 1.0);
+    let bytes_of = |tensors: u64| tensors * x.len() as u64 * T::DTYPE.size();
+    let mut row = Row {
+        op: A::NAME,
+        dtype: T::DTYPE,
+        direction,
+        params: s.name,
+        n: x.len(),
+        worst_ulp: 0.0,
+        worst_at: f64::NAN,
+        dparams_error: None,
+        differences: differences(s),
+        bytes: None,
+        floor_bytes: if backward {
+            // The partial sums are written by the first stage and read by the second.
+            let partials = run::workspace_bytes::<A>(T::DTYPE, 1, x.len()) as u64;
+            bytes_of(3) + 2 * partials
+        } else {
+            bytes_of(2)
+        },
+        ok: true,
+    };
+    for &(approx, ulps) in modes {
+        let settings = Settings {
+            approx,
+            ..Settings::default()
+        };
+        let (report, launches) = cuda_emulator::with_settings(settings, || {
+            let mut check = || {
+                if backward {
+                    check::backward(gpu, &s.op, &s.params, &x, &dy, ulps)
+                } else {
+                    check::forward(gpu, &s.op, &s.params, &x, ulps)
+                }
+            };
+            if gpu.emulated {
+                cuda_emulator::record(check)
+            } else {
+                (check(), Vec::new())
+            }
+        });
+        row.add(&report);
+        // The call itself; launches after it ask for the parameters that the kernel uses.
+        let of_call = &launches[..launches.len().min(if backward { 2 } else { 1 })];
+        if !of_call.is_empty() {
+            let (read, written) = run::tensor_bytes(of_call);
+            row.bytes = Some(read + written);
+        }
+    }
+    row.ok &= row.differences <= DIFFERENCES;
+    row.ok &= row.bytes.is_none_or(|bytes| bytes == row.floor_bytes);
+    row
+}
+
+/// The reference against finite differences of itself.
+fn differences<A: Activation>(s: &Sample<A>) -> f64 {
+    let x: Vec<f64> = (0..200)
+        .map(|i| 1e-4 * 1.07f64.powi(i))
+        .filter(|x| *x < 100.0)
+        .flat_map(|x| [x, -x])
+        .collect();
+    let params: Vec<_> = s.params.iter().map(|&p| f64::from(p)).collect();
+    let found = reference::finite_differences(&s.op, &params, &x);
+    found.slope.max(found.dparams)
+}
+
+impl Row {
+    fn add(&mut self, report: &Report) {
+        self.ok &= report.ok();
+        if let Some(worst) = report.tensor.worst
+            && (self.worst_at.is_nan() || worst.ulps > self.worst_ulp)
+        {
+            (self.worst_ulp, self.worst_at) = (worst.ulps, worst.x);
+        }
+        for p in &report.parameters {
+            self.dparams_error = Some(self.dparams_error.unwrap_or(0.0).max(p.error));
+        }
+    }
+
+    fn json(&self, gpu: &Gpu) -> serde_json::Value {
+        // JSON has no infinity; a result of the wrong kind is infinitely far off.
+        let number = |v: f64| {
+            if v.is_finite() {
+                v.into()
+            } else {
+                serde_json::Value::Null
+            }
+        };
+        serde_json::json!({
+            "op": self.op,
+            "dtype": self.dtype.name(),
+            "direction": self.direction,
+            "params": self.params,
+            "device": gpu.name,
+            "n": self.n,
+            "worst_ulp": number(self.worst_ulp),
+            "worst_at": number(self.worst_at),
+            "dparams_error": self.dparams_error,
+            "finite_difference": number(self.differences),
+            "bytes": self.bytes,
+            "floor_bytes": self.floor_bytes,
+            "ok": self.ok,
+        })
+    }
+}
+
+fn print_table(gpu: &Gpu, rows: &[Row]) {
+    let heads = [
+        "op",
+        "type",
+        "direction",
+        "parameters",
+        "n",
+        "worst ulp",
+        "at x",
+        "dparams",
+        "differences",
+        "bytes",
+        "floor",
+        "",
+    ];
+    let numbers = [
+        "n",
+        "worst ulp",
+        "at x",
+        "dparams",
+        "differences",
+        "bytes",
+        "floor",
+    ];
+    let mut table = table(&heads, &numbers);
+    for row in rows {
+        let per_element = |bytes: u64| format!("{:.3}", bytes as f64 / row.n as f64);
+        table.add_row([
+            row.op.to_owned(),
+            row.dtype.to_string(),
+            row.direction.to_owned(),
+            row.params.to_owned(),
+            row.n.to_string(),
+            format!("{:.2}", row.worst_ulp),
+            format!("{:.4e}", row.worst_at),
+            row.dparams_error
+                .map_or_else(String::new, |e| format!("{e:.0e}")),
+            format!("{:.0e}", row.differences),
+            row.bytes
+                .map_or_else(|| "not counted".to_owned(), per_element),
+            per_element(row.floor_bytes),
+            if row.ok { "ok" } else { "FAILED" }.to_owned(),
+        ]);
+    }
+    println!("{table}");
+    let failed = rows.iter().filter(|row| !row.ok).count();
+    println!(
+        "device: {}\n{} rows, {failed} failed. ulp: f32 of the formula's largest addend (at most {ULPS_EXACT}, or \
+         {ULPS} with approximate\ninstructions at an end of their bound); f16 and bf16 of the result (½ if correctly \
+         rounded). Bytes are\nper element, counted; parameters left out.",
+        gpu.name,
+        rows.len()
+    );
+}

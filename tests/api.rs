@@ -1,0 +1,445 @@
+//! The safe and the raw API: what they refuse, that a refusal writes nothing, graph capture, streams.
+
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::sync::Arc;
+
+use half::f16;
+use support::choose::{Choice, Gpu, open};
+use xact::activation::xielu::{Gradients, Params};
+use xact::activation::{Backward, BackwardInPlace, Forward, ForwardInPlace, ParamGradients};
+use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use xact::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use xact::raw::{self, Matrix};
+use xact::{Activation, Device, Dtype, Element, Error, Workspace, Xielu};
+
+fn gpu() -> Gpu {
+    open(Choice::from_env().unwrap()).unwrap()
+}
+
+const N: usize = 1000;
+/// What outputs hold before a call that must not write.
+const BEFORE: f32 = 77.0;
+
+/// The buffers of a forward and a backward over N elements.
+struct Buffers<T: Element> {
+    x: CudaSlice<T>,
+    dy: CudaSlice<T>,
+    out: CudaSlice<T>,
+    alpha_p: CudaSlice<f32>,
+    alpha_n: CudaSlice<f32>,
+    dalpha_p: CudaSlice<f32>,
+    dalpha_n: CudaSlice<f32>,
+    workspace: Workspace,
+}
+
+impl<T: Element> Buffers<T> {
+    fn new(stream: &Arc<CudaStream>) -> Buffers<T> {
+        let upload = |values: Vec<f64>| {
+            let values: Vec<T> = values.into_iter().map(T::from_f64).collect();
+            stream.clone_htod(&values).unwrap()
+        };
+        let scalar = |v: f32| stream.clone_htod(&[v]).unwrap();
+        let bytes = Xielu::workspace_bytes(T::DTYPE, N as u64).unwrap();
+        Buffers {
+            x: upload((0..N).map(|i| i as f64 / 100.0 - 5.0).collect()),
+            dy: upload((0..N).map(|i| (i as f64).sin()).collect()),
+            out: upload(vec![f64::from(BEFORE); N]),
+            alpha_p: scalar(0.2),
+            alpha_n: scalar(-1.0),
+            dalpha_p: scalar(BEFORE),
+            dalpha_n: scalar(BEFORE),
+            workspace: Workspace::new(stream, bytes).unwrap(),
+        }
+    }
+
+    fn forward(&mut self, device: &Device, stream: &Arc<CudaStream>) -> xact::Result<()> {
+        let params = Params {
+            alpha_p: &self.alpha_p,
+            alpha_n: &self.alpha_n,
+        };
+        Xielu::default().forward(
+            device,
+            stream,
+            Forward {
+                x: &self.x,
+                params,
+                y: &mut self.out,
+            },
+        )
+    }
+
+    fn backward(&mut self, device: &Device, stream: &Arc<CudaStream>) -> xact::Result<()> {
+        let call = Backward {
+            x: &self.x,
+            dy: &self.dy,
+            dx: &mut self.out,
+            params: Params {
+                alpha_p: &self.alpha_p,
+                alpha_n: &self.alpha_n,
+            },
+            dparams: ParamGradients {
+                out: Gradients {
+                    dalpha_p: &mut self.dalpha_p,
+                    dalpha_n: &mut self.dalpha_n,
+                },
+                accumulate: false,
+                workspace: &mut self.workspace,
+            },
+        };
+        Xielu::default().backward(device, stream, call)
+    }
+
+    /// out, dalpha_p, dalpha_n.
+    fn results(&self, stream: &Arc<CudaStream>) -> (Vec<f64>, f32, f32) {
+        let out = stream.clone_dtoh(&self.out).unwrap();
+        let scalar = |buffer| stream.clone_dtoh(buffer).unwrap()[0];
+        (
+            out.iter().map(|v| v.to_f64()).collect(),
+            scalar(&self.dalpha_p),
+            scalar(&self.dalpha_n),
+        )
+    }
+
+    fn assert_unwritten(&self, stream: &Arc<CudaStream>) {
+        let (out, dalpha_p, dalpha_n) = self.results(stream);
+        let before = f64::from(BEFORE);
+        assert!(out.iter().all(|&v| v == before));
+        assert_eq!((dalpha_p, dalpha_n), (BEFORE, BEFORE));
+    }
+}
+
+#[test]
+fn in_place_is_the_same_as_apart() {
+    let Gpu { device, stream, .. } = gpu();
+    let mut b = Buffers::<f16>::new(&stream);
+    b.forward(&device, &stream).unwrap();
+    let (y, ..) = b.results(&stream);
+    b.backward(&device, &stream).unwrap();
+    let (dx, dalpha_p, dalpha_n) = b.results(&stream);
+
+    let params = || Params {
+        alpha_p: &b.alpha_p,
+        alpha_n: &b.alpha_n,
+    };
+    let call = BackwardInPlace {
+        x: &b.x,
+        dy: &mut b.dy,
+        params: params(),
+        dparams: ParamGradients {
+            out: Gradients {
+                dalpha_p: &mut b.dalpha_p,
+                dalpha_n: &mut b.dalpha_n,
+            },
+            accumulate: true,
+            workspace: &mut b.workspace,
+        },
+    };
+    Xielu::default()
+        .backward_in_place(&device, &stream, call)
+        .unwrap();
+    let call = ForwardInPlace {
+        x: &mut b.x,
+        params: params(),
+    };
+    Xielu::default()
+        .forward_in_place(&device, &stream, call)
+        .unwrap();
+    let download = |buffer| -> Vec<f64> {
+        stream
+            .clone_dtoh(buffer)
+            .unwrap()
+            .iter()
+            .map(|v: &f16| v.to_f64())
+            .collect()
+    };
+    assert_eq!(download(&b.x), y);
+    assert_eq!(download(&b.dy), dx);
+    let (_, p, n) = b.results(&stream);
+    assert_eq!(
+        (p, n),
+        (dalpha_p + dalpha_p, dalpha_n + dalpha_n),
+        "accumulated"
+    );
+}
+
+#[test]
+fn wrong_lengths_are_refused_and_nothing_is_written() {
+    let Gpu { device, stream, .. } = gpu();
+    let mut b = Buffers::<f32>::new(&stream);
+    let short = stream.alloc_zeros::<f32>(N - 1).unwrap();
+    let long = stream.clone_htod(&[0.1_f32, 0.2]).unwrap();
+    let length = |what, expected, got| {
+        Err(Error::Length {
+            what,
+            expected,
+            got,
+        })
+    };
+    let (n, less) = (N as u64, N as u64 - 1);
+
+    let x = std::mem::replace(&mut b.x, short);
+    assert_eq!(b.forward(&device, &stream), length("y", less, n));
+    assert_eq!(b.backward(&device, &stream), length("dy", less, n));
+    let short = std::mem::replace(&mut b.x, x);
+    let dy = std::mem::replace(&mut b.dy, short);
+    assert_eq!(b.backward(&device, &stream), length("dy", n, less));
+    let _ = std::mem::replace(&mut b.dy, dy);
+    let alpha_n = std::mem::replace(&mut b.alpha_n, long);
+    assert_eq!(b.forward(&device, &stream), length("alpha_n", 1, 2));
+    assert_eq!(b.backward(&device, &stream), length("alpha_n", 1, 2));
+    let long = std::mem::replace(&mut b.alpha_n, alpha_n);
+    let dalpha_p = std::mem::replace(&mut b.dalpha_p, long);
+    assert_eq!(b.backward(&device, &stream), length("dalpha_p", 1, 2));
+    b.dalpha_p = dalpha_p;
+    b.assert_unwritten(&stream);
+    b.backward(&device, &stream).unwrap();
+}
+
+#[test]
+fn a_parameter_of_a_third_type_is_refused() {
+    let Gpu { device, stream, .. } = gpu();
+    let b = Buffers::<f32>::new(&stream);
+    let a = stream.clone_htod(&[f16::from_f32(0.2)]).unwrap();
+    let mut y = stream.clone_htod(&[BEFORE; N]).unwrap();
+    let params = Params {
+        alpha_p: &a,
+        alpha_n: &a,
+    };
+    let result = Xielu::default().forward(
+        &device,
+        &stream,
+        Forward {
+            x: &b.x,
+            params,
+            y: &mut y,
+        },
+    );
+    assert_eq!(
+        result,
+        Err(Error::ParamDtype {
+            params: "f16",
+            x: "f32"
+        })
+    );
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; N]);
+}
+
+#[test]
+fn a_workspace_serves_its_own_stream_and_must_be_large_enough() {
+    let Gpu { device, stream, .. } = gpu();
+    let mut b = Buffers::<f32>::new(&stream);
+    let other = device.context().new_stream().unwrap();
+    assert_eq!(b.backward(&device, &other), Err(Error::WrongStream));
+    b.workspace = Workspace::new(&stream, 8).unwrap();
+    assert_eq!(
+        b.backward(&device, &stream),
+        Err(Error::Workspace { needed: 16, got: 8 })
+    );
+    b.assert_unwritten(&stream);
+}
+
+/// Under the per-thread default stream, the same handle is another stream in each thread.
+#[test]
+fn a_workspace_of_the_per_thread_stream_serves_its_own_thread() {
+    let Gpu { device, .. } = gpu();
+    let stream = device.context().per_thread_stream();
+    let mut b = Buffers::<f32>::new(&stream);
+    b.backward(&device, &stream).unwrap();
+    let result =
+        std::thread::scope(|scope| scope.spawn(|| b.backward(&device, &stream)).join().unwrap());
+    assert_eq!(result, Err(Error::WrongStream));
+}
+
+/// A raw forward over N f32, with one thing changed.
+fn raw_forward(
+    gpu: &Gpu,
+    b: &mut Buffers<f32>,
+    change: impl FnOnce(&mut raw::Forward<'_>, u64, u64),
+) -> xact::Result<()> {
+    let (x, _reads_x) = b.x.device_ptr(&gpu.stream);
+    let (y, _writes_y) = b.out.device_ptr_mut(&gpu.stream);
+    let (p, _reads_p) = b.alpha_p.device_ptr(&gpu.stream);
+    let (n, _reads_n) = b.alpha_n.device_ptr(&gpu.stream);
+    let params = [p, n];
+    let mut call = raw::Forward {
+        dtype: Dtype::F32,
+        rows: 1,
+        cols: N as u64,
+        x: Matrix::contiguous(x, N as u64),
+        y: Matrix::contiguous(y, N as u64),
+        params: &params,
+        param_dtype: Dtype::F32,
+        max_blocks: None,
+    };
+    change(&mut call, x, y);
+    // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
+    // tests are refused before a launch.
+    unsafe {
+        raw::forward(
+            &gpu.device,
+            gpu.stream.cu_stream(),
+            &Xielu::default(),
+            &call,
+        )
+    }
+}
+
+#[test]
+fn raw_calls_refuse_what_can_be_seen() {
+    let gpu = gpu();
+    let mut b = Buffers::<f32>::new(&gpu.stream);
+    let mut refused = |expected: Error, change: &dyn Fn(&mut raw::Forward<'_>, u64, u64)| {
+        assert_eq!(raw_forward(&gpu, &mut b, change), Err(expected));
+    };
+    refused(Error::Null { what: "x" }, &|call, _, _| call.x.ptr = 0);
+    refused(Error::Null { what: "y" }, &|call, _, _| call.y.ptr = 0);
+    refused(Error::Null { what: "alpha_p" }, &|call, _, _| {
+        call.params = &[0, 8]
+    });
+    refused(
+        Error::Length {
+            what: "params",
+            expected: 2,
+            got: 1,
+        },
+        &|call, _, _| {
+            call.params = &call.params[..1];
+        },
+    );
+    refused(
+        Error::Overlap {
+            output: "y",
+            other: "x",
+        },
+        &|call, x, _| call.y.ptr = x + 4,
+    );
+    refused(
+        Error::Overlap {
+            output: "y",
+            other: "alpha_p",
+        },
+        &|call, _, _| {
+            call.y.ptr = call.params[0] - 4;
+        },
+    );
+    refused(
+        Error::ParamDtype {
+            params: "bf16",
+            x: "f32",
+        },
+        &|call, _, _| {
+            call.param_dtype = Dtype::Bf16;
+        },
+    );
+    refused(
+        Error::Pitch {
+            what: "x",
+            pitch: 9,
+            cols: 10,
+        },
+        &|call, _, _| {
+            (call.rows, call.cols, call.x.pitch) = (2, 10, 9);
+        },
+    );
+    refused(
+        Error::TooLarge {
+            rows: u64::MAX,
+            cols: 2,
+        },
+        &|call, _, _| {
+            (call.rows, call.cols) = (u64::MAX, 2);
+        },
+    );
+    let misaligned = raw_forward(&gpu, &mut b, |call, _, _| call.x.ptr += 2);
+    assert!(matches!(
+        misaligned,
+        Err(Error::Misaligned {
+            what: "x",
+            alignment: 4,
+            ..
+        })
+    ));
+    b.assert_unwritten(&gpu.stream);
+    raw_forward(&gpu, &mut b, |_, _, _| {}).unwrap();
+}
+
+#[test]
+fn forward_and_backward_can_be_captured_and_replayed() {
+    let Gpu { device, .. } = gpu();
+    device.preload().unwrap();
+    // As cudarc's documentation asks: waits on events from outside would break the capture.
+    // SAFETY: everything below runs on one stream.
+    unsafe { device.context().disable_event_tracking() };
+    let stream = device.context().new_stream().unwrap();
+    let mut expected = Buffers::<f32>::new(&stream);
+    expected.backward(&device, &stream).unwrap();
+    let expected = expected.results(&stream);
+
+    let mut b = Buffers::<f32>::new(&stream);
+    stream.synchronize().unwrap();
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).unwrap();
+    b.forward(&device, &stream).unwrap();
+    b.backward(&device, &stream).unwrap();
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream
+        .end_capture(flags)
+        .unwrap()
+        .expect("a graph with launches");
+    b.assert_unwritten(&stream);
+    for _ in 0..2 {
+        graph.launch().unwrap();
+        assert_eq!(b.results(&stream), expected);
+    }
+}
+
+#[test]
+fn streams_of_another_device_are_refused() {
+    let Gpu {
+        device,
+        stream,
+        emulated,
+        ..
+    } = gpu();
+    if !emulated {
+        return; // a second device may not exist
+    }
+    let other = Device::new(1).unwrap();
+    let mut b = Buffers::<f32>::new(&stream);
+    assert_eq!(
+        b.forward(&other, &stream),
+        Err(Error::WrongContext { what: "the stream" })
+    );
+    let their_stream = other.context().new_stream().unwrap();
+    assert_eq!(
+        b.forward(&other, &their_stream),
+        Err(Error::WrongContext { what: "x" })
+    );
+    b.assert_unwritten(&stream);
+    let mut theirs = Buffers::<f32>::new(&their_stream);
+    theirs.forward(&other, &their_stream).unwrap();
+    b.forward(&device, &stream).unwrap();
+    assert_eq!(
+        theirs.results(&their_stream).0,
+        b.results(&stream).0,
+        "the same bits on both models"
+    );
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let text = Error::DriverTooOld {
+        ptx: "7.0",
+        driver: "10.2".into(),
+    }
+    .to_string();
+    assert!(text.contains("10.2") && text.contains("7.0") && text.contains("update the driver"));
+    let text = Error::NoDriver {
+        tried: "libcuda.so".into(),
+    }
+    .to_string();
+    assert!(text.contains("libcuda.so") && text.contains("CPU reference"));
+}

@@ -1,0 +1,64 @@
+//! The embedded PTX against the registry.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use xact::activation::{NAMES, entry_names};
+
+/// The names of the entries of a PTX text.
+fn entries(ptx: &str) -> BTreeSet<String> {
+    ptx.lines()
+        .filter_map(|line| line.split_once(".entry "))
+        .map(|(_, rest)| rest.trim_end_matches('(').trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_ptx_holds_exactly_the_entries_of_the_registry() {
+    let embedded: BTreeSet<_> = xact::images()
+        .iter()
+        .flat_map(|image| entries(image.ptx))
+        .collect();
+    let expected: BTreeSet<_> = entry_names().into_iter().collect();
+    assert_eq!(embedded, expected);
+}
+
+#[test]
+fn every_image_is_of_an_op_and_every_op_has_one() {
+    let stems: BTreeSet<_> = xact::images().iter().map(|image| image.stem).collect();
+    assert_eq!(stems, NAMES.iter().copied().collect());
+}
+
+/// Old drivers load it: the version is the oldest that the target has, not nvcc's own.
+#[test]
+fn the_version_is_lowered() {
+    for image in xact::images() {
+        let header = |word: &str| {
+            let line = image.ptx.lines().find_map(|line| line.strip_prefix(word));
+            line.unwrap_or_else(|| panic!("{} has no {word}", image.stem))
+                .trim()
+        };
+        assert_eq!(header(".version "), image.version);
+        assert_eq!(header(".target "), format!("sm_{}", image.target));
+        assert_eq!(
+            (image.target, image.version),
+            (80, "7.0"),
+            "nvcc wrote {}",
+            image.nvcc_version
+        );
+    }
+}
+
+/// One stem per op in every folder.
+#[test]
+fn every_op_has_its_two_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for stem in NAMES {
+        for path in [
+            format!("kernels/activation/{stem}.cu"),
+            format!("src/activation/{stem}.rs"),
+        ] {
+            assert!(root.join(&path).is_file(), "{path}");
+        }
+    }
+}

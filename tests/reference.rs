@@ -1,0 +1,304 @@
+//! The f64 references against independent sources: 60-digit arithmetic, Hugging Face's outputs, and
+//! finite differences. No device.
+
+use std::collections::BTreeMap;
+
+use xact::activation::Visitor;
+use xact::reference::finite_differences;
+use xact::{Activation, Compat, EpsGradient, Parameters, Xielu};
+
+/// What f64 arithmetic can lose in these formulas, relative to the largest addend.
+const F64_ROUNDING: f64 = 2e-15;
+
+fn close(what: &str, x: f64, got: f64, exact: f64, scale: f64, tolerance: f64) {
+    let error = (got - exact).abs();
+    assert!(
+        error <= tolerance * scale + f64::from_bits(4),
+        "{what} at {x:e}: {got:e}, exact {exact:e}, {:e} of the largest addend",
+        error / scale
+    );
+}
+
+#[test]
+fn xielu_matches_60_digit_arithmetic() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        raw: bool,
+        params: Vec<f64>,
+        beta: f32,
+        y: Vec<f64>,
+        slope: Vec<f64>,
+        dalpha_p: Vec<f64>,
+        dalpha_n: Vec<f64>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Oracle {
+        x: Vec<f64>,
+        cases: BTreeMap<String, Case>,
+    }
+    let oracle: Oracle = serde_json::from_str(include_str!("golden/xielu_oracle.json")).unwrap();
+    assert!(oracle.x.len() > 350 && oracle.cases.len() == 5);
+    for (name, case) in &oracle.cases {
+        let op = Xielu {
+            parameters: if case.raw {
+                Parameters::Raw
+            } else {
+                Parameters::Effective
+            },
+            beta: case.beta,
+            compat: None,
+        };
+        let chain = op.chain(&case.params);
+        for (i, &x) in oracle.x.iter().enumerate() {
+            let got = op.evaluate(&case.params, x);
+            let what = |part| format!("{name} {part}");
+            close(
+                &what("y"),
+                x,
+                got.y.value,
+                case.y[i],
+                got.y.scale,
+                F64_ROUNDING,
+            );
+            close(
+                &what("slope"),
+                x,
+                got.slope.value,
+                case.slope[i],
+                got.slope.scale,
+                F64_ROUNDING,
+            );
+            for (p, exact) in [case.dalpha_p[i], case.dalpha_n[i]].into_iter().enumerate() {
+                close(
+                    &what("dparams"),
+                    x,
+                    got.dparams[p] * chain[p],
+                    exact,
+                    exact,
+                    F64_ROUNDING,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn derivatives_match_finite_differences() {
+    struct Check(usize);
+    impl Visitor for Check {
+        fn visit<A: Activation>(&mut self) {
+            let x: Vec<f64> = (0..300)
+                .map(|i| 1e-4 * 1.05f64.powi(i))
+                .filter(|x| *x < 100.0)
+                .flat_map(|x| [x, -x])
+                .collect();
+            for sample in A::samples() {
+                let params: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
+                let found = finite_differences(&sample.op, &params, &x);
+                assert!(
+                    found.slope < 1e-6 && found.dparams < 1e-6,
+                    "{sample:?}: {found:?}"
+                );
+                self.0 += 1;
+            }
+        }
+    }
+    let mut check = Check(0);
+    xact::activation::for_each(&mut check);
+    assert!(check.0 > 0);
+}
+
+#[test]
+fn special_values() {
+    let params = [0.8, 0.8];
+    let op = Xielu {
+        parameters: Parameters::Effective,
+        ..Xielu::default()
+    };
+    let at = |op: &Xielu, params: &[f64], x: f64| op.evaluate(params, x);
+    let inf = f64::INFINITY;
+    assert_eq!(at(&op, &params, inf).y.value, inf);
+    assert_eq!(at(&op, &params, -inf).y.value, inf);
+    assert_eq!(at(&op, &params, -inf).slope.value, f64::from(op.beta) - 0.8);
+    assert!(at(&op, &params, f64::NAN).y.value.is_nan());
+    assert!(at(&op, &params, f64::NAN).slope.value.is_nan());
+    assert!(at(&op, &params, -0.0).y.value.is_sign_negative());
+    assert!(at(&op, &params, 0.0).y.value.is_sign_positive());
+    // α_n = β: the left side has a finite limit; α_p = 0: the right side is linear.
+    assert_eq!(at(&op, &[0.8, 0.5], -inf).y.value, -0.5);
+    assert_eq!(at(&op, &[0.0, 0.8], inf).y.value, inf);
+    assert_eq!(at(&op, &[0.0, 0.8], inf).slope.value, 0.5);
+    // The clamp of the compatible form moves f(0), and autograd its slope.
+    let compat = |gradient| Xielu {
+        compat: Some(Compat {
+            eps: -1e-6,
+            gradient,
+        }),
+        ..op
+    };
+    let autograd = compat(EpsGradient::Autograd);
+    assert!((at(&autograd, &params, 0.0).y.value + 0.8e-6).abs() < 1e-12);
+    assert_eq!(at(&autograd, &params, 0.0).slope.value, 0.5 - 0.8);
+    let analytic = compat(EpsGradient::Analytic);
+    assert!((at(&analytic, &params, 0.0).slope.value - 0.5).abs() < 1e-6);
+}
+
+/// Tensors of xielu_hf.safetensors, as f64.
+struct HuggingFace(BTreeMap<String, Vec<f64>>);
+
+impl HuggingFace {
+    fn load() -> HuggingFace {
+        let file =
+            safetensors::SafeTensors::deserialize(include_bytes!("golden/xielu_hf.safetensors"));
+        let tensors = file.unwrap().tensors().into_iter().map(|(name, view)| {
+            let data = view.data();
+            let values = match view.dtype() {
+                safetensors::Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(data),
+                safetensors::Dtype::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(data)
+                    .into_iter()
+                    .map(f64::from)
+                    .collect(),
+                other => panic!("{other:?}"),
+            };
+            (name, values)
+        });
+        HuggingFace(tensors.collect())
+    }
+
+    fn get(&self, name: &str) -> &[f64] {
+        &self.0[name]
+    }
+
+    fn case(&self, case: &str) -> (Vec<f64>, f64) {
+        let params = ["alpha_p", "alpha_n"].map(|p| self.get(&format!("{case}.{p}"))[0]);
+        (params.to_vec(), self.get(&format!("{case}.eps"))[0])
+    }
+}
+
+const F64_CASES: [&str; 3] = ["f64.initial", "f64.default", "f64.apertus"];
+
+#[test]
+fn compat_is_hugging_face() {
+    let hf = HuggingFace::load();
+    let (x, gx, dy) = (hf.get("x"), hf.get("gradient.x"), hf.get("gradient.dy"));
+    for case in F64_CASES {
+        let (params, eps) = hf.case(case);
+        let op = Xielu {
+            compat: Some(Compat {
+                eps: eps as f32,
+                gradient: EpsGradient::Autograd,
+            }),
+            ..Xielu::default()
+        };
+        // Theirs takes expm1(x) − x as a difference.
+        let lost = |x: f64| 4e-16 * 200.0 * x.abs();
+        // The eps of f64.initial is no f32.
+        let moved = 200.0 * (eps - f64::from(eps as f32)).abs();
+        let mut compared = 0;
+        for (&x, &theirs) in x.iter().zip(hf.get(&format!("{case}.y"))) {
+            let ours = op.evaluate(&params, x).y;
+            if x == f64::NEG_INFINITY {
+                assert!(theirs.is_nan() && ours.value == f64::INFINITY);
+            } else if !x.is_finite() {
+                assert!(theirs == ours.value || theirs.is_nan() && ours.value.is_nan());
+            } else {
+                let allowed = 4e-15 * ours.scale + lost(x) + moved;
+                assert!(
+                    (ours.value - theirs).abs() <= allowed,
+                    "{case} y({x:e}): {ours:?} {theirs:e}"
+                );
+                compared += 1;
+            }
+        }
+        assert!(compared > 590);
+        let mut sums = [(0.0, 0.0); 2];
+        for ((&x, &dy), &theirs) in gx.iter().zip(dy).zip(hf.get(&format!("{case}.dx"))) {
+            if x == f64::from(eps as f32) && x != eps {
+                continue; // a tie with our eps, below theirs
+            }
+            let ours = op.evaluate(&params, x);
+            let (value, scale) = (dy * ours.slope.value, (dy * ours.slope.scale).abs());
+            assert!(
+                (value - theirs).abs() <= 4e-15 * scale + moved * dy.abs(),
+                "{case} dx({x:e}): {value:e} {theirs:e}"
+            );
+            for (sum, term) in sums.iter_mut().zip(ours.dparams) {
+                *sum = (sum.0 + dy * term, sum.1 + (dy * term).abs());
+            }
+        }
+        let chain = op.chain(&params);
+        for (p, name) in Xielu::GRADIENTS.iter().enumerate() {
+            let theirs = hf.get(&format!("{case}.{name}"))[0];
+            let (sum, magnitude) = (sums[p].0 * chain[p], sums[p].1 * chain[p]);
+            assert!(
+                (sum - theirs).abs() <= 1e-12 * magnitude,
+                "{case} {name}: {sum:e} {theirs:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_ideal_function_differs_from_hugging_face_only_between_eps_and_0() {
+    let hf = HuggingFace::load();
+    for case in F64_CASES {
+        let (params, eps) = hf.case(case);
+        let op = Xielu::default();
+        let mut differing = 0;
+        for (&x, &theirs) in hf.get("x").iter().zip(hf.get(&format!("{case}.y"))) {
+            if !x.is_finite() {
+                continue;
+            }
+            let ours = op.evaluate(&params, x).y;
+            let apart = (ours.value - theirs).abs() > 4e-15 * ours.scale + 8e-14 * x.abs();
+            assert!(!apart || (eps < x && x <= 0.0), "{case} y({x:e})");
+            differing += usize::from(apart);
+        }
+        assert!(differing > 5, "the file holds inputs between eps and 0");
+    }
+}
+
+#[test]
+fn reports_find_what_is_wrong() {
+    use xact::reference::{ULPS, check_forward, check_gradients};
+    let op = Xielu {
+        parameters: Parameters::Effective,
+        ..Xielu::default()
+    };
+    let params = [0.8, 0.8];
+    let x = [-2.0_f32, -0.5, -0.0, 0.25, 3.0, f32::INFINITY];
+    let exact: Vec<f32> = xact::reference::forward(&op, &params, &x)
+        .iter()
+        .map(|&y| y as f32)
+        .collect();
+    let ok = |y: &[f32]| check_forward(&op, &params, &x, y, ULPS).unwrap().ok();
+    assert!(ok(&exact));
+    // A relative error of 5e-6, a lost sign of zero, a wrong infinity, a NaN.
+    for (at, wrong) in [
+        (0, exact[0] * 1.000005),
+        (2, 0.0),
+        (5, f32::MAX),
+        (3, f32::NAN),
+    ] {
+        let mut y = exact.clone();
+        y[at] = wrong;
+        let report = check_forward(&op, &params, &x, &y, ULPS).unwrap();
+        assert!(
+            !report.ok() && report.tensor.failures[0].at == at,
+            "{report}"
+        );
+    }
+    let dy = [1.0_f32; 4];
+    let (dx, dparams) = xact::reference::backward(&op, &params, &x[..4], &dy).unwrap();
+    let dx: Vec<f32> = dx.iter().map(|&v| v as f32).collect();
+    let check = |dparams: &[f64]| check_gradients(&op, &params, &x[..4], &dy, &dx, dparams, ULPS);
+    assert!(check(&dparams).unwrap().ok());
+    assert!(!check(&[dparams[0] * 1.00001, dparams[1]]).unwrap().ok());
+    assert!(matches!(
+        check(&dparams[..1]),
+        Err(xact::Error::Length {
+            what: "dparams",
+            ..
+        })
+    ));
+}

@@ -1,0 +1,18 @@
+//! The table that every command prints.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// A table with these column heads. Columns named in `numbers` are aligned to the right.
+pub fn table(heads: &[&str], numbers: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(heads);
+    for (column, head) in table.column_iter_mut().zip(heads) {
+        if numbers.contains(head) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
