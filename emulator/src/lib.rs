@@ -35,11 +35,13 @@ mod lower;
 mod memory;
 mod ptx;
 mod race;
+mod real;
 mod report;
 mod settings;
 mod traffic;
 
 pub use install::{InstallError, install};
+pub use real::real_device_present;
 pub use report::{Check, Finding, LaunchReport, last_finding, record};
 pub use settings::{Approx, Schedule, Settings, with_settings};
 pub use traffic::{AccessCounts, BankPhases, BufferTraffic};

@@ -27,14 +27,22 @@ pub(crate) fn canonical(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn flush(x: f32) -> f32 {
     let b = x.to_bits();
-    if b & 0x7f80_0000 == 0 { f32::from_bits(b & 0x8000_0000) } else { x }
+    if b & 0x7f80_0000 == 0 {
+        f32::from_bits(b & 0x8000_0000)
+    } else {
+        x
+    }
 }
 
 /// `.sat`: into [0, 1]; NaN becomes 0.
 #[inline(always)]
 pub(crate) fn saturate(x: f32) -> f32 {
     // Written so that NaN and −0 give +0.
-    if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
+    if x > 0.0 {
+        if x < 1.0 { x } else { 1.0 }
+    } else {
+        0.0
+    }
 }
 
 /// `sum` is a rounded result and `error` what it lost: the same, rounded to odd.
@@ -106,7 +114,9 @@ pub(crate) fn round_to(x: f64, digits: i32, min_exp: i32, max_exp: i32, mode: Ro
     let max = (2.0 - pow2(1 - digits)) * pow2(max_exp);
     let r = if r.abs() > max {
         match (mode, x > 0.0) {
-            (Rounding::Nearest, _) | (Rounding::Up, true) | (Rounding::Down, false) => f64::INFINITY.copysign(x),
+            (Rounding::Nearest, _) | (Rounding::Up, true) | (Rounding::Down, false) => {
+                f64::INFINITY.copysign(x)
+            }
             _ => max.copysign(x),
         }
     } else {
@@ -139,7 +149,11 @@ pub(crate) fn directed(x: f64, exact_zero_sign: Option<bool>, mode: Rounding) ->
     // x + (−x) is −0 when rounding down, and +0 otherwise.
     if x == 0.0 {
         if let Some(both_negative) = exact_zero_sign {
-            return if both_negative || mode == Rounding::Down { -0.0 } else { 0.0 };
+            return if both_negative || mode == Rounding::Down {
+                -0.0
+            } else {
+                0.0
+            };
         }
     }
     to_f32(x, mode)
@@ -267,10 +281,18 @@ pub(crate) fn to_integer(x: f64, mode: Rounding, signed: bool, bits: u32) -> u64
     };
     // `as` saturates; narrower types are clamped after it.
     if signed {
-        let (lo, hi) = if bits == 64 { (i64::MIN, i64::MAX) } else { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) };
+        let (lo, hi) = if bits == 64 {
+            (i64::MIN, i64::MAX)
+        } else {
+            (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1)
+        };
         (x as i64).clamp(lo, hi) as u64
     } else {
-        (x as u64).min(if bits == 64 { u64::MAX } else { (1 << bits) - 1 })
+        (x as u64).min(if bits == 64 {
+            u64::MAX
+        } else {
+            (1 << bits) - 1
+        })
     }
 }
 
