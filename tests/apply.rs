@@ -3,19 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
 
-/// The example's program, which cargo builds with the tests.
+/// The example's program, built now: `cargo test --test apply` alone does not build examples.
 fn apply() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    Command::new(
-        profile
-            .join("examples")
-            .join(format!("apply{}", std::env::consts::EXE_SUFFIX)),
-    )
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().unwrap().parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", "apply"]);
+        if profile.file_name().unwrap() == "release" {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        assert!(build.status().unwrap().success());
+        let name = format!("apply{}", std::env::consts::EXE_SUFFIX);
+        profile.join("examples").join(name)
+    });
+    Command::new(program)
 }
 
 /// A tensor of an input file.

@@ -1,4 +1,4 @@
-//! The table that every command prints.
+//! The table that every command prints: for eyes, and to paste into Markdown.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 pub fn table(heads: &[&str], numbers: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .load_preset(presets::ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(heads);
     for (column, head) in table.column_iter_mut().zip(heads) {
