@@ -140,8 +140,18 @@ pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
         let own = surroundings.own.iter().find_map(|home| nvcc_in(home));
         Ok(own.map(|nvcc| (nvcc, Source::Own)))
     };
-    let found = first()?;
+    let found = first()?.map(|(nvcc, source)| (unlinked(nvcc), source));
     Ok(Search { found, ignored })
+}
+
+/// nvcc looks for its parts beside the name that it was called by. For a link that stands alone, as in
+/// /usr/local/bin, this is what it points to.
+fn unlinked(nvcc: PathBuf) -> PathBuf {
+    let has_parts = |nvcc: &Path| nvcc.with_file_name("nvcc.profile").is_file();
+    match nvcc.canonicalize() {
+        Ok(real) if !has_parts(&nvcc) && has_parts(&real) => real,
+        _ => nvcc,
+    }
 }
 
 /// Checks that nvcc will find a host C++ compiler, which it runs even to write PTX.

@@ -108,6 +108,29 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_stands_alone_is_followed() {
+        let scratch = Scratch::new();
+        let nvcc = scratch.script("toolkit/bin/nvcc", "");
+        scratch.write("toolkit/bin/nvcc.profile", "");
+        let wrapper = scratch.script("wrapper/cache", "");
+        for (folder, points_to, expected) in [
+            ("alone", &nvcc, &nvcc),
+            ("whole", &nvcc, &scratch.path().join("whole/nvcc")),
+            ("wrapped", &wrapper, &scratch.path().join("wrapped/nvcc")),
+        ] {
+            scratch.write(&format!("{folder}/other"), "");
+            let link = scratch.path().join(folder).join("nvcc");
+            std::os::unix::fs::symlink(points_to, link).expect("link");
+            if folder == "whole" {
+                scratch.write("whole/nvcc.profile", "");
+            }
+            let path = format!("{{}}/{folder}");
+            let (found, _) = found(&scratch, &[("PATH", &path)]).expect("found");
+            assert_eq!(found, *expected);
+        }
+    }
+
+    #[test]
     fn empty_variables_count_as_unset() {
         let scratch = Scratch::new();
         let nvcc = scratch.script("usual/bin/nvcc", "");
