@@ -34,10 +34,10 @@ enum Op {
         #[arg(long)]
         effective: bool,
         /// The slope at 0
-        #[arg(long, default_value_t = 0.5, allow_negative_numbers = true)]
+        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true)]
         beta: f32,
         /// Clamp x inside expm1, as Hugging Face does with -1e-6
-        #[arg(long, allow_negative_numbers = true)]
+        #[arg(long, allow_hyphen_values = true)]
         eps: Option<f32>,
         /// The gradient of the clamp
         #[arg(long, value_enum, default_value = "autograd", requires = "eps")]

@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release --example quickstart`; `XACT_DEVICE=gpu|emulated` chooses the device.
 
-#[path = "../tests/support/choose.rs"]
-mod choose;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
+use support::choose::{self, Choice};
 use xact::activation::xielu::{Gradients, Params};
 use xact::activation::{Backward, Forward, ParamGradients};
 use xact::{Activation, Dtype, Workspace, Xielu};
@@ -15,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stream,
         name,
         ..
-    } = choose::open(choose::Choice::from_env()?)?;
+    } = choose::open(Choice::from_env()?)?;
     println!("device: {name}");
 
     // What a training stack has: x and dy, and the two trainable scalars of the layer.

@@ -189,7 +189,7 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
             ..Settings::default()
         };
         let (report, launches) = cuda_emulator::with_settings(settings, || {
-            let mut check = || {
+            let check = || {
                 if backward {
                     check::backward(gpu, &s.op, &s.params, &x, &dy, ulps)
                 } else {
@@ -206,8 +206,8 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
         // The call itself; launches after it ask for the parameters that the kernel uses.
         let of_call = &launches[..launches.len().min(if backward { 2 } else { 1 })];
         if !of_call.is_empty() {
-            let (read, written) = run::tensor_bytes(of_call);
-            row.bytes = Some(read + written);
+            let tensors = of_call.iter().flat_map(run::tensors);
+            row.bytes = Some(tensors.map(|b| b.bytes_read + b.bytes_written).sum());
         }
     }
     row.ok &= row.differences <= DIFFERENCES;

@@ -1,5 +1,8 @@
-#![doc = include_str!("../README.md")]
-#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(feature = "cuda", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "cuda"),
+    doc = "The f64 references of xact, built without its CUDA kernels."
+)]
 
 pub mod activation;
 mod dtype;

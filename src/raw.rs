@@ -369,7 +369,7 @@ impl Span {
         if start == 0 && !empty {
             return Err(Error::Null { what });
         }
-        if start % element != 0 {
+        if !start.is_multiple_of(element) {
             return Err(Error::Misaligned {
                 what,
                 address: start,

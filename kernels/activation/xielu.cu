@@ -61,7 +61,8 @@ struct XieluGeneral : XieluParams {
         }
         const float clamped = x > eps ? eps : x;
         const Expm1 e(clamped);
-        if (e.near) return fmaf(alpha_n, e.q() + (clamped - x), beta * x);
+        if (x > eps) return fmaf(alpha_n, e.q() + (clamped - x), beta * x);
+        if (e.near) return x * fmaf(alpha_n * x, e.r, beta);
         return fmaf(alpha_n, e.far, s_n == 0.0f ? 0.0f : -s_n * x);
     }
 
@@ -81,7 +82,7 @@ struct XieluGeneral : XieluParams {
             if (x == eps) slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
         }
         dx = dy * slope;
-        terms[1] = dy * (e.near ? e.q() + (clamped - x) : e.far - x);
+        terms[1] = dy * (x > eps ? e.q() + (clamped - x) : e.q());
     }
 };
 

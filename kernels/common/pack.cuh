@@ -11,6 +11,33 @@
 
 namespace xact {
 
+// Vector accesses as single instructions. Written as assignments of uint4 and uint2, nvcc splits some
+// of them into 4-byte stores.
+__device__ inline uint4 load_vector(const uint4* p) {
+    uint4 v;
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(__cvta_generic_to_global(p)));
+    return v;
+}
+__device__ inline uint2 load_vector(const uint2* p) {
+    uint2 v;
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(__cvta_generic_to_global(p)));
+    return v;
+}
+__device__ inline void store_vector(uint4* p, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ inline void store_vector(uint2* p, uint2 v) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x),
+                 "r"(v.y)
+                 : "memory");
+}
+
 template <class T>
 struct alignas(16) Pack {
     static constexpr int N = 16 / sizeof(T);
@@ -77,10 +104,10 @@ struct Row {
         const T* at = base + first;
         const unsigned width = opaque_width();
         if (width == 16) {
-            p.v16 = *reinterpret_cast<const uint4*>(at);
+            p.v16 = load_vector(reinterpret_cast<const uint4*>(at));
         } else if (width == 8) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) p.v8[i] = reinterpret_cast<const uint2*>(at)[i];
+            for (int i = 0; i < 2; ++i) p.v8[i] = load_vector(reinterpret_cast<const uint2*>(at) + i);
         } else if (sizeof(T) == 4 || width == 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) p.v4[i] = reinterpret_cast<const unsigned*>(at)[i];
@@ -95,10 +122,10 @@ struct Row {
         T* at = base + first;
         const unsigned width = opaque_width();
         if (width == 16) {
-            *reinterpret_cast<uint4*>(at) = p.v16;
+            store_vector(reinterpret_cast<uint4*>(at), p.v16);
         } else if (width == 8) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) reinterpret_cast<uint2*>(at)[i] = p.v8[i];
+            for (int i = 0; i < 2; ++i) store_vector(reinterpret_cast<uint2*>(at) + i, p.v8[i]);
         } else if (sizeof(T) == 4 || width == 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(at)[i] = p.v4[i];

@@ -194,17 +194,13 @@ pub trait Activation:
         raw::workspace_bytes::<Self>(dtype, 1, len)
     }
 
-    /// This op with the parameters that a kernel really uses: it asks the kernel, through `run` (which
-    /// computes f(x) in f32 for an op, its parameters and x), for what it makes of the stored ones.
-    /// The accuracy bounds are for y and dx at those; how well they are computed is another bound.
+    /// The stored parameters in f64 for which the formula's parameters are exactly what a kernel makes of
+    /// `params`. It asks the kernel, through `run`, which computes f(x) in f32 for an op, its parameters
+    /// and x. The accuracy bounds are for y and dx at those; how well they are computed is another bound.
     #[doc(hidden)]
-    fn measured(
-        &self,
-        params: &[f32],
-        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
-    ) -> (Self, Vec<f64>) {
+    fn measured(&self, params: &[f32], run: &mut dyn FnMut(&Self, &[f32], f32) -> f32) -> Vec<f64> {
         let _ = run;
-        (*self, params.iter().map(|&p| f64::from(p)).collect())
+        params.iter().map(|&p| f64::from(p)).collect()
     }
 
     /// y = f(x).

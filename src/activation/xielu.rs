@@ -181,9 +181,19 @@ impl Activation for Xielu {
         } = self.effective(params);
         let beta = f64::from(self.beta);
         let product = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a * b };
+        if x == f64::INFINITY {
+            // The limits; α_p·x² outgrows β·x.
+            let limit = |a: f64| if a == 0.0 { beta } else { a };
+            let (y, slope) = (limit(alpha_p) * x, if alpha_p == 0.0 { beta } else { alpha_p * x });
+            return Evaluation {
+                y: Term { value: y, scale: x },
+                slope: Term { value: slope, scale: slope.abs() },
+                dparams: [x, 0.0],
+            };
+        }
         if x > 0.0 {
-            let (square, linear) = (product(alpha_p, x * x), beta * x);
-            let rise = product(2.0 * alpha_p, x);
+            let (square, linear) = (alpha_p * x * x, beta * x);
+            let rise = 2.0 * alpha_p * x;
             return Evaluation {
                 y: Term {
                     value: square + linear,
@@ -248,22 +258,21 @@ impl Activation for Xielu {
         &self,
         params: &[f32],
         run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
-    ) -> (Self, Vec<f64>) {
+    ) -> Vec<f64> {
         if self.parameters == Parameters::Effective {
-            return (*self, params.iter().map(|&p| f64::from(p)).collect());
+            return params.iter().map(|&p| f64::from(p)).collect();
         }
         // With β = 0, f(1) = α_p = softplus(a_p), without any rounding.
         let probe = Xielu {
             beta: 0.0,
             ..Xielu::default()
         };
-        let mut softplus = |raw: f32| f64::from(run(&probe, &[raw, 0.0], 1.0));
-        let effective = Xielu {
-            parameters: Parameters::Effective,
-            ..*self
+        let measure = |&raw: &f32| {
+            let softplus = f64::from(run(&probe, &[raw, 0.0], 1.0));
+            // Its inverse: log(e^s - 1).
+            softplus + (-(-softplus).exp_m1()).ln()
         };
-        let (alpha_p, s_n) = (softplus(params[0]), softplus(params[1]));
-        (effective, vec![alpha_p, f64::from(self.beta) + s_n])
+        params.iter().map(measure).collect()
     }
 
     fn parameter_ulps(&self) -> f64 {

@@ -4,6 +4,7 @@
 
 use std::num::NonZeroU32;
 
+use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
 use xact::{Activation, Dtype, Element, Result};
@@ -229,18 +230,15 @@ pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: usize, cols: usize) ->
     raw::workspace_bytes::<A>(dtype, rows as u64, cols as u64).expect("a small shape") as usize
 }
 
-/// Bytes that launches read from and wrote to tensors and the workspace. The scalars are left out: every
-/// thread reads them, from the cache.
-pub fn tensor_bytes(launches: &[cuda_emulator::LaunchReport]) -> (u64, u64) {
+/// The tensors and the workspace among the buffers of a launch. The scalars are left out: every thread
+/// reads them, from the cache.
+pub fn tensors(launch: &LaunchReport) -> impl Iterator<Item = &BufferTraffic> {
     // No tensor with its margins and no workspace (whole pairs of f32) has such a length.
     let scalar = [2, 4].map(|element| 2 * MARGIN as u64 + element);
-    launches
+    launch
+        .buffers
         .iter()
-        .flat_map(|launch| &launch.buffers)
-        .filter(|buffer| !scalar.contains(&buffer.len))
-        .fold((0, 0), |(read, written), b| {
-            (read + b.bytes_read, written + b.bytes_written)
-        })
+        .filter(move |buffer| !scalar.contains(&buffer.len))
 }
 
 /// The bytes of a tensor: what "the same bits" compares.

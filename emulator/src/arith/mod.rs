@@ -1,0 +1,5 @@
+//! Arithmetic of one lane: exact floating point, conversions, approximations.
+
+pub(crate) mod approx;
+pub(crate) mod float;
+pub(crate) mod half;

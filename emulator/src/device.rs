@@ -1,0 +1,55 @@
+//! The devices that exist, and their limits.
+
+/// What distinguishes one GPU model from another.
+pub(crate) struct Profile {
+    pub name: &'static str,
+    pub compute: (u32, u32),
+    pub multiprocessors: u32,
+    pub memory: u64,
+    /// Shared memory of a block: as usual, with opt-in, and of a multiprocessor.
+    pub shared: u32,
+    pub shared_optin: u32,
+    pub shared_per_multiprocessor: u32,
+    pub l2: u32,
+    pub clock_khz: i32,
+    pub memory_clock_khz: i32,
+    pub bus_bits: i32,
+    /// Bytes of kernel parameters.
+    pub params: u64,
+}
+
+/// Devices by ordinal.
+pub(crate) static DEVICES: [Profile; 2] = [
+    Profile {
+        name: "NVIDIA H100 80GB HBM3 (emulated)",
+        compute: (9, 0),
+        multiprocessors: 132,
+        memory: 80 << 30,
+        shared: 48 << 10,
+        shared_optin: 227 << 10,
+        shared_per_multiprocessor: 228 << 10,
+        l2: 50 << 20,
+        clock_khz: 1_980_000,
+        memory_clock_khz: 2_619_000,
+        bus_bits: 5120,
+        params: 32_764,
+    },
+    Profile {
+        name: "NVIDIA A100-SXM4-80GB (emulated)",
+        compute: (8, 0),
+        multiprocessors: 108,
+        memory: 80 << 30,
+        shared: 48 << 10,
+        shared_optin: 163 << 10,
+        shared_per_multiprocessor: 164 << 10,
+        l2: 40 << 20,
+        clock_khz: 1_410_000,
+        memory_clock_khz: 1_593_000,
+        bus_bits: 5120,
+        params: 32_764,
+    },
+];
+
+/// Driver version that `cuDriverGetVersion` gives, and the newest PTX version that it takes.
+pub(crate) const DRIVER_VERSION: i32 = 13000;
+pub(crate) const PTX_VERSION: (u32, u32) = (9, 0);

@@ -1,0 +1,156 @@
+//! Events: the time at which they were recorded.
+
+use std::ffi::{c_float, c_uint};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::error::Error;
+use super::graph::Node;
+use super::{Handle, Registry, Status, call, context, lock, put, stream};
+
+const DISABLE_TIMING: c_uint = 2;
+
+/// An event.
+pub(crate) struct Event {
+    flags: c_uint,
+    recorded: Mutex<Recorded>,
+}
+
+/// The latest record of an event.
+#[derive(Clone, Copy)]
+enum Recorded {
+    Never,
+    At(Instant),
+    /// As part of a capture.
+    Captured(u64),
+}
+
+static EVENTS: Registry<Event> = Registry::new();
+
+impl Event {
+    /// The capture in which the event was recorded last.
+    pub fn capture(&self) -> Option<u64> {
+        match *lock(&self.recorded) {
+            Recorded::Captured(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Records the event now.
+    pub fn record(&self) {
+        *lock(&self.recorded) = Recorded::At(Instant::now());
+    }
+
+    /// When it was recorded, for what needs a real record.
+    fn time(&self) -> Result<Option<Instant>, Error> {
+        match *lock(&self.recorded) {
+            Recorded::Never => Ok(None),
+            Recorded::At(t) => Ok(Some(t)),
+            Recorded::Captured(_) => Err(Error::CAPTURED_EVENT),
+        }
+    }
+}
+
+/// The event of a handle.
+pub(crate) fn get(event: Handle) -> Result<Arc<Event>, Error> {
+    EVENTS.get(event)
+}
+
+/// Makes an event.
+pub unsafe extern "C" fn cuEventCreate(to: *mut Handle, flags: c_uint) -> Status {
+    call(|| {
+        context::current()?;
+        if flags > 7 {
+            return Err(Error::INVALID_VALUE);
+        }
+        let event = Event {
+            flags,
+            recorded: Mutex::new(Recorded::Never),
+        };
+        // SAFETY: the caller gives a valid place.
+        unsafe { put(to, EVENTS.insert(event)) }
+    })
+}
+
+/// Destroys an event.
+pub unsafe extern "C" fn cuEventDestroy_v2(event: Handle) -> Status {
+    call(|| EVENTS.remove(event).map(|_| ()))
+}
+
+/// Records an event on a stream.
+pub unsafe extern "C" fn cuEventRecord(event: Handle, on: Handle) -> Status {
+    call(|| {
+        let e = get(event)?;
+        if let Some(id) = stream::capture_id(on)? {
+            *lock(&e.recorded) = Recorded::Captured(id);
+            stream::enqueue(on, || Node::Nothing)?;
+            return Ok(());
+        }
+        stream::enqueue(on, || Node::Nothing)?;
+        e.record();
+        Ok(())
+    })
+}
+
+/// Records an event on a stream; with flag 1 as a node of the graph that is being captured.
+pub unsafe extern "C" fn cuEventRecordWithFlags(
+    event: Handle,
+    on: Handle,
+    flags: c_uint,
+) -> Status {
+    if flags == 0 {
+        // SAFETY: the same contract.
+        return unsafe { cuEventRecord(event, on) };
+    }
+    call(|| {
+        let e = get(event)?;
+        if !stream::enqueue(on, || Node::Record(e.clone()))? {
+            e.record();
+        }
+        Ok(())
+    })
+}
+
+/// Whether an event has happened: always.
+pub unsafe extern "C" fn cuEventQuery(event: Handle) -> Status {
+    call(|| get(event)?.time().map(|_| ()))
+}
+
+/// Waits for an event.
+pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> Status {
+    call(|| get(event)?.time().map(|_| ()))
+}
+
+/// Milliseconds between two events.
+pub unsafe extern "C" fn cuEventElapsedTime_v2(
+    to: *mut c_float,
+    start: Handle,
+    end: Handle,
+) -> Status {
+    call(|| {
+        let (a, b) = (get(start)?, get(end)?);
+        if (a.flags | b.flags) & DISABLE_TIMING != 0 {
+            return Err(Error::INVALID_HANDLE);
+        }
+        let (a, b) = (
+            a.time()?.ok_or(Error::INVALID_HANDLE)?,
+            b.time()?.ok_or(Error::INVALID_HANDLE)?,
+        );
+        let ms = match b.checked_duration_since(a) {
+            Some(d) => d.as_secs_f64() * 1e3,
+            None => -(a - b).as_secs_f64() * 1e3,
+        };
+        // SAFETY: the caller gives a valid place.
+        unsafe { put(to, ms as c_float) }
+    })
+}
+
+/// Milliseconds between two events, under the name of older bindings.
+pub unsafe extern "C" fn cuEventElapsedTime(
+    to: *mut c_float,
+    start: Handle,
+    end: Handle,
+) -> Status {
+    // SAFETY: the same contract.
+    unsafe { cuEventElapsedTime_v2(to, start, end) }
+}

@@ -1,0 +1,306 @@
+//! Kernel launches.
+
+use std::ffi::{c_uint, c_void};
+use std::sync::Arc;
+
+use super::error::Error;
+use super::function::{self, Function};
+use super::graph::Node;
+use super::{Handle, Status, call, context, stream};
+use crate::exec::{self, Request};
+use crate::report::{self, Check, Finding, LaunchReport};
+use crate::settings;
+
+/// A launch whose arguments have been copied: run now, or a node of a graph.
+#[derive(Clone)]
+pub(crate) struct Launch {
+    request: Arc<Request>,
+}
+
+impl Launch {
+    /// Runs the kernel to its end. A finding becomes the error that CUDA would report, here and not
+    /// at a later call.
+    pub fn run(&self) -> Result<(), Error> {
+        report::begin();
+        let report = exec::run(&self.request, settings::current(), report::is_recording());
+        let status = report
+            .finding
+            .as_ref()
+            .map_or(Ok(()), |f| Err(error_of(f.check)));
+        report::finish(report);
+        status
+    }
+}
+
+/// The error that a device would report.
+fn error_of(check: Check) -> Error {
+    match check {
+        Check::OutOfBounds | Check::Null | Check::UseAfterFree | Check::ReadOnly => {
+            Error::ILLEGAL_ADDRESS
+        }
+        Check::Misaligned => Error::MISALIGNED_ADDRESS,
+        Check::Deadlock | Check::InstructionBudget => Error::LAUNCH_TIMEOUT,
+        Check::Unsupported => Error::INVALID_PTX,
+        Check::LaunchLimits => Error::LAUNCH_OUT_OF_RESOURCES,
+        _ => Error::LAUNCH_FAILED,
+    }
+}
+
+/// What is wrong with the shape of a launch.
+fn limits(
+    f: &Function,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    dynamic: u32,
+) -> Option<(Error, String)> {
+    let p = f.profile();
+    let threads = u64::from(block.0) * u64::from(block.1) * u64::from(block.2);
+    if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 || threads == 0 {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("empty grid {grid:?} or block {block:?}"),
+        ));
+    }
+    if grid.0 > i32::MAX as u32 || grid.1 > 65535 || grid.2 > 65535 {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("grid {grid:?} exceeds (2147483647, 65535, 65535)"),
+        ));
+    }
+    if threads > 1024 || block.0 > 1024 || block.1 > 1024 || block.2 > 64 {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("block {block:?} exceeds 1024 threads or (1024, 1024, 64)"),
+        ));
+    }
+    if let Some(required) = f.code.req_ntid {
+        if required != block {
+            return Some((
+                Error::INVALID_VALUE,
+                format!("block {block:?}, and .reqntid demands {required:?}"),
+            ));
+        }
+    }
+    if threads > u64::from(f.max_threads()) {
+        let message = format!(
+            "{threads} threads per block, and .maxntid allows {}",
+            f.max_threads()
+        );
+        return Some((Error::LAUNCH_OUT_OF_RESOURCES, message));
+    }
+    if f.code.shared_bytes > u64::from(p.shared) {
+        let message = format!(
+            "{} bytes of static shared memory, and {} are allowed",
+            f.code.shared_bytes, p.shared
+        );
+        return Some((Error::LAUNCH_OUT_OF_RESOURCES, message));
+    }
+    if dynamic > f.max_dynamic() {
+        let message = format!(
+            "{dynamic} bytes of dynamic shared memory, and the function allows {} (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)",
+            f.max_dynamic()
+        );
+        return Some((Error::INVALID_VALUE, message));
+    }
+    if f.code.param_bytes > p.params {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("{} bytes of parameters", f.code.param_bytes),
+        ));
+    }
+    None
+}
+
+/// Copies the arguments.
+///
+/// # Safety
+/// `params` has a valid pointer for every parameter, or `extra` is a list as CUDA defines it.
+unsafe fn arguments(
+    f: &Function,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; f.code.param_bytes as usize];
+    if !extra.is_null() {
+        if !params.is_null() {
+            return Err(Error::INVALID_VALUE);
+        }
+        let (mut pointer, mut size) = (std::ptr::null::<u8>(), 0);
+        for i in (0..).step_by(2) {
+            // SAFETY: the list ends with 0, by this function's contract.
+            unsafe {
+                match *extra.add(i) as usize {
+                    0 => break,
+                    1 => pointer = (*extra.add(i + 1)).cast(),
+                    2 => size = *(*extra.add(i + 1)).cast::<usize>(),
+                    _ => return Err(Error::INVALID_VALUE),
+                }
+            }
+        }
+        if pointer.is_null() || size < bytes.len() {
+            return Err(Error::INVALID_VALUE);
+        }
+        // SAFETY: the buffer has `size` bytes, by this function's contract.
+        unsafe { std::ptr::copy_nonoverlapping(pointer, bytes.as_mut_ptr(), bytes.len()) };
+        return Ok(bytes);
+    }
+    for (i, &(offset, size)) in f.code.params.iter().enumerate() {
+        if params.is_null() {
+            return Err(Error::INVALID_VALUE);
+        }
+        // SAFETY: a valid pointer to an argument of this parameter's size, by this function's contract.
+        unsafe {
+            let p = *params.add(i);
+            if p.is_null() {
+                return Err(Error::INVALID_VALUE);
+            }
+            std::ptr::copy_nonoverlapping(
+                p.cast::<u8>(),
+                bytes.as_mut_ptr().add(offset as usize),
+                size as usize,
+            );
+        }
+    }
+    Ok(bytes)
+}
+
+/// # Safety
+/// As [`arguments`].
+unsafe fn launch(
+    f: Handle,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    dynamic: u32,
+    on: Handle,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Result<(), Error> {
+    let device = context::current()?;
+    let f = function::get(f)?;
+    if f.device != device {
+        return Err(Error::INVALID_CONTEXT);
+    }
+    if let Some((error, message)) = limits(&f, grid, block, dynamic) {
+        report::begin();
+        report::finish(refused(&f, grid, block, message));
+        return Err(error);
+    }
+    // SAFETY: by this function's contract.
+    let params = unsafe { arguments(&f, params, extra) }?;
+    let launch = Launch {
+        request: Arc::new(Request {
+            code: f.code.clone(),
+            files: f.files.clone(),
+            names: f.names.clone(),
+            variables: f.variables.clone(),
+            profile: f.profile(),
+            grid,
+            block,
+            dynamic_shared: dynamic,
+            params,
+        }),
+    };
+    if stream::enqueue(on, || Node::Launch(launch.clone()))? {
+        return Ok(());
+    }
+    launch.run()
+}
+
+/// The report of a launch that never began.
+fn refused(
+    f: &Function,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    message: String,
+) -> LaunchReport {
+    LaunchReport {
+        kernel: f.code.name.clone(),
+        grid,
+        block,
+        instructions: 0,
+        by_opcode: Vec::new(),
+        buffers: Vec::new(),
+        shared: crate::traffic::BankPhases::default(),
+        lines_not_executed: Vec::new(),
+        finding: Some(Finding {
+            check: Check::LaunchLimits,
+            kernel: f.code.name.clone(),
+            ptx_line: 0,
+            source: None,
+            block: (0, 0, 0),
+            thread: (0, 0, 0),
+            message,
+        }),
+    }
+}
+
+/// Launches a kernel. It has run when this returns.
+#[allow(clippy::too_many_arguments)]
+pub unsafe extern "C" fn cuLaunchKernel(
+    f: Handle,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    dynamic: c_uint,
+    on: Handle,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Status {
+    let (grid, block) = ((grid_x, grid_y, grid_z), (block_x, block_y, block_z));
+    // SAFETY: the caller answers for the arguments.
+    call(|| unsafe { launch(f, grid, block, dynamic, on, params, extra) })
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub struct Config {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    dynamic: c_uint,
+    stream: Handle,
+    attributes: *const [u64; 9],
+    count: c_uint,
+}
+
+/// Launches a kernel with attributes: only those that change no result are taken.
+pub unsafe extern "C" fn cuLaunchKernelEx(
+    config: *const Config,
+    f: Handle,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Status {
+    const IGNORE: u32 = 0;
+    const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
+    const PRIORITY: u32 = 8;
+    call(|| {
+        if config.is_null() {
+            return Err(Error::INVALID_VALUE);
+        }
+        // SAFETY: not null, so the caller gives a configuration.
+        let c = unsafe { &*config };
+        for i in 0..c.count as usize {
+            // SAFETY: the configuration has `count` attributes of 72 bytes that begin with their kind.
+            let kind = unsafe { (*c.attributes.add(i))[0] as u32 };
+            if !matches!(kind, IGNORE | PROGRAMMATIC_STREAM_SERIALIZATION | PRIORITY) {
+                eprintln!("cuda-emulator: cuLaunchKernelEx: unsupported attribute {kind}");
+                return Err(Error::NOT_SUPPORTED);
+            }
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
+        // SAFETY: the caller answers for the arguments.
+        unsafe {
+            launch(
+                f,
+                (gx, gy, gz),
+                (bx, by, bz),
+                c.dynamic,
+                c.stream,
+                params,
+                extra,
+            )
+        }
+    })
+}

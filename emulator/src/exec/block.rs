@@ -1,0 +1,144 @@
+//! The state of one block and its warps.
+
+use super::Launch;
+use crate::lanes::Lanes;
+use crate::lower::SHARED_START;
+use crate::memory::{Buffer, FORBIDDEN, NEVER_WRITTEN, SHARED_BASE};
+use crate::race;
+
+/// A warp.
+pub(super) struct Warp {
+    pub index: u32,
+    pub lanes: Lanes,
+    /// Lanes that exist and have not returned.
+    pub alive: u32,
+    /// Lanes that the block has.
+    pub members: u32,
+    pub pcs: [u32; 32],
+    /// Lanes waiting at a barrier, and at which.
+    pub at_barrier: u32,
+    pub barrier: [u8; 32],
+    /// Lanes waiting for others of their warp.
+    pub at_warp_op: u32,
+    /// Instructions executed in this block.
+    pub steps: u64,
+    /// Lanes that executed a fence.
+    pub fenced: u32,
+    /// `bar.warp.sync`s since the last barrier: clock and lanes.
+    pub syncs: Vec<(u64, u32)>,
+    /// Local memory of all lanes, one after the other.
+    pub local: Buffer,
+}
+
+impl Warp {
+    /// Lanes that can execute.
+    pub fn runnable(&self) -> u32 {
+        self.alive & !self.at_barrier & !self.at_warp_op
+    }
+}
+
+/// A block in flight. It is started again and again, to save allocations.
+pub(super) struct Block {
+    pub linear: u64,
+    pub warps: Vec<Warp>,
+    pub shared: Buffer,
+    /// Clock of the last barrier of all threads.
+    pub barrier_clock: u64,
+    /// Barriers of some warps since then: clock, bit per warp.
+    pub partial: Vec<(u64, u32)>,
+    /// Threads that have arrived without waiting, for each barrier, and their warps.
+    pub arrived: [(u32, u32); 16],
+    /// Stamps of shared memory from before this block are below this.
+    pub floor: u64,
+    /// Clock of the last atomic.
+    pub acquired: u64,
+}
+
+impl Block {
+    pub fn new(launch: &Launch) -> Self {
+        let code = launch.code;
+        let len = code.dynamic_start + u64::from(launch.request.dynamic_shared);
+        let shared = Buffer::new(SHARED_BASE, len, "shared memory".into());
+        let warps = launch.threads.div_ceil(32);
+        let warps = (0..warps).map(|index| {
+            let mut lanes = Lanes::new(code.rows, code.preds, launch.settings.approx);
+            launch.fill_constants(&mut lanes, index, 0, true);
+            let left = launch.threads - index * 32;
+            Warp {
+                index,
+                lanes,
+                alive: 0,
+                members: if left >= 32 {
+                    u32::MAX
+                } else {
+                    (1 << left) - 1
+                },
+                pcs: [0; 32],
+                at_barrier: 0,
+                barrier: [0; 32],
+                at_warp_op: 0,
+                steps: 0,
+                fenced: 0,
+                syncs: Vec::new(),
+                local: Buffer::new(
+                    0,
+                    code.local_bytes.next_multiple_of(16) * 32,
+                    "local memory".into(),
+                ),
+            }
+        });
+        Block {
+            linear: 0,
+            warps: warps.collect(),
+            shared,
+            barrier_clock: 0,
+            partial: Vec::new(),
+            arrived: [(0, 0); 16],
+            floor: 0,
+            acquired: 0,
+        }
+    }
+
+    /// Makes this the block `linear`, before its first instruction.
+    pub fn start(&mut self, launch: &Launch, linear: u64) {
+        let code = launch.code;
+        self.linear = linear;
+        self.barrier_clock = 0;
+        self.partial.clear();
+        self.arrived = [(0, 0); 16];
+        self.floor = race::stamp(race::tick(), 0, 0, false);
+        self.acquired = 0;
+        if self.shared.len > SHARED_START {
+            self.shared.set_state(0, self.shared.len, FORBIDDEN);
+            for (_, offset, size) in &code.shared {
+                self.shared.set_state(*offset, *size, NEVER_WRITTEN);
+            }
+            self.shared.set_state(
+                code.dynamic_start,
+                u64::from(launch.request.dynamic_shared),
+                NEVER_WRITTEN,
+            );
+        }
+        for w in &mut self.warps {
+            w.alive = w.members;
+            w.pcs = [0; 32];
+            w.at_barrier = 0;
+            w.at_warp_op = 0;
+            w.steps = 0;
+            w.fenced = 0;
+            w.syncs.clear();
+            w.lanes.written.fill(0);
+            if code.local_bytes > 0 {
+                w.local.set_state(0, w.local.len, NEVER_WRITTEN);
+            }
+            for &(slot, _) in &code.constants {
+                w.lanes.written[slot.row as usize] = u32::MAX;
+            }
+            launch.fill_constants(&mut w.lanes, w.index, linear, false);
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.warps.iter().all(|w| w.alive == 0)
+    }
+}

@@ -1,0 +1,393 @@
+//! Execution of a launch.
+//!
+//! A warp's lanes have a program counter each. Those at the lowest one run together until they
+//! diverge, meet others, or must wait; so they come together again where the code does. Blocks run
+//! one after the other, or several at once under [`Schedule::Seeded`].
+
+mod access;
+mod block;
+mod sync;
+mod warp;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::device::Profile;
+use crate::lanes::Lanes;
+use crate::lower::{Code, Constant, MaskKind, Special};
+use crate::memory::{Buffer, PARAM_BASE};
+use crate::race;
+use crate::report::{Check, Finding, LaunchReport};
+use crate::settings::{Schedule, Settings};
+use crate::traffic::{BankPhases, BufferTraffic};
+
+use block::Block;
+
+/// Blocks that [`Schedule::Seeded`] interleaves.
+const IN_FLIGHT: usize = 4;
+/// Instructions after which a warp without end is given up: minutes of a GPU's time.
+const BUDGET: u64 = 1 << 28;
+
+/// What a launch is made of.
+pub(crate) struct Request {
+    pub code: Arc<Code>,
+    /// `.file` numbers to paths.
+    pub files: Arc<HashMap<u32, String>>,
+    /// Opcode names by instruction, for the report.
+    pub names: Arc<Vec<String>>,
+    /// Addresses of the module's variables.
+    pub variables: Arc<Vec<u64>>,
+    pub profile: &'static Profile,
+    pub grid: (u32, u32, u32),
+    pub block: (u32, u32, u32),
+    pub dynamic_shared: u32,
+    pub params: Vec<u8>,
+}
+
+/// A bug, on its way to becoming a [`Finding`].
+pub(crate) struct Trap {
+    pub check: Check,
+    pub lane: usize,
+    pub message: String,
+}
+
+impl Trap {
+    fn new(check: Check, lane: usize, message: impl Into<String>) -> Box<Self> {
+        Box::new(Trap {
+            check,
+            lane,
+            message: message.into(),
+        })
+    }
+}
+
+type Step<T = ()> = Result<T, Box<Trap>>;
+
+/// A buffer that the launch has touched.
+struct Touched {
+    buffer: Arc<Buffer>,
+    traffic: BufferTraffic,
+}
+
+/// State of a launch that all of its blocks share.
+struct Launch<'a> {
+    request: &'a Request,
+    code: &'a Code,
+    settings: Settings,
+    threads: u32,
+    params: Buffer,
+    touched: Vec<Touched>,
+    /// The `touched` entry used last.
+    recent: usize,
+    /// Executions of each instruction, by lanes.
+    counts: Vec<u64>,
+    /// Whether traffic is counted.
+    counting: bool,
+    shared: BankPhases,
+    /// Stamps from before the launch are below this.
+    floor: u64,
+    /// Block to the clock of its last atomic after a fence.
+    released: HashMap<u64, u64>,
+    rng: Rng,
+}
+
+/// A small generator of random numbers (splitmix64).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        crate::arith::approx::hash(self.0)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+}
+
+/// Runs a launch to its end or to its first finding.
+pub(crate) fn run(request: &Request, settings: Settings, counting: bool) -> LaunchReport {
+    let code = &*request.code;
+    let (bx, by, bz) = request.block;
+    let params = Buffer::new(PARAM_BASE, code.param_bytes, "kernel parameters".into());
+    params.copy_in(0, &request.params);
+    let mut launch = Launch {
+        request,
+        code,
+        settings,
+        threads: bx * by * bz,
+        params,
+        touched: Vec::new(),
+        recent: 0,
+        counts: vec![0; code.insts.len()],
+        counting,
+        shared: BankPhases::default(),
+        floor: race::stamp(race::tick(), 0, 0, false),
+        released: HashMap::new(),
+        rng: Rng(match settings.schedule {
+            Schedule::Seeded(s) => s,
+            _ => 0,
+        }),
+    };
+    let finding = launch.grid().err();
+    launch.report(finding)
+}
+
+impl Launch<'_> {
+    fn blocks(&self) -> u64 {
+        let (x, y, z) = self.request.grid;
+        u64::from(x) * u64::from(y) * u64::from(z)
+    }
+
+    fn grid(&mut self) -> Result<(), Finding> {
+        let total = self.blocks();
+        match self.settings.schedule {
+            Schedule::InOrder | Schedule::Reversed => {
+                let reversed = self.settings.schedule == Schedule::Reversed;
+                let mut block = Block::new(self);
+                for i in 0..total {
+                    block.start(self, if reversed { total - 1 - i } else { i });
+                    self.alone(&mut block, reversed)?;
+                }
+            }
+            Schedule::Seeded(_) => {
+                let mut next = 0;
+                let mut flight = Vec::new();
+                while flight.len() < IN_FLIGHT && next < total {
+                    let mut b = Block::new(self);
+                    b.start(self, next);
+                    flight.push(b);
+                    next += 1;
+                }
+                while !flight.is_empty() {
+                    let i = self.rng.below(flight.len());
+                    self.slice(&mut flight[i])?;
+                    if flight[i].is_done() {
+                        if next < total {
+                            flight[i].start(self, next);
+                            next += 1;
+                        } else {
+                            flight.swap_remove(i);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one block to its end, warp by warp.
+    fn alone(&mut self, block: &mut Block, reversed: bool) -> Result<(), Finding> {
+        while !block.is_done() {
+            let mut progress = false;
+            for i in 0..block.warps.len() {
+                let i = if reversed {
+                    block.warps.len() - 1 - i
+                } else {
+                    i
+                };
+                if block.warps[i].runnable() != 0 {
+                    progress = true;
+                    self.warp(block, i, None)?;
+                }
+            }
+            if !progress {
+                return Err(self.deadlock(block));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a few instructions of a random warp of a block.
+    fn slice(&mut self, block: &mut Block) -> Result<(), Finding> {
+        let n = block.warps.len();
+        let start = self.rng.below(n);
+        match (0..n)
+            .map(|k| (start + k) % n)
+            .find(|&i| block.warps[i].runnable() != 0)
+        {
+            Some(i) => {
+                let steps = 1 + self.rng.next() % 16;
+                self.warp(block, i, Some(steps))
+            }
+            None => Err(self.deadlock(block)),
+        }
+    }
+
+    /// Runs a warp; turns a trap into a finding.
+    fn warp(&mut self, block: &mut Block, i: usize, steps: Option<u64>) -> Result<(), Finding> {
+        self.run_warp(block, i, steps).map_err(|(pc, t)| {
+            let thread = block.warps[i].index * 32 + t.lane as u32;
+            self.finding(t.check, pc, block.linear, thread, t.message)
+        })
+    }
+
+    fn block_id(&self, linear: u64) -> (u32, u32, u32) {
+        let (x, y, _) = self.request.grid;
+        let (x, y) = (u64::from(x), u64::from(y));
+        (
+            (linear % x) as u32,
+            (linear / x % y) as u32,
+            (linear / x / y) as u32,
+        )
+    }
+
+    fn thread_id(&self, linear: u32) -> (u32, u32, u32) {
+        let (x, y, _) = self.request.block;
+        (linear % x, linear / x % y, linear / x / y)
+    }
+
+    fn finding(&self, check: Check, pc: u32, block: u64, thread: u32, message: String) -> Finding {
+        let inst = &self.code.insts[pc as usize];
+        let name = self
+            .request
+            .names
+            .get(pc as usize)
+            .map_or("end of the entry", String::as_str);
+        Finding {
+            check,
+            kernel: self.code.name.clone(),
+            ptx_line: inst.line,
+            source: inst.source.map(|(file, line)| {
+                (
+                    self.request
+                        .files
+                        .get(&file)
+                        .cloned()
+                        .unwrap_or_else(|| format!("file {file}")),
+                    line,
+                )
+            }),
+            block: self.block_id(block),
+            thread: self.thread_id(thread),
+            message: format!("`{name}`: {message}"),
+        }
+    }
+
+    fn deadlock(&self, block: &Block) -> Finding {
+        // One line per place where threads wait.
+        let mut places: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for w in &block.warps {
+            for lane in 0..32 {
+                if w.alive & (1 << lane) != 0 {
+                    places
+                        .entry(w.pcs[lane])
+                        .or_default()
+                        .push(w.index * 32 + lane as u32);
+                }
+            }
+        }
+        let mut message = String::from("no thread can go on; waiting are");
+        for (pc, threads) in &places {
+            message += &format!(
+                "\n    {} threads (first {:?}) at ptx line {} `{}`",
+                threads.len(),
+                self.thread_id(threads[0]),
+                self.code.insts[*pc as usize].line,
+                self.request
+                    .names
+                    .get(*pc as usize)
+                    .map_or("", String::as_str),
+            );
+        }
+        let (pc, threads) = places
+            .first_key_value()
+            .expect("a block without threads is done");
+        self.finding(Check::Deadlock, *pc, block.linear, threads[0], message)
+    }
+
+    /// Fills the constant rows of a warp. Those of the block are filled again for every block.
+    fn fill_constants(&self, lanes: &mut Lanes, warp: u32, block: u64, all: bool) {
+        for &(slot, constant) in &self.code.constants {
+            let per_block = matches!(
+                constant,
+                Constant::Special(Special::Ctaid(_) | Special::SmId)
+            );
+            if !all && !per_block {
+                continue;
+            }
+            for lane in 0..32 {
+                let value = match constant {
+                    Constant::Value(v) => v,
+                    Constant::Variable(i, offset) => {
+                        self.request.variables[i as usize].wrapping_add_signed(offset)
+                    }
+                    Constant::Special(s) => self.special(s, warp, lane, block),
+                };
+                lanes.set(slot.row, slot.wide, lane as usize, value);
+            }
+            for r in 0..=usize::from(slot.wide) {
+                lanes.written[slot.row as usize + r] = u32::MAX;
+            }
+        }
+    }
+
+    fn special(&self, s: Special, warp: u32, lane: u32, block: u64) -> u64 {
+        let axis = |(x, y, z): (u32, u32, u32), a: u8| u64::from([x, y, z][usize::from(a)]);
+        match s {
+            Special::Tid(a) => axis(self.thread_id(warp * 32 + lane), a),
+            Special::Ntid(a) => axis(self.request.block, a),
+            Special::Ctaid(a) => axis(self.block_id(block), a),
+            Special::Nctaid(a) => axis(self.request.grid, a),
+            Special::LaneId => u64::from(lane),
+            Special::WarpId => u64::from(warp),
+            Special::NWarpId => 64,
+            Special::LaneMask(kind) => u64::from(match kind {
+                MaskKind::Eq => 1u32 << lane,
+                MaskKind::Lt => (1 << lane) - 1,
+                MaskKind::Le => ((1u64 << (lane + 1)) - 1) as u32,
+                MaskKind::Ge => u32::MAX << lane,
+                MaskKind::Gt => ((u64::from(u32::MAX) << (lane + 1)) & 0xffff_ffff) as u32,
+            }),
+            Special::SmId => block % u64::from(self.request.profile.multiprocessors),
+            Special::NSmId => u64::from(self.request.profile.multiprocessors),
+            Special::DynamicSmem => u64::from(self.request.dynamic_shared),
+            Special::TotalSmem => self.code.shared_bytes + u64::from(self.request.dynamic_shared),
+            Special::GridId | Special::Clock => 0,
+        }
+    }
+
+    fn report(self, finding: Option<Finding>) -> LaunchReport {
+        let mut by_opcode: HashMap<&str, u64> = HashMap::new();
+        let mut lines_not_executed = Vec::new();
+        if self.counting {
+            for ((name, count), inst) in self
+                .request
+                .names
+                .iter()
+                .zip(&self.counts)
+                .zip(&self.code.insts)
+            {
+                *by_opcode.entry(name).or_default() += count;
+                if *count == 0 {
+                    lines_not_executed.push(inst.line);
+                }
+            }
+        }
+        let mut by_opcode: Vec<(String, u64)> = by_opcode
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(s, n)| (s.to_string(), n))
+            .collect();
+        by_opcode.sort();
+        // The exit that ends every body belongs to no line.
+        let executed = &self.counts[..self.request.names.len()];
+        let mut buffers: Vec<BufferTraffic> = if self.counting {
+            self.touched.into_iter().map(|t| t.traffic).collect()
+        } else {
+            Vec::new()
+        };
+        buffers.sort_by_key(|b| b.address);
+        LaunchReport {
+            kernel: self.code.name.clone(),
+            grid: self.request.grid,
+            block: self.request.block,
+            instructions: executed.iter().sum(),
+            by_opcode,
+            buffers,
+            shared: self.shared,
+            lines_not_executed,
+            finding,
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Data races: two threads touch a byte, at least one writes, and nothing orders them.
+//!
+//! Every granule of memory remembers its last writer and its last readers as *stamps*. A stamp
+//! holds the time of the access in a clock that ticks at every synchronisation, so that "before the
+//! last barrier" is a comparison. The clock never goes back, over all launches of the process: a
+//! stamp from before this launch is older than its start, and nothing is ever reset.
+//!
+//! Granules are 4 bytes, and become 2 or 1 when a buffer is first accessed in such parts.
+//!
+//! Limits: one writer and one group of readers are remembered, so a race can be missed in one
+//! schedule and found in another; atomics order whole blocks, whatever their address.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use crate::memory::zeroed;
+
+/// The clock of the process.
+static CLOCK: AtomicU64 = AtomicU64::new(1);
+
+const THREAD_BITS: u32 = 11;
+const BLOCK_BITS: u32 = 18;
+const CLOCK_SHIFT: u32 = 1 + THREAD_BITS + BLOCK_BITS;
+const ATOMIC: u64 = 1;
+/// Pseudo-threads: several threads of one block, or of several blocks.
+const MANY_OF_BLOCK: u64 = (1 << THREAD_BITS) - 1;
+const MANY: u64 = (1 << THREAD_BITS) - 2;
+
+/// Advances the clock.
+pub(crate) fn tick() -> u64 {
+    CLOCK.fetch_add(1, Relaxed) + 1
+}
+
+/// The time.
+pub(crate) fn now() -> u64 {
+    CLOCK.load(Relaxed)
+}
+
+/// Whether a stamp is that of an atomic.
+pub(crate) fn is_atomic(s: u64) -> bool {
+    s & ATOMIC != 0
+}
+
+/// A point in time and a thread.
+pub(crate) fn stamp(clock: u64, block: u64, thread: u32, atomic: bool) -> u64 {
+    let block = block & ((1 << BLOCK_BITS) - 1);
+    clock << CLOCK_SHIFT | block << (1 + THREAD_BITS) | u64::from(thread) << 1 | u64::from(atomic)
+}
+
+fn clock_of(s: u64) -> u64 {
+    s >> CLOCK_SHIFT
+}
+
+/// Block (its low bits) and thread of a stamp; no thread if it stands for several.
+pub(crate) fn who(s: u64) -> (u64, Option<u32>) {
+    let t = s >> 1 & ((1 << THREAD_BITS) - 1);
+    (
+        s >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1),
+        (t < MANY).then_some(t as u32),
+    )
+}
+
+/// The same block and thread.
+fn same(a: u64, b: u64) -> bool {
+    (a ^ b) & ((1 << CLOCK_SHIFT) - 2) == 0
+}
+
+fn same_block(a: u64, b: u64) -> bool {
+    (a ^ b) >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1) == 0
+}
+
+/// What orders the accesses of a warp after earlier ones.
+pub(crate) struct Order<'a> {
+    /// Stamps below this are older than the launch (or, of shared memory, than the block).
+    pub floor: u64,
+    /// Clock of the last barrier of all threads of the block.
+    pub barrier: u64,
+    /// Barriers of some warps since then: clock, bit per warp.
+    pub partial: &'a [(u64, u32)],
+    /// `bar.warp.sync`s of this warp: clock and lanes.
+    pub warp_syncs: &'a [(u64, u32)],
+    pub warp: u32,
+    /// Block to the clock of its last atomic after a fence.
+    pub released: &'a HashMap<u64, u64>,
+    /// Clock of this block's last atomic.
+    pub acquired: u64,
+    /// Compare-and-swap loops read plainly first: reads do not race with atomics.
+    pub lenient: bool,
+}
+
+impl Order<'_> {
+    /// Whether the access `prev` happened before the one that `me` is about to make.
+    #[inline(always)]
+    fn ordered(&self, prev: u64, me: u64) -> bool {
+        prev < self.floor
+            || same(prev, me)
+            || (same_block(prev, me) && clock_of(prev) < self.barrier)
+            || self.ordered_slowly(prev, me)
+    }
+
+    #[cold]
+    fn ordered_slowly(&self, prev: u64, me: u64) -> bool {
+        let at = clock_of(prev);
+        let (block, thread) = who(prev);
+        if same_block(prev, me) {
+            let Some(thread) = thread else { return false };
+            let both = 1u32 << (thread / 32) | 1 << self.warp;
+            if self
+                .partial
+                .iter()
+                .any(|&(c, warps)| c > at && warps & both == both)
+            {
+                return true;
+            }
+            let (_, Some(mine)) = who(me) else {
+                return false;
+            };
+            let lanes = 1u32 << (thread % 32) | 1 << (mine % 32);
+            return thread / 32 == self.warp
+                && self
+                    .warp_syncs
+                    .iter()
+                    .any(|&(c, members)| c > at && members & lanes == lanes);
+        }
+        if thread.is_none() && prev >> 1 & ((1 << THREAD_BITS) - 1) == MANY {
+            // Readers in several blocks: believed ordered once this block has acquired anything.
+            return self.acquired > at && !self.released.is_empty();
+        }
+        self.released
+            .get(&block)
+            .is_some_and(|&r| r > at && r < self.acquired)
+    }
+}
+
+/// Last writers and readers of a buffer.
+pub(crate) struct Shadow {
+    len: u64,
+    /// log2 of the granule in use.
+    shift: AtomicU8,
+    /// Writer and reader of each granule, for granules of 1, 2 and 4 bytes.
+    cells: [OnceLock<Box<[AtomicU64]>>; 3],
+}
+
+/// The earlier access of a race: its stamp, and whether it wrote.
+pub(crate) struct Conflict {
+    pub previous: u64,
+    pub wrote: bool,
+}
+
+impl Shadow {
+    pub fn new(len: u64) -> Self {
+        Shadow {
+            len,
+            shift: AtomicU8::new(2),
+            cells: [const { OnceLock::new() }; 3],
+        }
+    }
+
+    /// The cells of the range, writer and reader by turns.
+    #[inline(always)]
+    fn range(&self, offset: u64, size: u64) -> &[AtomicU64] {
+        let mut shift = self.shift.load(Relaxed);
+        if size < 4 && 1 << shift > size {
+            shift = if size == 2 { 1 } else { 0 };
+            self.shift.fetch_min(shift, Relaxed);
+        }
+        let cells = match self.cells[shift as usize].get() {
+            Some(c) => c,
+            None => self.grow(shift),
+        };
+        let first = (offset >> shift) as usize;
+        let count = (size >> shift).max(1) as usize;
+        &cells[2 * first..2 * (first + count)]
+    }
+
+    #[cold]
+    fn grow(&self, shift: u8) -> &[AtomicU64] {
+        self.cells[shift as usize].get_or_init(|| zeroed(2 * (self.len >> shift) as usize + 2))
+    }
+
+    /// Records a read.
+    #[inline(always)]
+    pub fn read(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        for cell in self.range(offset, size).chunks_exact(2) {
+            let writer = cell[0].load(Relaxed);
+            if writer >= order.floor && !order.ordered(writer, me) {
+                let tolerated = writer & ATOMIC != 0 && (me & ATOMIC != 0 || order.lenient);
+                if !tolerated {
+                    return Err(Conflict {
+                        previous: writer,
+                        wrote: true,
+                    });
+                }
+            }
+            let reader = cell[1].load(Relaxed);
+            if reader != me {
+                cell[1].store(merge(reader, me, order), Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records a write, or an atomic, according to the stamp.
+    #[inline(always)]
+    pub fn write(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        for cell in self.range(offset, size).chunks_exact(2) {
+            let writer = cell[0].load(Relaxed);
+            if writer >= order.floor && writer & me & ATOMIC == 0 && !order.ordered(writer, me) {
+                return Err(Conflict {
+                    previous: writer,
+                    wrote: true,
+                });
+            }
+            let reader = cell[1].load(Relaxed);
+            if reader >= order.floor {
+                let tolerated = me & ATOMIC != 0 && (reader & ATOMIC != 0 || order.lenient);
+                if !tolerated && !order.ordered(reader, me) {
+                    return Err(Conflict {
+                        previous: reader,
+                        wrote: false,
+                    });
+                }
+            }
+            cell[0].store(me, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The readers of a granule after one more read.
+fn merge(reader: u64, me: u64, order: &Order) -> u64 {
+    if reader < order.floor || order.ordered(reader, me) {
+        return me;
+    }
+    // Two readers at once: remember only how far apart they are, and whether all were atomic.
+    let (block, _) = who(me);
+    let many_grid = reader >> 1 & ((1 << THREAD_BITS) - 1) == MANY;
+    let thread = if same_block(reader, me) && !many_grid {
+        MANY_OF_BLOCK
+    } else {
+        MANY
+    };
+    let block = if thread == MANY {
+        (1 << BLOCK_BITS) - 1
+    } else {
+        block
+    };
+    stamp(
+        clock_of(me).max(clock_of(reader)),
+        block,
+        thread as u32,
+        reader & me & ATOMIC != 0,
+    )
+}

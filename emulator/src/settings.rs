@@ -1,0 +1,65 @@
+//! How a launch runs: the order of its threads, and the values of approximate instructions.
+
+use std::cell::Cell;
+
+/// The order in which threads run. A correct kernel gives the same result under each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Schedule {
+    /// Blocks and warps one after the other, the lanes of a warp together, as a GPU would. The
+    /// fastest, and the one under which requests and sectors are those of a GPU.
+    #[default]
+    InOrder,
+    /// As `InOrder`, but from the last block and warp to the first.
+    Reversed,
+    /// Several blocks at once, pre-emption between any two instructions, and the lanes of a warp
+    /// taken apart at random. Every launch with the same seed runs the same way.
+    Seeded(u64),
+}
+
+/// What `.approx` instructions return. Cases that the PTX ISA defines exactly (such as `ex2` of 0)
+/// hold in every mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Approx {
+    /// The correctly rounded value.
+    #[default]
+    Nearest,
+    /// The lowest value inside the documented error bound.
+    Lowest,
+    /// The highest value inside the documented error bound.
+    Highest,
+    /// A value inside the bound that depends on the seed, the instruction and its operands alone.
+    Seeded(u64),
+}
+
+/// Settings of the launches of a thread: see [`with_settings`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// The order of threads.
+    pub schedule: Schedule,
+    /// The values of approximate instructions.
+    pub approx: Approx,
+}
+
+thread_local! {
+    static CURRENT: Cell<Settings> = const {
+        Cell::new(Settings { schedule: Schedule::InOrder, approx: Approx::Nearest })
+    };
+}
+
+/// Runs `f`; the launches that this thread makes inside it use these settings.
+pub fn with_settings<R>(settings: Settings, f: impl FnOnce() -> R) -> R {
+    /// Restores the outer settings, after a panic too.
+    struct Restore(Settings);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.set(self.0);
+        }
+    }
+    let _restore = Restore(CURRENT.replace(settings));
+    f()
+}
+
+/// The settings of this thread's launches.
+pub(crate) fn current() -> Settings {
+    CURRENT.get()
+}

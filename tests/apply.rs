@@ -1,0 +1,310 @@
+//! `examples/apply.rs` as its users meet it: files in, files out, errors in words.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
+
+/// The example's program, which cargo builds with the tests.
+fn apply() -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    Command::new(
+        profile
+            .join("examples")
+            .join(format!("apply{}", std::env::consts::EXE_SUFFIX)),
+    )
+}
+
+/// A tensor of an input file.
+struct Tensor(Dtype, Vec<usize>, Vec<u8>);
+
+fn tensor<T: Element>(shape: &[usize], values: &[f64]) -> Tensor {
+    let values: Vec<T> = values.iter().map(|&v| T::from_f64(v)).collect();
+    let dtype = match T::DTYPE {
+        xact::Dtype::F32 => Dtype::F32,
+        xact::Dtype::F16 => Dtype::F16,
+        xact::Dtype::Bf16 => Dtype::BF16,
+    };
+    Tensor(
+        dtype,
+        shape.to_vec(),
+        bytemuck::cast_slice(&values).to_vec(),
+    )
+}
+
+struct Scratch {
+    folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch {
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, tensors: &[(&str, Tensor)]) {
+        let views = tensors.iter().map(|(name, Tensor(dtype, shape, bytes))| {
+            (
+                *name,
+                TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+            )
+        });
+        let bytes = safetensors::serialize(views, None).unwrap();
+        std::fs::write(self.path("in.safetensors"), bytes).unwrap();
+    }
+
+    fn run(&self, op: &str, arguments: &[&str]) -> Output {
+        apply()
+            .arg(op)
+            .arg("--input")
+            .arg(self.path("in.safetensors"))
+            .arg("--output")
+            .arg(self.path("out.safetensors"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Runs xielu, which must succeed, and reads the output.
+    fn outputs(&self, arguments: &[&str]) -> BTreeMap<String, Tensor> {
+        let output = self.run("xielu", arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        read(&self.path("out.safetensors"))
+    }
+
+    /// Runs, which must fail with status 2, a message with `words`, and no output file.
+    fn refused(&self, op: &str, arguments: &[&str], words: &[&str]) {
+        let output = self.run(op, arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{word} is not in: {text}");
+        }
+        assert!(text.lines().count() < 12, "{text}");
+        assert!(!self.path("out.safetensors").exists());
+    }
+}
+
+fn read(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors()
+        .into_iter()
+        .map(|(name, v)| {
+            (
+                name,
+                Tensor(v.dtype(), v.shape().to_vec(), v.data().to_vec()),
+            )
+        })
+        .collect()
+}
+
+const X: [f64; 6] = [-3.0, -0.5, -0.0, 0.25, 1.5, 40.0];
+const DY: [f64; 6] = [1.0, -2.0, 0.5, 1.0, 0.25, -1.0];
+
+fn forward_input<T: Element>() -> Vec<(&'static str, Tensor)> {
+    vec![
+        ("x", tensor::<T>(&[2, 3], &X)),
+        ("alpha_p", tensor::<f32>(&[1], &[0.2])),
+        ("alpha_n", tensor::<f32>(&[], &[-1.0])),
+    ]
+}
+
+fn backward_input<T: Element>() -> Vec<(&'static str, Tensor)> {
+    let mut tensors = forward_input::<T>();
+    tensors.push(("dy", tensor::<T>(&[2, 3], &DY)));
+    tensors
+}
+
+const PARAMS: [f64; 2] = [0.2_f32 as f64, -1.0];
+
+/// The reference of the library, rounded once.
+fn expected<T: Element>(op: &Xielu) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
+    let x = X.map(T::from_f64);
+    let round = |values: Vec<f64>| -> Vec<u8> {
+        let values: Vec<T> = values.into_iter().map(T::from_f64).collect();
+        bytemuck::cast_slice(&values).to_vec()
+    };
+    let y = reference::forward(op, &PARAMS, &x);
+    let (dx, dparams) = reference::backward(op, &PARAMS, &x, &DY.map(T::from_f64)).unwrap();
+    (
+        round(y),
+        round(dx),
+        dparams.iter().map(|&v| v as f32).collect(),
+    )
+}
+
+fn the_reference_is_the_librarys<T: Element>() {
+    let scratch = Scratch::new();
+    scratch.write(&backward_input::<T>());
+    let raw = Xielu::default();
+    let compat = |eps, gradient| Xielu {
+        compat: Some(Compat { eps, gradient }),
+        ..raw
+    };
+    let cases: [(&[&str], Xielu); 4] = [
+        (&[], raw),
+        (
+            &["--effective"],
+            Xielu {
+                parameters: Parameters::Effective,
+                ..raw
+            },
+        ),
+        (&["--eps", "-1e-6"], compat(-1e-6, EpsGradient::Autograd)),
+        (
+            &[
+                "--eps=-1e-6",
+                "--eps-gradient",
+                "analytic",
+                "--beta",
+                "-0.25",
+            ],
+            Xielu {
+                beta: -0.25,
+                ..compat(-1e-6, EpsGradient::Analytic)
+            },
+        ),
+    ];
+    for (flags, op) in cases {
+        let (y, dx, dparams) = expected::<T>(&op);
+        let forward = [&["--device", "reference", "--direction", "forward"], flags].concat();
+        let out = scratch.outputs(&forward);
+        assert_eq!(out.keys().collect::<Vec<_>>(), ["y"]);
+        assert_eq!((&out["y"].1, &out["y"].2), (&vec![2, 3], &y));
+        let backward = [&["--device", "reference", "--direction", "backward"], flags].concat();
+        let out = scratch.outputs(&backward);
+        assert_eq!(
+            out.keys().collect::<Vec<_>>(),
+            ["dalpha_n", "dalpha_p", "dx"]
+        );
+        assert_eq!(out["dx"].2, dx);
+        for (name, exact) in Xielu::GRADIENTS.iter().zip(dparams) {
+            assert_eq!(out[*name].0, Dtype::F32);
+            assert_eq!(out[*name].2, exact.to_le_bytes());
+        }
+        assert_eq!(
+            (&out["dalpha_p"].1, &out["dalpha_n"].1),
+            (&vec![1], &vec![])
+        );
+    }
+}
+
+#[test]
+fn the_reference_is_the_librarys_in_every_type() {
+    the_reference_is_the_librarys::<f32>();
+    the_reference_is_the_librarys::<half::f16>();
+    the_reference_is_the_librarys::<half::bf16>();
+}
+
+#[test]
+fn the_device_agrees_with_the_reference() {
+    let scratch = Scratch::new();
+    scratch.write(&backward_input::<f32>());
+    let run = |device| {
+        let out = scratch.outputs(&["--device", device, "--direction", "backward"]);
+        let all: Vec<u8> = out.values().flat_map(|t| t.2.clone()).collect();
+        bytemuck::pod_collect_to_vec::<u8, f32>(&all)
+    };
+    let device = std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned());
+    for (got, exact) in run(&device).into_iter().zip(run("reference")) {
+        assert!(
+            (got - exact).abs() <= 4e-6 * exact.abs().max(1.0),
+            "{got} {exact}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_tensor_is_fine() {
+    let scratch = Scratch::new();
+    let mut input = forward_input::<f32>();
+    input[0].1 = tensor::<f32>(&[0, 5], &[]);
+    scratch.write(&input);
+    for device in ["reference", "auto"] {
+        let out = scratch.outputs(&["--device", device, "--direction", "forward"]);
+        assert_eq!((&out["y"].1, out["y"].2.len()), (&vec![0, 5], 0));
+    }
+}
+
+#[test]
+fn bad_input_is_refused_in_words() {
+    let scratch = Scratch::new();
+    let forward: &[&str] = &["--direction", "forward", "--device", "reference"];
+    let backward: &[&str] = &["--direction", "backward", "--device", "reference"];
+    scratch.refused("xielu", forward, &["cannot read"]);
+    std::fs::write(scratch.path("in.safetensors"), b"not tensors").unwrap();
+    scratch.refused("xielu", forward, &["not a safetensors file"]);
+
+    scratch.write(&forward_input::<f32>());
+    scratch.refused("xielu", backward, &["no tensor dy", "alpha_n, alpha_p, x"]);
+    scratch.refused("xielo", forward, &["xielo", "xielu"]);
+    scratch.refused("xielu", &[forward, &["--gated"]].concat(), &["--gated"]);
+    scratch.refused(
+        "xielu",
+        &["--direction", "sideways"],
+        &["sideways", "forward"],
+    );
+    scratch.refused(
+        "xielu",
+        &[forward, &["--eps-gradient", "analytic"]].concat(),
+        &["--eps"],
+    );
+    scratch.refused(
+        "xielu",
+        &[forward, &["--beta", "steep"]].concat(),
+        &["steep"],
+    );
+    scratch.refused(
+        "xielu",
+        &["--direction", "forward", "--device", "tpu"],
+        &["tpu", "emulated"],
+    );
+
+    let with = |name: &'static str, tensor: Tensor| {
+        let mut input = backward_input::<f32>();
+        input.retain(|(n, _)| *n != name);
+        input.push((name, tensor));
+        scratch.write(&input);
+    };
+    with("x", Tensor(Dtype::I32, vec![1], vec![0; 4]));
+    scratch.refused("xielu", forward, &["x is I32", "BF16"]);
+    with("alpha_p", tensor::<half::bf16>(&[1], &[0.2]));
+    scratch.refused("xielu", forward, &["alpha_p", "F32", "one element"]);
+    with("alpha_n", tensor::<f32>(&[2], &[0.2, 0.3]));
+    scratch.refused("xielu", forward, &["alpha_n", "[2]", "one element"]);
+    with("dy", tensor::<f32>(&[3, 2], &DY));
+    scratch.refused("xielu", backward, &["dy", "[3, 2]", "[2, 3]"]);
+    with("dy", tensor::<half::f16>(&[2, 3], &DY));
+    scratch.refused("xielu", backward, &["dy", "F16"]);
+    with("x", tensor::<f32>(&[2, 3], &X));
+    let nowhere = scratch.path("no/such/folder/out.safetensors");
+    let output = apply()
+        .args([
+            "xielu",
+            "--direction",
+            "forward",
+            "--device",
+            "reference",
+            "--input",
+        ])
+        .arg(scratch.path("in.safetensors"))
+        .arg("--output")
+        .arg(nowhere)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"));
+}
