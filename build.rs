@@ -4,14 +4,19 @@
 //! first GPU call returns `Error::KernelsNotBuilt`. `XACT_REQUIRE_NVCC=1` makes that a build error.
 //! An nvcc that is present but fails always is one.
 
-use std::env;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, io, thread};
+
+use nvcc::Surroundings;
 
 #[path = "src/geometry.rs"]
 mod geometry;
+#[path = "build/nvcc.rs"]
+mod nvcc;
 
 /// What `src/args.rs` becomes here: the text of a C++ header.
 macro_rules! kernel_args {
@@ -63,119 +68,116 @@ const TARGETS: [(u32, &[&str]); 1] = [(
     ],
 )];
 
-/// Variables that hold the folder of a CUDA toolkit.
-const TOOLKIT_VARIABLES: [&str; 4] = [
-    "CUDA_HOME",
-    "CUDA_PATH",
-    "CUDA_ROOT",
-    "CUDA_TOOLKIT_ROOT_DIR",
-];
-
 /// Variables that nvcc itself reads.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
-fn main() -> ExitCode {
-    match build() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("{message}");
-            ExitCode::FAILURE
+fn main() {
+    if let Err(message) = build() {
+        // These fail the build. An exit status would too, but then cargo shows all that was printed.
+        for line in message.lines() {
+            println!("cargo::error={line}");
         }
     }
 }
 
 fn build() -> Result<(), String> {
-    for path in ["build.rs", "src/args.rs", "src/geometry.rs", "kernels"] {
+    for path in ["build.rs", "build", "src/args.rs", "src/geometry.rs"] {
         println!("cargo::rerun-if-changed={path}");
-    }
-    for variable in ["NVCC", "PATH", "XACT_REQUIRE_NVCC", "DOCS_RS"]
-        .iter()
-        .chain(&TOOLKIT_VARIABLES)
-        .chain(&NVCC_VARIABLES)
-    {
-        println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo::rerun-if-changed=kernels");
+    for variable in ["DOCS_RS", "NVCC", "PATH"]
+        .iter()
+        .chain(&nvcc::HOMES)
+        .chain(&NVCC_VARIABLES)
+    {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let folder = |name: &str| PathBuf::from(env::var_os(name).expect("cargo sets it"));
+    let out = folder("OUT_DIR");
     if env::var_os("DOCS_RS").is_some() {
         return write_images(&out, &[], "this is a documentation build");
     }
-    match find_nvcc(&out)? {
-        Ok(nvcc) => {
-            println!("cargo::rerun-if-changed={}", nvcc.display());
-            let images = compile_all(&nvcc, &out)?;
-            write_images(&out, &images, "")
+    let root = folder("CARGO_MANIFEST_DIR");
+    let surroundings = Surroundings::of_this_process(&root, own_homes(&root, &out));
+    let search = nvcc::find(&surroundings)?;
+    for note in &search.ignored {
+        println!("cargo::warning={note}");
+    }
+    if let Some((nvcc, _)) = search.found {
+        println!("cargo::rerun-if-changed={}", nvcc.display());
+        let images =
+            compile_all(&nvcc, &out).map_err(|message| {
+                match nvcc::check_host_compiler(&surroundings) {
+                    Ok(()) => message,
+                    Err(cause) => format!("{message}\n{cause}"),
+                }
+            })?;
+        return write_images(&out, &images, "");
+    }
+    let reason = reason(&root);
+    // Asked for only here, so that kernels once compiled do not depend on it.
+    println!("cargo::rerun-if-env-changed=XACT_REQUIRE_NVCC");
+    if required()? {
+        return Err(format!("XACT_REQUIRE_NVCC=1, but {reason}"));
+    }
+    if is_checkout(&root) {
+        // Cargo runs the script again each time while one of these does not exist, and so notices when one
+        // begins to.
+        for home in &surroundings.own {
+            let place = nvcc::place_in(home);
+            println!("cargo::rerun-if-changed={}", place.display());
         }
-        Err(reason) => {
-            if env::var("XACT_REQUIRE_NVCC").is_ok_and(|v| v == "1") {
-                return Err(format!("XACT_REQUIRE_NVCC=1, but {reason}"));
-            }
-            println!("cargo::warning=xact is built without its CUDA kernels: {reason}");
-            write_images(&out, &[], &reason)
-        }
+    }
+    println!("cargo::warning=xact is built without its CUDA kernels: {reason}");
+    write_images(&out, &[], &reason)
+}
+
+/// Whether a missing nvcc is an error.
+fn required() -> Result<bool, String> {
+    match env::var_os("XACT_REQUIRE_NVCC") {
+        None => Ok(false),
+        Some(value) if value.is_empty() || value == "0" => Ok(false),
+        Some(value) if value == "1" => Ok(true),
+        Some(value) => Err(format!(
+            "XACT_REQUIRE_NVCC={} is neither 1 nor 0",
+            value.display()
+        )),
     }
 }
 
-/// The nvcc to use, or why there is none. The outer error is a setting that names something absent.
-fn find_nvcc(out: &Path) -> Result<Result<PathBuf, String>, String> {
-    let exe = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    if let Some(nvcc) = env::var_os("NVCC").filter(|v| !v.is_empty()) {
-        let nvcc = PathBuf::from(nvcc);
-        // A bare name is looked up in PATH, as a shell would.
-        let found = if nvcc.components().count() == 1 {
-            in_path(&nvcc)
-        } else {
-            nvcc.is_file().then(|| nvcc.clone())
-        };
-        return match found {
-            Some(nvcc) => Ok(Ok(nvcc)),
-            None => Err(format!("NVCC is {}, which does not exist", nvcc.display())),
-        };
+/// Whether this is the repository, and not the published crate.
+fn is_checkout(root: &Path) -> bool {
+    root.join("xtask").is_dir()
+}
+
+/// Where `cargo xtask toolkit` may have installed a toolkit.
+fn own_homes(root: &Path, out: &Path) -> Vec<PathBuf> {
+    // OUT_DIR is `<target>/<profile>/build/<package>/out`, with a triple before the profile where one is
+    // asked for; newer cargos put a hash after the package.
+    let mut targets: Vec<&Path> = out.ancestors().skip(4).take(3).collect();
+    // Where `build.build-dir` moves OUT_DIR out of the target folder.
+    let usual = root.join("target");
+    if is_checkout(root) && !targets.contains(&usual.as_path()) {
+        targets.push(&usual);
     }
-    let mut folders: Vec<PathBuf> = TOOLKIT_VARIABLES
-        .iter()
-        .filter_map(|v| env::var_os(v).filter(|v| !v.is_empty()))
-        .map(|folder| PathBuf::from(folder).join("bin"))
-        .collect();
-    folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    for folder in ["/usr/local/cuda", "/opt/cuda", "/usr"] {
-        folders.push(Path::new(folder).join("bin"));
-    }
-    // What `cargo xtask toolkit` installs into the target folder, a few levels above OUT_DIR.
-    let installed = "cuda-toolkit/cuda/bin";
-    folders.extend(out.ancestors().skip(3).take(3).map(|a| a.join(installed)));
-    if let Some(nvcc) = folders.iter().map(|f| f.join(&exe)).find(|n| n.is_file()) {
-        return Ok(Ok(nvcc));
-    }
-    let is_checkout = Path::new("xtask").is_dir();
-    if is_checkout {
-        // A path that does not exist makes cargo ask again each time, so that a toolkit installed
-        // later is noticed.
-        if let Some(target) = out.ancestors().nth(4) {
-            println!(
-                "cargo::rerun-if-changed={}",
-                target.join(installed).display()
-            );
-        }
-    }
-    let remedy = if is_checkout {
-        "run `cargo xtask toolkit`, or set NVCC or CUDA_HOME"
+    targets.into_iter().map(nvcc::own_home).collect()
+}
+
+/// Why there is no nvcc, and what to do.
+fn reason(root: &Path) -> String {
+    // Cargo notices a changed variable, but not a new file in one of the usual folders.
+    let remedy = if is_checkout(root) {
+        "run `cargo xtask toolkit`, or set NVCC to its path, and build again"
     } else {
-        "install the CUDA toolkit, or set NVCC or CUDA_HOME"
+        "install the CUDA toolkit, set CUDA_HOME to its folder, and build again"
     };
-    Ok(Err(format!(
-        "no nvcc was found when xact was compiled (in NVCC, {}, PATH or the usual folders); {remedy}, \
-         and build again",
-        TOOLKIT_VARIABLES.join(", ")
-    )))
-}
-
-fn in_path(name: &Path) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
-        .find(|candidate| candidate.is_file())
+    format!(
+        "no nvcc was found when xact was compiled (in NVCC, {}, PATH or the usual folders); {remedy}",
+        nvcc::HOMES.join(", ")
+    )
 }
 
 /// One kernel file compiled for one target.
@@ -186,32 +188,58 @@ struct Image {
     version: String,
     /// The `.version` nvcc wrote.
     nvcc_version: String,
-    path: PathBuf,
+    /// The file's name in [`IMAGES`].
+    file: String,
 }
 
+/// Where the images are, inside OUT_DIR.
+const IMAGES: &str = "kernels";
+
+/// Compiles every kernel file for every target, as many at a time as cargo was told to.
 fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
-    let include = out.join("include");
-    fs::create_dir_all(&include).map_err(|e| format!("{}: {e}", include.display()))?;
-    write(&include.join("args.cuh"), &args::header())?;
-    let mut jobs = Vec::new();
-    for source in sources()? {
-        for target in &TARGETS {
-            jobs.push((source.clone(), target));
+    let folder = out.join(IMAGES);
+    // OUT_DIR outlives this run: without this, files of kernels that are gone would stay.
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(format!("{}: {error}", folder.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    write(&folder.join("args.cuh"), &args::header())?;
+    let jobs: Vec<_> = sources()?
+        .into_iter()
+        .flat_map(|source| TARGETS.iter().map(move |target| (source.clone(), target)))
+        .collect();
+    let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
+    let next = AtomicUsize::new(0);
+    let done: Vec<_> = jobs.iter().map(|_| OnceLock::new()).collect();
+    thread::scope(|scope| {
+        for _ in 0..workers.unwrap_or(1).min(jobs.len()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((source, target)) = jobs.get(index) else {
+                        return;
+                    };
+                    let result = compile(nvcc, source, target, &folder);
+                    done[index].set(result).ok().expect("each job is done once");
+                }
+            });
+        }
+    });
+    let (mut images, mut errors) = (Vec::new(), Vec::new());
+    for result in done {
+        match result.into_inner().expect("every job is done") {
+            Ok(image) => images.push(image),
+            Err(error) => errors.push(error),
         }
     }
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = jobs
-            .iter()
-            .map(|(source, target)| {
-                let include = &include;
-                scope.spawn(move || compile(nvcc, source, target, include, out))
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().expect("compile does not panic"))
-            .collect()
-    })
+    if errors.is_empty() {
+        Ok(images)
+    } else {
+        Err(errors.join("\n"))
+    }
 }
 
 /// Every `kernels/<folder>/<stem>.cu`, in a fixed order.
@@ -225,13 +253,30 @@ fn sources() -> Result<Vec<PathBuf>, String> {
         paths.sort();
         Ok(paths)
     };
-    let mut sources = Vec::new();
+    let mut sources: Vec<PathBuf> = Vec::new();
     for folder in list(Path::new("kernels"))? {
-        if folder.is_dir() {
-            sources.extend(list(&folder)?);
+        if !folder.is_dir() {
+            continue;
+        }
+        for path in list(&folder)? {
+            if path.extension().is_none_or(|e| e != "cu") {
+                continue;
+            }
+            // The stem is the name by which the crate finds an image.
+            let same = |other: &&PathBuf| other.file_stem() == path.file_stem();
+            if let Some(other) = sources.iter().find(same) {
+                return Err(format!(
+                    "{} and {} have the same stem",
+                    other.display(),
+                    path.display()
+                ));
+            }
+            sources.push(path);
         }
     }
-    sources.retain(|path| path.extension().is_some_and(|e| e == "cu"));
+    if sources.is_empty() {
+        return Err("kernels/ holds no .cu file".to_owned());
+    }
     Ok(sources)
 }
 
@@ -239,15 +284,11 @@ fn compile(
     nvcc: &Path,
     source: &Path,
     &(target, versions): &(u32, &[&str]),
-    include: &Path,
-    out: &Path,
+    folder: &Path,
 ) -> Result<Image, String> {
-    let stem = source
-        .file_stem()
-        .expect("a .cu file")
-        .to_string_lossy()
-        .into_owned();
-    let path = out.join(format!("{stem}.sm_{target}.ptx"));
+    let stem = source.file_stem().expect("a .cu file").to_string_lossy();
+    let file = format!("{stem}.sm_{target}.ptx");
+    let path = folder.join(&file);
     let mut command = Command::new(nvcc);
     command
         .args(["-ptx", "-std=c++20", "-O3"])
@@ -256,84 +297,90 @@ fn compile(
         .arg("-Wno-deprecated-gpu-targets")
         .arg(format!("-arch=compute_{target}"))
         .arg("-I")
-        .arg(include);
+        .arg(folder);
     for (name, value) in geometry::DEFINES {
         command.arg(format!("-D{name}={value}"));
     }
-    run(command.arg(source).arg("-o").arg(&path))?;
+    let said = run(command.arg(source).arg("-o").arg(&path))?;
+    for line in said.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo::warning={line}");
+    }
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let (text, version, nvcc_version) = lower_version(nvcc, &text, target, versions, &path)?;
-    write(&path, &text)?;
+    let (version, nvcc_version) = lower_version(nvcc, &text, target, versions, &path)?;
     Ok(Image {
-        stem,
+        stem: stem.into_owned(),
         target,
         version,
         nvcc_version,
-        path,
+        file,
     })
 }
 
-/// nvcc stamps its own PTX version on its output, and a driver older than nvcc refuses that. Rewrites
-/// the stamp to the oldest version with which ptxas still accepts the text.
+/// nvcc stamps its own PTX version on its output, and a driver older than nvcc refuses that. Writes the
+/// text to `path` with the oldest version with which it still assembles; returns that and nvcc's.
 fn lower_version(
     nvcc: &Path,
     text: &str,
     target: u32,
     versions: &[&str],
     path: &Path,
-) -> Result<(String, String, String), String> {
+) -> Result<(String, String), String> {
     // A hint to ptxas about which bytes of a load are used, that PTX before 8.3 does not know.
     let text: String = text
         .split_inclusive('\n')
         .filter(|line| !line.trim_start().starts_with(".pragma \"used_bytes_mask"))
         .collect();
-    let start = text.find(".version ").ok_or("nvcc wrote no .version")? + ".version ".len();
-    let end = start
-        + text[start..]
-            .find('\n')
-            .ok_or("nvcc wrote no line after .version")?;
-    let stamped = text[start..end].trim().to_owned();
-    let ptxas = nvcc.with_file_name(format!("ptxas{}", env::consts::EXE_SUFFIX));
-    let candidate = path.with_extension("lowered.ptx");
-    for version in versions.iter().take_while(|v| **v != stamped) {
-        let lowered = format!("{}{version}{}", &text[..start], &text[end..]);
-        write(&candidate, &lowered)?;
-        let mut command = Command::new(&ptxas);
-        command
-            .arg("-fmad=false")
-            .arg(format!("-arch=sm_{target}"))
-            .arg(&candidate)
-            .arg("-o")
-            .arg(path.with_extension("cubin"));
-        if run(&mut command).is_ok() {
-            return Ok((lowered, (*version).to_owned(), stamped));
+    let line = text.lines().find(|line| line.starts_with(".version "));
+    let line = line.ok_or_else(|| format!("{}: nvcc wrote no .version", path.display()))?;
+    let stamped = line[".version ".len()..].trim();
+    let older = versions.iter().take_while(|v| **v != stamped);
+    let mut refused = String::new();
+    for &version in older.chain([&stamped]) {
+        let lowered = text.replacen(line, &format!(".version {version}"), 1);
+        write(path, &lowered)?;
+        match assemble(nvcc, path, target) {
+            Ok(()) => return Ok((version.to_owned(), stamped.to_owned())),
+            Err(message) => refused = message,
         }
     }
-    Ok((text, stamped.clone(), stamped))
+    // Not even as nvcc wrote it.
+    Err(refused)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Checks that PTX is valid. nvcc knows where its assembler is, which need not be beside it.
+fn assemble(nvcc: &Path, ptx: &Path, target: u32) -> Result<(), String> {
+    let cubin = ptx.with_extension("cubin");
+    let mut command = Command::new(nvcc);
+    command
+        .arg("-cubin")
+        .arg("-Wno-deprecated-gpu-targets")
+        .arg(format!("-arch=sm_{target}"));
+    run(command.arg(ptx).arg("-o").arg(&cubin))?;
+    fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))
+}
+
+/// Runs a command and returns what it said.
+fn run(command: &mut Command) -> Result<String, String> {
     let output = command
         .output()
-        .map_err(|e| format!("{}: {e}", command.get_program().to_string_lossy()))?;
+        .map_err(|e| format!("{}: {e}", command.get_program().display()))?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
     if output.status.success() {
-        return Ok(());
+        return Ok(said.into_owned());
     }
-    Err(format!(
-        "{command:?} failed ({}):\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    ))
+    Err(format!("{command:?} failed ({}):\n{said}", output.status))
 }
 
 fn write_images(out: &Path, images: &[Image], note: &str) -> Result<(), String> {
     let mut text = String::from("pub static IMAGES: &[Image] = &[\n");
     for image in images {
+        // The path is relative to this file.
+        let path = format!("{IMAGES}/{}", image.file);
         let _ = writeln!(
             text,
-            "    Image {{ stem: {:?}, target: {}, version: {:?}, nvcc_version: {:?}, ptx: include_str!({:?}) }},",
-            image.stem, image.target, image.version, image.nvcc_version, image.path
+            "    Image {{ stem: {:?}, target: {}, version: {:?}, nvcc_version: {:?}, ptx: include_str!({path:?}) }},",
+            image.stem, image.target, image.version, image.nvcc_version
         );
     }
     let _ = writeln!(text, "];\npub static BUILD_NOTE: &str = {note:?};");

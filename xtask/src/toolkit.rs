@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs, process};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, bail};
 
 use crate::folders::Folders;
 use discovery::{Source, Surroundings};
@@ -41,7 +41,7 @@ impl Toolkit {
         compile_probe(&self.nvcc, &folders.target).with_context(|| match self.source {
             Source::Own => format!(
                 "the installed toolkit does not work; to install it anew, remove {}",
-                install::folder(&folders.target).display()
+                discovery::own_folder(&folders.target).display()
             ),
             _ => format!("the nvcc {} does not work", self.source),
         })
@@ -53,14 +53,14 @@ impl Toolkit {
 /// # Errors
 /// There is none and none can be installed, or the one found does not run, or there is no host C++ compiler.
 pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
-    let own = install::home(&folders.target);
-    let surroundings = Surroundings::of_this_process(&folders.root, &own);
-    let search = discovery::find(&surroundings)?;
+    let own = vec![discovery::own_home(&folders.target)];
+    let surroundings = Surroundings::of_this_process(&folders.root, own);
+    let search = discovery::find(&surroundings).map_err(Error::msg)?;
     for note in &search.ignored {
         eprintln!("note: {note}");
     }
     // Before a download that would be of no use.
-    discovery::check_host_compiler(&surroundings)?;
+    discovery::check_host_compiler(&surroundings).map_err(Error::msg)?;
     if let Some((nvcc, source)) = search.found {
         let version = version_of(&nvcc);
         let outdated = source == Source::Own && !install::is_current(&folders.target);
@@ -106,7 +106,7 @@ fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
     let output = Command::new(nvcc)
         .current_dir(&folder)
         .args([
-            "-std=c++17",
+            "-std=c++20",
             "-ptx",
             "-arch=compute_80",
             "-o",

@@ -1,209 +1,15 @@
-//! Finds nvcc and the host compiler that it needs. The same order as xact's build script.
+//! Finds nvcc and its host compiler with the very code of xact's build script.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::path::{Path, PathBuf};
+#[path = "../../../build/nvcc.rs"]
+mod nvcc;
 
-use anyhow::bail;
-
-/// Variables that name a toolkit folder, in the order in which they are tried.
-const HOMES: [&str; 4] = [
-    "CUDA_HOME",
-    "CUDA_PATH",
-    "CUDA_ROOT",
-    "CUDA_TOOLKIT_ROOT_DIR",
-];
-
-/// Where toolkits are commonly installed.
-const USUAL: [&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr"];
-
-/// What discovery looks at, as a value so that tests can make one up.
-pub struct Surroundings<'a> {
-    /// Reads an environment variable.
-    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
-    /// Folders to look into after PATH.
-    pub usual: Vec<PathBuf>,
-    /// What relative paths are relative to: the workspace root, where cargo runs build scripts.
-    pub root: &'a Path,
-    /// The toolkit folder that [`super::install`] fills.
-    pub own: &'a Path,
-}
-
-impl<'a> Surroundings<'a> {
-    /// The surroundings of this process.
-    pub fn of_this_process(root: &'a Path, own: &'a Path) -> Self {
-        Self {
-            variable: &|name| env::var_os(name),
-            usual: USUAL.iter().map(PathBuf::from).collect(),
-            root,
-            own,
-        }
-    }
-
-    /// A variable that is set to something; an empty one counts as unset.
-    fn set(&self, name: &str) -> Option<OsString> {
-        (self.variable)(name).filter(|value| !value.is_empty())
-    }
-
-    /// The first executable called `name` on PATH.
-    fn on_path(&self, name: impl AsRef<Path>) -> Option<PathBuf> {
-        let path = self.set("PATH")?;
-        env::split_paths(&path)
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .map(|folder| self.root.join(folder).join(&name))
-            .find(|candidate| is_executable(candidate))
-    }
-
-    /// The executable that `value` means: a path, or a name to look up on PATH.
-    fn resolve(&self, value: &OsStr) -> Option<PathBuf> {
-        let path = Path::new(value);
-        if path.components().count() == 1 && path.is_relative() {
-            return self.on_path(path);
-        }
-        Some(self.root.join(path)).filter(|path| is_executable(path))
-    }
-}
-
-/// Where an nvcc was found.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Through this environment variable.
-    Variable(&'static str),
-    /// On PATH.
-    Path,
-    /// In one of the usual folders.
-    Folder(PathBuf),
-    /// In the toolkit that xtask installed.
-    Own,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Variable(name) => write!(f, "from {name}"),
-            Self::Path => f.write_str("on PATH"),
-            Self::Folder(folder) => write!(f, "in {}", folder.display()),
-            Self::Own => f.write_str("installed by cargo xtask toolkit"),
-        }
-    }
-}
-
-/// What a search came to.
-#[derive(Debug)]
-pub struct Search {
-    /// The first nvcc, if any.
-    pub found: Option<(PathBuf, Source)>,
-    /// Settings that led nowhere, in words.
-    pub ignored: Vec<String>,
-}
-
-/// Looks for nvcc in the documented order.
-///
-/// # Errors
-/// NVCC is set to something that cannot be run: it is the user's own choice, so nothing is taken in its stead.
-pub fn find(surroundings: &Surroundings) -> anyhow::Result<Search> {
-    let mut ignored = Vec::new();
-    let mut first = || {
-        if let Some(value) = surroundings.set("NVCC") {
-            let Some(nvcc) = surroundings.resolve(&value) else {
-                bail!(
-                    "NVCC={} is not an executable file: correct the variable or unset it",
-                    value.display()
-                );
-            };
-            return Ok(Some((nvcc, Source::Variable("NVCC"))));
-        }
-        for name in HOMES {
-            let Some(home) = surroundings.set(name) else {
-                continue;
-            };
-            match nvcc_in(&surroundings.root.join(&home)) {
-                Some(nvcc) => return Ok(Some((nvcc, Source::Variable(name)))),
-                None => {
-                    ignored.push(format!(
-                        "{name}={} has no bin/nvcc; ignored",
-                        home.display()
-                    ));
-                }
-            }
-        }
-        if let Some(nvcc) = surroundings.on_path(executable_name("nvcc")) {
-            return Ok(Some((nvcc, Source::Path)));
-        }
-        for folder in &surroundings.usual {
-            if let Some(nvcc) = nvcc_in(folder) {
-                return Ok(Some((nvcc, Source::Folder(folder.clone()))));
-            }
-        }
-        Ok(nvcc_in(surroundings.own).map(|nvcc| (nvcc, Source::Own)))
-    };
-    let found = first()?;
-    Ok(Search { found, ignored })
-}
-
-/// Checks that nvcc will find a host C++ compiler, which it runs even to write PTX.
-///
-/// # Errors
-/// There is none, or NVCC_CCBIN names one that does not exist.
-pub fn check_host_compiler(surroundings: &Surroundings) -> anyhow::Result<()> {
-    if let Some(value) = surroundings.set("NVCC_CCBIN") {
-        // nvcc also takes the folder that holds the compiler.
-        if surroundings.resolve(&value).is_none() && !surroundings.root.join(&value).is_dir() {
-            bail!(
-                "NVCC_CCBIN={} is no host C++ compiler: correct the variable or unset it",
-                value.display()
-            );
-        }
-        return Ok(());
-    }
-    // nvcc reads its flags from these, and they may name a compiler. On Windows it looks for cl.exe by itself.
-    let named = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"]
-        .iter()
-        .filter_map(|name| surroundings.set(name))
-        .any(|flags| flags.to_string_lossy().contains("-ccbin"));
-    if named || cfg!(windows) {
-        return Ok(());
-    }
-    let missing: Vec<&str> = ["gcc", "g++"]
-        .into_iter()
-        .filter(|name| surroundings.on_path(name).is_none())
-        .collect();
-    if !missing.is_empty() {
-        bail!(
-            "nvcc needs a host C++ compiler; not on PATH: {}.\n\
-             Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), \
-             or set NVCC_CCBIN to one that nvcc supports.",
-            missing.join(", ")
-        );
-    }
-    Ok(())
-}
-
-/// The nvcc of the toolkit in `home`.
-pub fn nvcc_in(home: &Path) -> Option<PathBuf> {
-    Some(home.join("bin").join(executable_name("nvcc"))).filter(|nvcc| is_executable(nvcc))
-}
-
-fn executable_name(stem: &str) -> String {
-    format!("{stem}{}", env::consts::EXE_SUFFIX)
-}
-
-#[cfg(unix)]
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-
-    path.metadata()
-        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
-}
-
-#[cfg(not(unix))]
-fn is_executable(path: &Path) -> bool {
-    path.is_file()
-}
+pub use nvcc::*;
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
     use super::*;
     use crate::testing::Scratch;
 
@@ -224,7 +30,7 @@ mod tests {
             variable: &variable,
             usual: vec![root.join("usual")],
             root,
-            own: &root.join("target/cuda-toolkit/cuda"),
+            own: vec![root.join("absent"), own_home(&root.join("target"))],
         })
     }
 
@@ -283,7 +89,7 @@ mod tests {
         scratch.write("plain/nvcc", "not executable");
         for value in ["{}/absent/nvcc", "{}/usual/bin", "{}/plain/nvcc", "nvcc-99"] {
             with(&scratch, &[("NVCC", value)], |surroundings| {
-                let error = find(surroundings).expect_err(value).to_string();
+                let error = find(surroundings).expect_err(value);
                 assert!(error.starts_with("NVCC="), "{error}");
             });
         }
@@ -299,6 +105,29 @@ mod tests {
             expected
         );
         assert_eq!(found(&scratch, &[("NVCC", "bin/nvcc-13")]), expected);
+    }
+
+    #[test]
+    fn a_link_that_stands_alone_is_followed() {
+        let scratch = Scratch::new();
+        let nvcc = scratch.script("toolkit/bin/nvcc", "");
+        scratch.write("toolkit/bin/nvcc.profile", "");
+        let wrapper = scratch.script("wrapper/cache", "");
+        for (folder, points_to, expected) in [
+            ("alone", &nvcc, &nvcc),
+            ("whole", &nvcc, &scratch.path().join("whole/nvcc")),
+            ("wrapped", &wrapper, &scratch.path().join("wrapped/nvcc")),
+        ] {
+            scratch.write(&format!("{folder}/other"), "");
+            let link = scratch.path().join(folder).join("nvcc");
+            std::os::unix::fs::symlink(points_to, link).expect("link");
+            if folder == "whole" {
+                scratch.write("whole/nvcc.profile", "");
+            }
+            let path = format!("{{}}/{folder}");
+            let (found, _) = found(&scratch, &[("PATH", &path)]).expect("found");
+            assert_eq!(found, *expected);
+        }
     }
 
     #[test]
@@ -334,7 +163,7 @@ mod tests {
         scratch.script("clang/clang++", "");
         let check = |variables: &[(&str, &str)]| {
             with(&scratch, variables, |surroundings| {
-                check_host_compiler(surroundings).map_err(|error| error.to_string())
+                check_host_compiler(surroundings)
             })
         };
         assert!(check(&[("PATH", "{}/both")]).is_ok());

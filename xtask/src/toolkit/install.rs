@@ -9,30 +9,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use std::{env, fs, io, process};
 
 use anyhow::{Context, anyhow, bail};
 
+use super::discovery::{nvcc_in, own_folder, own_home};
+
 /// The pinned packages, as pip reads them.
 const PACKAGES: &str = include_str!("packages.txt");
 
-/// Name of the folder inside the target folder.
-const NAME: &str = "cuda-toolkit";
-
-/// The folder that [`install`] makes.
-pub fn folder(target: &Path) -> PathBuf {
-    target.join(NAME)
-}
-
-/// The toolkit in it, as CUDA_HOME would name it.
-pub fn home(target: &Path) -> PathBuf {
-    folder(target).join("cuda")
-}
+/// What unfinished installations are called, before the number of their process.
+const PARTIAL: &str = "cuda-toolkit.partial.";
 
 /// Whether the installed toolkit is the one that is pinned now.
 pub fn is_current(target: &Path) -> bool {
-    fs::read_to_string(folder(target).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
+    fs::read_to_string(own_folder(target).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
 }
 
 /// The pinned packages as `name==version`.
@@ -67,27 +59,27 @@ pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
     }
     let start = Instant::now();
     sweep(target).context("the target folder cannot be read")?;
-    let stage = target.join(format!("{NAME}.partial.{}", process::id()));
+    let stage = target.join(format!("{PARTIAL}{}", process::id()));
     fs::create_dir_all(&stage).with_context(|| format!("{} cannot be created", stage.display()))?;
     let _removed = Removed(stage.clone());
     let python = python_with_pip(&stage).map_err(cannot)?;
     announce(target);
     fill(&stage, &python).map_err(cannot)?;
     eprintln!("Compiling a small kernel to try it ...");
-    let nvcc = super::discovery::nvcc_in(&stage.join("cuda"))
+    let nvcc = nvcc_in(&stage.join("cuda"))
         .ok_or_else(|| anyhow!("the packages hold no nvcc"))
         .map_err(cannot)?;
     super::compile_probe(&nvcc, &stage)?;
     publish(target, &stage).context("the finished toolkit cannot be moved into place")?;
     eprintln!("Installed in {:.0} s.", start.elapsed().as_secs_f64());
-    super::discovery::nvcc_in(&home(target)).context("the installed toolkit has vanished")
+    nvcc_in(&own_home(target)).context("the installed toolkit has vanished")
 }
 
 /// Says what is about to be downloaded, from where and under which licence.
 fn announce(target: &Path) {
     eprintln!(
         "Installing NVIDIA's compiler from PyPI into {}",
-        folder(target).display()
+        own_folder(target).display()
     );
     for package in packages() {
         eprintln!("    {package}");
@@ -184,9 +176,9 @@ fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
 
 /// Renames the finished `stage` to its final name; an outdated toolkit makes way.
 fn publish(target: &Path, stage: &Path) -> io::Result<()> {
-    let place = folder(target);
-    let is_whole = || is_current(target) && super::discovery::nvcc_in(&home(target)).is_some();
-    let old = target.join(format!("{NAME}.partial.{}.old", process::id()));
+    let place = own_folder(target);
+    let is_whole = || is_current(target) && nvcc_in(&own_home(target)).is_some();
+    let old = target.join(format!("{PARTIAL}{}.old", process::id()));
     let _removed = Removed(old.clone());
     if place.symlink_metadata().is_ok() {
         fs::rename(&place, &old)?;
@@ -194,17 +186,22 @@ fn publish(target: &Path, stage: &Path) -> io::Result<()> {
     match fs::rename(stage, &place) {
         // Another process was faster, and made the same.
         Err(_) if is_whole() => Ok(()),
-        result => result,
+        Err(error) => Err(error),
+        // A build script that ran during the installation found no nvcc. Cargo runs it again only if nvcc
+        // is newer than that run.
+        Ok(()) => match nvcc_in(&own_home(target)) {
+            Some(nvcc) => fs::File::open(nvcc)?.set_modified(SystemTime::now()),
+            None => Ok(()),
+        },
     }
 }
 
 /// Removes what interrupted installations left.
 fn sweep(target: &Path) -> io::Result<()> {
-    let prefix = format!("{NAME}.partial.");
     for entry in fs::read_dir(target)? {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(process) = name.to_str().and_then(|name| name.strip_prefix(&prefix)) else {
+        let Some(process) = name.to_str().and_then(|name| name.strip_prefix(PARTIAL)) else {
             continue;
         };
         let process = process.trim_end_matches(".old");
@@ -217,6 +214,8 @@ fn sweep(target: &Path) -> io::Result<()> {
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::testing::Scratch;
 
@@ -245,11 +244,17 @@ mod tests {
         let scratch = Scratch::new();
         scratch.script("cuda-toolkit/cuda/bin/nvcc", "old");
         let new = scratch.script("stage/cuda/bin/nvcc", "new");
+        let unpacked = SystemTime::now() - Duration::from_secs(3600);
+        let file = fs::File::open(&new).expect("nvcc");
+        file.set_modified(unpacked).expect("modification time");
+        let before = SystemTime::now() - Duration::from_secs(1);
         scratch.write("stage/packages.txt", PACKAGES);
         publish(scratch.path(), &scratch.path().join("stage")).expect("published");
         assert!(is_current(scratch.path()));
-        let nvcc = fs::read_to_string(home(scratch.path()).join("bin/nvcc")).expect("nvcc");
-        assert!(nvcc.contains("new"));
+        let nvcc = nvcc_in(&own_home(scratch.path())).expect("nvcc");
+        assert!(fs::read_to_string(&nvcc).expect("nvcc").contains("new"));
+        let modified = nvcc.metadata().and_then(|data| data.modified());
+        assert!(modified.expect("modification time") > before);
         assert!(!new.exists());
         let left = fs::read_dir(scratch.path()).expect("folder").count();
         assert_eq!(left, 1, "the old toolkit is gone");

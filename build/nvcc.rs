@@ -1,0 +1,230 @@
+//! Finds nvcc, and checks for the host compiler that it needs.
+//!
+//! One file for all who look: `build.rs` and `cargo xtask` include it, so that they agree. Its tests are
+//! in `xtask/src/toolkit/discovery.rs`.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Variables that name a toolkit folder, in the order in which they are tried.
+pub const HOMES: [&str; 4] = [
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_ROOT",
+    "CUDA_TOOLKIT_ROOT_DIR",
+];
+
+/// Where toolkits are commonly installed.
+const USUAL: [&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr"];
+
+/// What discovery looks at, as a value so that tests can make one up.
+pub struct Surroundings<'a> {
+    /// Reads an environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// Folders to look into after PATH.
+    pub usual: Vec<PathBuf>,
+    /// What relative paths are relative to: the folder of xact's manifest, where cargo runs build scripts.
+    pub root: &'a Path,
+    /// Toolkit folders that `cargo xtask toolkit` may have filled.
+    pub own: Vec<PathBuf>,
+}
+
+impl<'a> Surroundings<'a> {
+    /// The surroundings of this process.
+    pub fn of_this_process(root: &'a Path, own: Vec<PathBuf>) -> Self {
+        Self {
+            variable: &|name| env::var_os(name),
+            usual: USUAL.iter().map(PathBuf::from).collect(),
+            root,
+            own,
+        }
+    }
+
+    /// A variable that is set to something; an empty one counts as unset.
+    fn set(&self, name: &str) -> Option<OsString> {
+        (self.variable)(name).filter(|value| !value.is_empty())
+    }
+
+    /// The first executable called `name` on PATH.
+    fn on_path(&self, name: impl AsRef<Path>) -> Option<PathBuf> {
+        let path = self.set("PATH")?;
+        env::split_paths(&path)
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .map(|folder| self.root.join(folder).join(&name))
+            .find(|candidate| is_executable(candidate))
+    }
+
+    /// The executable that `value` means: a path, or a name to look up on PATH.
+    fn resolve(&self, value: &OsStr) -> Option<PathBuf> {
+        let path = Path::new(value);
+        if path.components().count() == 1 && path.is_relative() {
+            return self.on_path(path);
+        }
+        Some(self.root.join(path)).filter(|path| is_executable(path))
+    }
+}
+
+/// Where an nvcc was found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Through this environment variable.
+    Variable(&'static str),
+    /// On PATH.
+    Path,
+    /// In one of the usual folders.
+    Folder(PathBuf),
+    /// In a toolkit that xtask installed.
+    Own,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Variable(name) => write!(f, "from {name}"),
+            Self::Path => f.write_str("on PATH"),
+            Self::Folder(folder) => write!(f, "in {}", folder.display()),
+            Self::Own => f.write_str("installed by cargo xtask toolkit"),
+        }
+    }
+}
+
+/// What a search came to.
+#[derive(Debug)]
+pub struct Search {
+    /// The first nvcc, if any.
+    pub found: Option<(PathBuf, Source)>,
+    /// Settings that led nowhere, in words.
+    pub ignored: Vec<String>,
+}
+
+/// Looks for nvcc in the documented order.
+///
+/// # Errors
+/// NVCC is set to something that cannot be run: it is the user's own choice, so nothing is taken in its stead.
+pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
+    let mut ignored = Vec::new();
+    let mut first = || {
+        if let Some(value) = surroundings.set("NVCC") {
+            let Some(nvcc) = surroundings.resolve(&value) else {
+                return Err(format!(
+                    "NVCC={} is not an executable file: correct the variable or unset it",
+                    value.display()
+                ));
+            };
+            return Ok(Some((nvcc, Source::Variable("NVCC"))));
+        }
+        for name in HOMES {
+            let Some(home) = surroundings.set(name) else {
+                continue;
+            };
+            match nvcc_in(&surroundings.root.join(&home)) {
+                Some(nvcc) => return Ok(Some((nvcc, Source::Variable(name)))),
+                None => {
+                    ignored.push(format!(
+                        "{name}={} has no bin/nvcc; ignored",
+                        home.display()
+                    ));
+                }
+            }
+        }
+        if let Some(nvcc) = surroundings.on_path(executable_name("nvcc")) {
+            return Ok(Some((nvcc, Source::Path)));
+        }
+        for folder in &surroundings.usual {
+            if let Some(nvcc) = nvcc_in(folder) {
+                return Ok(Some((nvcc, Source::Folder(folder.clone()))));
+            }
+        }
+        let own = surroundings.own.iter().find_map(|home| nvcc_in(home));
+        Ok(own.map(|nvcc| (nvcc, Source::Own)))
+    };
+    let found = first()?.map(|(nvcc, source)| (unlinked(nvcc), source));
+    Ok(Search { found, ignored })
+}
+
+/// nvcc looks for its parts beside the name that it was called by. For a link that stands alone, as in
+/// /usr/local/bin, this is what it points to.
+fn unlinked(nvcc: PathBuf) -> PathBuf {
+    let has_parts = |nvcc: &Path| nvcc.with_file_name("nvcc.profile").is_file();
+    match nvcc.canonicalize() {
+        Ok(real) if !has_parts(&nvcc) && has_parts(&real) => real,
+        _ => nvcc,
+    }
+}
+
+/// Checks that nvcc will find a host C++ compiler, which it runs even to write PTX.
+///
+/// # Errors
+/// There is none, or NVCC_CCBIN names one that does not exist.
+pub fn check_host_compiler(surroundings: &Surroundings) -> Result<(), String> {
+    if let Some(value) = surroundings.set("NVCC_CCBIN") {
+        // nvcc also takes the folder that holds the compiler.
+        if surroundings.resolve(&value).is_none() && !surroundings.root.join(&value).is_dir() {
+            return Err(format!(
+                "NVCC_CCBIN={} is no host C++ compiler: correct the variable or unset it",
+                value.display()
+            ));
+        }
+        return Ok(());
+    }
+    // nvcc reads its flags from these, and they may name a compiler. On Windows it looks for cl.exe by itself.
+    let named = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"]
+        .iter()
+        .filter_map(|name| surroundings.set(name))
+        .any(|flags| flags.to_string_lossy().contains("-ccbin"));
+    if named || cfg!(windows) {
+        return Ok(());
+    }
+    let missing: Vec<&str> = ["gcc", "g++"]
+        .into_iter()
+        .filter(|name| surroundings.on_path(name).is_none())
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!(
+            "nvcc needs a host C++ compiler; not on PATH: {}.\n\
+             Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), \
+             or set NVCC_CCBIN to one that nvcc supports.",
+            missing.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// The nvcc of the toolkit in `home`, if it is there.
+pub fn nvcc_in(home: &Path) -> Option<PathBuf> {
+    Some(place_in(home)).filter(|nvcc| is_executable(nvcc))
+}
+
+/// Where a toolkit in `home` has its nvcc.
+pub fn place_in(home: &Path) -> PathBuf {
+    home.join("bin").join(executable_name("nvcc"))
+}
+
+/// The folder that `cargo xtask toolkit` installs into.
+pub fn own_folder(target: &Path) -> PathBuf {
+    target.join("cuda-toolkit")
+}
+
+/// The toolkit in it, as CUDA_HOME would name it.
+pub fn own_home(target: &Path) -> PathBuf {
+    own_folder(target).join("cuda")
+}
+
+fn executable_name(stem: &str) -> String {
+    format!("{stem}{}", env::consts::EXE_SUFFIX)
+}
+
+#[cfg(unix)]
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+
+    path.metadata()
+        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_executable(path: &Path) -> bool {
+    path.is_file()
+}

@@ -1,0 +1,313 @@
+//! The crate as published: what `cargo package` makes, and programs that depend on it.
+//!
+//! Offline, and quick after the first time: what the programs depend on is compiled once and kept.
+
+#![cfg(unix)]
+
+#[allow(dead_code)] // the build script and xtask use all of it
+#[path = "../build/nvcc.rs"]
+mod nvcc;
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs};
+
+/// The program: the reference is called, and a device asked for.
+const PROGRAM: &str = r#"
+use xact::{Parameters, Xielu, reference};
+
+fn main() {
+    let op = Xielu { parameters: Parameters::Effective, ..Xielu::default() };
+    let y = reference::forward(&op, &[3.0, 1.0], &[2.0_f32, 0.0]);
+    println!("{y:?}");
+    #[cfg(feature = "cuda")]
+    match xact::Device::new(0) {
+        Ok(_) => println!("Ok"),
+        Err(error) => println!("{error:?}\n{error}"),
+    }
+}
+"#;
+
+/// α_p·x² + β·x for α_p = 3 and β = 0.5.
+const REFERENCE: &str = "[13.0, 0.0]";
+
+#[test]
+fn the_package_holds_what_a_build_needs_and_no_more() {
+    let package = unpacked("contents");
+    let top: BTreeSet<_> = fs::read_dir(&package)
+        .expect("the package")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    let needed = [
+        "Cargo.toml",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "README.md",
+        "build",
+        "build.rs",
+        "kernels",
+        "src",
+    ];
+    // Cargo adds these by itself; the first only in a repository.
+    let may = [
+        ".cargo_vcs_info.json",
+        "Cargo.lock",
+        "Cargo.toml.orig",
+        "CHANGELOG.md",
+    ];
+    for name in needed {
+        assert!(top.contains(OsStr::new(name)), "{name} is missing: {top:?}");
+    }
+    for name in top {
+        let known = needed.iter().chain(&may).any(|known| name == *known);
+        assert!(known, "{} is published", name.display());
+    }
+    let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("the manifest");
+    assert!(!manifest.contains("cuda-emulator"), "{manifest}");
+}
+
+#[test]
+fn a_program_has_the_kernels() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // CARGO_TARGET_TMPDIR is `<target>/tmp`.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("the target folder");
+    let homes = [target, &root.join("target")].map(nvcc::own_home);
+    let surroundings = nvcc::Surroundings::of_this_process(root, homes.into());
+    let search = nvcc::find(&surroundings).expect("the variables are right");
+    let (nvcc, _) = search.found.expect("nvcc: cargo xtask toolkit");
+
+    let program = Program::new("with-nvcc", &unpacked("with-nvcc"), true);
+    let output = program
+        .cargo("run")
+        .env("NVCC", nvcc)
+        .env("XACT_REQUIRE_NVCC", "1")
+        .output();
+    let said = text(&success(output).stdout);
+    let (reference, device) = said.split_once('\n').expect("two lines");
+    assert_eq!(reference, REFERENCE);
+    // On a machine with the driver, Ok or what the driver says.
+    let known = ["NoDriver {", "Ok\n", "Driver {"];
+    assert!(known.iter().any(|k| device.starts_with(k)), "{device}");
+}
+
+#[test]
+fn a_program_without_nvcc_has_the_references_and_says_what_to_do() {
+    let package = unpacked("without-nvcc");
+    // These folders cannot be hidden from the build script.
+    let search = package.join("build/nvcc.rs");
+    let code = fs::read_to_string(&search).expect("the search");
+    let blind = code.replace(
+        r#"[&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr"]"#,
+        "[&str; 0] = []",
+    );
+    assert_ne!(
+        blind, code,
+        "the usual folders have changed: adapt this test"
+    );
+    fs::write(&search, blind).expect("the search");
+
+    let program = Program::new("without-nvcc", &package, true);
+    let path = path_without_nvcc(&program.folder);
+    let cargo = |job: &str, require: &str| {
+        let mut command = program.cargo(job);
+        command.env("PATH", &path).env("XACT_REQUIRE_NVCC", require);
+        command.output()
+    };
+    let refused = cargo("build", "1").expect("cargo starts");
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains("XACT_REQUIRE_NVCC=1, but no nvcc"), "{said}");
+    assert!(said.contains("set CUDA_HOME"), "{said}");
+
+    let output = success(cargo("run", ""));
+    let said = text(&output.stdout);
+    let (reference, device) = said.split_once('\n').expect("two lines");
+    assert_eq!(reference, REFERENCE);
+    assert!(device.starts_with("KernelsNotBuilt {"), "{device}");
+    for word in ["no nvcc", "install the CUDA toolkit", "CUDA_HOME"] {
+        assert!(device.contains(word), "{word} is missing: {device}");
+    }
+    // Cargo prints it to whoever builds the crate from a path.
+    let said = text(&output.stderr);
+    assert!(said.contains("without its CUDA kernels"), "{said}");
+}
+
+#[test]
+fn a_program_without_the_cuda_feature_has_the_references_alone() {
+    let program = Program::new("references", &unpacked("references"), false);
+    let said = text(&success(program.cargo("run").output()).stdout);
+    assert_eq!(said.trim_end(), REFERENCE);
+    let tree = program
+        .cargo("tree")
+        .args(["-e", "normal", "--prefix", "none"])
+        .output();
+    let tree = names(&success(tree).stdout);
+    assert!(tree.contains("half"), "{tree:?}");
+    for absent in ["cudarc", "libloading"] {
+        assert!(!tree.contains(absent), "{tree:?}");
+    }
+}
+
+/// Whoever uses the crate gets these and what they bring.
+#[test]
+fn the_dependencies_are_few() {
+    let tree = cargo("tree")
+        .args(["--package", "xact", "--edges", "normal"])
+        .args(["--prefix", "none", "--depth", "1"])
+        .output();
+    let expected = ["bytemuck", "cudarc", "half", "libloading", "xact"];
+    let tree = names(&success(tree).stdout);
+    assert_eq!(tree, expected.map(str::to_owned).into());
+}
+
+/// Cargo, offline, with nothing in its environment that would point the build script or cargo itself
+/// elsewhere.
+fn cargo(job: &str) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    let meant = ["NVCC", "XACT_REQUIRE_NVCC", "DOCS_RS"];
+    for name in meant.iter().chain(&nvcc::HOMES) {
+        command.env_remove(name);
+    }
+    for name in [
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+        "CARGO_BUILD_BUILD_DIR",
+    ] {
+        command.env_remove(name);
+    }
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TERM_COLOR", "never")
+        .args([job, "--offline"]);
+    command
+}
+
+/// A fresh copy of what `cargo package` makes. Each test has its own, because tests may run at once.
+fn unpacked(name: &str) -> PathBuf {
+    let target = scratch(&format!("packages/{name}"));
+    let output = cargo("package")
+        .args(["--package", "xact", "--no-verify", "--allow-dirty"])
+        .arg("--target-dir")
+        .arg(&target)
+        .output();
+    success(output);
+    let file = concat!("package/xact-", env!("CARGO_PKG_VERSION"), ".crate");
+    let folder = scratch(&format!("unpacked/{name}"));
+    let output = Command::new("tar")
+        // The files in a package are all of one old date, by which cargo would take changed ones for known.
+        .arg("-xzmf")
+        .arg(target.join(file))
+        .arg("-C")
+        .arg(&folder)
+        .arg("--strip-components=1")
+        .output();
+    success(output);
+    folder
+}
+
+/// A program that depends on a copy of the package.
+struct Program {
+    folder: PathBuf,
+}
+
+impl Program {
+    fn new(name: &str, package: &Path, cuda: bool) -> Self {
+        let folder = scratch(&format!("programs/{name}"));
+        let default = if cuda { "\"cuda\"" } else { "" };
+        let manifest = format!(
+            "[package]\n\
+             name = {name:?}\n\
+             edition = \"2024\"\n\
+             [dependencies]\n\
+             xact = {{ path = {package:?}, default-features = false }}\n\
+             [features]\n\
+             default = [{default}]\n\
+             cuda = [\"xact/cuda\"]\n\
+             [profile.dev]\n\
+             debug = false\n\
+             [workspace]\n"
+        );
+        fs::create_dir(folder.join("src")).expect("a folder");
+        fs::write(folder.join("Cargo.toml"), manifest).expect("the manifest");
+        fs::write(folder.join("src/main.rs"), PROGRAM).expect("the program");
+        // The versions that this build has, which are therefore on this machine.
+        fs::copy(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock"),
+            folder.join("Cargo.lock"),
+        )
+        .expect("the lock file");
+        Program { folder }
+    }
+
+    fn cargo(&self, job: &str) -> Command {
+        let mut command = cargo(job);
+        // One for all programs, and deep enough that no toolkit is above it.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package-test/programs/target");
+        command
+            .current_dir(&self.folder)
+            .env("CARGO_TARGET_DIR", target);
+        command
+    }
+}
+
+/// An empty folder.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("package-test")
+        .join(name);
+    // It need not exist.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// PATH without nvcc. A folder that holds it among other programs, as /usr/bin may, is replaced by one
+/// of links to the others.
+fn path_without_nvcc(scratch: &Path) -> OsString {
+    let path = env::var_os("PATH").expect("PATH");
+    let folders = env::split_paths(&path).enumerate().map(|(i, folder)| {
+        if !folder.join("nvcc").exists() {
+            return folder;
+        }
+        let links = scratch.join(format!("path-{i}"));
+        fs::create_dir(&links).expect("a folder");
+        for entry in fs::read_dir(&folder).expect("a folder of PATH") {
+            let entry = entry.expect("an entry");
+            if entry.file_name() != "nvcc" {
+                std::os::unix::fs::symlink(entry.path(), links.join(entry.file_name()))
+                    .expect("a link");
+            }
+        }
+        links
+    });
+    env::join_paths(folders).expect("folders of PATH")
+}
+
+fn success(output: std::io::Result<Output>) -> Output {
+    let output = output.expect("it starts");
+    assert!(
+        output.status.success(),
+        "{}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The packages that `cargo tree` lists.
+fn names(tree: &[u8]) -> BTreeSet<String> {
+    text(tree)
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
