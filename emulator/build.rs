@@ -17,13 +17,17 @@ fn main() {
 
     let mut table = String::from("[\n");
     for (module, name) in &calls {
-        writeln!(table, "    crate::driver::{module}::{name} as *const (),").expect("a string takes all");
+        writeln!(table, "    crate::driver::{module}::{name} as *const (),")
+            .expect("a string takes all");
     }
     table.push(']');
     fs::write(out.join("table.rs"), table).expect("OUT_DIR is writable");
 
     let var = |name: &str| env::var(name).unwrap_or_default();
-    let jump = match (var("CARGO_CFG_TARGET_OS").as_str(), var("CARGO_CFG_TARGET_ARCH").as_str()) {
+    let jump = match (
+        var("CARGO_CFG_TARGET_OS").as_str(),
+        var("CARGO_CFG_TARGET_ARCH").as_str(),
+    ) {
         ("linux", "x86_64") => "jmp qword ptr [rip + {table} + 8 * {index}]",
         ("linux", "aarch64") => {
             "adrp x16, {table}\", \"add x16, x16, :lo12:{table}\", \"ldr x16, [x16, 8 * {index}]\", \"br x16"
@@ -38,12 +42,18 @@ fn main() {
 
 /// Modules and names of the driver calls.
 fn driver_calls(folder: &Path) -> Vec<(String, String)> {
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(folder).expect("src/driver exists").map(|e| e.expect("readable").path()).collect();
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("src/driver exists")
+        .map(|e| e.expect("readable").path())
+        .collect();
     files.sort();
     let mut calls = Vec::new();
     for file in files {
-        let module = file.file_stem().expect("a file").to_string_lossy().into_owned();
+        let module = file
+            .file_stem()
+            .expect("a file")
+            .to_string_lossy()
+            .into_owned();
         for line in fs::read_to_string(&file).expect("readable").lines() {
             if let Some(rest) = line.strip_prefix("pub unsafe extern \"C\" fn ") {
                 let name = rest.split(['(', '<']).next().unwrap_or(rest);
@@ -73,14 +83,31 @@ fn build_shim(calls: &[(String, String)], jump: &str, source: &Path, shim: &Path
     }
     fs::write(source, text).expect("OUT_DIR is writable");
     let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets RUSTC"));
-    rustc.args(["--edition=2024", "--crate-name=cuda", "--crate-type=cdylib", "-Cpanic=abort", "-Copt-level=1"]);
+    rustc.args([
+        "--edition=2024",
+        "--crate-name=cuda",
+        "--crate-type=cdylib",
+        "-Cpanic=abort",
+        "-Copt-level=1",
+    ]);
     rustc.args(["-Clink-arg=-Wl,-soname,libcuda.so", "-Cstrip=none"]);
-    rustc.arg("--target").arg(env::var("TARGET").expect("cargo sets TARGET"));
+    rustc
+        .arg("--target")
+        .arg(env::var("TARGET").expect("cargo sets TARGET"));
     if let Some(linker) = env::var_os("RUSTC_LINKER") {
         let mut arg = std::ffi::OsString::from("-Clinker=");
         arg.push(linker);
         rustc.arg(arg);
     }
-    let status = rustc.arg("-o").arg(shim).arg(source).status().expect("rustc runs");
-    assert!(status.success(), "the shim does not compile: {}", source.display());
+    let status = rustc
+        .arg("-o")
+        .arg(shim)
+        .arg(source)
+        .status()
+        .expect("rustc runs");
+    assert!(
+        status.success(),
+        "the shim does not compile: {}",
+        source.display()
+    );
 }

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use cuda_emulator::{Approx, Schedule, Settings, install, record, with_settings};
-use cudarc::driver::{CudaContext, DeviceRepr, DevicePtr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 
 #[repr(C)]
@@ -37,7 +37,9 @@ fn main() {
         eprintln!("usage: speed FILE.ptx ENTRY [ELEMENTS]");
         return;
     };
-    let elements: usize = args.next().map_or(1 << 20, |n| n.parse().expect("a number"));
+    let elements: usize = args
+        .next()
+        .map_or(1 << 20, |n| n.parse().expect("a number"));
     install().expect("Linux");
     let ctx = CudaContext::new(0).expect("emulated");
     let stream = ctx.default_stream();
@@ -87,16 +89,27 @@ fn main() {
         ("reversed", Schedule::Reversed, false),
         ("seeded", Schedule::Seeded(1), false),
     ] {
-        let settings = Settings { schedule, approx: Approx::Nearest };
+        let settings = Settings {
+            schedule,
+            approx: Approx::Nearest,
+        };
         let launch = || {
-            let cfg = LaunchConfig { grid_dim: (a.chunks as u32, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+            let cfg = LaunchConfig {
+                grid_dim: (a.chunks as u32, 1, 1),
+                block_dim: (256, 1, 1),
+                shared_mem_bytes: 0,
+            };
             let start = Instant::now();
             // SAFETY: the arguments are those that the kernel declares.
             unsafe { stream.launch_builder(&f).arg(&a).launch(cfg) }.expect("no finding");
             start.elapsed()
         };
         let (time, reports) = with_settings(settings, || record(launch));
-        let time = if counting { time } else { with_settings(settings, launch) };
+        let time = if counting {
+            time
+        } else {
+            with_settings(settings, launch)
+        };
         let n = reports[0].instructions;
         println!(
             "{name:>20}: {n} instructions in {time:.1?}: {:.1} million per second, {:.1} per element",

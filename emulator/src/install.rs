@@ -29,7 +29,9 @@ impl std::error::Error for InstallError {}
 /// ```
 pub fn install() -> Result<(), InstallError> {
     static RESULT: OnceLock<Result<(), InstallError>> = OnceLock::new();
-    RESULT.get_or_init(|| load().map_err(|message| InstallError { message })).clone()
+    RESULT
+        .get_or_init(|| load().map_err(|message| InstallError { message }))
+        .clone()
 }
 
 #[cfg(not(shim))]
@@ -64,7 +66,9 @@ fn load() -> Result<(), String> {
     let path = std::env::temp_dir().join(format!(
         "cuda-emulator-{}-{:x}.so",
         std::process::id(),
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos())
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos())
     ));
     std::fs::write(&path, SHIM).map_err(|e| format!("writing {}: {e}", path.display()))?;
     // SAFETY: the shim has no initialisers; it is our own, written the moment before.
@@ -86,7 +90,8 @@ fn load() -> Result<(), String> {
     std::mem::forget(library);
     // A real driver that was opened first would be what others get.
     // SAFETY: opening what is already open runs nothing.
-    let found = unsafe { Library::open(Some("libcuda.so"), RTLD_NOW) }.map_err(|e| format!("opening it: {e}"))?;
+    let found = unsafe { Library::open(Some("libcuda.so"), RTLD_NOW) }
+        .map_err(|e| format!("opening it: {e}"))?;
     // SAFETY: only the presence of the symbol is asked.
     if unsafe { found.get::<extern "C" fn()>(b"cuda_emulator_table\0") }.is_err() {
         return Err("another libcuda.so is already loaded".into());

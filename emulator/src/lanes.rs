@@ -157,7 +157,11 @@ impl Lanes {
 }
 
 /// d = f(a).
-pub(crate) fn map1<A: Lane, D: Lane>(d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) -> Exec {
+pub(crate) fn map1<A: Lane, D: Lane>(
+    d: u32,
+    a: u32,
+    f: impl Fn(A) -> D + Send + Sync + 'static,
+) -> Exec {
     Box::new(move |l, mask| {
         let a = A::load(l, a);
         let mut out = [D::ZERO; WARP];
@@ -204,7 +208,11 @@ pub(crate) fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(
 }
 
 /// d = f(a) where f is costly or depends on [`Lanes::approx`]: only the lanes of the mask.
-pub(crate) fn approx1(d: u32, a: u32, f: impl Fn(Approx, f32) -> f32 + Send + Sync + 'static) -> Exec {
+pub(crate) fn approx1(
+    d: u32,
+    a: u32,
+    f: impl Fn(Approx, f32) -> f32 + Send + Sync + 'static,
+) -> Exec {
     Box::new(move |l, mask| {
         let a = f32::load(l, a);
         let mode = l.approx;

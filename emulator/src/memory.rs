@@ -106,7 +106,9 @@ impl Buffer {
         let shift = offset % 8 * 8;
         let mask = u64::MAX >> (64 - 8 * u32::from(width)) << shift;
         let old = word
-            .fetch_update(Relaxed, Relaxed, |w| Some(w & !mask | f((w & mask) >> shift) << shift & mask))
+            .fetch_update(Relaxed, Relaxed, |w| {
+                Some(w & !mask | f((w & mask) >> shift) << shift & mask)
+            })
             .unwrap_or_else(|w| w);
         (old & mask) >> shift
     }
@@ -122,7 +124,7 @@ impl Buffer {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (chunks, tail) = rest.as_chunks::<8>();
                 for (word, chunk) in self.data[at as usize / 8..].iter().zip(chunks) {
                     word.store(u64::from_le_bytes(*chunk), Relaxed);
@@ -143,7 +145,7 @@ impl Buffer {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (chunks, tail) = rest.as_chunks_mut::<8>();
                 for (word, chunk) in self.data[at as usize / 8..].iter().zip(chunks.iter_mut()) {
                     *chunk = word.load(Relaxed).to_le_bytes();
@@ -169,14 +171,19 @@ impl Buffer {
             done += n as u64;
         }
         for i in 0..len {
-            write(&self.state, offset + i, 1, u64::from(from.state(from_offset + i)));
+            write(
+                &self.state,
+                offset + i,
+                1,
+                u64::from(from.state(from_offset + i)),
+            );
         }
     }
 }
 
 #[inline(always)]
 fn read(words: &[AtomicU64], offset: u64, width: u8) -> u64 {
-    assert!(offset as usize / 8 < words.len() && offset % u64::from(width) == 0);
+    assert!(offset as usize / 8 < words.len() && offset & (u64::from(width) - 1) == 0);
     let p = words.as_ptr().cast::<u8>();
     // SAFETY: the assertion puts the aligned access inside one word of the slice. Sizes are mixed
     // on the same memory, which every supported processor defines; no Rust reference to the bytes
@@ -194,7 +201,7 @@ fn read(words: &[AtomicU64], offset: u64, width: u8) -> u64 {
 
 #[inline(always)]
 fn write(words: &[AtomicU64], offset: u64, width: u8, value: u64) {
-    assert!(offset as usize / 8 < words.len() && offset % u64::from(width) == 0);
+    assert!(offset as usize / 8 < words.len() && offset & (u64::from(width) - 1) == 0);
     let p = words.as_ptr().cast::<u8>();
     // SAFETY: as in `read`.
     unsafe {
@@ -249,28 +256,47 @@ fn index(address: u64) -> Option<usize> {
 }
 
 fn table() -> std::sync::RwLockReadGuard<'static, Vec<Slot>> {
-    TABLE.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    TABLE
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A new allocation on a device. The buffer comes back as well, to be initialised.
-pub(crate) fn allocate(device: usize, len: u64, name: Option<&str>, read_only: bool) -> Arc<Buffer> {
-    let mut slots = TABLE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+pub(crate) fn allocate(
+    device: usize,
+    len: u64,
+    name: Option<&str>,
+    read_only: bool,
+) -> Arc<Buffer> {
+    let mut slots = TABLE
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let i = slots.len();
     let name = name.map_or_else(|| format!("allocation #{i}"), |n| format!("`{n}`"));
     let mut buffer = Buffer::new(FIRST + i as u64 * SPAN + MIDDLE, len, name);
     buffer.read_only = read_only;
     let buffer = Arc::new(buffer);
-    slots.push(Slot::Live { buffer: buffer.clone(), device });
+    slots.push(Slot::Live {
+        buffer: buffer.clone(),
+        device,
+    });
     buffer
 }
 
 /// Frees the allocation that begins at `base`; false if there is none.
 pub(crate) fn free(base: u64) -> bool {
-    let mut slots = TABLE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(slot) = index(base).and_then(|i| slots.get_mut(i)) else { return false };
+    let mut slots = TABLE
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(slot) = index(base).and_then(|i| slots.get_mut(i)) else {
+        return false;
+    };
     match slot {
         Slot::Live { buffer, .. } if buffer.base == base => {
-            *slot = Slot::Freed { base, len: buffer.len };
+            *slot = Slot::Freed {
+                base,
+                len: buffer.len,
+            };
             true
         }
         _ => false,
@@ -279,10 +305,15 @@ pub(crate) fn free(base: u64) -> bool {
 
 /// Looks an address up.
 pub(crate) fn find(address: u64) -> Found {
-    match index(address).and_then(|i| table().get(i).map(|s| match s {
-        Slot::Live { buffer, .. } => Found::Live(buffer.clone()),
-        Slot::Freed { base, len } => Found::Freed { base: *base, len: *len },
-    })) {
+    match index(address).and_then(|i| {
+        table().get(i).map(|s| match s {
+            Slot::Live { buffer, .. } => Found::Live(buffer.clone()),
+            Slot::Freed { base, len } => Found::Freed {
+                base: *base,
+                len: *len,
+            },
+        })
+    }) {
         Some(f) => f,
         None => Found::Nothing,
     }

@@ -55,7 +55,10 @@ fn clock_of(s: u64) -> u64 {
 /// Block (its low bits) and thread of a stamp; no thread if it stands for several.
 pub(crate) fn who(s: u64) -> (u64, Option<u32>) {
     let t = s >> 1 & ((1 << THREAD_BITS) - 1);
-    (s >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1), (t < MANY).then_some(t as u32))
+    (
+        s >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1),
+        (t < MANY).then_some(t as u32),
+    )
 }
 
 /// The same block and thread.
@@ -103,19 +106,30 @@ impl Order<'_> {
         if same_block(prev, me) {
             let Some(thread) = thread else { return false };
             let both = 1u32 << (thread / 32) | 1 << self.warp;
-            if self.partial.iter().any(|&(c, warps)| c > at && warps & both == both) {
+            if self
+                .partial
+                .iter()
+                .any(|&(c, warps)| c > at && warps & both == both)
+            {
                 return true;
             }
-            let (_, Some(mine)) = who(me) else { return false };
+            let (_, Some(mine)) = who(me) else {
+                return false;
+            };
             let lanes = 1u32 << (thread % 32) | 1 << (mine % 32);
             return thread / 32 == self.warp
-                && self.warp_syncs.iter().any(|&(c, members)| c > at && members & lanes == lanes);
+                && self
+                    .warp_syncs
+                    .iter()
+                    .any(|&(c, members)| c > at && members & lanes == lanes);
         }
         if thread.is_none() && prev >> 1 & ((1 << THREAD_BITS) - 1) == MANY {
             // Readers in several blocks: believed ordered once this block has acquired anything.
             return self.acquired > at && !self.released.is_empty();
         }
-        self.released.get(&block).is_some_and(|&r| r > at && r < self.acquired)
+        self.released
+            .get(&block)
+            .is_some_and(|&r| r > at && r < self.acquired)
     }
 }
 
@@ -136,7 +150,11 @@ pub(crate) struct Conflict {
 
 impl Shadow {
     pub fn new(len: u64) -> Self {
-        Shadow { len, shift: AtomicU8::new(2), cells: [const { OnceLock::new() }; 3] }
+        Shadow {
+            len,
+            shift: AtomicU8::new(2),
+            cells: [const { OnceLock::new() }; 3],
+        }
     }
 
     /// The cells of the range, writer and reader by turns.
@@ -169,7 +187,10 @@ impl Shadow {
             if writer >= order.floor && !order.ordered(writer, me) {
                 let tolerated = writer & ATOMIC != 0 && (me & ATOMIC != 0 || order.lenient);
                 if !tolerated {
-                    return Err(Conflict { previous: writer, wrote: true });
+                    return Err(Conflict {
+                        previous: writer,
+                        wrote: true,
+                    });
                 }
             }
             let reader = cell[1].load(Relaxed);
@@ -186,13 +207,19 @@ impl Shadow {
         for cell in self.range(offset, size).chunks_exact(2) {
             let writer = cell[0].load(Relaxed);
             if writer >= order.floor && writer & me & ATOMIC == 0 && !order.ordered(writer, me) {
-                return Err(Conflict { previous: writer, wrote: true });
+                return Err(Conflict {
+                    previous: writer,
+                    wrote: true,
+                });
             }
             let reader = cell[1].load(Relaxed);
             if reader >= order.floor {
                 let tolerated = me & ATOMIC != 0 && (reader & ATOMIC != 0 || order.lenient);
                 if !tolerated && !order.ordered(reader, me) {
-                    return Err(Conflict { previous: reader, wrote: false });
+                    return Err(Conflict {
+                        previous: reader,
+                        wrote: false,
+                    });
                 }
             }
             cell[0].store(me, Relaxed);
@@ -209,7 +236,20 @@ fn merge(reader: u64, me: u64, order: &Order) -> u64 {
     // Two readers at once: remember only how far apart they are, and whether all were atomic.
     let (block, _) = who(me);
     let many_grid = reader >> 1 & ((1 << THREAD_BITS) - 1) == MANY;
-    let thread = if same_block(reader, me) && !many_grid { MANY_OF_BLOCK } else { MANY };
-    let block = if thread == MANY { (1 << BLOCK_BITS) - 1 } else { block };
-    stamp(clock_of(me).max(clock_of(reader)), block, thread as u32, reader & me & ATOMIC != 0)
+    let thread = if same_block(reader, me) && !many_grid {
+        MANY_OF_BLOCK
+    } else {
+        MANY
+    };
+    let block = if thread == MANY {
+        (1 << BLOCK_BITS) - 1
+    } else {
+        block
+    };
+    stamp(
+        clock_of(me).max(clock_of(reader)),
+        block,
+        thread as u32,
+        reader & me & ATOMIC != 0,
+    )
 }

@@ -106,7 +106,9 @@ pub struct LaunchReport {
 impl LaunchReport {
     /// The traffic of the buffer that holds an address; nothing if it was not touched.
     pub fn buffer(&self, address: u64) -> Option<&BufferTraffic> {
-        self.buffers.iter().find(|b| (b.address..b.address + b.len.max(1)).contains(&address))
+        self.buffers
+            .iter()
+            .find(|b| (b.address..b.address + b.len.max(1)).contains(&address))
     }
 }
 

@@ -55,7 +55,11 @@ impl AccessCounts {
 /// Distinct sectors and distinct bytes of a request.
 fn spread(addresses: &mut [u64], size: u64) -> (u64, u64) {
     let (first, n) = (addresses[0], addresses.len() as u64);
-    if addresses.iter().enumerate().all(|(i, &a)| a == first + i as u64 * size) {
+    if addresses
+        .iter()
+        .enumerate()
+        .all(|(i, &a)| a == first + i as u64 * size)
+    {
         let end = first + n * size;
         return ((end - 1) / 32 - first / 32 + 1, n * size);
     }

@@ -44,19 +44,46 @@ fn vector_add() {
     install().unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.default_stream();
-    let f = ctx.load_module(Ptx::from_src(ADD)).unwrap().load_function("add").unwrap();
+    let f = ctx
+        .load_module(Ptx::from_src(ADD))
+        .unwrap()
+        .load_function("add")
+        .unwrap();
     let n = 1000usize;
     let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
     let b: Vec<f32> = (0..n).map(|i| 0.5 * i as f32).collect();
-    let (da, db) = (stream.clone_htod(&a).unwrap(), stream.clone_htod(&b).unwrap());
-    for schedule in [Schedule::InOrder, Schedule::Reversed, Schedule::Seeded(1), Schedule::Seeded(2)] {
+    let (da, db) = (
+        stream.clone_htod(&a).unwrap(),
+        stream.clone_htod(&b).unwrap(),
+    );
+    for schedule in [
+        Schedule::InOrder,
+        Schedule::Reversed,
+        Schedule::Seeded(1),
+        Schedule::Seeded(2),
+    ] {
         let mut dc = unsafe { stream.alloc::<f32>(n) }.unwrap();
-        let settings = Settings { schedule, ..Settings::default() };
+        let settings = Settings {
+            schedule,
+            ..Settings::default()
+        };
         let ((), reports) = record(|| {
             with_settings(settings, || {
-                let cfg = LaunchConfig { grid_dim: (4, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
-                unsafe { stream.launch_builder(&f).arg(&da).arg(&db).arg(&mut dc).arg(&(n as u32)).launch(cfg) }
-                    .unwrap();
+                let cfg = LaunchConfig {
+                    grid_dim: (4, 1, 1),
+                    block_dim: (256, 1, 1),
+                    shared_mem_bytes: 0,
+                };
+                unsafe {
+                    stream
+                        .launch_builder(&f)
+                        .arg(&da)
+                        .arg(&db)
+                        .arg(&mut dc)
+                        .arg(&(n as u32))
+                        .launch(cfg)
+                }
+                .unwrap();
             })
         });
         let c = stream.clone_dtoh(&dc).unwrap();
@@ -82,12 +109,28 @@ fn out_of_bounds_is_found() {
     install().unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.default_stream();
-    let f = ctx.load_module(Ptx::from_src(ADD)).unwrap().load_function("add").unwrap();
+    let f = ctx
+        .load_module(Ptx::from_src(ADD))
+        .unwrap()
+        .load_function("add")
+        .unwrap();
     let a = stream.alloc_zeros::<f32>(100).unwrap();
     let b = stream.alloc_zeros::<f32>(100).unwrap();
     let mut c = stream.alloc_zeros::<f32>(100).unwrap();
-    let cfg = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (128, 1, 1), shared_mem_bytes: 0 };
-    let r = unsafe { stream.launch_builder(&f).arg(&a).arg(&b).arg(&mut c).arg(&101u32).launch(cfg) };
+    let cfg = LaunchConfig {
+        grid_dim: (1, 1, 1),
+        block_dim: (128, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    let r = unsafe {
+        stream
+            .launch_builder(&f)
+            .arg(&a)
+            .arg(&b)
+            .arg(&mut c)
+            .arg(&101u32)
+            .launch(cfg)
+    };
     assert_eq!(r.unwrap_err().0, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     let finding = last_finding().unwrap();
     assert_eq!(finding.check, Check::OutOfBounds);

@@ -60,7 +60,7 @@ fn choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> 
         Approx::Highest => hi,
         Approx::Seeded(seed) => {
             let h = hash(seed ^ hash(opcode ^ hash(operand)));
-            lo + (u128::from(h) * u128::from((hi - lo) as u64 + 1) >> 64) as i32
+            lo + ((u128::from(h) * u128::from((hi - lo) as u64 + 1)) >> 64) as i32
         }
     };
     let x = from_order(picked);
@@ -140,7 +140,11 @@ pub(crate) fn lg2(mode: Approx, x: f32, ftz: bool) -> f32 {
     if x.is_infinite() || x == 1.0 {
         return if x == 1.0 { 0.0 } else { x };
     }
-    let bound = if x > 0.5 && x < 2.0 { Bound::Absolute(2f64.powi(-22)) } else { Bound::Relative(2f64.powi(-22)) };
+    let bound = if x > 0.5 && x < 2.0 {
+        Bound::Absolute(2f64.powi(-22))
+    } else {
+        Bound::Relative(2f64.powi(-22))
+    };
     let exact = f64::from(x).log2();
     // Near 1 the bound is absolute and wider than the value: the sign is not promised.
     let r = match bound {
@@ -159,7 +163,11 @@ fn unsigned_choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: B
     };
     let inside = |x: f64| {
         let r = x as f32;
-        if (f64::from(r) - exact).abs() <= margin { r } else { exact as f32 }
+        if (f64::from(r) - exact).abs() <= margin {
+            r
+        } else {
+            exact as f32
+        }
     };
     match mode {
         Approx::Nearest => exact as f32,
@@ -188,7 +196,13 @@ pub(crate) fn sqrt(mode: Approx, x: f32, ftz: bool) -> f32 {
     if x == 0.0 || x.is_nan() || x < 0.0 || x.is_infinite() {
         return canonical(x.sqrt());
     }
-    let r = choose(mode, 4, key(x), f64::from(x).sqrt(), Bound::Relative(2f64.powi(-23)));
+    let r = choose(
+        mode,
+        4,
+        key(x),
+        f64::from(x).sqrt(),
+        Bound::Relative(2f64.powi(-23)),
+    );
     if ftz { flush(r) } else { r }
 }
 
@@ -204,7 +218,13 @@ pub(crate) fn rsqrt(mode: Approx, x: f32, ftz: bool) -> f32 {
     if x.is_infinite() {
         return 0.0;
     }
-    choose(mode, 5, key(x), 1.0 / f64::from(x).sqrt(), Bound::Relative(2f64.powf(-22.9)))
+    choose(
+        mode,
+        5,
+        key(x),
+        1.0 / f64::from(x).sqrt(),
+        Bound::Relative(2f64.powf(-22.9)),
+    )
 }
 
 /// `div.approx` (`full` false) loses divisors above 2^126: finite/b is 0 and inf/b is NaN.
@@ -212,7 +232,11 @@ pub(crate) fn div(mode: Approx, a: f32, b: f32, ftz: bool, full: bool) -> f32 {
     let (a, b) = if ftz { (flush(a), flush(b)) } else { (a, b) };
     let exact = f64::from(a) / f64::from(b);
     if !full && b.is_finite() && b.abs() > 2f32.powi(126) {
-        return if a.is_infinite() || a.is_nan() { NAN } else { 0.0f32.copysign(exact as f32) };
+        return if a.is_infinite() || a.is_nan() {
+            NAN
+        } else {
+            0.0f32.copysign(exact as f32)
+        };
     }
     if a == 0.0 || b == 0.0 || !a.is_finite() || !b.is_finite() {
         return canonical(a / b);
@@ -226,7 +250,14 @@ pub(crate) fn tanh(mode: Approx, x: f32) -> f32 {
     if x == 0.0 || x.is_nan() || x.is_infinite() {
         return canonical(x.tanh());
     }
-    choose(mode, 7, key(x), f64::from(x).tanh(), Bound::Relative(2f64.powi(-11))).clamp(-1.0, 1.0)
+    choose(
+        mode,
+        7,
+        key(x),
+        f64::from(x).tanh(),
+        Bound::Relative(2f64.powi(-11)),
+    )
+    .clamp(-1.0, 1.0)
 }
 
 /// `sin` or `cos`; beyond ±100π nothing is documented, and the error is taken to grow with |x|.
@@ -246,6 +277,12 @@ pub(crate) fn sin_cos(mode: Approx, x: f32, ftz: bool, cosine: bool) -> f32 {
     } else {
         2f64.powf(-14.7) * (wide.abs() / (100.0 * pi)).max(1.0)
     };
-    let r = unsigned_choose(mode, 8 + u64::from(cosine), key(x), exact, Bound::Absolute(bound));
+    let r = unsigned_choose(
+        mode,
+        8 + u64::from(cosine),
+        key(x),
+        exact,
+        Bound::Absolute(bound),
+    );
     if ftz { flush(r) } else { r }
 }

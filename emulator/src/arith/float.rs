@@ -27,14 +27,22 @@ pub(crate) fn canonical(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn flush(x: f32) -> f32 {
     let b = x.to_bits();
-    if b & 0x7f80_0000 == 0 { f32::from_bits(b & 0x8000_0000) } else { x }
+    if b & 0x7f80_0000 == 0 {
+        f32::from_bits(b & 0x8000_0000)
+    } else {
+        x
+    }
 }
 
 /// `.sat`: into [0, 1]; NaN becomes 0.
 #[inline(always)]
 pub(crate) fn saturate(x: f32) -> f32 {
     // Written so that NaN and −0 give +0.
-    if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
+    if x > 0.0 {
+        if x < 1.0 { x } else { 1.0 }
+    } else {
+        0.0
+    }
 }
 
 /// `sum` is a rounded result and `error` what it lost: the same, rounded to odd.
@@ -106,7 +114,9 @@ pub(crate) fn round_to(x: f64, digits: i32, min_exp: i32, max_exp: i32, mode: Ro
     let max = (2.0 - pow2(1 - digits)) * pow2(max_exp);
     let r = if r.abs() > max {
         match (mode, x > 0.0) {
-            (Rounding::Nearest, _) | (Rounding::Up, true) | (Rounding::Down, false) => f64::INFINITY.copysign(x),
+            (Rounding::Nearest, _) | (Rounding::Up, true) | (Rounding::Down, false) => {
+                f64::INFINITY.copysign(x)
+            }
             _ => max.copysign(x),
         }
     } else {
@@ -134,15 +144,13 @@ pub(crate) fn to_f32(x: f64, mode: Rounding) -> f32 {
     }
 }
 
-/// An arithmetic operation on f32 with a rounding other than to nearest.
-pub(crate) fn directed(x: f64, exact_zero_sign: Option<bool>, mode: Rounding) -> f32 {
-    // x + (−x) is −0 when rounding down, and +0 otherwise.
-    if x == 0.0 {
-        if let Some(both_negative) = exact_zero_sign {
-            return if both_negative || mode == Rounding::Down { -0.0 } else { 0.0 };
-        }
+/// A sum rounded in a directed mode. An exact zero is −0 when rounding down, and +0 otherwise.
+fn directed_sum(x: f64, mode: Rounding) -> f32 {
+    match (x == 0.0, mode) {
+        (true, Rounding::Down) => -0.0,
+        (true, _) => 0.0,
+        _ => to_f32(x, mode),
     }
-    to_f32(x, mode)
 }
 
 /// a + b.
@@ -150,13 +158,11 @@ pub(crate) fn add(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest || !a.is_finite() || !b.is_finite() {
         return canonical(a + b);
     }
-    let x = add_odd(f64::from(a), f64::from(b));
-    let zero = if a == 0.0 && b == 0.0 && a.is_sign_negative() == b.is_sign_negative() {
+    // The sign of a sum of zeros.
+    if a == 0.0 && b == 0.0 && a.is_sign_negative() == b.is_sign_negative() {
         return a;
-    } else {
-        Some(false)
-    };
-    directed(x, zero, mode)
+    }
+    directed_sum(add_odd(f64::from(a), f64::from(b)), mode)
 }
 
 /// a · b.
@@ -164,7 +170,7 @@ pub(crate) fn mul(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a * b);
     }
-    directed(f64::from(a) * f64::from(b), None, mode)
+    to_f32(f64::from(a) * f64::from(b), mode)
 }
 
 /// a · b + c, rounded once.
@@ -176,7 +182,7 @@ pub(crate) fn fma(a: f32, b: f32, c: f32, mode: Rounding) -> f32 {
     if p == 0.0 && c == 0.0 && p.is_sign_negative() == c.is_sign_negative() {
         return c;
     }
-    directed(fma_odd(a, b, c), Some(false), mode)
+    directed_sum(fma_odd(a, b, c), mode)
 }
 
 /// a / b.
@@ -184,7 +190,7 @@ pub(crate) fn div(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a / b);
     }
-    directed(div_odd(a, b), None, mode)
+    to_f32(div_odd(a, b), mode)
 }
 
 /// √a.
@@ -192,7 +198,7 @@ pub(crate) fn sqrt(a: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a.sqrt());
     }
-    directed(sqrt_odd(a), None, mode)
+    to_f32(sqrt_odd(a), mode)
 }
 
 /// `min`: a NaN operand is ignored unless `propagate`; −0 is below +0.
@@ -267,10 +273,18 @@ pub(crate) fn to_integer(x: f64, mode: Rounding, signed: bool, bits: u32) -> u64
     };
     // `as` saturates; narrower types are clamped after it.
     if signed {
-        let (lo, hi) = if bits == 64 { (i64::MIN, i64::MAX) } else { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) };
+        let (lo, hi) = if bits == 64 {
+            (i64::MIN, i64::MAX)
+        } else {
+            (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1)
+        };
         (x as i64).clamp(lo, hi) as u64
     } else {
-        (x as u64).min(if bits == 64 { u64::MAX } else { (1 << bits) - 1 })
+        (x as u64).min(if bits == 64 {
+            u64::MAX
+        } else {
+            (1 << bits) - 1
+        })
     }
 }
 

@@ -22,7 +22,10 @@ fn device(ordinal: c_int) -> Result<&'static Profile, Error> {
     if !INITIALISED.load(SeqCst) {
         return Err(Error::NOT_INITIALIZED);
     }
-    usize::try_from(ordinal).ok().and_then(|i| DEVICES.get(i)).ok_or(Error::INVALID_DEVICE)
+    usize::try_from(ordinal)
+        .ok()
+        .and_then(|i| DEVICES.get(i))
+        .ok_or(Error::INVALID_DEVICE)
 }
 
 /// The context handle of a device.
@@ -33,7 +36,7 @@ pub(crate) fn handle(ordinal: usize) -> Handle {
 /// The device of a context handle.
 pub(crate) fn ordinal(context: Handle) -> Result<usize, Error> {
     let i = (context as usize).wrapping_sub(FIRST_CONTEXT);
-    if i % 256 != 0 || i / 256 >= DEVICES.len() || RETAINED[i / 256].load(SeqCst) == 0 {
+    if !i.is_multiple_of(256) || i / 256 >= DEVICES.len() || RETAINED[i / 256].load(SeqCst) == 0 {
         return Err(Error::INVALID_CONTEXT);
     }
     Ok(i / 256)
@@ -121,48 +124,52 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, dev: c_int) -> S
 }
 
 /// A property of a device. One that the emulator knows nothing about is an error, not 0.
-pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, dev: c_int) -> Status {
+pub unsafe extern "C" fn cuDeviceGetAttribute(
+    value: *mut c_int,
+    attribute: c_uint,
+    dev: c_int,
+) -> Status {
     call(|| {
         let d = device(dev)?;
         let v = match attribute {
-            1 => 1024,                            // MAX_THREADS_PER_BLOCK
-            2 | 3 => 1024,                        // MAX_BLOCK_DIM_X, _Y
-            4 => 64,                              // MAX_BLOCK_DIM_Z
-            5 => i32::MAX,                        // MAX_GRID_DIM_X
-            6 | 7 => 65535,                       // MAX_GRID_DIM_Y, _Z
-            8 => d.shared as i32,                 // MAX_SHARED_MEMORY_PER_BLOCK
-            9 => 64 << 10,                        // TOTAL_CONSTANT_MEMORY
-            10 => 32,                             // WARP_SIZE
-            11 => i32::MAX,                       // MAX_PITCH
-            12 | 82 => 65536,                     // MAX_REGISTERS_PER_BLOCK, _PER_MULTIPROCESSOR
-            13 => d.clock_khz,                    // CLOCK_RATE
-            15 => 1,                              // GPU_OVERLAP
-            16 => d.multiprocessors as i32,       // MULTIPROCESSOR_COUNT
-            17 => 0,                              // KERNEL_EXEC_TIMEOUT
-            18 => 0,                              // INTEGRATED
-            19 => 0,                              // CAN_MAP_HOST_MEMORY: kernels see device memory only
-            20 => 0,                              // COMPUTE_MODE
-            31 => 1,                              // CONCURRENT_KERNELS
-            32 => 1,                              // ECC_ENABLED
-            33 => dev,                            // PCI_BUS_ID
-            34 | 50 => 0,                         // PCI_DEVICE_ID, _DOMAIN_ID
-            36 => d.memory_clock_khz,             // MEMORY_CLOCK_RATE
-            37 => d.bus_bits,                     // GLOBAL_MEMORY_BUS_WIDTH
-            38 => d.l2 as i32,                    // L2_CACHE_SIZE
-            39 => 2048,                           // MAX_THREADS_PER_MULTIPROCESSOR
-            40 => 3,                              // ASYNC_ENGINE_COUNT
-            41 => 1,                              // UNIFIED_ADDRESSING
-            75 => d.compute.0 as i32,             // COMPUTE_CAPABILITY_MAJOR
-            76 => d.compute.1 as i32,             // COMPUTE_CAPABILITY_MINOR
-            78 => 1,                              // STREAM_PRIORITIES_SUPPORTED
+            1 => 1024,                      // MAX_THREADS_PER_BLOCK
+            2 | 3 => 1024,                  // MAX_BLOCK_DIM_X, _Y
+            4 => 64,                        // MAX_BLOCK_DIM_Z
+            5 => i32::MAX,                  // MAX_GRID_DIM_X
+            6 | 7 => 65535,                 // MAX_GRID_DIM_Y, _Z
+            8 => d.shared as i32,           // MAX_SHARED_MEMORY_PER_BLOCK
+            9 => 64 << 10,                  // TOTAL_CONSTANT_MEMORY
+            10 => 32,                       // WARP_SIZE
+            11 => i32::MAX,                 // MAX_PITCH
+            12 | 82 => 65536,               // MAX_REGISTERS_PER_BLOCK, _PER_MULTIPROCESSOR
+            13 => d.clock_khz,              // CLOCK_RATE
+            15 => 1,                        // GPU_OVERLAP
+            16 => d.multiprocessors as i32, // MULTIPROCESSOR_COUNT
+            17 => 0,                        // KERNEL_EXEC_TIMEOUT
+            18 => 0,                        // INTEGRATED
+            19 => 0,                        // CAN_MAP_HOST_MEMORY: kernels see device memory only
+            20 => 0,                        // COMPUTE_MODE
+            31 => 1,                        // CONCURRENT_KERNELS
+            32 => 1,                        // ECC_ENABLED
+            33 => dev,                      // PCI_BUS_ID
+            34 | 50 => 0,                   // PCI_DEVICE_ID, _DOMAIN_ID
+            36 => d.memory_clock_khz,       // MEMORY_CLOCK_RATE
+            37 => d.bus_bits,               // GLOBAL_MEMORY_BUS_WIDTH
+            38 => d.l2 as i32,              // L2_CACHE_SIZE
+            39 => 2048,                     // MAX_THREADS_PER_MULTIPROCESSOR
+            40 => 3,                        // ASYNC_ENGINE_COUNT
+            41 => 1,                        // UNIFIED_ADDRESSING
+            75 => d.compute.0 as i32,       // COMPUTE_CAPABILITY_MAJOR
+            76 => d.compute.1 as i32,       // COMPUTE_CAPABILITY_MINOR
+            78 => 1,                        // STREAM_PRIORITIES_SUPPORTED
             81 => d.shared_per_multiprocessor as i32,
-            83 | 88 | 89 => 0,                    // MANAGED_MEMORY, PAGEABLE_MEMORY_ACCESS, CONCURRENT_MANAGED_ACCESS
-            95 => 0,                              // COOPERATIVE_LAUNCH
-            97 => d.shared_optin as i32,          // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-            106 => 32,                            // MAX_BLOCKS_PER_MULTIPROCESSOR
-            111 => 1024,                          // RESERVED_SHARED_MEMORY_PER_BLOCK
-            115 => 0,                             // MEMORY_POOLS_SUPPORTED
-            120 => 0,                             // CLUSTER_LAUNCH
+            83 | 88 | 89 => 0, // MANAGED_MEMORY, PAGEABLE_MEMORY_ACCESS, CONCURRENT_MANAGED_ACCESS
+            95 => 0,           // COOPERATIVE_LAUNCH
+            97 => d.shared_optin as i32, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+            106 => 32,         // MAX_BLOCKS_PER_MULTIPROCESSOR
+            111 => 1024,       // RESERVED_SHARED_MEMORY_PER_BLOCK
+            115 => 0,          // MEMORY_POOLS_SUPPORTED
+            120 => 0,          // CLUSTER_LAUNCH
             _ => {
                 eprintln!("cuda-emulator: cuDeviceGetAttribute: unknown attribute {attribute}");
                 return Err(Error::INVALID_VALUE);
@@ -188,12 +195,19 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(dev: c_int) -> Status {
     call(|| {
         device(dev)?;
         let less = |n: u32| n.checked_sub(1);
-        RETAINED[dev as usize].fetch_update(SeqCst, SeqCst, less).map(|_| ()).map_err(|_| Error::INVALID_CONTEXT)
+        RETAINED[dev as usize]
+            .fetch_update(SeqCst, SeqCst, less)
+            .map(|_| ())
+            .map_err(|_| Error::INVALID_CONTEXT)
     })
 }
 
 /// Whether a primary context is active.
-pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(dev: c_int, flags: *mut c_uint, active: *mut c_int) -> Status {
+pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(
+    dev: c_int,
+    flags: *mut c_uint,
+    active: *mut c_int,
+) -> Status {
     call(|| {
         device(dev)?;
         // SAFETY: the caller gives valid places.
@@ -207,7 +221,11 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(dev: c_int, flags: *mut c_ui
 /// Makes a context current to this thread.
 pub unsafe extern "C" fn cuCtxSetCurrent(context: Handle) -> Status {
     call(|| {
-        CURRENT.set(if context.is_null() { None } else { Some(ordinal(context)?) });
+        CURRENT.set(if context.is_null() {
+            None
+        } else {
+            Some(ordinal(context)?)
+        });
         Ok(())
     })
 }
@@ -235,7 +253,10 @@ pub unsafe extern "C" fn cuCtxSetFlags(_flags: c_uint) -> Status {
 }
 
 /// Lowest and highest priority of streams.
-pub unsafe extern "C" fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) -> Status {
+pub unsafe extern "C" fn cuCtxGetStreamPriorityRange(
+    least: *mut c_int,
+    greatest: *mut c_int,
+) -> Status {
     call(|| {
         current()?;
         for (place, value) in [(least, 0), (greatest, -5)] {

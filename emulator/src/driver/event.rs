@@ -63,7 +63,10 @@ pub unsafe extern "C" fn cuEventCreate(to: *mut Handle, flags: c_uint) -> Status
         if flags > 7 {
             return Err(Error::INVALID_VALUE);
         }
-        let event = Event { flags, recorded: Mutex::new(Recorded::Never) };
+        let event = Event {
+            flags,
+            recorded: Mutex::new(Recorded::Never),
+        };
         // SAFETY: the caller gives a valid place.
         unsafe { put(to, EVENTS.insert(event)) }
     })
@@ -90,7 +93,11 @@ pub unsafe extern "C" fn cuEventRecord(event: Handle, on: Handle) -> Status {
 }
 
 /// Records an event on a stream; with flag 1 as a node of the graph that is being captured.
-pub unsafe extern "C" fn cuEventRecordWithFlags(event: Handle, on: Handle, flags: c_uint) -> Status {
+pub unsafe extern "C" fn cuEventRecordWithFlags(
+    event: Handle,
+    on: Handle,
+    flags: c_uint,
+) -> Status {
     if flags == 0 {
         // SAFETY: the same contract.
         return unsafe { cuEventRecord(event, on) };
@@ -115,13 +122,20 @@ pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> Status {
 }
 
 /// Milliseconds between two events.
-pub unsafe extern "C" fn cuEventElapsedTime_v2(to: *mut c_float, start: Handle, end: Handle) -> Status {
+pub unsafe extern "C" fn cuEventElapsedTime_v2(
+    to: *mut c_float,
+    start: Handle,
+    end: Handle,
+) -> Status {
     call(|| {
         let (a, b) = (get(start)?, get(end)?);
         if (a.flags | b.flags) & DISABLE_TIMING != 0 {
             return Err(Error::INVALID_HANDLE);
         }
-        let (a, b) = (a.time()?.ok_or(Error::INVALID_HANDLE)?, b.time()?.ok_or(Error::INVALID_HANDLE)?);
+        let (a, b) = (
+            a.time()?.ok_or(Error::INVALID_HANDLE)?,
+            b.time()?.ok_or(Error::INVALID_HANDLE)?,
+        );
         let ms = match b.checked_duration_since(a) {
             Some(d) => d.as_secs_f64() * 1e3,
             None => -(a - b).as_secs_f64() * 1e3,
@@ -132,7 +146,11 @@ pub unsafe extern "C" fn cuEventElapsedTime_v2(to: *mut c_float, start: Handle, 
 }
 
 /// Milliseconds between two events, under the name of older bindings.
-pub unsafe extern "C" fn cuEventElapsedTime(to: *mut c_float, start: Handle, end: Handle) -> Status {
+pub unsafe extern "C" fn cuEventElapsedTime(
+    to: *mut c_float,
+    start: Handle,
+    end: Handle,
+) -> Status {
     // SAFETY: the same contract.
     unsafe { cuEventElapsedTime_v2(to, start, end) }
 }

@@ -38,8 +38,22 @@ impl Function {
         version: (u32, u32),
         target: u32,
     ) -> Self {
-        let max_dynamic = AtomicU32::new(DEVICES[device].shared.saturating_sub(code.shared_bytes as u32));
-        Function { module: module as usize, device, code, names, files, variables, version, target, max_dynamic }
+        let max_dynamic = AtomicU32::new(
+            DEVICES[device]
+                .shared
+                .saturating_sub(code.shared_bytes as u32),
+        );
+        Function {
+            module: module as usize,
+            device,
+            code,
+            names,
+            files,
+            variables,
+            version,
+            target,
+            max_dynamic,
+        }
     }
 
     pub fn profile(&self) -> &'static Profile {
@@ -53,7 +67,11 @@ impl Function {
     /// Threads of a block, as far as the entry itself limits them.
     pub fn max_threads(&self) -> u32 {
         let product = |(x, y, z): (u32, u32, u32)| x * y * z;
-        self.code.req_ntid.or(self.code.max_ntid).map_or(1024, product).min(1024)
+        self.code
+            .req_ntid
+            .or(self.code.max_ntid)
+            .map_or(1024, product)
+            .min(1024)
     }
 
     /// Registers: only ptxas knows them. An upper bound, from what the limits of the entry imply.
@@ -71,7 +89,9 @@ impl Function {
         }
         let by_threads = 2048 / threads.next_multiple_of(32);
         let shared = self.code.shared_bytes as usize + dynamic + 1024;
-        by_threads.min(p.shared_per_multiprocessor / shared as u32).min(32)
+        by_threads
+            .min(p.shared_per_multiprocessor / shared as u32)
+            .min(32)
     }
 }
 
@@ -91,21 +111,25 @@ pub(crate) fn forget(module: Handle) {
 }
 
 /// A property of a function.
-pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, attribute: c_uint, f: Handle) -> Status {
+pub unsafe extern "C" fn cuFuncGetAttribute(
+    value: *mut c_int,
+    attribute: c_uint,
+    f: Handle,
+) -> Status {
     call(|| {
         context::current()?;
         let f = get(f)?;
         let v = match attribute {
-            0 => f.max_threads(),                        // MAX_THREADS_PER_BLOCK
-            1 => f.code.shared_bytes as u32,             // SHARED_SIZE_BYTES
-            2 => 0,                                      // CONST_SIZE_BYTES
-            3 => f.code.local_bytes as u32,              // LOCAL_SIZE_BYTES
-            4 => f.registers(),                          // NUM_REGS
-            5 => f.version.0 * 10 + f.version.1,         // PTX_VERSION
-            6 => f.target,                               // BINARY_VERSION
-            7 => 0,                                      // CACHE_MODE_CA
-            8 => f.max_dynamic(),                        // MAX_DYNAMIC_SHARED_SIZE_BYTES
-            9 => u32::MAX,                               // PREFERRED_SHARED_MEMORY_CARVEOUT: no preference
+            0 => f.max_threads(),                // MAX_THREADS_PER_BLOCK
+            1 => f.code.shared_bytes as u32,     // SHARED_SIZE_BYTES
+            2 => 0,                              // CONST_SIZE_BYTES
+            3 => f.code.local_bytes as u32,      // LOCAL_SIZE_BYTES
+            4 => f.registers(),                  // NUM_REGS
+            5 => f.version.0 * 10 + f.version.1, // PTX_VERSION
+            6 => f.target,                       // BINARY_VERSION
+            7 => 0,                              // CACHE_MODE_CA
+            8 => f.max_dynamic(),                // MAX_DYNAMIC_SHARED_SIZE_BYTES
+            9 => u32::MAX,                       // PREFERRED_SHARED_MEMORY_CARVEOUT: no preference
             _ => {
                 eprintln!("cuda-emulator: cuFuncGetAttribute: unknown attribute {attribute}");
                 return Err(Error::INVALID_VALUE);
@@ -165,9 +189,17 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
 ) -> Status {
     call(|| {
         let f = get(f)?;
-        let threads = u32::try_from(threads).ok().filter(|t| *t > 0).ok_or(Error::INVALID_VALUE)?;
+        let threads = u32::try_from(threads)
+            .ok()
+            .filter(|t| *t > 0)
+            .ok_or(Error::INVALID_VALUE)?;
         // SAFETY: the caller gives a valid place.
-        unsafe { put(blocks, f.blocks_per_multiprocessor(threads, dynamic) as c_int) }
+        unsafe {
+            put(
+                blocks,
+                f.blocks_per_multiprocessor(threads, dynamic) as c_int,
+            )
+        }
     })
 }
 
@@ -192,9 +224,14 @@ pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
 ) -> Status {
     call(|| {
         let f = get(f)?;
-        let blocks = u64::try_from(blocks).ok().filter(|b| *b > 0).ok_or(Error::INVALID_VALUE)?;
+        let blocks = u64::try_from(blocks)
+            .ok()
+            .filter(|b| *b > 0)
+            .ok_or(Error::INVALID_VALUE)?;
         let each = (u64::from(f.profile().shared_per_multiprocessor) / blocks).saturating_sub(1024);
-        let each = each.min(u64::from(f.profile().shared_optin)).saturating_sub(f.code.shared_bytes);
+        let each = each
+            .min(u64::from(f.profile().shared_optin))
+            .saturating_sub(f.code.shared_bytes);
         // SAFETY: the caller gives a valid place.
         unsafe { put(bytes, each as usize) }
     })

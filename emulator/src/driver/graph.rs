@@ -61,11 +61,18 @@ pub(crate) fn insert(device: usize, nodes: Vec<Node>) -> Handle {
 }
 
 /// Makes a graph executable.
-pub unsafe extern "C" fn cuGraphInstantiateWithFlags(to: *mut Handle, graph: Handle, _flags: u64) -> Status {
+pub unsafe extern "C" fn cuGraphInstantiateWithFlags(
+    to: *mut Handle,
+    graph: Handle,
+    _flags: u64,
+) -> Status {
     call(|| {
         context::current()?;
         let g = GRAPHS.get(graph)?;
-        let executable = Executable { device: g.device, nodes: g.nodes.clone() };
+        let executable = Executable {
+            device: g.device,
+            nodes: g.nodes.clone(),
+        };
         // SAFETY: the caller gives a valid place.
         unsafe { put(to, EXECUTABLES.insert(executable)) }
     })
@@ -104,13 +111,21 @@ pub unsafe extern "C" fn cuGraphExecDestroy(graph: Handle) -> Status {
 }
 
 /// The number of nodes of a graph; the nodes themselves have no handles.
-pub unsafe extern "C" fn cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize) -> Status {
+pub unsafe extern "C" fn cuGraphGetNodes(
+    graph: Handle,
+    nodes: *mut Handle,
+    count: *mut usize,
+) -> Status {
     call(|| {
         let g = GRAPHS.get(graph)?;
         if !nodes.is_null() {
             return Err(Error::NOT_SUPPORTED);
         }
-        let n = g.nodes.iter().filter(|n| !matches!(n, Node::Nothing)).count();
+        let n = g
+            .nodes
+            .iter()
+            .filter(|n| !matches!(n, Node::Nothing))
+            .count();
         // SAFETY: the caller gives a valid place.
         unsafe { put(count, n) }
     })

@@ -23,7 +23,10 @@ impl Launch {
     pub fn run(&self) -> Result<(), Error> {
         report::begin();
         let report = exec::run(&self.request, settings::current(), report::is_recording());
-        let status = report.finding.as_ref().map_or(Ok(()), |f| Err(error_of(f.check)));
+        let status = report
+            .finding
+            .as_ref()
+            .map_or(Ok(()), |f| Err(error_of(f.check)));
         report::finish(report);
         status
     }
@@ -32,7 +35,9 @@ impl Launch {
 /// The error that a device would report.
 fn error_of(check: Check) -> Error {
     match check {
-        Check::OutOfBounds | Check::Null | Check::UseAfterFree | Check::ReadOnly => Error::ILLEGAL_ADDRESS,
+        Check::OutOfBounds | Check::Null | Check::UseAfterFree | Check::ReadOnly => {
+            Error::ILLEGAL_ADDRESS
+        }
         Check::Misaligned => Error::MISALIGNED_ADDRESS,
         Check::Deadlock | Check::InstructionBudget => Error::LAUNCH_TIMEOUT,
         Check::Unsupported => Error::INVALID_PTX,
@@ -42,29 +47,52 @@ fn error_of(check: Check) -> Error {
 }
 
 /// What is wrong with the shape of a launch.
-fn limits(f: &Function, grid: (u32, u32, u32), block: (u32, u32, u32), dynamic: u32) -> Option<(Error, String)> {
+fn limits(
+    f: &Function,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    dynamic: u32,
+) -> Option<(Error, String)> {
     let p = f.profile();
     let threads = u64::from(block.0) * u64::from(block.1) * u64::from(block.2);
     if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 || threads == 0 {
-        return Some((Error::INVALID_VALUE, format!("empty grid {grid:?} or block {block:?}")));
+        return Some((
+            Error::INVALID_VALUE,
+            format!("empty grid {grid:?} or block {block:?}"),
+        ));
     }
     if grid.0 > i32::MAX as u32 || grid.1 > 65535 || grid.2 > 65535 {
-        return Some((Error::INVALID_VALUE, format!("grid {grid:?} exceeds (2147483647, 65535, 65535)")));
+        return Some((
+            Error::INVALID_VALUE,
+            format!("grid {grid:?} exceeds (2147483647, 65535, 65535)"),
+        ));
     }
     if threads > 1024 || block.0 > 1024 || block.1 > 1024 || block.2 > 64 {
-        return Some((Error::INVALID_VALUE, format!("block {block:?} exceeds 1024 threads or (1024, 1024, 64)")));
+        return Some((
+            Error::INVALID_VALUE,
+            format!("block {block:?} exceeds 1024 threads or (1024, 1024, 64)"),
+        ));
     }
-    if let Some(required) = f.code.req_ntid {
-        if required != block {
-            return Some((Error::INVALID_VALUE, format!("block {block:?}, and .reqntid demands {required:?}")));
-        }
+    if let Some(required) = f.code.req_ntid
+        && required != block
+    {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("block {block:?}, and .reqntid demands {required:?}"),
+        ));
     }
     if threads > u64::from(f.max_threads()) {
-        let message = format!("{threads} threads per block, and .maxntid allows {}", f.max_threads());
+        let message = format!(
+            "{threads} threads per block, and .maxntid allows {}",
+            f.max_threads()
+        );
         return Some((Error::LAUNCH_OUT_OF_RESOURCES, message));
     }
     if f.code.shared_bytes > u64::from(p.shared) {
-        let message = format!("{} bytes of static shared memory, and {} are allowed", f.code.shared_bytes, p.shared);
+        let message = format!(
+            "{} bytes of static shared memory, and {} are allowed",
+            f.code.shared_bytes, p.shared
+        );
         return Some((Error::LAUNCH_OUT_OF_RESOURCES, message));
     }
     if dynamic > f.max_dynamic() {
@@ -75,7 +103,10 @@ fn limits(f: &Function, grid: (u32, u32, u32), block: (u32, u32, u32), dynamic: 
         return Some((Error::INVALID_VALUE, message));
     }
     if f.code.param_bytes > p.params {
-        return Some((Error::INVALID_VALUE, format!("{} bytes of parameters", f.code.param_bytes)));
+        return Some((
+            Error::INVALID_VALUE,
+            format!("{} bytes of parameters", f.code.param_bytes),
+        ));
     }
     None
 }
@@ -84,7 +115,11 @@ fn limits(f: &Function, grid: (u32, u32, u32), block: (u32, u32, u32), dynamic: 
 ///
 /// # Safety
 /// `params` has a valid pointer for every parameter, or `extra` is a list as CUDA defines it.
-unsafe fn arguments(f: &Function, params: *mut *mut c_void, extra: *mut *mut c_void) -> Result<Vec<u8>, Error> {
+unsafe fn arguments(
+    f: &Function,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; f.code.param_bytes as usize];
     if !extra.is_null() {
         if !params.is_null() {
@@ -119,7 +154,11 @@ unsafe fn arguments(f: &Function, params: *mut *mut c_void, extra: *mut *mut c_v
             if p.is_null() {
                 return Err(Error::INVALID_VALUE);
             }
-            std::ptr::copy_nonoverlapping(p.cast::<u8>(), bytes.as_mut_ptr().add(offset as usize), size as usize);
+            std::ptr::copy_nonoverlapping(
+                p.cast::<u8>(),
+                bytes.as_mut_ptr().add(offset as usize),
+                size as usize,
+            );
         }
     }
     Ok(bytes)
@@ -168,7 +207,12 @@ unsafe fn launch(
 }
 
 /// The report of a launch that never began.
-fn refused(f: &Function, grid: (u32, u32, u32), block: (u32, u32, u32), message: String) -> LaunchReport {
+fn refused(
+    f: &Function,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    message: String,
+) -> LaunchReport {
     LaunchReport {
         kernel: f.code.name.clone(),
         grid,
@@ -247,6 +291,16 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         }
         let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
         // SAFETY: the caller answers for the arguments.
-        unsafe { launch(f, (gx, gy, gz), (bx, by, bz), c.dynamic, c.stream, params, extra) }
+        unsafe {
+            launch(
+                f,
+                (gx, gy, gz),
+                (bx, by, bz),
+                c.dynamic,
+                c.stream,
+                params,
+                extra,
+            )
+        }
     })
 }

@@ -36,7 +36,11 @@ pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> Status {
             return Ok(());
         }
         stream::forbid_unsafe_call()?;
-        if memory::free(address) { Ok(()) } else { Err(Error::INVALID_VALUE) }
+        if memory::free(address) {
+            Ok(())
+        } else {
+            Err(Error::INVALID_VALUE)
+        }
     })
 }
 
@@ -54,7 +58,11 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
 }
 
 /// Start and size of the allocation around an address.
-pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, address: u64) -> Status {
+pub unsafe extern "C" fn cuMemGetAddressRange_v2(
+    base: *mut u64,
+    size: *mut usize,
+    address: u64,
+) -> Status {
     call(|| {
         context::current()?;
         let (buffer, _) = memory::device_of(address).ok_or(Error::NOT_FOUND)?;
@@ -72,7 +80,11 @@ pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usiz
 }
 
 /// What is known about an address.
-pub unsafe extern "C" fn cuPointerGetAttribute(data: *mut c_void, attribute: c_uint, address: u64) -> Status {
+pub unsafe extern "C" fn cuPointerGetAttribute(
+    data: *mut c_void,
+    attribute: c_uint,
+    address: u64,
+) -> Status {
     call(|| {
         let (buffer, device) = memory::device_of(address).ok_or(Error::INVALID_VALUE)?;
         // SAFETY: the caller gives a place of the attribute's type.
@@ -86,7 +98,9 @@ pub unsafe extern "C" fn cuPointerGetAttribute(data: *mut c_void, attribute: c_u
                 11 => put(data.cast::<u64>(), buffer.base),               // RANGE_START_ADDR
                 12 => put(data.cast::<usize>(), buffer.len as usize),     // RANGE_SIZE
                 _ => {
-                    eprintln!("cuda-emulator: cuPointerGetAttribute: unknown attribute {attribute}");
+                    eprintln!(
+                        "cuda-emulator: cuPointerGetAttribute: unknown attribute {attribute}"
+                    );
                     Err(Error::INVALID_VALUE)
                 }
             }
@@ -98,7 +112,11 @@ pub unsafe extern "C" fn cuPointerGetAttribute(data: *mut c_void, attribute: c_u
 static PINNED: LazyLock<Mutex<HashMap<usize, Layout>>> = LazyLock::new(Mutex::default);
 
 /// Allocates pinned host memory: ordinary memory, aligned to a page.
-pub unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _flags: c_uint) -> Status {
+pub unsafe extern "C" fn cuMemHostAlloc(
+    to: *mut *mut c_void,
+    bytes: usize,
+    _flags: c_uint,
+) -> Status {
     call(|| {
         context::current()?;
         stream::forbid_unsafe_call()?;
@@ -121,7 +139,9 @@ pub unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _fla
 pub unsafe extern "C" fn cuMemFreeHost(p: *mut c_void) -> Status {
     call(|| {
         context::current()?;
-        let layout = lock(&PINNED).remove(&(p as usize)).ok_or(Error::INVALID_VALUE)?;
+        let layout = lock(&PINNED)
+            .remove(&(p as usize))
+            .ok_or(Error::INVALID_VALUE)?;
         // SAFETY: it was allocated with this layout, and the entry is gone, so this happens once.
         unsafe { dealloc(p.cast(), layout) };
         Ok(())
@@ -145,7 +165,9 @@ unsafe fn to_device(device: u64, host: *const c_void, bytes: usize) -> Result<()
         return Err(Error::INVALID_VALUE);
     }
     // SAFETY: by this function's contract.
-    buffer.copy_in(offset, unsafe { std::slice::from_raw_parts(host.cast(), bytes) });
+    buffer.copy_in(offset, unsafe {
+        std::slice::from_raw_parts(host.cast(), bytes)
+    });
     Ok(())
 }
 
@@ -161,7 +183,9 @@ unsafe fn to_host(host: *mut c_void, device: u64, bytes: usize) -> Result<(), Er
     }
     // SAFETY: by this function's contract. The bytes may be uninitialised to the host's compiler,
     // but they come through a C interface, and only writes follow.
-    buffer.copy_out(offset, unsafe { std::slice::from_raw_parts_mut(host.cast(), bytes) });
+    buffer.copy_out(offset, unsafe {
+        std::slice::from_raw_parts_mut(host.cast(), bytes)
+    });
     Ok(())
 }
 
@@ -180,10 +204,15 @@ fn fill(to: u64, value: u32, width: u8, count: usize) -> Result<(), Error> {
     if count == 0 {
         return Ok(());
     }
-    if to % u64::from(width) != 0 {
+    if !to.is_multiple_of(u64::from(width)) {
         return Err(Error::INVALID_VALUE);
     }
-    let (buffer, offset) = range(to, count.checked_mul(usize::from(width)).ok_or(Error::INVALID_VALUE)?)?;
+    let (buffer, offset) = range(
+        to,
+        count
+            .checked_mul(usize::from(width))
+            .ok_or(Error::INVALID_VALUE)?,
+    )?;
     let bytes = value.to_le_bytes();
     if bytes[..usize::from(width)].iter().all(|b| *b == bytes[0]) {
         buffer.fill(offset, count as u64 * u64::from(width), bytes[0]);
@@ -200,10 +229,27 @@ fn fill(to: u64, value: u32, width: u8, count: usize) -> Result<(), Error> {
 /// Work of a stream on memory, now or as a node of the graph that is being captured.
 #[derive(Clone, Copy)]
 pub(crate) enum MemoryOp {
-    ToDevice { to: u64, from: usize, bytes: usize },
-    ToHost { to: usize, from: u64, bytes: usize },
-    Between { to: u64, from: u64, bytes: usize },
-    Fill { to: u64, value: u32, width: u8, count: usize },
+    ToDevice {
+        to: u64,
+        from: usize,
+        bytes: usize,
+    },
+    ToHost {
+        to: usize,
+        from: u64,
+        bytes: usize,
+    },
+    Between {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Fill {
+        to: u64,
+        value: u32,
+        width: u8,
+        count: usize,
+    },
 }
 
 impl MemoryOp {
@@ -215,10 +261,17 @@ impl MemoryOp {
         // SAFETY: by this function's contract.
         unsafe {
             match self {
-                MemoryOp::ToDevice { to, from, bytes } => to_device(to, from as *const c_void, bytes),
+                MemoryOp::ToDevice { to, from, bytes } => {
+                    to_device(to, from as *const c_void, bytes)
+                }
                 MemoryOp::ToHost { to, from, bytes } => to_host(to as *mut c_void, from, bytes),
                 MemoryOp::Between { to, from, bytes } => between(to, from, bytes),
-                MemoryOp::Fill { to, value, width, count } => fill(to, value, width, count),
+                MemoryOp::Fill {
+                    to,
+                    value,
+                    width,
+                    count,
+                } => fill(to, value, width, count),
             }
         }
     }
@@ -252,25 +305,65 @@ unsafe fn at_once(op: MemoryOp) -> Status {
 /// Host to device.
 pub unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> Status {
     // SAFETY: the caller answers for the host memory.
-    unsafe { at_once(MemoryOp::ToDevice { to, from: from as usize, bytes }) }
+    unsafe {
+        at_once(MemoryOp::ToDevice {
+            to,
+            from: from as usize,
+            bytes,
+        })
+    }
 }
 
 /// Host to device, on a stream.
-pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, on: Handle) -> Status {
+pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
+    to: u64,
+    from: *const c_void,
+    bytes: usize,
+    on: Handle,
+) -> Status {
     // SAFETY: the caller answers for the host memory.
-    unsafe { on_stream(MemoryOp::ToDevice { to, from: from as usize, bytes }, on) }
+    unsafe {
+        on_stream(
+            MemoryOp::ToDevice {
+                to,
+                from: from as usize,
+                bytes,
+            },
+            on,
+        )
+    }
 }
 
 /// Device to host.
 pub unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> Status {
     // SAFETY: the caller answers for the host memory.
-    unsafe { at_once(MemoryOp::ToHost { to: to as usize, from, bytes }) }
+    unsafe {
+        at_once(MemoryOp::ToHost {
+            to: to as usize,
+            from,
+            bytes,
+        })
+    }
 }
 
 /// Device to host, on a stream.
-pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, on: Handle) -> Status {
+pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
+    to: *mut c_void,
+    from: u64,
+    bytes: usize,
+    on: Handle,
+) -> Status {
     // SAFETY: the caller answers for the host memory.
-    unsafe { on_stream(MemoryOp::ToHost { to: to as usize, from, bytes }, on) }
+    unsafe {
+        on_stream(
+            MemoryOp::ToHost {
+                to: to as usize,
+                from,
+                bytes,
+            },
+            on,
+        )
+    }
 }
 
 /// Device to device.
@@ -280,7 +373,12 @@ pub unsafe extern "C" fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> St
 }
 
 /// Device to device, on a stream.
-pub unsafe extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, on: Handle) -> Status {
+pub unsafe extern "C" fn cuMemcpyDtoDAsync_v2(
+    to: u64,
+    from: u64,
+    bytes: usize,
+    on: Handle,
+) -> Status {
     // SAFETY: no host memory.
     unsafe { on_stream(MemoryOp::Between { to, from, bytes }, on) }
 }
@@ -301,29 +399,73 @@ pub unsafe extern "C" fn cuMemcpyPeerAsync(
 /// Fills bytes.
 pub unsafe extern "C" fn cuMemsetD8_v2(to: u64, value: u8, count: usize) -> Status {
     // SAFETY: no host memory.
-    unsafe { at_once(MemoryOp::Fill { to, value: u32::from(value), width: 1, count }) }
+    unsafe {
+        at_once(MemoryOp::Fill {
+            to,
+            value: u32::from(value),
+            width: 1,
+            count,
+        })
+    }
 }
 
 /// Fills bytes, on a stream.
 pub unsafe extern "C" fn cuMemsetD8Async(to: u64, value: u8, count: usize, on: Handle) -> Status {
     // SAFETY: no host memory.
-    unsafe { on_stream(MemoryOp::Fill { to, value: u32::from(value), width: 1, count }, on) }
+    unsafe {
+        on_stream(
+            MemoryOp::Fill {
+                to,
+                value: u32::from(value),
+                width: 1,
+                count,
+            },
+            on,
+        )
+    }
 }
 
 /// Fills 16-bit words, on a stream.
 pub unsafe extern "C" fn cuMemsetD16Async(to: u64, value: u16, count: usize, on: Handle) -> Status {
     // SAFETY: no host memory.
-    unsafe { on_stream(MemoryOp::Fill { to, value: u32::from(value), width: 2, count }, on) }
+    unsafe {
+        on_stream(
+            MemoryOp::Fill {
+                to,
+                value: u32::from(value),
+                width: 2,
+                count,
+            },
+            on,
+        )
+    }
 }
 
 /// Fills 32-bit words.
 pub unsafe extern "C" fn cuMemsetD32_v2(to: u64, value: u32, count: usize) -> Status {
     // SAFETY: no host memory.
-    unsafe { at_once(MemoryOp::Fill { to, value, width: 4, count }) }
+    unsafe {
+        at_once(MemoryOp::Fill {
+            to,
+            value,
+            width: 4,
+            count,
+        })
+    }
 }
 
 /// Fills 32-bit words, on a stream.
 pub unsafe extern "C" fn cuMemsetD32Async(to: u64, value: u32, count: usize, on: Handle) -> Status {
     // SAFETY: no host memory.
-    unsafe { on_stream(MemoryOp::Fill { to, value, width: 4, count }, on) }
+    unsafe {
+        on_stream(
+            MemoryOp::Fill {
+                to,
+                value,
+                width: 4,
+                count,
+            },
+            on,
+        )
+    }
 }

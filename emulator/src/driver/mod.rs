@@ -58,7 +58,9 @@ static NEXT: AtomicUsize = AtomicUsize::new(0x10_0000);
 
 impl<T> Registry<T> {
     pub const fn new() -> Self {
-        Registry { objects: LazyLock::new(Mutex::default) }
+        Registry {
+            objects: LazyLock::new(Mutex::default),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<T>>> {
@@ -72,11 +74,16 @@ impl<T> Registry<T> {
     }
 
     pub fn get(&self, handle: Handle) -> Result<Arc<T>, Error> {
-        self.lock().get(&(handle as usize)).cloned().ok_or(Error::INVALID_HANDLE)
+        self.lock()
+            .get(&(handle as usize))
+            .cloned()
+            .ok_or(Error::INVALID_HANDLE)
     }
 
     pub fn remove(&self, handle: Handle) -> Result<Arc<T>, Error> {
-        self.lock().remove(&(handle as usize)).ok_or(Error::INVALID_HANDLE)
+        self.lock()
+            .remove(&(handle as usize))
+            .ok_or(Error::INVALID_HANDLE)
     }
 
     pub fn remove_where(&self, f: impl Fn(&T) -> bool) {

@@ -44,7 +44,10 @@ impl Program {
         let mut entries = HashMap::new();
         for e in &module.entries {
             let names = e.body.iter().map(|i| i.name()).collect();
-            entries.insert(e.name.clone(), (Arc::new(lower(&module, e)?), Arc::new(names)));
+            entries.insert(
+                e.name.clone(),
+                (Arc::new(lower(&module, e)?), Arc::new(names)),
+            );
         }
         Ok(Program {
             version: module.version,
@@ -69,7 +72,10 @@ impl Program {
         }
         if self.target > compute || (self.arch_specific && self.target != compute) {
             let suffix = if self.arch_specific { "a" } else { "" };
-            let message = format!("target sm_{}{suffix} does not run on a device of sm_{compute}", self.target);
+            let message = format!(
+                "target sm_{}{suffix} does not run on a device of sm_{compute}",
+                self.target
+            );
             return Err((Error::NO_BINARY_FOR_GPU, message));
         }
         Ok(())
@@ -94,24 +100,48 @@ fn load(text: &str, device: usize) -> Result<Module, (Error, String)> {
         if v.space == Space::Shared {
             return None;
         }
-        let buffer = memory::allocate(device, v.size.max(1), Some(&v.name), v.space == Space::Const);
+        let buffer = memory::allocate(
+            device,
+            v.size.max(1),
+            Some(&v.name),
+            v.space == Space::Const,
+        );
         // Variables without an initialiser are zero.
         buffer.fill(0, buffer.len, 0);
         buffer.copy_in(0, &v.init);
         Some(buffer)
     };
     let variables: Vec<_> = program.variables.iter().map(place).collect();
-    let addresses: Vec<u64> = variables.iter().map(|b: &Option<Arc<Buffer>>| b.as_ref().map_or(0, |b| b.base)).collect();
+    let addresses: Vec<u64> = variables
+        .iter()
+        .map(|b: &Option<Arc<Buffer>>| b.as_ref().map_or(0, |b| b.base))
+        .collect();
     for (v, buffer) in program.variables.iter().zip(&variables) {
         for (offset, name) in &v.init_symbols {
-            let target = program.variables.iter().position(|t| t.name == *name).map(|i| addresses[i]);
+            let target = program
+                .variables
+                .iter()
+                .position(|t| t.name == *name)
+                .map(|i| addresses[i]);
             let (Some(buffer), Some(address)) = (buffer, target) else {
-                return Err((Error::INVALID_PTX, format!("initialiser of `{}` names `{name}`, which is unknown", v.name)));
+                return Err((
+                    Error::INVALID_PTX,
+                    format!(
+                        "initialiser of `{}` names `{name}`, which is unknown",
+                        v.name
+                    ),
+                ));
             };
             buffer.copy_in(*offset, &address.to_le_bytes());
         }
     }
-    Ok(Module { program, device, variables, addresses: Arc::new(addresses), functions: Mutex::default() })
+    Ok(Module {
+        program,
+        device,
+        variables,
+        addresses: Arc::new(addresses),
+        functions: Mutex::default(),
+    })
 }
 
 /// # Safety
@@ -125,9 +155,14 @@ unsafe fn load_image(to: *mut Handle, image: *const c_void) -> Result<(), (Error
     }
     // SAFETY: by this function's contract. A cubin or fatbin has a 0 byte as well, in its header.
     let bytes = unsafe { CStr::from_ptr(image.cast()) };
-    let text = bytes.to_str().map_err(|_| (Error::INVALID_IMAGE, "not PTX text".to_string()))?;
+    let text = bytes
+        .to_str()
+        .map_err(|_| (Error::INVALID_IMAGE, "not PTX text".to_string()))?;
     if !text.contains(".version") {
-        return Err((Error::INVALID_IMAGE, "not PTX text; cubins and fatbins are not supported".into()));
+        return Err((
+            Error::INVALID_IMAGE,
+            "not PTX text; cubins and fatbins are not supported".into(),
+        ));
     }
     let module = load(text, device)?;
     // SAFETY: `to` is not null, so the caller gives a valid place.
@@ -198,7 +233,11 @@ pub unsafe extern "C" fn cuModuleUnload(module: Handle) -> Status {
 }
 
 /// The entry of a name.
-pub unsafe extern "C" fn cuModuleGetFunction(to: *mut Handle, module: Handle, name: *const c_char) -> Status {
+pub unsafe extern "C" fn cuModuleGetFunction(
+    to: *mut Handle,
+    module: Handle,
+    name: *const c_char,
+) -> Status {
     call(|| {
         context::current()?;
         let m = MODULES.get(module)?;
@@ -206,7 +245,9 @@ pub unsafe extern "C" fn cuModuleGetFunction(to: *mut Handle, module: Handle, na
             return Err(Error::INVALID_VALUE);
         }
         // SAFETY: the caller gives a string.
-        let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Error::NOT_FOUND)?;
+        let name = unsafe { CStr::from_ptr(name) }
+            .to_str()
+            .map_err(|_| Error::NOT_FOUND)?;
         let (code, names) = m.program.entries.get(name).ok_or(Error::NOT_FOUND)?;
         let mut known = lock(&m.functions);
         let handle = *known.entry(name.to_string()).or_insert_with(|| {
@@ -240,8 +281,15 @@ pub unsafe extern "C" fn cuModuleGetGlobal_v2(
             return Err(Error::INVALID_VALUE);
         }
         // SAFETY: the caller gives a string.
-        let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Error::NOT_FOUND)?;
-        let i = m.program.variables.iter().position(|v| v.name == name).ok_or(Error::NOT_FOUND)?;
+        let name = unsafe { CStr::from_ptr(name) }
+            .to_str()
+            .map_err(|_| Error::NOT_FOUND)?;
+        let i = m
+            .program
+            .variables
+            .iter()
+            .position(|v| v.name == name)
+            .ok_or(Error::NOT_FOUND)?;
         let buffer = m.variables[i].as_ref().ok_or(Error::NOT_FOUND)?;
         // SAFETY: places that are not null are valid, by the caller.
         unsafe {

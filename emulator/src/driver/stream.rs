@@ -54,7 +54,13 @@ thread_local! {
 impl Stream {
     fn new(device: usize, flags: c_uint, priority: c_int) -> Self {
         let id = NEXT_ID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Stream { device, id, flags, priority, capture: Mutex::new(None) }
+        Stream {
+            device,
+            id,
+            flags,
+            priority,
+            capture: Mutex::new(None),
+        }
     }
 }
 
@@ -112,11 +118,11 @@ pub(crate) fn forbid_unsafe_call() -> Result<(), Error> {
     let here = std::thread::current().id();
     for s in lock(&CAPTURING).iter() {
         let mut capture = lock(&s.capture);
-        if let Some(c) = &mut *capture {
-            if c.mode == Mode::Global || (c.mode == Mode::ThreadLocal && c.thread == here) {
-                c.invalidated = true;
-                return Err(Error::STREAM_CAPTURE_UNSUPPORTED);
-            }
+        if let Some(c) = &mut *capture
+            && (c.mode == Mode::Global || (c.mode == Mode::ThreadLocal && c.thread == here))
+        {
+            c.invalidated = true;
+            return Err(Error::STREAM_CAPTURE_UNSUPPORTED);
         }
     }
     Ok(())
@@ -124,7 +130,10 @@ pub(crate) fn forbid_unsafe_call() -> Result<(), Error> {
 
 /// Waiting for a whole device cannot be captured, and would wait for what is not there.
 pub(crate) fn forbid_all(device: usize) -> Result<(), Error> {
-    let found = lock(&CAPTURING).iter().find(|s| s.device == device).cloned();
+    let found = lock(&CAPTURING)
+        .iter()
+        .find(|s| s.device == device)
+        .cloned();
     match found {
         None => Ok(()),
         Some(s) => {
@@ -153,7 +162,11 @@ pub unsafe extern "C" fn cuStreamCreate(to: *mut Handle, flags: c_uint) -> Statu
 }
 
 /// Makes a stream.
-pub unsafe extern "C" fn cuStreamCreateWithPriority(to: *mut Handle, flags: c_uint, priority: c_int) -> Status {
+pub unsafe extern "C" fn cuStreamCreateWithPriority(
+    to: *mut Handle,
+    flags: c_uint,
+    priority: c_int,
+) -> Status {
     call(|| {
         let device = context::current()?;
         if flags > 1 {
@@ -185,7 +198,11 @@ pub unsafe extern "C" fn cuStreamQuery(stream: Handle) -> Status {
 }
 
 /// Makes a stream wait for an event.
-pub unsafe extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uint) -> Status {
+pub unsafe extern "C" fn cuStreamWaitEvent(
+    stream: Handle,
+    event: Handle,
+    _flags: c_uint,
+) -> Status {
     call(|| {
         let event = event::get(event)?;
         let (here, there) = (capture_id(stream)?, event.capture());
@@ -200,7 +217,9 @@ pub unsafe extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags
                 Err(Error::STREAM_CAPTURE_ISOLATION)
             }
             _ => {
-                eprintln!("cuda-emulator: cuStreamWaitEvent: a capture of several streams is not supported");
+                eprintln!(
+                    "cuda-emulator: cuStreamWaitEvent: a capture of several streams is not supported"
+                );
                 Err(Error::NOT_SUPPORTED)
             }
         }
@@ -272,7 +291,13 @@ pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -
         }
         let id = NEXT_ID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let thread = std::thread::current().id();
-        *capture = Some(Capture { id, mode, thread, nodes: Vec::new(), invalidated: false });
+        *capture = Some(Capture {
+            id,
+            mode,
+            thread,
+            nodes: Vec::new(),
+            invalidated: false,
+        });
         drop(capture);
         list.push(s);
         Ok(())

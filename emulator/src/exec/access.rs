@@ -68,9 +68,17 @@ impl Launch<'_> {
                 Target::Global(i) => (&*self.touched[i].buffer, true),
             };
             let order = Order {
-                floor: if group.target == Target::Shared { block.floor } else { self.floor },
+                floor: if group.target == Target::Shared {
+                    block.floor
+                } else {
+                    self.floor
+                },
                 // A barrier does not reach the cache behind `.nc`.
-                barrier: if a.non_coherent { 0 } else { block.barrier_clock },
+                barrier: if a.non_coherent {
+                    0
+                } else {
+                    block.barrier_clock
+                },
                 partial: &block.partial,
                 warp_syncs: &warp.syncs,
                 warp: warp.index,
@@ -139,7 +147,11 @@ impl Launch<'_> {
                 Target::Global(i) => (&*self.touched[i].buffer, true),
             };
             let order = Order {
-                floor: if group.target == Target::Shared { block.floor } else { self.floor },
+                floor: if group.target == Target::Shared {
+                    block.floor
+                } else {
+                    self.floor
+                },
                 barrier: block.barrier_clock,
                 partial: &block.partial,
                 warp_syncs: &warp.syncs,
@@ -167,7 +179,14 @@ impl Launch<'_> {
         Ok(())
     }
 
-    pub(super) fn atomic(&mut self, block: &mut Block, w: usize, a: &Access, op: &AtomicOp, mask: u32) -> Step {
+    pub(super) fn atomic(
+        &mut self,
+        block: &mut Block,
+        w: usize,
+        a: &Access,
+        op: &AtomicOp,
+        mask: u32,
+    ) -> Step {
         let size = u64::from(a.width);
         let addresses = addresses(block, w, a, mask)?;
         for s in [Some(op.b), op.c].into_iter().flatten() {
@@ -187,7 +206,13 @@ impl Launch<'_> {
             let buffer = match group.target {
                 Target::Shared => &block.shared,
                 Target::Global(i) => &*self.touched[i].buffer,
-                _ => return Err(Trap::new(Check::Unsupported, 0, "atomic on local memory or parameters")),
+                _ => {
+                    return Err(Trap::new(
+                        Check::Unsupported,
+                        0,
+                        "atomic on local memory or parameters",
+                    ));
+                }
             };
             let shared = group.target == Target::Shared;
             let order = Order {
@@ -206,12 +231,18 @@ impl Launch<'_> {
                 if !buffer.is_written(offset, a.width) {
                     return Err(unwritten(buffer, offset, a.width, lane));
                 }
-                if let Err(c) = buffer.shadow.write(offset, size, stamp + ((lane as u64) << 1), &order) {
+                if let Err(c) =
+                    buffer
+                        .shadow
+                        .write(offset, size, stamp + ((lane as u64) << 1), &order)
+                {
                     return Err(self.race(block.linear, lane, buffer, offset, &c, "atomic"));
                 }
                 let b = warp.lanes.get(op.b.row, op.b.wide, lane);
                 let c = op.c.map_or(0, |c| warp.lanes.get(c.row, c.wide, lane));
-                let old = buffer.update(offset, a.width, |old| combine(op.kind, a.width, shared, old, b, c));
+                let old = buffer.update(offset, a.width, |old| {
+                    combine(op.kind, a.width, shared, old, b, c)
+                });
                 if let Some(d) = op.d {
                     warp.lanes.set(d.row, d.wide, lane, old);
                 }
@@ -290,7 +321,12 @@ impl Launch<'_> {
             return Err(Trap::new(
                 Check::ReadOnly,
                 lead,
-                format!("{} to offset {} of {}, which is constant", kind.verb(), offsets[lead], buffer.name),
+                format!(
+                    "{} to offset {} of {}, which is constant",
+                    kind.verb(),
+                    offsets[lead],
+                    buffer.name
+                ),
             ));
         }
         if target == Target::Shared && kind == Kind::Store {
@@ -308,7 +344,11 @@ impl Launch<'_> {
                 *o = o.wrapping_add(lane as u64 * local);
             }
         }
-        Ok(Group { target, mask: group, offsets })
+        Ok(Group {
+            target,
+            mask: group,
+            offsets,
+        })
     }
 
     fn buffer<'b>(&'b self, block: &'b Block, w: usize, target: Target) -> &'b Buffer {
@@ -322,30 +362,52 @@ impl Launch<'_> {
 
     /// Where an address leads, and the address of that buffer's first byte.
     #[inline]
-    fn target(&mut self, a: &Access, address: u64, lane: usize, size: u64, kind: Kind) -> Step<(Target, u64)> {
+    fn target(
+        &mut self,
+        a: &Access,
+        address: u64,
+        lane: usize,
+        size: u64,
+        kind: Kind,
+    ) -> Step<(Target, u64)> {
         match a.space {
             Space::Param => Ok((Target::Params, memory::PARAM_BASE)),
             Space::Shared => Ok((Target::Shared, 0)),
             Space::Local => Ok((Target::Local, 0)),
             Space::Global | Space::Const | Space::Generic => {
                 let recent = self.touched.get(self.recent);
-                if let Some(t) = recent {
-                    if address.wrapping_sub(t.buffer.base) < t.buffer.len {
-                        return Ok((Target::Global(self.recent), t.buffer.base));
-                    }
+                if let Some(t) = recent
+                    && address.wrapping_sub(t.buffer.base) < t.buffer.len
+                {
+                    return Ok((Target::Global(self.recent), t.buffer.base));
                 }
                 self.target_slowly(a, address, lane, size, kind)
             }
         }
     }
 
-    fn target_slowly(&mut self, a: &Access, address: u64, lane: usize, size: u64, kind: Kind) -> Step<(Target, u64)> {
-        if let Some(i) = self.touched.iter().position(|t| address.wrapping_sub(t.buffer.base) < t.buffer.len) {
+    fn target_slowly(
+        &mut self,
+        a: &Access,
+        address: u64,
+        lane: usize,
+        size: u64,
+        kind: Kind,
+    ) -> Step<(Target, u64)> {
+        if let Some(i) = self
+            .touched
+            .iter()
+            .position(|t| address.wrapping_sub(t.buffer.base) < t.buffer.len)
+        {
             self.recent = i;
             return Ok((Target::Global(i), self.touched[i].buffer.base));
         }
         if a.space == Space::Generic {
-            for (base, target) in [(SHARED_BASE, Target::Shared), (LOCAL_BASE, Target::Local), (memory::PARAM_BASE, Target::Params)] {
+            for (base, target) in [
+                (SHARED_BASE, Target::Shared),
+                (LOCAL_BASE, Target::Local),
+                (memory::PARAM_BASE, Target::Params),
+            ] {
                 if address.wrapping_sub(base) < WINDOW {
                     return Ok((target, base));
                 }
@@ -361,32 +423,55 @@ impl Launch<'_> {
             Found::Freed { base, len } => Err(Trap::new(
                 Check::UseAfterFree,
                 lane,
-                format!("{access}, offset {} of an allocation of {len} bytes that was freed", address.wrapping_sub(base) as i64),
+                format!(
+                    "{access}, offset {} of an allocation of {len} bytes that was freed",
+                    address.wrapping_sub(base) as i64
+                ),
             )),
-            Found::Nothing if address < 1 << 20 || address > u64::MAX - (1 << 20) => {
-                Err(Trap::new(Check::Null, lane, format!("{access}: a null pointer")))
-            }
+            Found::Nothing if !(1 << 20..=u64::MAX - (1 << 20)).contains(&address) => Err(
+                Trap::new(Check::Null, lane, format!("{access}: a null pointer")),
+            ),
             Found::Nothing if (memory::PARAM_BASE..4 << 40).contains(&address) => Err(Trap::new(
                 Check::OutOfBounds,
                 lane,
                 format!("{access}, which is not global memory: shared, local or parameters"),
             )),
-            Found::Nothing => Err(Trap::new(Check::OutOfBounds, lane, format!("{access}, which belongs to nothing"))),
+            Found::Nothing => Err(Trap::new(
+                Check::OutOfBounds,
+                lane,
+                format!("{access}, which belongs to nothing"),
+            )),
         }
     }
 
     fn touch(&mut self, buffer: Arc<Buffer>) {
-        if let Some(i) = self.touched.iter().position(|t| t.buffer.base == buffer.base) {
+        if let Some(i) = self
+            .touched
+            .iter()
+            .position(|t| t.buffer.base == buffer.base)
+        {
             self.recent = i;
             return;
         }
-        let traffic = BufferTraffic { address: buffer.base, len: buffer.len, ..BufferTraffic::default() };
+        let traffic = BufferTraffic {
+            address: buffer.base,
+            len: buffer.len,
+            ..BufferTraffic::default()
+        };
         self.recent = self.touched.len();
         self.touched.push(Touched { buffer, traffic });
     }
 
     /// The message of an access outside of its buffer.
-    fn outside(&self, block: &Block, w: usize, target: Target, offset: u64, size: u64, kind: Kind) -> String {
+    fn outside(
+        &self,
+        block: &Block,
+        w: usize,
+        target: Target,
+        offset: u64,
+        size: u64,
+        kind: Kind,
+    ) -> String {
         let buffer = self.buffer(block, w, target);
         let verb = kind.verb();
         if target == Target::Shared {
@@ -396,11 +481,21 @@ impl Launch<'_> {
             let near = code.shared.iter().map(|(n, o, s)| (n.as_str(), *o, *s));
             let near = near.chain([("dynamic shared memory", dynamic.0, dynamic.1)]);
             if let Some((name, start, len)) = near.filter(|v| v.1 <= offset).max_by_key(|v| v.1) {
-                return format!("{size}-byte {verb} at offset {} of `{name}`, which has {len} bytes", offset - start);
+                return format!(
+                    "{size}-byte {verb} at offset {} of `{name}`, which has {len} bytes",
+                    offset - start
+                );
             }
         }
-        let len = if target == Target::Local { self.code.local_bytes } else { buffer.len };
-        format!("{size}-byte {verb} at offset {} of {}, which has {len} bytes", offset as i64, buffer.name)
+        let len = if target == Target::Local {
+            self.code.local_bytes
+        } else {
+            buffer.len
+        };
+        format!(
+            "{size}-byte {verb} at offset {} of {}, which has {len} bytes",
+            offset as i64, buffer.name
+        )
     }
 
     /// Counts a request.
@@ -433,7 +528,15 @@ impl Launch<'_> {
     }
 
     #[cold]
-    fn race(&self, block: u64, lane: usize, buffer: &Buffer, offset: u64, c: &Conflict, what: &str) -> Box<Trap> {
+    fn race(
+        &self,
+        block: u64,
+        lane: usize,
+        buffer: &Buffer,
+        offset: u64,
+        c: &Conflict,
+        what: &str,
+    ) -> Box<Trap> {
         let shared = buffer.base == SHARED_BASE;
         let (other, thread) = race::who(c.previous);
         let did = match (c.wrote, race::is_atomic(c.previous)) {
@@ -446,15 +549,35 @@ impl Launch<'_> {
             Some(t) if race::who(race::stamp(0, block, 0, false)).0 == other => {
                 format!("thread {:?} of the same block", self.thread_id(t))
             }
-            Some(t) => format!("thread {:?} of block {:?}", self.thread_id(t), self.block_id(other)),
+            Some(t) => format!(
+                "thread {:?} of block {:?}",
+                self.thread_id(t),
+                self.block_id(other)
+            ),
         };
-        let place = match self.code.shared.iter().find(|(_, o, s)| shared && (*o..o + s).contains(&offset)) {
+        let place = match self
+            .code
+            .shared
+            .iter()
+            .find(|(_, o, s)| shared && (*o..o + s).contains(&offset))
+        {
             Some((name, start, _)) => format!("offset {} of `{name}`", offset - start),
-            None if shared => format!("offset {} of dynamic shared memory", offset.wrapping_sub(self.code.dynamic_start) as i64),
+            None if shared => format!(
+                "offset {} of dynamic shared memory",
+                offset.wrapping_sub(self.code.dynamic_start) as i64
+            ),
             None => format!("offset {offset} of {}", buffer.name),
         };
-        let check = if shared { Check::SharedRace } else { Check::GlobalRace };
-        Trap::new(check, lane, format!("{what} of {place}, {did} {who} with nothing between them that orders the two"))
+        let check = if shared {
+            Check::SharedRace
+        } else {
+            Check::GlobalRace
+        };
+        Trap::new(
+            check,
+            lane,
+            format!("{what} of {place}, {did} {who} with nothing between them that orders the two"),
+        )
     }
 }
 
@@ -483,9 +606,21 @@ fn addresses(block: &Block, w: usize, a: &Access, mask: u32) -> Step<[u64; 32]> 
 fn unwritten(buffer: &Buffer, offset: u64, width: u8, lane: usize) -> Box<Trap> {
     let forbidden = (0..u64::from(width)).any(|i| buffer.state(offset + i) == FORBIDDEN);
     let (check, message) = if forbidden {
-        (Check::OutOfBounds, format!("{width}-byte access at offset {offset} of {}, outside of every variable", buffer.name))
+        (
+            Check::OutOfBounds,
+            format!(
+                "{width}-byte access at offset {offset} of {}, outside of every variable",
+                buffer.name
+            ),
+        )
     } else {
-        (Check::Uninitialised, format!("{width} bytes at offset {offset} of {} were never written", buffer.name))
+        (
+            Check::Uninitialised,
+            format!(
+                "{width} bytes at offset {offset} of {} were never written",
+                buffer.name
+            ),
+        )
     };
     Trap::new(check, lane, message)
 }
@@ -497,7 +632,8 @@ fn combine(kind: AtomicKind, width: u8, shared: bool, old: u64, b: u64, c: u64) 
         (v << s) as i64 >> s
     };
     let pair = |f: fn(Format, u16, u16) -> u16, format| {
-        u64::from(f(format, old as u16, b as u16)) | u64::from(f(format, (old >> 16) as u16, (b >> 16) as u16)) << 16
+        u64::from(f(format, old as u16, b as u16))
+            | u64::from(f(format, (old >> 16) as u16, (b >> 16) as u16)) << 16
     };
     match kind {
         AtomicKind::And => old & b,
@@ -514,7 +650,11 @@ fn combine(kind: AtomicKind, width: u8, shared: bool, old: u64, b: u64, c: u64) 
         AtomicKind::Add => old.wrapping_add(b),
         AtomicKind::AddF32 => {
             let (x, y) = (f32::from_bits(old as u32), f32::from_bits(b as u32));
-            let sum = if shared { x + y } else { flush(flush(x) + flush(y)) };
+            let sum = if shared {
+                x + y
+            } else {
+                flush(flush(x) + flush(y))
+            };
             u64::from(crate::arith::float::canonical(sum).to_bits())
         }
         AtomicKind::AddF64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),

@@ -68,7 +68,11 @@ impl Block {
                 index,
                 lanes,
                 alive: 0,
-                members: if left >= 32 { u32::MAX } else { (1 << left) - 1 },
+                members: if left >= 32 {
+                    u32::MAX
+                } else {
+                    (1 << left) - 1
+                },
                 pcs: [0; 32],
                 at_barrier: 0,
                 barrier: [0; 32],
@@ -76,7 +80,11 @@ impl Block {
                 steps: 0,
                 fenced: 0,
                 syncs: Vec::new(),
-                local: Buffer::new(0, code.local_bytes.next_multiple_of(16) * 32, "local memory".into()),
+                local: Buffer::new(
+                    0,
+                    code.local_bytes.next_multiple_of(16) * 32,
+                    "local memory".into(),
+                ),
             }
         });
         Block {
@@ -105,7 +113,11 @@ impl Block {
             for (_, offset, size) in &code.shared {
                 self.shared.set_state(*offset, *size, NEVER_WRITTEN);
             }
-            self.shared.set_state(code.dynamic_start, u64::from(launch.request.dynamic_shared), NEVER_WRITTEN);
+            self.shared.set_state(
+                code.dynamic_start,
+                u64::from(launch.request.dynamic_shared),
+                NEVER_WRITTEN,
+            );
         }
         for w in &mut self.warps {
             w.alive = w.members;

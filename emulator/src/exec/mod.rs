@@ -53,7 +53,11 @@ pub(crate) struct Trap {
 
 impl Trap {
     fn new(check: Check, lane: usize, message: impl Into<String>) -> Box<Self> {
-        Box::new(Trap { check, lane, message: message.into() })
+        Box::new(Trap {
+            check,
+            lane,
+            message: message.into(),
+        })
     }
 }
 
@@ -177,7 +181,11 @@ impl Launch<'_> {
         while !block.is_done() {
             let mut progress = false;
             for i in 0..block.warps.len() {
-                let i = if reversed { block.warps.len() - 1 - i } else { i };
+                let i = if reversed {
+                    block.warps.len() - 1 - i
+                } else {
+                    i
+                };
                 if block.warps[i].runnable() != 0 {
                     progress = true;
                     self.warp(block, i, None)?;
@@ -194,7 +202,10 @@ impl Launch<'_> {
     fn slice(&mut self, block: &mut Block) -> Result<(), Finding> {
         let n = block.warps.len();
         let start = self.rng.below(n);
-        match (0..n).map(|k| (start + k) % n).find(|&i| block.warps[i].runnable() != 0) {
+        match (0..n)
+            .map(|k| (start + k) % n)
+            .find(|&i| block.warps[i].runnable() != 0)
+        {
             Some(i) => {
                 let steps = 1 + self.rng.next() % 16;
                 self.warp(block, i, Some(steps))
@@ -214,7 +225,11 @@ impl Launch<'_> {
     fn block_id(&self, linear: u64) -> (u32, u32, u32) {
         let (x, y, _) = self.request.grid;
         let (x, y) = (u64::from(x), u64::from(y));
-        ((linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32)
+        (
+            (linear % x) as u32,
+            (linear / x % y) as u32,
+            (linear / x / y) as u32,
+        )
     }
 
     fn thread_id(&self, linear: u32) -> (u32, u32, u32) {
@@ -224,13 +239,24 @@ impl Launch<'_> {
 
     fn finding(&self, check: Check, pc: u32, block: u64, thread: u32, message: String) -> Finding {
         let inst = &self.code.insts[pc as usize];
-        let name = self.request.names.get(pc as usize).map_or("end of the entry", String::as_str);
+        let name = self
+            .request
+            .names
+            .get(pc as usize)
+            .map_or("end of the entry", String::as_str);
         Finding {
             check,
             kernel: self.code.name.clone(),
             ptx_line: inst.line,
             source: inst.source.map(|(file, line)| {
-                (self.request.files.get(&file).cloned().unwrap_or_else(|| format!("file {file}")), line)
+                (
+                    self.request
+                        .files
+                        .get(&file)
+                        .cloned()
+                        .unwrap_or_else(|| format!("file {file}")),
+                    line,
+                )
             }),
             block: self.block_id(block),
             thread: self.thread_id(thread),
@@ -244,7 +270,10 @@ impl Launch<'_> {
         for w in &block.warps {
             for lane in 0..32 {
                 if w.alive & (1 << lane) != 0 {
-                    places.entry(w.pcs[lane]).or_default().push(w.index * 32 + lane as u32);
+                    places
+                        .entry(w.pcs[lane])
+                        .or_default()
+                        .push(w.index * 32 + lane as u32);
                 }
             }
         }
@@ -255,17 +284,25 @@ impl Launch<'_> {
                 threads.len(),
                 self.thread_id(threads[0]),
                 self.code.insts[*pc as usize].line,
-                self.request.names.get(*pc as usize).map_or("", String::as_str),
+                self.request
+                    .names
+                    .get(*pc as usize)
+                    .map_or("", String::as_str),
             );
         }
-        let (pc, threads) = places.first_key_value().expect("a block without threads is done");
+        let (pc, threads) = places
+            .first_key_value()
+            .expect("a block without threads is done");
         self.finding(Check::Deadlock, *pc, block.linear, threads[0], message)
     }
 
     /// Fills the constant rows of a warp. Those of the block are filled again for every block.
     fn fill_constants(&self, lanes: &mut Lanes, warp: u32, block: u64, all: bool) {
         for &(slot, constant) in &self.code.constants {
-            let per_block = matches!(constant, Constant::Special(Special::Ctaid(_) | Special::SmId));
+            let per_block = matches!(
+                constant,
+                Constant::Special(Special::Ctaid(_) | Special::SmId)
+            );
             if !all && !per_block {
                 continue;
             }
@@ -314,15 +351,24 @@ impl Launch<'_> {
         let mut by_opcode: HashMap<&str, u64> = HashMap::new();
         let mut lines_not_executed = Vec::new();
         if self.counting {
-            for ((name, count), inst) in self.request.names.iter().zip(&self.counts).zip(&self.code.insts) {
+            for ((name, count), inst) in self
+                .request
+                .names
+                .iter()
+                .zip(&self.counts)
+                .zip(&self.code.insts)
+            {
                 *by_opcode.entry(name).or_default() += count;
                 if *count == 0 {
                     lines_not_executed.push(inst.line);
                 }
             }
         }
-        let mut by_opcode: Vec<(String, u64)> =
-            by_opcode.into_iter().filter(|(_, n)| *n > 0).map(|(s, n)| (s.to_string(), n)).collect();
+        let mut by_opcode: Vec<(String, u64)> = by_opcode
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(s, n)| (s.to_string(), n))
+            .collect();
         by_opcode.sort();
         // The exit that ends every body belongs to no line.
         let executed = &self.counts[..self.request.names.len()];

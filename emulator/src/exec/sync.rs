@@ -11,23 +11,33 @@ use crate::report::Check;
 impl Launch<'_> {
     /// Lanes of a warp arrive at a barrier.
     pub(super) fn arrive(&mut self, block: &mut Block, w: usize, pc: u32, mask: u32) -> Step {
-        let Op::Barrier { id, aligned, arrive, .. } = &self.code.insts[pc as usize].op else { return Ok(()) };
+        let Op::Barrier {
+            id,
+            aligned,
+            arrive,
+            ..
+        } = &self.code.insts[pc as usize].op
+        else {
+            return Ok(());
+        };
         let warp = &mut block.warps[w];
         let lane = mask.trailing_zeros() as usize;
-        if *aligned {
-            if let Some(other) = lanes_of(warp.at_barrier).find(|&l| warp.pcs[l] != pc) {
-                let line = self.code.insts[warp.pcs[other] as usize].line;
-                return Err(Trap::new(
-                    Check::DivergentBarrier,
-                    lane,
-                    format!("lane {other} of the same warp waits at another barrier, ptx line {line}"),
-                ));
-            }
+        if *aligned && let Some(other) = lanes_of(warp.at_barrier).find(|&l| warp.pcs[l] != pc) {
+            let line = self.code.insts[warp.pcs[other] as usize].line;
+            return Err(Trap::new(
+                Check::DivergentBarrier,
+                lane,
+                format!("lane {other} of the same warp waits at another barrier, ptx line {line}"),
+            ));
         }
         for lane in lanes_of(mask) {
             let id = warp.lanes.get(id.row, id.wide, lane);
             if id > 15 {
-                return Err(Trap::new(Check::Unsupported, lane, format!("barrier {id} of 16")));
+                return Err(Trap::new(
+                    Check::Unsupported,
+                    lane,
+                    format!("barrier {id} of 16"),
+                ));
             }
             warp.barrier[lane] = id as u8;
         }
@@ -49,7 +59,11 @@ impl Launch<'_> {
             self.check_exited(block, w)?;
         }
         for id in 0..16 {
-            if block.warps.iter().any(|w| lanes_of(w.at_barrier).any(|l| usize::from(w.barrier[l]) == id)) {
+            if block
+                .warps
+                .iter()
+                .any(|w| lanes_of(w.at_barrier).any(|l| usize::from(w.barrier[l]) == id))
+            {
                 self.release(block, id)?;
             }
         }
@@ -61,13 +75,19 @@ impl Launch<'_> {
         let warp = &block.warps[w];
         let gone = warp.members & !warp.alive;
         for lane in lanes_of(warp.at_barrier) {
-            let aligned = matches!(self.code.insts[warp.pcs[lane] as usize].op, Op::Barrier { aligned: true, .. });
+            let aligned = matches!(
+                self.code.insts[warp.pcs[lane] as usize].op,
+                Op::Barrier { aligned: true, .. }
+            );
             if aligned && gone != 0 {
                 let other = warp.index * 32 + gone.trailing_zeros();
                 return Err(Trap::new(
                     Check::BarrierAfterExit,
                     lane,
-                    format!("waits at a barrier, but thread {:?} of the same warp has returned", self.thread_id(other)),
+                    format!(
+                        "waits at a barrier, but thread {:?} of the same warp has returned",
+                        self.thread_id(other)
+                    ),
                 ));
             }
         }
@@ -91,14 +111,23 @@ impl Launch<'_> {
         }
         let Some((fw, fl)) = first else { return Ok(()) };
         let pc = block.warps[fw].pcs[fl];
-        let Op::Barrier { threads, reduce, .. } = &self.code.insts[pc as usize].op else { return Ok(()) };
+        let Op::Barrier {
+            threads, reduce, ..
+        } = &self.code.insts[pc as usize].op
+        else {
+            return Ok(());
+        };
         let total = waiting + block.arrived[id].0;
         let expected = match threads {
             Some(s) => block.warps[fw].lanes.get(s.row, s.wide, fl) as u32,
             None => alive,
         };
         if threads.is_some() && total > expected {
-            return Err(Trap::new(Check::DivergentBarrier, fl, format!("{total} threads at a barrier of {expected}")));
+            return Err(Trap::new(
+                Check::DivergentBarrier,
+                fl,
+                format!("{total} threads at a barrier of {expected}"),
+            ));
         }
         if total < expected {
             return Ok(());
@@ -124,11 +153,15 @@ impl Launch<'_> {
         if let Some((_, p, negated, _)) = reduce {
             for w in &block.warps {
                 let value = w.lanes.preds[p as usize] ^ if negated { u32::MAX } else { 0 };
-                count += lanes_of(w.at_barrier & value).filter(|&l| waits(w, l)).count() as u32;
+                count += lanes_of(w.at_barrier & value)
+                    .filter(|&l| waits(w, l))
+                    .count() as u32;
             }
         }
         for w in &mut block.warps {
-            let released = lanes_of(w.at_barrier).filter(|&l| waits(w, l)).fold(0, |m, l| m | 1 << l);
+            let released = lanes_of(w.at_barrier)
+                .filter(|&l| waits(w, l))
+                .fold(0, |m, l| m | 1 << l);
             for l in lanes_of(released) {
                 w.pcs[l] += 1;
             }
@@ -180,7 +213,9 @@ impl Launch<'_> {
                 return Err(Trap::new(
                     Check::MemberMask,
                     lane,
-                    format!("the member mask {m:#010x} does not contain lane {lane} that executes it"),
+                    format!(
+                        "the member mask {m:#010x} does not contain lane {lane} that executes it"
+                    ),
                 ));
             }
             // Those who wait here with this mask, against those who must come.
@@ -230,8 +265,19 @@ fn communicate(l: &mut crate::lanes::Lanes, rows: usize, here: u32, op: &WarpOp)
     };
     let all = |yes: bool| if yes { u32::MAX } else { 0 };
     match op {
-        WarpOp::Shuffle { mode, d, p, a, b, c } => {
-            let (av, bv, cv) = (u32::load(l, a.row), u32::load(l, b.row), u32::load(l, c.row));
+        WarpOp::Shuffle {
+            mode,
+            d,
+            p,
+            a,
+            b,
+            c,
+        } => {
+            let (av, bv, cv) = (
+                u32::load(l, a.row),
+                u32::load(l, b.row),
+                u32::load(l, c.row),
+            );
             let controls = here & !(l.written[b.row as usize] & l.written[c.row as usize]);
             if controls != 0 {
                 return Err(uninitialised_register(controls, "its lane operand"));
@@ -243,10 +289,15 @@ fn communicate(l: &mut crate::lanes::Lanes, rows: usize, here: u32, op: &WarpOp)
                 let (first, last) = (i & segment, i & segment | clamp & !segment);
                 let (from, inside) = match mode {
                     // For `up` the clamp is the lowest lane.
-                    Shuffle::Up => (i.wrapping_sub(offset), i as i32 - offset as i32 >= last as i32),
+                    Shuffle::Up => (
+                        i.wrapping_sub(offset),
+                        i as i32 - offset as i32 >= last as i32,
+                    ),
                     Shuffle::Down => (i + offset, i + offset <= last),
                     Shuffle::Butterfly => (i ^ offset, i ^ offset <= last),
-                    Shuffle::Index => (first | offset & !segment, first | offset & !segment <= last),
+                    Shuffle::Index => {
+                        (first | offset & !segment, first | offset & !segment <= last)
+                    }
                 };
                 let from = if inside { from } else { i };
                 if here & (1 << from) == 0 {
@@ -304,7 +355,9 @@ fn communicate(l: &mut crate::lanes::Lanes, rows: usize, here: u32, op: &WarpOp)
             let v = l.load_raw(a.row, a.wide);
             let mut out = [0; 32];
             for i in lanes_of(here) {
-                out[i] = lanes_of(here).filter(|&k| v[k] == v[i]).fold(0, |m, k| m | 1 << k);
+                out[i] = lanes_of(here)
+                    .filter(|&k| v[k] == v[i])
+                    .fold(0, |m, k| m | 1 << k);
             }
             let known = l.written[a.row as usize];
             write(l, d, &out, known);

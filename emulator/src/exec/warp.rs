@@ -15,7 +15,12 @@ const TURN: u64 = 1 << 22;
 impl Launch<'_> {
     /// Runs a warp until all of its lanes wait or have returned, or for so many instructions. In
     /// the second case lanes are taken apart at random. The error has the program counter.
-    pub(super) fn run_warp(&mut self, block: &mut Block, w: usize, steps: Option<u64>) -> Result<(), (u32, Box<Trap>)> {
+    pub(super) fn run_warp(
+        &mut self,
+        block: &mut Block,
+        w: usize,
+        steps: Option<u64>,
+    ) -> Result<(), (u32, Box<Trap>)> {
         let code = self.code;
         let turn_end = block.warps[w].steps + steps.unwrap_or(TURN);
         loop {
@@ -27,25 +32,38 @@ impl Launch<'_> {
             // The lanes that run together, and the program counter at which they meet others.
             let (mut pc, mut limit) = lowest(&warp.pcs, runnable);
             let mut until = turn_end;
-            if steps.is_some() {
+            // A random slice either takes lanes apart, or lets those that lag behind catch up.
+            let apart = steps.is_some() && self.rng.next().is_multiple_of(2);
+            if apart {
                 let nth = self.rng.below(runnable.count_ones() as usize);
-                let lane = (0..32).filter(|l| runnable & (1 << l) != 0).nth(nth).unwrap_or(0);
+                let lane = (0..32)
+                    .filter(|l| runnable & (1 << l) != 0)
+                    .nth(nth)
+                    .unwrap_or(0);
                 pc = warp.pcs[lane];
                 limit = u32::MAX;
             } else if limit != u32::MAX {
                 until = until.min(warp.steps + PATIENCE);
                 if warp.steps / PATIENCE % 2 == 1 && warp.steps > PATIENCE {
                     // Somebody has been running for long: now the others.
-                    pc = (0..32).filter(|l| runnable & (1 << l) != 0).map(|l| warp.pcs[l]).max().unwrap_or(pc);
+                    pc = (0..32)
+                        .filter(|l| runnable & (1 << l) != 0)
+                        .map(|l| warp.pcs[l])
+                        .max()
+                        .unwrap_or(pc);
                     limit = u32::MAX;
                     until = until.min(warp.steps + 1024);
                 }
             }
             let mut active = at(&warp.pcs, runnable, pc);
-            if steps.is_some() && self.rng.next() % 4 == 0 {
+            if apart && self.rng.next().is_multiple_of(2) {
                 // A random part of the group, not empty.
                 let part = active & self.rng.next() as u32;
-                active = if part == 0 { active & active.wrapping_neg() } else { part };
+                active = if part == 0 {
+                    active & active.wrapping_neg()
+                } else {
+                    part
+                };
             }
             loop {
                 let inst = &code.insts[pc as usize];
@@ -56,7 +74,10 @@ impl Launch<'_> {
                     Some((p, negated)) => {
                         let unwritten = active & !warp.lanes.written[code.rows + p as usize];
                         if unwritten != 0 {
-                            return Err((pc, uninitialised_register(unwritten, "its guard predicate")));
+                            return Err((
+                                pc,
+                                uninitialised_register(unwritten, "its guard predicate"),
+                            ));
                         }
                         active & (warp.lanes.preds[p as usize] ^ if negated { u32::MAX } else { 0 })
                     }
@@ -65,7 +86,11 @@ impl Launch<'_> {
                 // Whether the group goes on with the next instruction.
                 let mut straight = true;
                 match &inst.op {
-                    Op::Alu { run, sources, results } => {
+                    Op::Alu {
+                        run,
+                        sources,
+                        results,
+                    } => {
                         if mask != 0 {
                             let lanes = &mut warp.lanes;
                             run(lanes, mask);
@@ -85,7 +110,8 @@ impl Launch<'_> {
                         let p = *p as usize;
                         let choice = lanes.preds[p];
                         let written = |s: crate::lower::Slot| lanes.written[s.row as usize];
-                        let known = (choice & written(*a) | !choice & written(*b)) & lanes.written[code.rows + p];
+                        let known = (choice & written(*a) | !choice & written(*b))
+                            & lanes.written[code.rows + p];
                         if d.wide {
                             select::<u64>(lanes, mask, choice, d.row, a.row, b.row);
                         } else {
@@ -106,7 +132,8 @@ impl Launch<'_> {
                     }
                     Op::Atomic(access, op) => {
                         if mask != 0 {
-                            self.atomic(block, w, access, op, mask).map_err(|t| (pc, t))?;
+                            self.atomic(block, w, access, op, mask)
+                                .map_err(|t| (pc, t))?;
                         }
                     }
                     Op::Branch(target) => {
@@ -154,7 +181,10 @@ impl Launch<'_> {
                         set(&mut warp.pcs, active & !mask, pc + 1);
                         set(&mut warp.pcs, mask, pc);
                         // The usual case at once: everybody is here.
-                        let done = mask == 0 || self.warp_op(block, w, pc, mask, *members, op).map_err(|t| (pc, t))?;
+                        let done = mask == 0
+                            || self
+                                .warp_op(block, w, pc, mask, *members, op)
+                                .map_err(|t| (pc, t))?;
                         straight = done && mask == active;
                     }
                     Op::Fence => {
@@ -169,7 +199,14 @@ impl Launch<'_> {
                     }
                     Op::Trap => {
                         if mask != 0 {
-                            return Err((pc, Trap::new(Check::Trap, mask.trailing_zeros() as usize, "was executed")));
+                            return Err((
+                                pc,
+                                Trap::new(
+                                    Check::Trap,
+                                    mask.trailing_zeros() as usize,
+                                    "was executed",
+                                ),
+                            ));
                         }
                     }
                     Op::Nothing => {}
@@ -187,7 +224,14 @@ impl Launch<'_> {
             let warp = &block.warps[w];
             if warp.steps > BUDGET {
                 let message = format!("a warp executed {BUDGET} instructions and has not ended");
-                return Err((pc, Trap::new(Check::InstructionBudget, active.trailing_zeros() as usize, message)));
+                return Err((
+                    pc,
+                    Trap::new(
+                        Check::InstructionBudget,
+                        active.trailing_zeros() as usize,
+                        message,
+                    ),
+                ));
             }
         }
     }
@@ -195,7 +239,11 @@ impl Launch<'_> {
 
 /// The error of lanes that use a register which they never wrote.
 pub(super) fn uninitialised_register(lanes: u32, what: &str) -> Box<Trap> {
-    Trap::new(Check::Uninitialised, lanes.trailing_zeros() as usize, format!("{what} is a register never written"))
+    Trap::new(
+        Check::Uninitialised,
+        lanes.trailing_zeros() as usize,
+        format!("{what} is a register never written"),
+    )
 }
 
 fn select<T: Lane>(l: &mut crate::lanes::Lanes, mask: u32, choice: u32, d: u32, a: u32, b: u32) {

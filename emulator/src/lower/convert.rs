@@ -27,7 +27,10 @@ fn parse_type(s: &str) -> Option<Type> {
             if !signed && !s.starts_with('u') {
                 return None;
             }
-            Type::Int { bits: u32::from(type_size(s)?) * 8, signed }
+            Type::Int {
+                bits: u32::from(type_size(s)?) * 8,
+                signed,
+            }
         }
     })
 }
@@ -83,23 +86,39 @@ impl<'a> Lowerer<'a> {
         let plain = !ftz && !sat;
         let run: Exec = match (from, to, mode, integer_rounding) {
             // The frequent ones, as plain loops.
-            (Type::Half(Format::F16), Type::F32, None, None) if plain => map1(d.row, a.row, half::f16_to_f32),
-            (Type::Half(Format::Bf16), Type::F32, None, None) if plain => map1(d.row, a.row, half::bf16_to_f32),
+            (Type::Half(Format::F16), Type::F32, None, None) if plain => {
+                map1(d.row, a.row, half::f16_to_f32)
+            }
+            (Type::Half(Format::Bf16), Type::F32, None, None) if plain => {
+                map1(d.row, a.row, half::bf16_to_f32)
+            }
             (Type::F32, Type::Half(Format::F16), Some(Rounding::Nearest), None) if plain => {
                 map1(d.row, a.row, half::f32_to_f16)
             }
             (Type::F32, Type::Half(Format::Bf16), Some(Rounding::Nearest), None) if plain => {
                 map1(d.row, a.row, half::f32_to_bf16)
             }
-            (Type::F32, Type::F32, None, None) if sat => {
-                map1(d.row, a.row, move |x: f32| saturate(if ftz { flush(x) } else { x }))
-            }
-            (Type::Int { bits: 32, signed: true }, Type::F32, Some(Rounding::Nearest), None) if plain => {
-                map1(d.row, a.row, |x: i32| x as f32)
-            }
-            (Type::Int { bits, signed }, Type::Int { bits: to_bits, signed: to_signed }, None, None) if !ftz => {
-                integer(d, a, (bits, signed), (to_bits, to_signed), sat)
-            }
+            (Type::F32, Type::F32, None, None) if sat => map1(d.row, a.row, move |x: f32| {
+                saturate(if ftz { flush(x) } else { x })
+            }),
+            (
+                Type::Int {
+                    bits: 32,
+                    signed: true,
+                },
+                Type::F32,
+                Some(Rounding::Nearest),
+                None,
+            ) if plain => map1(d.row, a.row, |x: i32| x as f32),
+            (
+                Type::Int { bits, signed },
+                Type::Int {
+                    bits: to_bits,
+                    signed: to_signed,
+                },
+                None,
+                None,
+            ) if !ftz => integer(d, a, (bits, signed), (to_bits, to_signed), sat),
             (from, to, mode, integer_rounding) => {
                 if !valid(from, to, mode, integer_rounding) {
                     return Err(w.unsupported());
@@ -148,7 +167,11 @@ fn integer(d: super::Slot, a: super::Slot, from: (u32, bool), to: (u32, bool), s
         let mut out = [0; WARP];
         for i in 0..WARP {
             let v = extend(x[i], from.0, from.1);
-            out[i] = if sat { clamp(v, from.1, to.0, to.1) } else { extend(v, to.0, to.1) };
+            out[i] = if sat {
+                clamp(v, from.1, to.0, to.1)
+            } else {
+                extend(v, to.0, to.1)
+            };
         }
         if !d.wide && to.0 == 16 {
             // 16-bit registers hold no sign above their bits.
@@ -164,21 +187,45 @@ fn integer(d: super::Slot, a: super::Slot, from: (u32, bool), to: (u32, bool), s
 #[inline(always)]
 fn extend(v: u64, bits: u32, signed: bool) -> u64 {
     let s = 64 - bits;
-    if signed { ((v << s) as i64 >> s) as u64 } else { v << s >> s }
+    if signed {
+        ((v << s) as i64 >> s) as u64
+    } else {
+        v << s >> s
+    }
 }
 
 fn clamp(v: u64, from_signed: bool, bits: u32, signed: bool) -> u64 {
-    let v = if from_signed { i128::from(v as i64) } else { i128::from(v) };
-    let (lo, hi) = if signed { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
+    let v = if from_signed {
+        i128::from(v as i64)
+    } else {
+        i128::from(v)
+    };
+    let (lo, hi) = if signed {
+        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+    } else {
+        (0, (1i128 << bits) - 1)
+    };
     v.clamp(lo, hi) as u64
 }
 
 /// Any conversion that involves a float.
-fn one(raw: u64, from: Type, to: Type, mode: Rounding, to_integral: bool, ftz: bool, sat: bool) -> u64 {
+fn one(
+    raw: u64,
+    from: Type,
+    to: Type,
+    mode: Rounding,
+    to_integral: bool,
+    ftz: bool,
+    sat: bool,
+) -> u64 {
     let x = match from {
         Type::Int { bits, signed } => {
             let v = extend(raw, bits, signed);
-            let v = if signed { i128::from(v as i64) } else { i128::from(v) };
+            let v = if signed {
+                i128::from(v as i64)
+            } else {
+                i128::from(v)
+            };
             return match to {
                 Type::F32 => {
                     let x = float::from_integer(v, mode);
@@ -206,15 +253,29 @@ fn one(raw: u64, from: Type, to: Type, mode: Rounding, to_integral: bool, ftz: b
         Rounding::Down => x.floor(),
         Rounding::Up => x.ceil(),
     };
-    let x = if to_integral && !matches!(to, Type::Int { .. }) { integral(x) } else { x };
+    let x = if to_integral && !matches!(to, Type::Int { .. }) {
+        integral(x)
+    } else {
+        x
+    };
     match to {
-        Type::Int { bits, signed } => float::to_integer(x, mode, signed, bits) & if bits == 16 { 0xffff } else { u64::MAX },
+        Type::Int { bits, signed } => {
+            float::to_integer(x, mode, signed, bits) & if bits == 16 { 0xffff } else { u64::MAX }
+        }
         Type::Half(f) => {
-            let x = if sat { f64::from(saturate(x as f32)) } else { x };
+            let x = if sat {
+                f64::from(saturate(x as f32))
+            } else {
+                x
+            };
             u64::from(f.round(x, if to_integral { Rounding::Nearest } else { mode }))
         }
         Type::F32 => {
-            let y = if from == Type::F64 && !to_integral { float::to_f32(x, mode) } else { canonical(x as f32) };
+            let y = if from == Type::F64 && !to_integral {
+                float::to_f32(x, mode)
+            } else {
+                canonical(x as f32)
+            };
             let y = if ftz { flush(y) } else { y };
             u64::from(if sat { saturate(y) } else { y }.to_bits())
         }

@@ -5,8 +5,8 @@ use crate::arith::float::flush;
 use crate::arith::half::{bf16_to_f32, f16_to_f32};
 use crate::lanes::{Exec, Lane, Lanes, WARP, compare, map1};
 use crate::memory::{LOCAL_BASE, SHARED_BASE};
-use crate::ptx::{PtxError, type_size};
 use crate::ptx::ast::Operand;
+use crate::ptx::{PtxError, type_size};
 
 /// A comparison of two rows, giving the lanes where it holds.
 type Compare = Box<dyn Fn(&Lanes) -> u32 + Send + Sync>;
@@ -26,7 +26,9 @@ impl<'a> Lowerer<'a> {
             "cvta" => self.cvta(w),
             "selp" => {
                 let ty = w.last();
-                let size = type_size(ty).filter(|s| *s > 1).ok_or_else(|| w.unsupported())?;
+                let size = type_size(ty)
+                    .filter(|s| *s > 1)
+                    .ok_or_else(|| w.unsupported())?;
                 self.count(&w, 4)?;
                 let d = self.dest(&w, 0, size)?;
                 let (a, b) = (self.source(&w, 1, size)?, self.source(&w, 2, size)?);
@@ -48,28 +50,43 @@ impl<'a> Lowerer<'a> {
         if ty == "pred" {
             let d = self.pred_dest(&w, &ops[0])?;
             let (p, negated) = self.pred(&w, &ops[1])?;
-            return self.alu(&w, pred_exec(d, move |l| l.preds[p as usize] ^ if negated { u32::MAX } else { 0 }));
+            return self.alu(
+                &w,
+                pred_exec(d, move |l| {
+                    l.preds[p as usize] ^ if negated { u32::MAX } else { 0 }
+                }),
+            );
         }
-        let size = type_size(ty).filter(|s| *s > 1).ok_or_else(|| w.unsupported())?;
+        let size = type_size(ty)
+            .filter(|s| *s > 1)
+            .ok_or_else(|| w.unsupported())?;
         match (&ops[0], &ops[1]) {
             (Operand::Vector(parts), source) => {
                 let a = self.source_sized(&w, source, size, false)?;
                 let each = size / parts.len().max(1) as u8;
-                let parts =
-                    parts.iter().map(|o| self.dest_sized(&w, o, each, false)).collect::<Result<Vec<_>, _>>()?;
+                let parts = parts
+                    .iter()
+                    .map(|o| self.dest_sized(&w, o, each, false))
+                    .collect::<Result<Vec<_>, _>>()?;
                 self.alu(&w, unpack(a, parts, each))
             }
             (_, Operand::Vector(parts)) => {
                 let d = self.dest(&w, 0, size)?;
                 let each = size / parts.len().max(1) as u8;
-                let parts =
-                    parts.iter().map(|o| self.source_sized(&w, o, each, false)).collect::<Result<Vec<_>, _>>()?;
+                let parts = parts
+                    .iter()
+                    .map(|o| self.source_sized(&w, o, each, false))
+                    .collect::<Result<Vec<_>, _>>()?;
                 self.alu(&w, pack(d, parts, each))
             }
             _ => {
                 let d = self.dest(&w, 0, size)?;
                 let a = self.source(&w, 1, size)?;
-                let run = if size == 8 { map1(d.row, a.row, |a: u64| a) } else { map1(d.row, a.row, |a: u32| a) };
+                let run = if size == 8 {
+                    map1(d.row, a.row, |a: u64| a)
+                } else {
+                    map1(d.row, a.row, |a: u32| a)
+                };
                 self.alu(&w, run)
             }
         }
@@ -143,7 +160,9 @@ impl<'a> Lowerer<'a> {
         if combine.is_some() || matches!(to, "f16x2" | "bf16x2") {
             return Err(w.unsupported());
         }
-        let size = type_size(to).filter(|s| *s > 1).ok_or_else(|| w.unsupported())?;
+        let size = type_size(to)
+            .filter(|s| *s > 1)
+            .ok_or_else(|| w.unsupported())?;
         let one = match to {
             "f32" => 0x3f80_0000,
             "f16" => 0x3c00,
@@ -167,8 +186,16 @@ impl<'a> Lowerer<'a> {
     }
 
     /// The comparison `cmp` of operands 1 and 2 as values of type `ty`.
-    fn comparison(&mut self, w: &mut Words<'a>, cmp: &str, ty: &str, ftz: bool) -> Result<Compare, PtxError> {
-        let size = type_size(ty).filter(|s| *s > 1).ok_or_else(|| w.unsupported())?;
+    fn comparison(
+        &mut self,
+        w: &mut Words<'a>,
+        cmp: &str,
+        ty: &str,
+        ftz: bool,
+    ) -> Result<Compare, PtxError> {
+        let size = type_size(ty)
+            .filter(|s| *s > 1)
+            .ok_or_else(|| w.unsupported())?;
         let (a, b) = (self.source(w, 1, size)?.row, self.source(w, 2, size)?.row);
         macro_rules! ordered {
             ($t:ty) => {

@@ -24,8 +24,16 @@ impl<'a> Lowerer<'a> {
         let opcode = w.inst.opcode.as_str();
         let d = self.dest(&w, 0, 4)?.row;
         let a = self.source(&w, 1, 4)?.row;
-        let b = if ops > 2 { self.source(&w, 2, 4)?.row } else { a };
-        let c = if ops > 3 { self.source(&w, 3, 4)?.row } else { a };
+        let b = if ops > 2 {
+            self.source(&w, 2, 4)?.row
+        } else {
+            a
+        };
+        let c = if ops > 3 {
+            self.source(&w, 3, 4)?.row
+        } else {
+            a
+        };
         let ftz = w.take("ftz");
         let sat = w.take("sat");
         let approx = w.take("approx");
@@ -48,12 +56,18 @@ impl<'a> Lowerer<'a> {
                 let (a, b, c) = (f32::load(l, a), f32::load(l, b), f32::load(l, c));
                 f32::store(l, d, mask, &float::fma_lanes(&a, &b, &c));
             }),
-            ("add", 3) => map2(d, a, b, move |a, b| after(float::add(before(a), before(b), rn))),
-            ("sub", 3) => map2(d, a, b, move |a, b: f32| after(float::add(before(a), -before(b), rn))),
-            ("mul", 3) => map2(d, a, b, move |a, b| after(float::mul(before(a), before(b), rn))),
-            ("fma" | "mad", 4) if mode.is_some() => {
-                map3(d, a, b, c, move |a, b, c| after(float::fma(before(a), before(b), before(c), rn)))
-            }
+            ("add", 3) => map2(d, a, b, move |a, b| {
+                after(float::add(before(a), before(b), rn))
+            }),
+            ("sub", 3) => map2(d, a, b, move |a, b: f32| {
+                after(float::add(before(a), -before(b), rn))
+            }),
+            ("mul", 3) => map2(d, a, b, move |a, b| {
+                after(float::mul(before(a), before(b), rn))
+            }),
+            ("fma" | "mad", 4) if mode.is_some() => map3(d, a, b, c, move |a, b, c| {
+                after(float::fma(before(a), before(b), before(c), rn))
+            }),
             ("div", 3) if approx || full => Box::new(move |l, mask| {
                 let (a, b, mode) = (f32::load(l, a), f32::load(l, b), l.approx);
                 let mut out = [0.0; 32];
@@ -62,10 +76,16 @@ impl<'a> Lowerer<'a> {
                 }
                 f32::store(l, d, mask, &out);
             }),
-            ("div", 3) if plain && mode.is_some() => map2(d, a, b, |a: f32, b: f32| canonical(a / b)),
-            ("div", 3) if mode.is_some() => map2(d, a, b, move |a, b| after(float::div(before(a), before(b), rn))),
+            ("div", 3) if plain && mode.is_some() => {
+                map2(d, a, b, |a: f32, b: f32| canonical(a / b))
+            }
+            ("div", 3) if mode.is_some() => map2(d, a, b, move |a, b| {
+                after(float::div(before(a), before(b), rn))
+            }),
             ("rcp", 2) if approx => approx1(d, a, move |m, x| approx::rcp(m, x, ftz)),
-            ("rcp", 2) if mode.is_some() => map1(d, a, move |a| after(float::div(1.0, before(a), rn))),
+            ("rcp", 2) if mode.is_some() => {
+                map1(d, a, move |a| after(float::div(1.0, before(a), rn)))
+            }
             ("sqrt", 2) if approx => approx1(d, a, move |m, x| approx::sqrt(m, x, ftz)),
             ("sqrt", 2) if plain && mode.is_some() => map1(d, a, |a: f32| canonical(a.sqrt())),
             ("sqrt", 2) if mode.is_some() => map1(d, a, move |a| after(float::sqrt(before(a), rn))),
@@ -88,8 +108,16 @@ impl<'a> Lowerer<'a> {
         let takes = |flag: bool, opcodes: &[&str]| !flag || opcodes.contains(&opcode);
         if !takes(sat, &["add", "sub", "mul", "fma"])
             || !takes(nan, &["min", "max"])
-            || !takes(mode.is_some(), &["add", "sub", "mul", "fma", "div", "rcp", "sqrt"])
-            || !takes(approx, &["div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"])
+            || !takes(
+                mode.is_some(),
+                &["add", "sub", "mul", "fma", "div", "rcp", "sqrt"],
+            )
+            || !takes(
+                approx,
+                &[
+                    "div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh",
+                ],
+            )
             || !takes(full, &["div"])
             || mode.is_some() && (approx || full)
         {
@@ -102,8 +130,16 @@ impl<'a> Lowerer<'a> {
         let ops = w.inst.operands.len();
         let d = self.dest(&w, 0, 8)?.row;
         let a = self.source(&w, 1, 8)?.row;
-        let b = if ops > 2 { self.source(&w, 2, 8)?.row } else { a };
-        let c = if ops > 3 { self.source(&w, 3, 8)?.row } else { a };
+        let b = if ops > 2 {
+            self.source(&w, 2, 8)?.row
+        } else {
+            a
+        };
+        let c = if ops > 3 {
+            self.source(&w, 3, 8)?.row
+        } else {
+            a
+        };
         w.take("rn");
         let run = match (w.inst.opcode.as_str(), ops) {
             ("add", 3) => map2(d, a, b, |a: f64, b: f64| a + b),
@@ -129,8 +165,16 @@ impl<'a> Lowerer<'a> {
         let size = if pair { 4 } else { 2 };
         let d = self.dest(&w, 0, size)?.row;
         let a = self.source(&w, 1, size)?.row;
-        let b = if ops > 2 { self.source(&w, 2, size)?.row } else { a };
-        let c = if ops > 3 { self.source(&w, 3, size)?.row } else { a };
+        let b = if ops > 2 {
+            self.source(&w, 2, size)?.row
+        } else {
+            a
+        };
+        let c = if ops > 3 {
+            self.source(&w, 3, size)?.row
+        } else {
+            a
+        };
         w.take("rn");
         let nan = w.take("NaN");
         let sign = 0x8000u16;
@@ -144,7 +188,10 @@ impl<'a> Lowerer<'a> {
                 let one = move |a, b, c| half::fma(f, a, b, c);
                 if pair {
                     map3(d, a, b, c, move |a: u32, b: u32, c: u32| {
-                        join(one(a as u16, b as u16, c as u16), one(high(a), high(b), high(c)))
+                        join(
+                            one(a as u16, b as u16, c as u16),
+                            one(high(a), high(b), high(c)),
+                        )
                     })
                 } else {
                     map3(d, a, b, c, one)
@@ -169,9 +216,17 @@ fn join(lo: u16, hi: u16) -> u32 {
     u32::from(hi) << 16 | u32::from(lo)
 }
 
-fn halves2(pair: bool, d: u32, a: u32, b: u32, f: impl Fn(u16, u16) -> u16 + Send + Sync + 'static) -> Exec {
+fn halves2(
+    pair: bool,
+    d: u32,
+    a: u32,
+    b: u32,
+    f: impl Fn(u16, u16) -> u16 + Send + Sync + 'static,
+) -> Exec {
     if pair {
-        map2(d, a, b, move |a: u32, b: u32| join(f(a as u16, b as u16), f(high(a), high(b))))
+        map2(d, a, b, move |a: u32, b: u32| {
+            join(f(a as u16, b as u16), f(high(a), high(b)))
+        })
     } else {
         map2(d, a, b, f)
     }

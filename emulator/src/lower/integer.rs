@@ -46,11 +46,15 @@ impl<'a> Lowerer<'a> {
         if ty == "pred" {
             return self.logic(w);
         }
-        let size = type_size(ty).filter(|s| *s > 1).ok_or_else(|| w.unsupported())?;
+        let size = type_size(ty)
+            .filter(|s| *s > 1)
+            .ok_or_else(|| w.unsupported())?;
         let n = inst.operands.len();
         match (opcode, n) {
             ("mul" | "mad", _) => return self.multiply(w, ty, size),
-            ("add" | "sub", _) if w.take("cc") => return self.carry(w, size, opcode == "sub", false, true),
+            ("add" | "sub", _) if w.take("cc") => {
+                return self.carry(w, size, opcode == "sub", false, true);
+            }
             ("addc" | "subc", _) => {
                 let out = w.take("cc");
                 return self.carry(w, size, opcode == "subc", true, out);
@@ -86,23 +90,43 @@ impl<'a> Lowerer<'a> {
             };
             return self.alu(&w, run);
         }
-        let b = self.source(&w, 2, if shift || matches!(opcode, "bfe" | "prmt") { 4 } else { size })?.row;
+        let b = self
+            .source(
+                &w,
+                2,
+                if shift || matches!(opcode, "bfe" | "prmt") {
+                    4
+                } else {
+                    size
+                },
+            )?
+            .row;
         if n == 3 {
             let run = match opcode {
-                "add" if !w.take("sat") => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.wrapping_add(b))),
+                "add" if !w.take("sat") => {
+                    by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.wrapping_add(b)))
+                }
                 "add" if ty == "s32" => map2(d, a, b, |a: i32, b: i32| a.saturating_add(b)),
-                "sub" if !w.take("sat") => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.wrapping_sub(b))),
+                "sub" if !w.take("sat") => {
+                    by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.wrapping_sub(b)))
+                }
                 "sub" if ty == "s32" => map2(d, a, b, |a: i32, b: i32| a.saturating_sub(b)),
                 // By zero: unspecified by the ISA; all ones, as devices do.
-                "div" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| if b == 0 { !0 } else { a.wrapping_div(b) })),
-                "rem" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| if b == 0 { a } else { a.wrapping_rem(b) })),
+                "div" => {
+                    by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| if b == 0 { !0 } else { a.wrapping_div(b) }))
+                }
+                "rem" => {
+                    by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| if b == 0 { a } else { a.wrapping_rem(b) }))
+                }
                 "min" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.min(b))),
                 "max" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a.max(b))),
                 "and" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a & b)),
                 "or" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a | b)),
                 "xor" => by_type!(w, ty, T => map2(d, a, b, |a: T, b: T| a ^ b)),
                 // Shift amounts saturate.
-                "shl" => by_type!(w, ty, T => map2(d, a, b, |a: T, s: u32| if s >= T::BITS { 0 } else { a << s })),
+                "shl" => {
+                    by_type!(w, ty, T => map2(d, a, b, |a: T, s: u32| if s >= T::BITS { 0 } else { a << s }))
+                }
                 "shr" => by_type!(w, ty, T => map2(d, a, b, |a: T, s: u32| {
                     // An arithmetic shift fills with the sign, a logical one with zeros.
                     if s >= T::BITS { (a >> (T::BITS - 1)) >> 1 } else { a >> s }
@@ -112,14 +136,28 @@ impl<'a> Lowerer<'a> {
             return self.alu(&w, run);
         }
         if n == 4 {
-            let c = self.source(&w, 3, if opcode == "sad" { size } else { 4 })?.row;
+            let c = self
+                .source(&w, 3, if opcode == "sad" { size } else { 4 })?
+                .row;
             let run = match (opcode, ty) {
-                ("sad", "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u32| a.abs_diff(b).wrapping_add(c)),
-                ("sad", "s32") => map3(d, a, b, c, |a: i32, b: i32, c: u32| a.abs_diff(b).wrapping_add(c)),
-                ("bfe", "u32") => map3(d, a, b, c, |a: u32, p: u32, n: u32| extract(u64::from(a), p, n, 32, false) as u32),
-                ("bfe", "s32") => map3(d, a, b, c, |a: u32, p: u32, n: u32| extract(u64::from(a), p, n, 32, true) as u32),
-                ("bfe", "u64") => map3(d, a, b, c, |a: u64, p: u32, n: u32| extract(a, p, n, 64, false)),
-                ("bfe", "s64") => map3(d, a, b, c, |a: u64, p: u32, n: u32| extract(a, p, n, 64, true)),
+                ("sad", "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u32| {
+                    a.abs_diff(b).wrapping_add(c)
+                }),
+                ("sad", "s32") => map3(d, a, b, c, |a: i32, b: i32, c: u32| {
+                    a.abs_diff(b).wrapping_add(c)
+                }),
+                ("bfe", "u32") => map3(d, a, b, c, |a: u32, p: u32, n: u32| {
+                    extract(u64::from(a), p, n, 32, false) as u32
+                }),
+                ("bfe", "s32") => map3(d, a, b, c, |a: u32, p: u32, n: u32| {
+                    extract(u64::from(a), p, n, 32, true) as u32
+                }),
+                ("bfe", "u64") => map3(d, a, b, c, |a: u64, p: u32, n: u32| {
+                    extract(a, p, n, 64, false)
+                }),
+                ("bfe", "s64") => map3(d, a, b, c, |a: u64, p: u32, n: u32| {
+                    extract(a, p, n, 64, true)
+                }),
                 ("prmt", "b32") => {
                     if !w.left.is_empty() {
                         return Err(w.unsupported());
@@ -179,9 +217,15 @@ impl<'a> Lowerer<'a> {
         }
         let run = match (w.inst.opcode.as_str(), sources.as_slice()) {
             ("not", &[(a, na)]) => pred_exec(d, move |l| !(l.preds[a] ^ na)),
-            ("and", &[(a, na), (b, nb)]) => pred_exec(d, move |l| (l.preds[a] ^ na) & (l.preds[b] ^ nb)),
-            ("or", &[(a, na), (b, nb)]) => pred_exec(d, move |l| (l.preds[a] ^ na) | (l.preds[b] ^ nb)),
-            ("xor", &[(a, na), (b, nb)]) => pred_exec(d, move |l| (l.preds[a] ^ na) ^ (l.preds[b] ^ nb)),
+            ("and", &[(a, na), (b, nb)]) => {
+                pred_exec(d, move |l| (l.preds[a] ^ na) & (l.preds[b] ^ nb))
+            }
+            ("or", &[(a, na), (b, nb)]) => {
+                pred_exec(d, move |l| (l.preds[a] ^ na) | (l.preds[b] ^ nb))
+            }
+            ("xor", &[(a, na), (b, nb)]) => {
+                pred_exec(d, move |l| (l.preds[a] ^ na) ^ (l.preds[b] ^ nb))
+            }
             _ => return Err(w.unsupported()),
         };
         self.alu(&w, run)
@@ -209,27 +253,37 @@ impl<'a> Lowerer<'a> {
         };
         if cc {
             let run = match (half, size) {
-                ('l', 4) => carrying(d, c, move |l| {
-                    product::<u32>(l, a, b, |x| x as u32 as u64)
-                }, 32),
-                ('h', 4) => carrying(d, c, move |l| product::<u32>(l, a, b, |x| (x >> 32) as u32 as u64), 32),
+                ('l', 4) => carrying(
+                    d,
+                    c,
+                    move |l| product::<u32>(l, a, b, |x| x as u32 as u64),
+                    32,
+                ),
+                ('h', 4) => carrying(
+                    d,
+                    c,
+                    move |l| product::<u32>(l, a, b, |x| (x >> 32) as u32 as u64),
+                    32,
+                ),
                 _ => return Err(w.unsupported()),
             };
             return self.alu(&w, run);
         }
         let run = match (half, ty) {
-            ('l', "u16" | "s16") => map3(d, a, b, c, |a: u16, b: u16, c: u16| a.wrapping_mul(b).wrapping_add(c)),
-            ('l', "u32" | "s32" | "b32") if mad => {
-                map3(d, a, b, c, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c))
-            }
+            ('l', "u16" | "s16") => map3(d, a, b, c, |a: u16, b: u16, c: u16| {
+                a.wrapping_mul(b).wrapping_add(c)
+            }),
+            ('l', "u32" | "s32" | "b32") if mad => map3(d, a, b, c, |a: u32, b: u32, c: u32| {
+                a.wrapping_mul(b).wrapping_add(c)
+            }),
             ('l', "u32" | "s32" | "b32") => map2(d, a, b, |a: u32, b: u32| a.wrapping_mul(b)),
-            ('l', "u64" | "s64" | "b64") if mad => {
-                map3(d, a, b, c, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c))
-            }
+            ('l', "u64" | "s64" | "b64") if mad => map3(d, a, b, c, |a: u64, b: u64, c: u64| {
+                a.wrapping_mul(b).wrapping_add(c)
+            }),
             ('l', "u64" | "s64" | "b64") => map2(d, a, b, |a: u64, b: u64| a.wrapping_mul(b)),
-            ('h', "u16") => {
-                map3(d, a, b, c, |a: u16, b: u16, c: u16| ((u32::from(a) * u32::from(b)) >> 16) as u16 + c)
-            }
+            ('h', "u16") => map3(d, a, b, c, |a: u16, b: u16, c: u16| {
+                ((u32::from(a) * u32::from(b)) >> 16) as u16 + c
+            }),
             ('h', "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u32| {
                 ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
             }),
@@ -242,25 +296,32 @@ impl<'a> Lowerer<'a> {
             ('h', "s64") => map3(d, a, b, c, |a: i64, b: i64, c: u64| {
                 ((i128::from(a) * i128::from(b)) >> 64).wrapping_add(i128::from(c)) as u64
             }),
-            ('w', "u16") => {
-                map3(d, a, b, c, |a: u16, b: u16, c: u32| (u32::from(a) * u32::from(b)).wrapping_add(c))
-            }
-            ('w', "s16") => {
-                map3(d, a, b, c, |a: i16, b: i16, c: i32| (i32::from(a) * i32::from(b)).wrapping_add(c))
-            }
-            ('w', "u32") => {
-                map3(d, a, b, c, |a: u32, b: u32, c: u64| (u64::from(a) * u64::from(b)).wrapping_add(c))
-            }
-            ('w', "s32") => {
-                map3(d, a, b, c, |a: i32, b: i32, c: i64| (i64::from(a) * i64::from(b)).wrapping_add(c))
-            }
+            ('w', "u16") => map3(d, a, b, c, |a: u16, b: u16, c: u32| {
+                (u32::from(a) * u32::from(b)).wrapping_add(c)
+            }),
+            ('w', "s16") => map3(d, a, b, c, |a: i16, b: i16, c: i32| {
+                (i32::from(a) * i32::from(b)).wrapping_add(c)
+            }),
+            ('w', "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u64| {
+                (u64::from(a) * u64::from(b)).wrapping_add(c)
+            }),
+            ('w', "s32") => map3(d, a, b, c, |a: i32, b: i32, c: i64| {
+                (i64::from(a) * i64::from(b)).wrapping_add(c)
+            }),
             _ => return Err(w.unsupported()),
         };
         self.alu(&w, run)
     }
 
     /// `add.cc`, `addc`, `sub.cc`, `subc`.
-    fn carry(&mut self, w: Words<'a>, size: u8, subtract: bool, take: bool, give: bool) -> Result<Op, PtxError> {
+    fn carry(
+        &mut self,
+        w: Words<'a>,
+        size: u8,
+        subtract: bool,
+        take: bool,
+        give: bool,
+    ) -> Result<Op, PtxError> {
         self.count(&w, 3)?;
         let d = self.dest(&w, 0, size)?;
         let (a, b) = (self.source(&w, 1, size)?, self.source(&w, 2, size)?);
@@ -272,7 +333,9 @@ impl<'a> Lowerer<'a> {
             for i in 0..WARP {
                 let c = u128::from(take && l.carry & (1 << i) != 0);
                 let full = if subtract {
-                    u128::from(x[i]).wrapping_sub(u128::from(y[i])).wrapping_sub(c)
+                    u128::from(x[i])
+                        .wrapping_sub(u128::from(y[i]))
+                        .wrapping_sub(c)
                 } else {
                     u128::from(x[i]) + u128::from(y[i]) + c
                 };
@@ -299,20 +362,33 @@ impl<'a> Lowerer<'a> {
         }
         self.count(&w, 4)?;
         let d = self.dest(&w, 0, 4)?.row;
-        let (a, b, c) = (self.source(&w, 1, 4)?.row, self.source(&w, 2, 4)?.row, self.source(&w, 3, 4)?.row);
+        let (a, b, c) = (
+            self.source(&w, 1, 4)?.row,
+            self.source(&w, 2, 4)?.row,
+            self.source(&w, 3, 4)?.row,
+        );
         self.alu(
             &w,
             map3(d, a, b, c, move |lo: u32, hi: u32, n: u32| {
                 let n = if wrap { n & 31 } else { n.min(32) };
                 let both = u64::from(hi) << 32 | u64::from(lo);
-                if left { ((u128::from(both) << n) >> 32) as u32 } else { (both >> n) as u32 }
+                if left {
+                    ((u128::from(both) << n) >> 32) as u32
+                } else {
+                    (both >> n) as u32
+                }
             }),
         )
     }
 }
 
 /// The low or high halves of products, in u64.
-fn product<T: Lane + Into<u64>>(l: &Lanes, a: u32, b: u32, half: impl Fn(u64) -> u64) -> [u64; WARP] {
+fn product<T: Lane + Into<u64>>(
+    l: &Lanes,
+    a: u32,
+    b: u32,
+    half: impl Fn(u64) -> u64,
+) -> [u64; WARP] {
     let (a, b) = (T::load(l, a), T::load(l, b));
     let mut out = [0; WARP];
     for i in 0..WARP {
@@ -322,7 +398,12 @@ fn product<T: Lane + Into<u64>>(l: &Lanes, a: u32, b: u32, half: impl Fn(u64) ->
 }
 
 /// d = f + c, setting the carry flag.
-fn carrying(d: u32, c: u32, f: impl Fn(&Lanes) -> [u64; WARP] + Send + Sync + 'static, bits: u32) -> Exec {
+fn carrying(
+    d: u32,
+    c: u32,
+    f: impl Fn(&Lanes) -> [u64; WARP] + Send + Sync + 'static,
+    bits: u32,
+) -> Exec {
     Box::new(move |l, mask| {
         let (x, c) = (f(l), u32::load(l, c));
         let mut out = [0u32; WARP];
@@ -348,7 +429,11 @@ fn extract(a: u64, position: u32, length: u32, bits: u32, signed: bool) -> u64 {
     }
     let shifted = if p >= bits { 0 } else { a >> p };
     let have = bits.saturating_sub(p).min(n);
-    if have >= 64 { shifted } else { shifted & ((1 << have) - 1) | fill << have }
+    if have >= 64 {
+        shifted
+    } else {
+        shifted & ((1 << have) - 1) | fill << have
+    }
 }
 
 /// `bfi`: `length` bits of a inserted into b at `position`.

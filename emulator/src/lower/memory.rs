@@ -64,7 +64,9 @@ pub(crate) enum AtomicKind {
 
 impl<'a> Lowerer<'a> {
     fn base(&mut self, w: &Words, o: &Operand, space: Space) -> Result<(Space, Base), PtxError> {
-        let Operand::Address(base, offset) = o else { return Err(w.bad("expects an address")) };
+        let Operand::Address(base, offset) = o else {
+            return Err(w.bad("expects an address"));
+        };
         let (slot, found) = match &**base {
             Operand::Register(r) => {
                 let slot = self.slots[*r as usize];
@@ -83,12 +85,20 @@ impl<'a> Lowerer<'a> {
             }
             o => (self.source_sized(w, o, 8, false)?, None),
         };
-        if let Some(found) = found {
-            if space != found {
-                return Err(w.bad(&format!("address of a {found:?} variable in space {space:?}")));
-            }
+        if let Some(found) = found
+            && space != found
+        {
+            return Err(w.bad(&format!(
+                "address of a {found:?} variable in space {space:?}"
+            )));
         }
-        Ok((space, Base { slot, offset: *offset }))
+        Ok((
+            space,
+            Base {
+                slot,
+                offset: *offset,
+            },
+        ))
     }
 
     pub(super) fn memory(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
@@ -135,7 +145,9 @@ impl<'a> Lowerer<'a> {
         });
         let n = n.unwrap_or(1);
         let ty = w.last();
-        let width = crate::ptx::type_size(ty).filter(|s| *s > 0).ok_or_else(|| w.unsupported())?;
+        let width = crate::ptx::type_size(ty)
+            .filter(|s| *s > 0)
+            .ok_or_else(|| w.unsupported())?;
         w.finish()?;
         self.count(&w, 2)?;
         let load = inst.opcode != "st";
@@ -157,7 +169,16 @@ impl<'a> Lowerer<'a> {
             });
         }
         let signed = ty.starts_with('s');
-        let access = Access { space, base, width, signed, strong, releases, non_coherent, elements };
+        let access = Access {
+            space,
+            base,
+            width,
+            signed,
+            strong,
+            releases,
+            non_coherent,
+            elements,
+        };
         match (load, space) {
             (true, _) => Ok(Op::Load(access)),
             (false, Space::Param | Space::Const) => Err(w.unsupported()),
@@ -173,7 +194,9 @@ impl<'a> Lowerer<'a> {
         }
         w.take("noftz");
         let (op, ty) = (w.first(), w.last());
-        let width = crate::ptx::type_size(ty).filter(|s| *s > 0).ok_or_else(|| w.unsupported())?;
+        let width = crate::ptx::type_size(ty)
+            .filter(|s| *s > 0)
+            .ok_or_else(|| w.unsupported())?;
         let kind = match (op, ty) {
             ("and", "b32" | "b64") => And,
             ("or", "b32" | "b64") => Or,
@@ -198,10 +221,18 @@ impl<'a> Lowerer<'a> {
         w.finish()?;
         let first = usize::from(inst.opcode == "atom");
         self.count(&w, first + 2 + usize::from(kind == CompareAndSwap))?;
-        let d = if first == 1 { Some(self.dest(&w, 0, width)?) } else { None };
+        let d = if first == 1 {
+            Some(self.dest(&w, 0, width)?)
+        } else {
+            None
+        };
         let (space, base) = self.base(&w, &inst.operands[first], space)?;
         let b = self.source(&w, first + 1, width)?;
-        let c = if kind == CompareAndSwap { Some(self.source(&w, first + 2, width)?) } else { None };
+        let c = if kind == CompareAndSwap {
+            Some(self.source(&w, first + 2, width)?)
+        } else {
+            None
+        };
         if kind == CompareAndSwap {
             match space {
                 Space::Global => self.swaps[0] = true,
@@ -209,9 +240,16 @@ impl<'a> Lowerer<'a> {
                 _ => self.swaps = [true; 2],
             }
         }
-        let access =
-            Access { space, base, width, signed: false, strong: true, releases, non_coherent: false, elements: Vec::new() };
+        let access = Access {
+            space,
+            base,
+            width,
+            signed: false,
+            strong: true,
+            releases,
+            non_coherent: false,
+            elements: Vec::new(),
+        };
         Ok(Op::Atomic(access, AtomicOp { d, kind, b, c }))
     }
 }
-

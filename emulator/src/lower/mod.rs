@@ -110,9 +110,18 @@ pub(crate) struct Inst {
 pub(crate) enum Op {
     /// Arithmetic: the closure, and what it reads and writes as indices into `Lanes::written`. An
     /// unwritten source makes an unwritten result.
-    Alu { run: Exec, sources: [u32; 4], results: Vec<u32> },
+    Alu {
+        run: Exec,
+        sources: [u32; 4],
+        results: Vec<u32>,
+    },
     /// `selp`: the result is written where the chosen source is.
-    Select { d: Slot, a: Slot, b: Slot, p: u32 },
+    Select {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: u32,
+    },
     Load(Access),
     Store(Access),
     Atomic(Access, AtomicOp),
@@ -120,9 +129,18 @@ pub(crate) enum Op {
     /// `brx.idx`.
     BranchIndexed(Slot, Vec<u32>),
     /// `bar.sync`: barrier, and number of threads if given. Aligned or not.
-    Barrier { id: Slot, threads: Option<Slot>, aligned: bool, reduce: Option<(Reduce, u32, bool, u32)>, arrive: bool },
+    Barrier {
+        id: Slot,
+        threads: Option<Slot>,
+        aligned: bool,
+        reduce: Option<(Reduce, u32, bool, u32)>,
+        arrive: bool,
+    },
     /// An instruction that waits for the lanes of its member mask.
-    Warp { members: Slot, op: WarpOp },
+    Warp {
+        members: Slot,
+        op: WarpOp,
+    },
     /// `membar`, `fence`.
     Fence,
     Exit,
@@ -163,7 +181,14 @@ pub(crate) enum Redux {
 
 /// An instruction that communicates inside a warp.
 pub(crate) enum WarpOp {
-    Shuffle { mode: Shuffle, d: Slot, p: Option<u32>, a: Slot, b: Slot, c: Slot },
+    Shuffle {
+        mode: Shuffle,
+        d: Slot,
+        p: Option<u32>,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
     /// `vote`: the source predicate, whether it is negated, and the destination.
     VoteAll(u32, bool, u32),
     VoteAny(u32, bool, u32),
@@ -184,7 +209,10 @@ pub(crate) struct Words<'a> {
 
 impl<'a> Words<'a> {
     fn new(inst: &'a Instruction) -> Self {
-        Words { inst, left: inst.modifiers.iter().map(String::as_str).collect() }
+        Words {
+            inst,
+            left: inst.modifiers.iter().map(String::as_str).collect(),
+        }
     }
 
     /// Takes a modifier if it is there, wherever it stands.
@@ -200,7 +228,11 @@ impl<'a> Words<'a> {
 
     /// Takes the first of the modifiers for which `f` has a meaning.
     fn take_map<T>(&mut self, f: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let (i, v) = self.left.iter().enumerate().find_map(|(i, w)| f(w).map(|v| (i, v)))?;
+        let (i, v) = self
+            .left
+            .iter()
+            .enumerate()
+            .find_map(|(i, w)| f(w).map(|v| (i, v)))?;
         self.left.remove(i);
         Some(v)
     }
@@ -212,11 +244,18 @@ impl<'a> Words<'a> {
 
     /// Takes the first modifier.
     fn first(&mut self) -> &'a str {
-        if self.left.is_empty() { "" } else { self.left.remove(0) }
+        if self.left.is_empty() {
+            ""
+        } else {
+            self.left.remove(0)
+        }
     }
 
     fn unsupported(&self) -> PtxError {
-        PtxError::new(self.inst.line, format!("unsupported instruction `{}`", self.inst.name()))
+        PtxError::new(
+            self.inst.line,
+            format!("unsupported instruction `{}`", self.inst.name()),
+        )
     }
 
     fn bad(&self, why: &str) -> PtxError {
@@ -230,7 +269,11 @@ impl<'a> Words<'a> {
         }
         Err(PtxError::new(
             self.inst.line,
-            format!("unsupported modifier `.{}` of `{}`", self.left.join("."), self.inst.name()),
+            format!(
+                "unsupported modifier `.{}` of `{}`",
+                self.left.join("."),
+                self.inst.name()
+            ),
         ))
     }
 }
@@ -247,14 +290,27 @@ pub(crate) fn lower(module: &Module, entry: &Entry) -> Result<Code, PtxError> {
             None => None,
             Some((r, negated)) => Some((l.pred_register(inst, r)?, negated)),
         };
-        insts.push(Inst { guard, op, line: inst.line, source: inst.source });
+        insts.push(Inst {
+            guard,
+            op,
+            line: inst.line,
+            source: inst.source,
+        });
     }
     // Falling off the end is a return.
-    insts.push(Inst { guard: None, op: Op::Exit, line: entry.line, source: None });
+    insts.push(Inst {
+        guard: None,
+        op: Op::Exit,
+        line: entry.line,
+        source: None,
+    });
     let rows = l.rows as usize;
     // Predicates follow the rows in `written`.
     for i in &mut insts {
-        if let Op::Alu { sources, results, .. } = &mut i.op {
+        if let Op::Alu {
+            sources, results, ..
+        } = &mut i.op
+        {
             for s in sources.iter_mut().chain(results) {
                 if *s & PRED != 0 {
                     *s = (*s & !PRED) + rows as u32;
@@ -326,7 +382,13 @@ impl<'a> Lowerer<'a> {
             slots: Vec::with_capacity(entry.registers.len()),
             rows: 1,
             preds: 0,
-            constants: vec![(Slot { row: ALWAYS, wide: false }, Constant::Value(0))],
+            constants: vec![(
+                Slot {
+                    row: ALWAYS,
+                    wide: false,
+                },
+                Constant::Value(0),
+            )],
             pool: HashMap::new(),
             symbols: HashMap::new(),
             params: Vec::new(),
@@ -342,7 +404,10 @@ impl<'a> Lowerer<'a> {
             let slot = match r.size {
                 0 => {
                     l.preds += 1;
-                    Slot { row: l.preds - 1, wide: false }
+                    Slot {
+                        row: l.preds - 1,
+                        wide: false,
+                    }
                 }
                 size => l.new_row(size == 8),
             };
@@ -363,41 +428,64 @@ impl<'a> Lowerer<'a> {
         let mut offset = 0;
         for p in &self.entry.params {
             offset = align(offset, p.align);
-            self.symbols.insert(&p.name, Symbol::Offset(Space::Param, offset));
+            self.symbols
+                .insert(&p.name, Symbol::Offset(Space::Param, offset));
             self.params.push((offset, p.size));
             offset += p.size;
         }
         for (i, v) in module.variables.iter().enumerate() {
             if v.space != Space::Shared {
-                self.symbols.insert(&v.name, Symbol::Variable(v.space, i as u32));
+                self.symbols
+                    .insert(&v.name, Symbol::Variable(v.space, i as u32));
             }
         }
         // A module-level shared variable takes space in the kernels that use it.
         let used = |v: &Variable| {
-            self.entry.body.iter().any(|i| i.operands.iter().any(|o| mentions(o, &v.name)))
+            self.entry
+                .body
+                .iter()
+                .any(|i| i.operands.iter().any(|o| mentions(o, &v.name)))
         };
-        let shared = module.variables.iter().filter(|v| v.space == Space::Shared && used(v));
-        let shared: Vec<&Variable> =
-            shared.chain(self.entry.variables.iter().filter(|v| v.space == Space::Shared)).collect();
+        let shared = module
+            .variables
+            .iter()
+            .filter(|v| v.space == Space::Shared && used(v));
+        let shared: Vec<&Variable> = shared
+            .chain(
+                self.entry
+                    .variables
+                    .iter()
+                    .filter(|v| v.space == Space::Shared),
+            )
+            .collect();
         let mut at = SHARED_START;
         for v in shared.iter().filter(|v| !v.is_extern) {
             at = align(at, v.align);
             self.shared_bytes = align(self.shared_bytes, v.align) + v.size;
-            self.symbols.insert(&v.name, Symbol::Offset(Space::Shared, at));
+            self.symbols
+                .insert(&v.name, Symbol::Offset(Space::Shared, at));
             self.shared.push((v.name.clone(), at, v.size));
             at += v.size + RED_ZONE;
         }
-        let widest = shared.iter().filter(|v| v.is_extern).map(|v| v.align).max().unwrap_or(16).max(16);
+        let widest = shared
+            .iter()
+            .filter(|v| v.is_extern)
+            .map(|v| v.align)
+            .max()
+            .unwrap_or(16)
+            .max(16);
         self.dynamic_start = align(at, widest);
         for v in shared.iter().filter(|v| v.is_extern) {
-            self.symbols.insert(&v.name, Symbol::Offset(Space::Shared, self.dynamic_start));
+            self.symbols
+                .insert(&v.name, Symbol::Offset(Space::Shared, self.dynamic_start));
         }
         for v in &self.entry.variables {
             match v.space {
                 Space::Shared => {}
                 Space::Local => {
                     self.local_bytes = align(self.local_bytes, v.align);
-                    self.symbols.insert(&v.name, Symbol::Offset(Space::Local, self.local_bytes));
+                    self.symbols
+                        .insert(&v.name, Symbol::Offset(Space::Local, self.local_bytes));
                     self.local_bytes += v.size;
                 }
                 _ => {
@@ -426,13 +514,27 @@ impl<'a> Lowerer<'a> {
         if self.entry.registers[r as usize].size == 0 {
             return Ok(self.slots[r as usize].row);
         }
-        Err(PtxError::new(inst.line, format!("`{}`: not a predicate", inst.name())))
+        Err(PtxError::new(
+            inst.line,
+            format!("`{}`: not a predicate", inst.name()),
+        ))
     }
 
-    fn address_of(&mut self, w: &Words, name: &str, offset: i64, wide: bool) -> Result<Slot, PtxError> {
-        let symbol = *self.symbols.get(name).ok_or_else(|| w.bad(&format!("unknown name `{name}`")))?;
+    fn address_of(
+        &mut self,
+        w: &Words,
+        name: &str,
+        offset: i64,
+        wide: bool,
+    ) -> Result<Slot, PtxError> {
+        let symbol = *self
+            .symbols
+            .get(name)
+            .ok_or_else(|| w.bad(&format!("unknown name `{name}`")))?;
         let constant = match symbol {
-            Symbol::Offset(Space::Param, o) => Constant::Value(crate::memory::PARAM_BASE + o.wrapping_add_signed(offset)),
+            Symbol::Offset(Space::Param, o) => {
+                Constant::Value(crate::memory::PARAM_BASE + o.wrapping_add_signed(offset))
+            }
             Symbol::Offset(_, o) => Constant::Value(o.wrapping_add_signed(offset)),
             Symbol::Variable(_, i) => Constant::Variable(i, offset),
         };
@@ -440,7 +542,13 @@ impl<'a> Lowerer<'a> {
     }
 
     /// A source operand of `size` bytes; `any_size` allows a larger register, whose low bits count.
-    fn source_sized(&mut self, w: &Words, o: &Operand, size: u8, any_size: bool) -> Result<Slot, PtxError> {
+    fn source_sized(
+        &mut self,
+        w: &Words,
+        o: &Operand,
+        size: u8,
+        any_size: bool,
+    ) -> Result<Slot, PtxError> {
         let wide = size == 8;
         let masked = |v: u64| match size {
             1 => v & 0xff,
@@ -459,14 +567,19 @@ impl<'a> Lowerer<'a> {
                 s
             }
             Operand::Integer(v) => self.constant(Constant::Value(masked(*v)), wide),
-            Operand::F32(b) if size == 8 => self.constant(Constant::Value(f64::from(f32::from_bits(*b)).to_bits()), true),
+            Operand::F32(b) if size == 8 => self.constant(
+                Constant::Value(f64::from(f32::from_bits(*b)).to_bits()),
+                true,
+            ),
             Operand::F32(b) => self.constant(Constant::Value(u64::from(*b)), false),
-            Operand::F64(b) if size == 4 => {
-                self.constant(Constant::Value(u64::from((f64::from_bits(*b) as f32).to_bits())), false)
-            }
+            Operand::F64(b) if size == 4 => self.constant(
+                Constant::Value(u64::from((f64::from_bits(*b) as f32).to_bits())),
+                false,
+            ),
             Operand::F64(b) => self.constant(Constant::Value(*b), wide),
             Operand::Special(name) => {
-                let s = special(name).ok_or_else(|| w.bad(&format!("unsupported register `{name}`")))?;
+                let s = special(name)
+                    .ok_or_else(|| w.bad(&format!("unsupported register `{name}`")))?;
                 self.constant(Constant::Special(s), wide)
             }
             Operand::Symbol(name, offset) => self.address_of(w, name, *offset, wide)?,
@@ -477,17 +590,29 @@ impl<'a> Lowerer<'a> {
 
     /// Operand `i` as a source of exactly `size` bytes.
     fn source(&mut self, w: &Words, i: usize, size: u8) -> Result<Slot, PtxError> {
-        let o = w.inst.operands.get(i).ok_or_else(|| w.bad("too few operands"))?;
+        let o = w
+            .inst
+            .operands
+            .get(i)
+            .ok_or_else(|| w.bad("too few operands"))?;
         self.source_sized(w, o, size, false)
     }
 
     /// A destination; `any_size` allows a larger register.
-    fn dest_sized(&mut self, w: &Words, o: &Operand, size: u8, any_size: bool) -> Result<Slot, PtxError> {
+    fn dest_sized(
+        &mut self,
+        w: &Words,
+        o: &Operand,
+        size: u8,
+        any_size: bool,
+    ) -> Result<Slot, PtxError> {
         match o {
             Operand::Register(r) => {
                 let have = self.entry.registers[*r as usize].size;
                 if have == 0 || have != size && !(any_size && have >= size) {
-                    return Err(w.bad(&format!("destination of {have} bytes where {size} are meant")));
+                    return Err(w.bad(&format!(
+                        "destination of {have} bytes where {size} are meant"
+                    )));
                 }
                 let s = self.slots[*r as usize];
                 self.writes.push(s.row);
@@ -501,7 +626,11 @@ impl<'a> Lowerer<'a> {
 
     /// Operand `i` as the destination, of exactly `size` bytes.
     fn dest(&mut self, w: &Words, i: usize, size: u8) -> Result<Slot, PtxError> {
-        let o = w.inst.operands.get(i).ok_or_else(|| w.bad("too few operands"))?;
+        let o = w
+            .inst
+            .operands
+            .get(i)
+            .ok_or_else(|| w.bad("too few operands"))?;
         self.dest_sized(w, o, size, false)
     }
 
@@ -539,15 +668,27 @@ impl<'a> Lowerer<'a> {
             return Err(w.bad("too many operands"));
         }
         sources[..self.reads.len()].copy_from_slice(&self.reads);
-        Ok(Op::Alu { run, sources, results: self.writes.clone() })
+        Ok(Op::Alu {
+            run,
+            sources,
+            results: self.writes.clone(),
+        })
     }
 
     fn label(&self, w: &Words, name: &str) -> Result<u32, PtxError> {
-        self.entry.labels.get(name).map(|&i| i as u32).ok_or_else(|| w.bad(&format!("unknown label `{name}`")))
+        self.entry
+            .labels
+            .get(name)
+            .map(|&i| i as u32)
+            .ok_or_else(|| w.bad(&format!("unknown label `{name}`")))
     }
 
     fn count(&self, w: &Words, n: usize) -> Result<(), PtxError> {
-        if w.inst.operands.len() == n { Ok(()) } else { Err(w.bad(&format!("takes {n} operands"))) }
+        if w.inst.operands.len() == n {
+            Ok(())
+        } else {
+            Err(w.bad(&format!("takes {n} operands")))
+        }
     }
 
     /// One instruction, by family.
@@ -570,9 +711,15 @@ impl<'a> Lowerer<'a> {
                 let Some(Operand::Symbol(table, 0)) = inst.operands.get(1) else {
                     return Err(w.bad("expects a table"));
                 };
-                let names =
-                    self.entry.branch_targets.get(table).ok_or_else(|| w.bad(&format!("unknown table `{table}`")))?;
-                let targets = names.iter().map(|n| self.label(&w, n)).collect::<Result<_, _>>()?;
+                let names = self
+                    .entry
+                    .branch_targets
+                    .get(table)
+                    .ok_or_else(|| w.bad(&format!("unknown table `{table}`")))?;
+                let targets = names
+                    .iter()
+                    .map(|n| self.label(&w, n))
+                    .collect::<Result<_, _>>()?;
                 Ok(Op::BranchIndexed(index, targets))
             }
             "ret" | "exit" => {
@@ -617,7 +764,10 @@ impl<'a> Lowerer<'a> {
             w.take("sync");
             w.finish()?;
             self.count(&w, 1)?;
-            return Ok(Op::Warp { members: self.source(&w, 0, 4)?, op: WarpOp::Sync });
+            return Ok(Op::Warp {
+                members: self.source(&w, 0, 4)?,
+                op: WarpOp::Sync,
+            });
         }
         let aligned = inst.opcode == "bar" || w.take("aligned");
         w.take("aligned");
@@ -626,8 +776,18 @@ impl<'a> Lowerer<'a> {
             let arrive = inst.modifiers.iter().any(|m| m == "arrive");
             w.finish()?;
             let id = self.source(&w, 0, 4)?;
-            let threads = if inst.operands.len() > 1 { Some(self.source(&w, 1, 4)?) } else { None };
-            return Ok(Op::Barrier { id, threads, aligned, reduce: None, arrive });
+            let threads = if inst.operands.len() > 1 {
+                Some(self.source(&w, 1, 4)?)
+            } else {
+                None
+            };
+            return Ok(Op::Barrier {
+                id,
+                threads,
+                aligned,
+                reduce: None,
+                arrive,
+            });
         }
         if w.take("red") {
             let reduce = w.take_map(|m| match m {
@@ -642,20 +802,38 @@ impl<'a> Lowerer<'a> {
             let d = if reduce == Reduce::Popc {
                 self.dest(&w, 0, 4)?.row
             } else {
-                let o = inst.operands.first().ok_or_else(|| w.bad("too few operands"))?;
+                let o = inst
+                    .operands
+                    .first()
+                    .ok_or_else(|| w.bad("too few operands"))?;
                 self.pred_dest(&w, o)?
             };
             let id = self.source(&w, 1, 4)?;
-            let threads = if inst.operands.len() > 3 { Some(self.source(&w, 2, 4)?) } else { None };
-            let last = inst.operands.last().ok_or_else(|| w.bad("too few operands"))?;
+            let threads = if inst.operands.len() > 3 {
+                Some(self.source(&w, 2, 4)?)
+            } else {
+                None
+            };
+            let last = inst
+                .operands
+                .last()
+                .ok_or_else(|| w.bad("too few operands"))?;
             let (p, negated) = self.pred(&w, last)?;
-            return Ok(Op::Barrier { id, threads, aligned, reduce: Some((reduce, p, negated, d)), arrive: false });
+            return Ok(Op::Barrier {
+                id,
+                threads,
+                aligned,
+                reduce: Some((reduce, p, negated, d)),
+                arrive: false,
+            });
         }
         Err(w.unsupported())
     }
 
     fn fence(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
-        for word in ["sc", "acq_rel", "acquire", "release", "gl", "gpu", "sys", "cta", "cluster"] {
+        for word in [
+            "sc", "acq_rel", "acquire", "release", "gl", "gpu", "sys", "cta", "cluster",
+        ] {
             w.take(word);
         }
         w.finish()?;
@@ -668,8 +846,9 @@ impl<'a> Lowerer<'a> {
         if inst.opcode == "activemask" {
             w.take("b32");
             let d = self.dest(&w, 0, 4)?;
-            let run: Exec =
-                Box::new(move |l, mask| crate::lanes::Lane::store(l, d.row, mask, &[mask; crate::lanes::WARP]));
+            let run: Exec = Box::new(move |l, mask| {
+                crate::lanes::Lane::store(l, d.row, mask, &[mask; crate::lanes::WARP])
+            });
             return self.alu(&w, run);
         }
         if !w.take("sync") {

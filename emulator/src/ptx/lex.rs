@@ -63,7 +63,10 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Spanned<'_>>, PtxError> {
                     .find('"')
                     .ok_or_else(|| PtxError::new(line, "string without end"))?;
                 let s = &text[i + 1..i + 1 + end];
-                out.push(Spanned { token: Token::String(s), line });
+                out.push(Spanned {
+                    token: Token::String(s),
+                    line,
+                });
                 line += s.matches('\n').count() as u32;
                 i += end + 2;
             }
@@ -76,21 +79,34 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Spanned<'_>>, PtxError> {
                 let start = i + 1;
                 i = start;
                 // `.L2::128B` is one word.
-                while i < b.len() && (is_word(b[i]) || b[i..].starts_with(b"::") || (b[i] == b':' && b[i - 1] == b':')) {
+                while i < b.len()
+                    && (is_word(b[i])
+                        || b[i..].starts_with(b"::")
+                        || (b[i] == b':' && b[i - 1] == b':'))
+                {
                     i += 1;
                 }
-                out.push(Spanned { token: Token::Dot(&text[start..i]), line });
+                out.push(Spanned {
+                    token: Token::Dot(&text[start..i]),
+                    line,
+                });
             }
             c if is_word(c) => {
                 let start = i;
                 while i < b.len() && is_word(b[i]) {
                     i += 1;
                 }
-                out.push(Spanned { token: Token::Word(&text[start..i]), line });
+                out.push(Spanned {
+                    token: Token::Word(&text[start..i]),
+                    line,
+                });
             }
-            b'{' | b'}' | b'(' | b')' | b'[' | b']' | b'<' | b'>' | b',' | b';' | b':' | b'+' | b'-' | b'=' | b'@'
-            | b'!' | b'|' => {
-                out.push(Spanned { token: Token::Punct(c), line });
+            b'{' | b'}' | b'(' | b')' | b'[' | b']' | b'<' | b'>' | b',' | b';' | b':' | b'+'
+            | b'-' | b'=' | b'@' | b'!' | b'|' => {
+                out.push(Spanned {
+                    token: Token::Punct(c),
+                    line,
+                });
                 i += 1;
             }
             0 if b[i..].iter().all(|&c| c == 0) => break,
@@ -114,7 +130,11 @@ fn number(text: &str, i: usize, line: u32) -> Result<(Token<'_>, usize), PtxErro
     let word = &text[i..end];
     let hex_float = |digits: usize| {
         let s = &word[2..];
-        if s.len() == digits { u64::from_str_radix(s, 16).map_err(|_| bad(word)) } else { Err(bad(word)) }
+        if s.len() == digits {
+            u64::from_str_radix(s, 16).map_err(|_| bad(word))
+        } else {
+            Err(bad(word))
+        }
     };
     match word.as_bytes().get(1) {
         Some(b'f' | b'F') => return Ok((Token::F32(hex_float(8)? as u32), end)),

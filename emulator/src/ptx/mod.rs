@@ -22,7 +22,10 @@ pub(crate) struct PtxError {
 
 impl PtxError {
     pub fn new(line: u32, message: impl Into<String>) -> Self {
-        PtxError { line, message: message.into() }
+        PtxError {
+            line,
+            message: message.into(),
+        }
     }
 }
 

@@ -9,7 +9,10 @@ use super::lex::{Spanned, Token, tokens};
 /// Parses a whole module.
 pub(crate) fn parse(text: &str) -> Result<Module, PtxError> {
     let tokens = tokens(text)?;
-    let mut p = Parser { tokens: &tokens, at: 0 };
+    let mut p = Parser {
+        tokens: &tokens,
+        at: 0,
+    };
     p.module()
 }
 
@@ -43,14 +46,32 @@ pub(crate) fn type_size(name: &str) -> Option<u8> {
 
 const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid"];
 const SPECIAL_SCALAR: &[&str] = &[
-    "%laneid", "%warpid", "%nwarpid", "%lanemask_eq", "%lanemask_le", "%lanemask_lt", "%lanemask_ge", "%lanemask_gt",
-    "%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi", "%smid", "%nsmid",
-    "%gridid", "%dynamic_smem_size", "%total_smem_size",
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    "%lanemask_eq",
+    "%lanemask_le",
+    "%lanemask_lt",
+    "%lanemask_ge",
+    "%lanemask_gt",
+    "%clock",
+    "%clock_hi",
+    "%clock64",
+    "%globaltimer",
+    "%globaltimer_lo",
+    "%globaltimer_hi",
+    "%smid",
+    "%nsmid",
+    "%gridid",
+    "%dynamic_smem_size",
+    "%total_smem_size",
 ];
 
 impl<'a> Parser<'a> {
     fn line(&self) -> u32 {
-        self.tokens.get(self.at.min(self.tokens.len().saturating_sub(1))).map_or(0, |t| t.line)
+        self.tokens
+            .get(self.at.min(self.tokens.len().saturating_sub(1)))
+            .map_or(0, |t| t.line)
     }
 
     fn error<T>(&self, message: impl Into<String>) -> Result<T, PtxError> {
@@ -241,7 +262,11 @@ impl<'a> Parser<'a> {
     }
 
     fn entry(&mut self) -> Result<Entry, PtxError> {
-        let mut e = Entry { line: self.line(), name: self.word()?.to_string(), ..Entry::default() };
+        let mut e = Entry {
+            line: self.line(),
+            name: self.word()?.to_string(),
+            ..Entry::default()
+        };
         if self.take(b'(') && !self.take(b')') {
             loop {
                 let v = self.one_variable(false)?;
@@ -275,7 +300,9 @@ impl<'a> Parser<'a> {
                         self.next()?;
                     }
                 }
-                Some(Token::Dot(d)) => return self.error(format!("unsupported directive `.{d}` of an entry")),
+                Some(Token::Dot(d)) => {
+                    return self.error(format!("unsupported directive `.{d}` of an entry"));
+                }
                 _ => break,
             }
         }
@@ -285,7 +312,9 @@ impl<'a> Parser<'a> {
 
     fn body(&mut self, e: &mut Entry) -> Result<(), PtxError> {
         self.expect(b'{')?;
-        let mut scopes = Scopes { stack: vec![HashMap::new()] };
+        let mut scopes = Scopes {
+            stack: vec![HashMap::new()],
+        };
         let mut source = None;
         loop {
             match self.peek() {
@@ -305,10 +334,9 @@ impl<'a> Parser<'a> {
                     // .loc file line column[, function_name …, inlined_at …]
                     if let (Some(Token::Integer(file)), Some(Token::Integer(line))) =
                         (self.peek2(), self.tokens.get(self.at + 2).map(|t| t.token))
+                        && line > 0
                     {
-                        if line > 0 {
-                            source = Some((file as u32, line as u32));
-                        }
+                        source = Some((file as u32, line as u32));
                     }
                     self.skip_line();
                 }
@@ -321,7 +349,9 @@ impl<'a> Parser<'a> {
                     let vars = self.variables(false)?;
                     e.variables.extend(vars);
                 }
-                Some(Token::Dot(d)) => return self.error(format!("unsupported directive `.{d}` in a body")),
+                Some(Token::Dot(d)) => {
+                    return self.error(format!("unsupported directive `.{d}` in a body"));
+                }
                 Some(Token::Word(label)) if self.peek2() == Some(Token::Punct(b':')) => {
                     self.at += 2;
                     if let Some(Token::Dot("branchtargets")) = self.peek() {
@@ -348,8 +378,12 @@ impl<'a> Parser<'a> {
 
     fn registers(&mut self, e: &mut Entry, scopes: &mut Scopes) -> Result<(), PtxError> {
         self.at += 1;
-        let Token::Dot(ty) = self.next()? else { return self.error("expected a register type") };
-        let Some(size) = type_size(ty) else { return self.error(format!("unsupported register type `.{ty}`")) };
+        let Token::Dot(ty) = self.next()? else {
+            return self.error("expected a register type");
+        };
+        let Some(size) = type_size(ty) else {
+            return self.error(format!("unsupported register type `.{ty}`"));
+        };
         loop {
             let name = self.word()?;
             let scope = scopes.stack.last_mut().expect("a scope is open");
@@ -401,17 +435,25 @@ impl<'a> Parser<'a> {
                             "align" => {
                                 self.integer()?;
                             }
-                            _ => return self.error(format!("unsupported directive `.{d}` after .ptr")),
+                            _ => {
+                                return self
+                                    .error(format!("unsupported directive `.{d}` after .ptr"));
+                            }
                         }
                     }
                 }
                 d => match type_size(d) {
                     Some(size) if size > 0 => elem = Some(u64::from(size)),
-                    _ => return self.error(format!("unsupported directive `.{d}` in a declaration")),
+                    _ => {
+                        return self
+                            .error(format!("unsupported directive `.{d}` in a declaration"));
+                    }
                 },
             }
         }
-        let (Some(space), Some(elem)) = (space, elem) else { return self.error("declaration without space or type") };
+        let (Some(space), Some(elem)) = (space, elem) else {
+            return self.error("declaration without space or type");
+        };
         let name = self.word()?.to_string();
         let mut size = elem;
         let mut unsized_array = false;
@@ -462,7 +504,9 @@ impl<'a> Parser<'a> {
                 }
             }
             Token::F32(b) => u64::from(b ^ if negative { 1 << 31 } else { 0 }),
-            Token::F64(b) if elem == 4 => u64::from((f64::from_bits(b) as f32).to_bits() ^ if negative { 1 << 31 } else { 0 }),
+            Token::F64(b) if elem == 4 => {
+                u64::from((f64::from_bits(b) as f32).to_bits() ^ if negative { 1 << 31 } else { 0 })
+            }
             Token::F64(b) => b ^ if negative { 1 << 63 } else { 0 },
             // `generic(name)` or `name`.
             Token::Word(w) if elem == 8 => {
@@ -479,16 +523,23 @@ impl<'a> Parser<'a> {
             }
             t => return self.error(format!("unsupported initialiser {t:?}")),
         };
-        v.init.extend_from_slice(&value.to_le_bytes()[..elem as usize]);
+        v.init
+            .extend_from_slice(&value.to_le_bytes()[..elem as usize]);
         Ok(())
     }
 
-    fn instruction(&mut self, scopes: &Scopes, source: Option<(u32, u32)>) -> Result<Instruction, PtxError> {
+    fn instruction(
+        &mut self,
+        scopes: &Scopes,
+        source: Option<(u32, u32)>,
+    ) -> Result<Instruction, PtxError> {
         let mut guard = None;
         if self.take(b'@') {
             let negated = self.take(b'!');
             let name = self.word()?;
-            let Some(r) = scopes.find(name) else { return self.error(format!("unknown predicate `{name}`")) };
+            let Some(r) = scopes.find(name) else {
+                return self.error(format!("unknown predicate `{name}`"));
+            };
             guard = Some((r, negated));
         }
         let line = self.line();
@@ -510,7 +561,14 @@ impl<'a> Parser<'a> {
             }
             operands.push(o);
         }
-        Ok(Instruction { line, source, guard, opcode, modifiers, operands })
+        Ok(Instruction {
+            line,
+            source,
+            guard,
+            opcode,
+            modifiers,
+            operands,
+        })
     }
 
     fn operand(&mut self, scopes: &Scopes) -> Result<Operand, PtxError> {
@@ -521,9 +579,8 @@ impl<'a> Parser<'a> {
                     Operand::Symbol(s, o) => (Operand::Symbol(s, 0), o),
                     b => (b, 0),
                 };
-                if self.take(b'+') {
-                    offset += self.signed()?;
-                } else if self.is(b'-') {
+                // `+4`, `+-4` or `-4`.
+                if self.take(b'+') || self.is(b'-') {
                     offset += self.signed()?;
                 }
                 self.expect(b']')?;
@@ -558,11 +615,11 @@ impl<'a> Parser<'a> {
                     return Ok(Operand::Register(r));
                 }
                 if let Some(rest) = w.strip_prefix('%') {
-                    if SPECIAL.contains(&rest) {
-                        if let Some(Token::Dot(d @ ("x" | "y" | "z"))) = self.peek() {
-                            self.at += 1;
-                            return Ok(Operand::Special(format!("{w}.{d}")));
-                        }
+                    if SPECIAL.contains(&rest)
+                        && let Some(Token::Dot(d @ ("x" | "y" | "z"))) = self.peek()
+                    {
+                        self.at += 1;
+                        return Ok(Operand::Special(format!("{w}.{d}")));
                     }
                     if SPECIAL_SCALAR.contains(&w) {
                         return Ok(Operand::Special(w.to_string()));
