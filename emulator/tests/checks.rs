@@ -1,4 +1,5 @@
 //! Every check finds a planted bug, and the repaired kernel passes under every schedule.
+#![allow(clippy::undocumented_unsafe_blocks)] // Launches: the emulator survives any argument.
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The driver calls: modules, memory, streams, events, graphs, and their errors.
+#![allow(clippy::undocumented_unsafe_blocks)] // Launches: the emulator survives any argument.
 
 mod common;
 

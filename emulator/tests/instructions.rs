@@ -151,7 +151,7 @@ fn comparisons() {
     type Case = (&'static str, fn(f32, f32) -> bool);
     let cases: [Case; 14] = [
         ("eq", |a, b| a == b),
-        ("ne", |a, b| a < b || a > b),
+        ("ne", |a, b| a.partial_cmp(&b).is_some_and(|o| o.is_ne())),
         ("lt", |a, b| a < b),
         ("le", |a, b| a <= b),
         ("gt", |a, b| a > b),
@@ -553,4 +553,57 @@ fn approximations() {
         &[],
     );
     assert_eq!(d, bits(&[0.5, 1.5]));
+}
+
+#[test]
+fn half_approximations() {
+    let all: Vec<u64> = (0..=0xffff).collect();
+    for approx in [
+        Approx::Nearest,
+        Approx::Lowest,
+        Approx::Highest,
+        Approx::Seeded(3),
+    ] {
+        let settings = Settings {
+            approx,
+            ..Settings::default()
+        };
+        let e = apply_with(
+            settings,
+            "ex2.approx.f16 %d, %a;",
+            [16, 32, 32, 16],
+            &all,
+            &[],
+            &[],
+        );
+        let t = apply_with(
+            settings,
+            "tanh.approx.bf16 %d, %a;",
+            [16, 32, 32, 16],
+            &all,
+            &[],
+            &[],
+        );
+        for i in 0..all.len() {
+            let (x, y) = (
+                half::f16::from_bits(i as u16).to_f64(),
+                half::f16::from_bits(e[i] as u16).to_f64(),
+            );
+            let exact = x.exp2();
+            // Or half of the spacing of subnormals, or infinite where f16 ends.
+            let fine = (y - exact).abs() <= (exact * 2f64.powf(-9.9)).max(2f64.powi(-25));
+            assert!(
+                fine || x.is_nan() || (exact > 65400.0 && y.is_infinite()),
+                "{x} {y}"
+            );
+            let (x, y) = (
+                half::bf16::from_bits(i as u16).to_f64(),
+                half::bf16::from_bits(t[i] as u16).to_f64(),
+            );
+            assert!(
+                x.is_nan() || ((y - x.tanh()).abs() <= 2f64.powi(-8) && y.abs() <= 1.0),
+                "{x} {y}"
+            );
+        }
+    }
 }

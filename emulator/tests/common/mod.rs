@@ -1,5 +1,6 @@
 //! What the tests share: modules from a body of PTX, and launches.
 #![allow(dead_code)]
+#![allow(clippy::undocumented_unsafe_blocks)] // Launches: the emulator survives any argument.
 
 use std::sync::Arc;
 
