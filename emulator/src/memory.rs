@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, RwLock};
 
+use crate::device::DEVICES;
 use crate::race::Shadow;
 
 /// Generic addresses of the windows of parameters, local and shared memory.
@@ -124,7 +125,7 @@ impl Buffer {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (chunks, tail) = rest.as_chunks::<8>();
                 for (word, chunk) in self.data[at as usize / 8..].iter().zip(chunks) {
                     word.store(u64::from_le_bytes(*chunk), Relaxed);
@@ -145,7 +146,7 @@ impl Buffer {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (chunks, tail) = rest.as_chunks_mut::<8>();
                 for (word, chunk) in self.data[at as usize / 8..].iter().zip(chunks.iter_mut()) {
                     *chunk = word.load(Relaxed).to_le_bytes();
@@ -170,20 +171,24 @@ impl Buffer {
             self.copy_in(offset + done, &bytes[..n]);
             done += n as u64;
         }
-        for i in 0..len {
+        let mut i = 0;
+        while i < len {
+            let aligned = (offset + i) & 7 == 0 && (from_offset + i) & 7 == 0 && len - i >= 8;
+            let width = if aligned { 8 } else { 1 };
             write(
                 &self.state,
                 offset + i,
-                1,
-                u64::from(from.state(from_offset + i)),
+                width,
+                read(&from.state, from_offset + i, width),
             );
+            i += u64::from(width);
         }
     }
 }
 
 #[inline(always)]
 fn read(words: &[AtomicU64], offset: u64, width: u8) -> u64 {
-    assert!(offset as usize / 8 < words.len() && offset % u64::from(width) == 0);
+    assert!(offset as usize / 8 < words.len() && offset & (u64::from(width) - 1) == 0);
     let p = words.as_ptr().cast::<u8>();
     // SAFETY: the assertion puts the aligned access inside one word of the slice. Sizes are mixed
     // on the same memory, which every supported processor defines; no Rust reference to the bytes
@@ -201,7 +206,7 @@ fn read(words: &[AtomicU64], offset: u64, width: u8) -> u64 {
 
 #[inline(always)]
 fn write(words: &[AtomicU64], offset: u64, width: u8, value: u64) {
-    assert!(offset as usize / 8 < words.len() && offset % u64::from(width) == 0);
+    assert!(offset as usize / 8 < words.len() && offset & (u64::from(width) - 1) == 0);
     let p = words.as_ptr().cast::<u8>();
     // SAFETY: as in `read`.
     unsafe {
@@ -237,6 +242,9 @@ enum Slot {
     Live { buffer: Arc<Buffer>, device: usize },
     Freed { base: u64, len: u64 },
 }
+
+/// Bytes in live allocations, by device.
+static USED: [AtomicU64; DEVICES.len()] = [const { AtomicU64::new(0) }; DEVICES.len()];
 
 static TABLE: LazyLock<RwLock<Vec<Slot>>> = LazyLock::new(RwLock::default);
 
@@ -276,6 +284,7 @@ pub(crate) fn allocate(
     let mut buffer = Buffer::new(FIRST + i as u64 * SPAN + MIDDLE, len, name);
     buffer.read_only = read_only;
     let buffer = Arc::new(buffer);
+    USED[device].fetch_add(len, Relaxed);
     slots.push(Slot::Live {
         buffer: buffer.clone(),
         device,
@@ -292,7 +301,8 @@ pub(crate) fn free(base: u64) -> bool {
         return false;
     };
     match slot {
-        Slot::Live { buffer, .. } if buffer.base == base => {
+        Slot::Live { buffer, device } if buffer.base == base => {
+            USED[*device].fetch_sub(buffer.len, Relaxed);
             *slot = Slot::Freed {
                 base,
                 len: buffer.len,
@@ -342,9 +352,5 @@ pub(crate) fn range(address: u64, len: u64) -> Option<(Arc<Buffer>, u64)> {
 
 /// Bytes in live allocations of a device.
 pub(crate) fn used(device: usize) -> u64 {
-    let of = |s: &Slot| match s {
-        Slot::Live { buffer, device: d } if *d == device => buffer.len,
-        _ => 0,
-    };
-    table().iter().map(of).sum()
+    USED[device].load(Relaxed)
 }

@@ -1,4 +1,5 @@
 //! cudarc on the emulator, end to end.
+#![allow(clippy::undocumented_unsafe_blocks)] // Launches: the emulator survives any argument.
 
 use cuda_emulator::{Check, Schedule, Settings, install, last_finding, record, with_settings};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, sys};

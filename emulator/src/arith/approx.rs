@@ -3,7 +3,8 @@
 //! The function is computed in f64; [`Approx`] says which value of the allowed interval comes out.
 //! Cases that the PTX ISA defines exactly are exact in every mode.
 
-use super::float::{NAN32, canonical, flush};
+use super::float::{NAN32, Rounding, canonical, flush};
+use super::half::Format;
 use crate::settings::Approx;
 
 /// How far a result may lie from the exact value.
@@ -60,7 +61,7 @@ fn choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> 
         Approx::Highest => hi,
         Approx::Seeded(seed) => {
             let h = hash(seed ^ hash(opcode ^ hash(operand)));
-            lo + (u128::from(h) * u128::from((hi - lo) as u64 + 1) >> 64) as i32
+            lo + ((u128::from(h) * u128::from((hi - lo) as u64 + 1)) >> 64) as i32
         }
     };
     let x = from_order(picked);
@@ -285,4 +286,54 @@ pub(crate) fn sin_cos(mode: Approx, x: f32, ftz: bool, cosine: bool) -> f32 {
         Bound::Absolute(bound),
     );
     if ftz { flush(r) } else { r }
+}
+
+/// `ex2.approx` of f16 (relative error 2^-9.9) and, with `.ftz`, of bf16 (2^-7).
+pub(crate) fn ex2_half(mode: Approx, f: Format, x: u16) -> u16 {
+    let wide = f.widen(x);
+    let wide = if f == Format::Bf16 { flush(wide) } else { wide };
+    if wide == 0.0 || !wide.is_finite() {
+        return f.round(f64::from(wide.exp2()), Rounding::Nearest);
+    }
+    let relative = 2f64.powf(if f == Format::F16 { -9.9 } else { -7.0 });
+    let exact = exp2(f64::from(wide));
+    let y = choose_half(mode, 10, f, x, exact, exact * relative);
+    let subnormal = f == Format::Bf16 && y & 0x7f80 == 0;
+    if subnormal { y & 0x8000 } else { y }
+}
+
+/// `tanh.approx` of f16 (absolute error 2^-10.987) and bf16 (2^-8); never beyond ±1.
+pub(crate) fn tanh_half(mode: Approx, f: Format, x: u16) -> u16 {
+    let wide = f.widen(x);
+    if wide == 0.0 || !wide.is_finite() {
+        return f.round(f64::from(wide.tanh()), Rounding::Nearest);
+    }
+    let absolute = 2f64.powf(if f == Format::F16 { -10.987 } else { -8.0 });
+    let y = choose_half(mode, 11, f, x, f64::from(wide).tanh(), absolute);
+    f.round(f64::from(f.widen(y).clamp(-1.0, 1.0)), Rounding::Nearest)
+}
+
+/// A 16-bit value within `margin` of `exact`; the nearest one if there is no other.
+fn choose_half(mode: Approx, opcode: u64, f: Format, operand: u16, exact: f64, margin: f64) -> u16 {
+    let at = match mode {
+        Approx::Nearest => 0.0,
+        Approx::Lowest => -1.0,
+        Approx::Highest => 1.0,
+        Approx::Seeded(seed) => {
+            let h = hash(seed ^ hash(opcode ^ hash(u64::from(operand))));
+            (h >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        }
+    };
+    // Towards the exact value, so that rounding does not leave the interval.
+    let inward = if at > 0.0 {
+        Rounding::Down
+    } else {
+        Rounding::Up
+    };
+    let y = f.round(exact + at * margin, inward);
+    if at == 0.0 || (f64::from(f.widen(y)) - exact).abs() > margin {
+        f.round(exact, Rounding::Nearest)
+    } else {
+        y
+    }
 }

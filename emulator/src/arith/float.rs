@@ -144,19 +144,13 @@ pub(crate) fn to_f32(x: f64, mode: Rounding) -> f32 {
     }
 }
 
-/// An arithmetic operation on f32 with a rounding other than to nearest.
-pub(crate) fn directed(x: f64, exact_zero_sign: Option<bool>, mode: Rounding) -> f32 {
-    // x + (−x) is −0 when rounding down, and +0 otherwise.
-    if x == 0.0 {
-        if let Some(both_negative) = exact_zero_sign {
-            return if both_negative || mode == Rounding::Down {
-                -0.0
-            } else {
-                0.0
-            };
-        }
+/// A sum rounded in a directed mode. An exact zero is −0 when rounding down, and +0 otherwise.
+fn directed_sum(x: f64, mode: Rounding) -> f32 {
+    match (x == 0.0, mode) {
+        (true, Rounding::Down) => -0.0,
+        (true, _) => 0.0,
+        _ => to_f32(x, mode),
     }
-    to_f32(x, mode)
 }
 
 /// a + b.
@@ -164,13 +158,11 @@ pub(crate) fn add(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest || !a.is_finite() || !b.is_finite() {
         return canonical(a + b);
     }
-    let x = add_odd(f64::from(a), f64::from(b));
-    let zero = if a == 0.0 && b == 0.0 && a.is_sign_negative() == b.is_sign_negative() {
+    // The sign of a sum of zeros.
+    if a == 0.0 && b == 0.0 && a.is_sign_negative() == b.is_sign_negative() {
         return a;
-    } else {
-        Some(false)
-    };
-    directed(x, zero, mode)
+    }
+    directed_sum(add_odd(f64::from(a), f64::from(b)), mode)
 }
 
 /// a · b.
@@ -178,7 +170,7 @@ pub(crate) fn mul(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a * b);
     }
-    directed(f64::from(a) * f64::from(b), None, mode)
+    to_f32(f64::from(a) * f64::from(b), mode)
 }
 
 /// a · b + c, rounded once.
@@ -190,7 +182,7 @@ pub(crate) fn fma(a: f32, b: f32, c: f32, mode: Rounding) -> f32 {
     if p == 0.0 && c == 0.0 && p.is_sign_negative() == c.is_sign_negative() {
         return c;
     }
-    directed(fma_odd(a, b, c), Some(false), mode)
+    directed_sum(fma_odd(a, b, c), mode)
 }
 
 /// a / b.
@@ -198,7 +190,7 @@ pub(crate) fn div(a: f32, b: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a / b);
     }
-    directed(div_odd(a, b), None, mode)
+    to_f32(div_odd(a, b), mode)
 }
 
 /// √a.
@@ -206,7 +198,7 @@ pub(crate) fn sqrt(a: f32, mode: Rounding) -> f32 {
     if mode == Rounding::Nearest {
         return canonical(a.sqrt());
     }
-    directed(sqrt_odd(a), None, mode)
+    to_f32(sqrt_odd(a), mode)
 }
 
 /// `min`: a NaN operand is ignored unless `propagate`; −0 is below +0.

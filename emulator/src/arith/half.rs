@@ -99,7 +99,8 @@ pub(crate) fn f32_to_bf16(x: f32) -> u16 {
 pub(crate) fn fma(f: Format, a: u16, b: u16, c: u16) -> u16 {
     let (a, b, c) = (f.widen(a), f.widen(b), f.widen(c));
     let native = a.mul_add(b, c);
-    if !native.is_finite() && !(a.is_finite() && b.is_finite() && c.is_finite()) || native == 0.0 {
+    let finite = a.is_finite() && b.is_finite() && c.is_finite();
+    if !finite || native == 0.0 {
         return f.round(f64::from(native), Rounding::Nearest);
     }
     f.round(float::fma_odd(a, b, c), Rounding::Nearest)

@@ -36,7 +36,7 @@ pub(crate) fn handle(ordinal: usize) -> Handle {
 /// The device of a context handle.
 pub(crate) fn ordinal(context: Handle) -> Result<usize, Error> {
     let i = (context as usize).wrapping_sub(FIRST_CONTEXT);
-    if i % 256 != 0 || i / 256 >= DEVICES.len() || RETAINED[i / 256].load(SeqCst) == 0 {
+    if !i.is_multiple_of(256) || i / 256 >= DEVICES.len() || RETAINED[i / 256].load(SeqCst) == 0 {
         return Err(Error::INVALID_CONTEXT);
     }
     Ok(i / 256)

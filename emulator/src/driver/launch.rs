@@ -73,13 +73,13 @@ fn limits(
             format!("block {block:?} exceeds 1024 threads or (1024, 1024, 64)"),
         ));
     }
-    if let Some(required) = f.code.req_ntid {
-        if required != block {
-            return Some((
-                Error::INVALID_VALUE,
-                format!("block {block:?}, and .reqntid demands {required:?}"),
-            ));
-        }
+    if let Some(required) = f.code.req_ntid
+        && required != block
+    {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("block {block:?}, and .reqntid demands {required:?}"),
+        ));
     }
     if threads > u64::from(f.max_threads()) {
         let message = format!(

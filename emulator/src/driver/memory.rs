@@ -204,7 +204,7 @@ fn fill(to: u64, value: u32, width: u8, count: usize) -> Result<(), Error> {
     if count == 0 {
         return Ok(());
     }
-    if to % u64::from(width) != 0 {
+    if !to.is_multiple_of(u64::from(width)) {
         return Err(Error::INVALID_VALUE);
     }
     let (buffer, offset) = range(

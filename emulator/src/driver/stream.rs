@@ -118,11 +118,11 @@ pub(crate) fn forbid_unsafe_call() -> Result<(), Error> {
     let here = std::thread::current().id();
     for s in lock(&CAPTURING).iter() {
         let mut capture = lock(&s.capture);
-        if let Some(c) = &mut *capture {
-            if c.mode == Mode::Global || (c.mode == Mode::ThreadLocal && c.thread == here) {
-                c.invalidated = true;
-                return Err(Error::STREAM_CAPTURE_UNSUPPORTED);
-            }
+        if let Some(c) = &mut *capture
+            && (c.mode == Mode::Global || (c.mode == Mode::ThreadLocal && c.thread == here))
+        {
+            c.invalidated = true;
+            return Err(Error::STREAM_CAPTURE_UNSUPPORTED);
         }
     }
     Ok(())

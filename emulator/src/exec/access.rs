@@ -376,10 +376,10 @@ impl Launch<'_> {
             Space::Local => Ok((Target::Local, 0)),
             Space::Global | Space::Const | Space::Generic => {
                 let recent = self.touched.get(self.recent);
-                if let Some(t) = recent {
-                    if address.wrapping_sub(t.buffer.base) < t.buffer.len {
-                        return Ok((Target::Global(self.recent), t.buffer.base));
-                    }
+                if let Some(t) = recent
+                    && address.wrapping_sub(t.buffer.base) < t.buffer.len
+                {
+                    return Ok((Target::Global(self.recent), t.buffer.base));
                 }
                 self.target_slowly(a, address, lane, size, kind)
             }
@@ -428,7 +428,7 @@ impl Launch<'_> {
                     address.wrapping_sub(base) as i64
                 ),
             )),
-            Found::Nothing if address < 1 << 20 || address > u64::MAX - (1 << 20) => Err(
+            Found::Nothing if !(1 << 20..=u64::MAX - (1 << 20)).contains(&address) => Err(
                 Trap::new(Check::Null, lane, format!("{access}: a null pointer")),
             ),
             Found::Nothing if (memory::PARAM_BASE..4 << 40).contains(&address) => Err(Trap::new(

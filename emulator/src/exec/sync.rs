@@ -22,17 +22,13 @@ impl Launch<'_> {
         };
         let warp = &mut block.warps[w];
         let lane = mask.trailing_zeros() as usize;
-        if *aligned {
-            if let Some(other) = lanes_of(warp.at_barrier).find(|&l| warp.pcs[l] != pc) {
-                let line = self.code.insts[warp.pcs[other] as usize].line;
-                return Err(Trap::new(
-                    Check::DivergentBarrier,
-                    lane,
-                    format!(
-                        "lane {other} of the same warp waits at another barrier, ptx line {line}"
-                    ),
-                ));
-            }
+        if *aligned && let Some(other) = lanes_of(warp.at_barrier).find(|&l| warp.pcs[l] != pc) {
+            let line = self.code.insts[warp.pcs[other] as usize].line;
+            return Err(Trap::new(
+                Check::DivergentBarrier,
+                lane,
+                format!("lane {other} of the same warp waits at another barrier, ptx line {line}"),
+            ));
         }
         for lane in lanes_of(mask) {
             let id = warp.lanes.get(id.row, id.wide, lane);

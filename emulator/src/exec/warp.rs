@@ -32,7 +32,9 @@ impl Launch<'_> {
             // The lanes that run together, and the program counter at which they meet others.
             let (mut pc, mut limit) = lowest(&warp.pcs, runnable);
             let mut until = turn_end;
-            if steps.is_some() {
+            // A random slice either takes lanes apart, or lets those that lag behind catch up.
+            let apart = steps.is_some() && self.rng.next().is_multiple_of(2);
+            if apart {
                 let nth = self.rng.below(runnable.count_ones() as usize);
                 let lane = (0..32)
                     .filter(|l| runnable & (1 << l) != 0)
@@ -54,7 +56,7 @@ impl Launch<'_> {
                 }
             }
             let mut active = at(&warp.pcs, runnable, pc);
-            if steps.is_some() && self.rng.next() % 4 == 0 {
+            if apart && self.rng.next().is_multiple_of(2) {
                 // A random part of the group, not empty.
                 let part = active & self.rng.next() as u32;
                 active = if part == 0 {

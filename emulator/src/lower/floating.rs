@@ -6,6 +6,7 @@ use crate::arith::float::{self, Rounding, canonical, flush, saturate};
 use crate::arith::half::{self, Format};
 use crate::lanes::{Exec, Lane, approx1, map1, map2, map3};
 use crate::ptx::PtxError;
+use crate::settings::Approx;
 
 impl<'a> Lowerer<'a> {
     pub(super) fn floating(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
@@ -177,6 +178,9 @@ impl<'a> Lowerer<'a> {
         };
         w.take("rn");
         let nan = w.take("NaN");
+        let approx = w.take("approx");
+        // Of bf16 only ex2 has a flushing form, and no other.
+        let ftz = w.take("ftz");
         let sign = 0x8000u16;
         let run = match (w.inst.opcode.as_str(), ops) {
             ("add", 3) => halves2(pair, d, a, b, move |a, b| half::add(f, a, b)),
@@ -197,11 +201,21 @@ impl<'a> Lowerer<'a> {
                     map3(d, a, b, c, one)
                 }
             }
+            ("ex2", 2) if approx => {
+                halves_approx(pair, d, a, move |m, x| approx::ex2_half(m, f, x))
+            }
+            ("tanh", 2) if approx => {
+                halves_approx(pair, d, a, move |m, x| approx::tanh_half(m, f, x))
+            }
             ("neg", 2) => halves2(pair, d, a, a, move |a, _| a ^ sign),
             ("abs", 2) => halves2(pair, d, a, a, move |a, _| a & !sign),
             _ => return Err(w.unsupported()),
         };
-        if nan && !matches!(w.inst.opcode.as_str(), "min" | "max") {
+        let opcode = w.inst.opcode.as_str();
+        if nan && !matches!(opcode, "min" | "max")
+            || approx && !matches!(opcode, "ex2" | "tanh")
+            || ftz != (opcode == "ex2" && f == Format::Bf16)
+        {
             return Err(w.unsupported());
         }
         self.alu(&w, run)
@@ -240,5 +254,23 @@ pub(super) fn rounding(w: &mut Words) -> Option<Rounding> {
         "rm" => Some(Rounding::Down),
         "rp" => Some(Rounding::Up),
         _ => None,
+    })
+}
+
+/// An approximation of one or two halves.
+fn halves_approx(
+    pair: bool,
+    d: u32,
+    a: u32,
+    f: impl Fn(Approx, u16) -> u16 + Send + Sync + 'static,
+) -> Exec {
+    Box::new(move |l, mask| {
+        let (a, mode) = (u32::load(l, a), l.approx);
+        let mut out = [0; 32];
+        for i in (0..32).filter(|i| mask & (1 << i) != 0) {
+            let upper = if pair { f(mode, high(a[i])) } else { 0 };
+            out[i] = join(f(mode, a[i] as u16), upper);
+        }
+        u32::store(l, d, mask, &out);
     })
 }

@@ -85,12 +85,12 @@ impl<'a> Lowerer<'a> {
             }
             o => (self.source_sized(w, o, 8, false)?, None),
         };
-        if let Some(found) = found {
-            if space != found {
-                return Err(w.bad(&format!(
-                    "address of a {found:?} variable in space {space:?}"
-                )));
-            }
+        if let Some(found) = found
+            && space != found
+        {
+            return Err(w.bad(&format!(
+                "address of a {found:?} variable in space {space:?}"
+            )));
         }
         Ok((
             space,

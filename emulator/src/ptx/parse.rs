@@ -334,10 +334,9 @@ impl<'a> Parser<'a> {
                     // .loc file line column[, function_name …, inlined_at …]
                     if let (Some(Token::Integer(file)), Some(Token::Integer(line))) =
                         (self.peek2(), self.tokens.get(self.at + 2).map(|t| t.token))
+                        && line > 0
                     {
-                        if line > 0 {
-                            source = Some((file as u32, line as u32));
-                        }
+                        source = Some((file as u32, line as u32));
                     }
                     self.skip_line();
                 }
@@ -580,9 +579,8 @@ impl<'a> Parser<'a> {
                     Operand::Symbol(s, o) => (Operand::Symbol(s, 0), o),
                     b => (b, 0),
                 };
-                if self.take(b'+') {
-                    offset += self.signed()?;
-                } else if self.is(b'-') {
+                // `+4`, `+-4` or `-4`.
+                if self.take(b'+') || self.is(b'-') {
                     offset += self.signed()?;
                 }
                 self.expect(b']')?;
@@ -617,11 +615,11 @@ impl<'a> Parser<'a> {
                     return Ok(Operand::Register(r));
                 }
                 if let Some(rest) = w.strip_prefix('%') {
-                    if SPECIAL.contains(&rest) {
-                        if let Some(Token::Dot(d @ ("x" | "y" | "z"))) = self.peek() {
-                            self.at += 1;
-                            return Ok(Operand::Special(format!("{w}.{d}")));
-                        }
+                    if SPECIAL.contains(&rest)
+                        && let Some(Token::Dot(d @ ("x" | "y" | "z"))) = self.peek()
+                    {
+                        self.at += 1;
+                        return Ok(Operand::Special(format!("{w}.{d}")));
                     }
                     if SPECIAL_SCALAR.contains(&w) {
                         return Ok(Operand::Special(w.to_string()));
