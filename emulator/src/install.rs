@@ -42,6 +42,7 @@ fn load() -> Result<(), String> {
 }
 
 /// The address of a driver call.
+#[cfg_attr(not(shim), allow(dead_code))]
 struct Call(*const ());
 
 // SAFETY: the addresses of functions, which nobody writes to.

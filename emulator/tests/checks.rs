@@ -334,6 +334,12 @@ fn warp_instructions() {
         32,
         Check::MemberMask,
     );
+    // Lanes that have returned are not waited for.
+    passes(
+        "setp.gt.u32 %p1, %r1, 15; @%p1 bra A; shfl.sync.down.b32 %r4, %r1, 0, 31, -1; bra E; A: exit; E:",
+        1,
+        32,
+    );
     // Half of the warp waits for the other half, which has gone elsewhere.
     trips(
         "setp.lt.u32 %p1, %r1, 16; @%p1 bra E; shfl.sync.bfly.b32 %r4, %r1, 16, 31, 0xffff0000; E:",

@@ -1,6 +1,6 @@
 //! Barriers and the instructions by which the lanes of a warp communicate.
 
-use super::block::Block;
+use super::block::{Block, Warp};
 use super::warp::{lanes_of, set, uninitialised_register};
 use super::{Launch, Step, Trap};
 use crate::lanes::Lane;
@@ -48,23 +48,29 @@ impl Launch<'_> {
             set(&mut warp.pcs, mask, pc + 1);
         } else {
             warp.at_barrier |= mask;
+            self.check_exited(block, w)?;
         }
         self.release(block, number)
     }
 
-    /// Lanes have returned: barriers may no longer have to wait for them.
-    pub(super) fn exited(&mut self, block: &mut Block, w: usize) -> Step {
-        let warp = &block.warps[w];
-        if warp.at_barrier != 0 && warp.runnable() == 0 {
-            self.check_exited(block, w)?;
+    /// Lanes have returned: barriers and warp instructions no longer wait for them. The error has the
+    /// program counter of the lane that does wait.
+    pub(super) fn exited(&mut self, block: &mut Block, w: usize) -> Result<(), (u32, Box<Trap>)> {
+        let code = self.code;
+        let place = |block: &Block, t: Box<Trap>| (block.warps[w].pcs[t.lane], t);
+        self.check_exited(block, w).map_err(|t| place(block, t))?;
+        for lane in lanes_of(block.warps[w].at_warp_op) {
+            let pc = block.warps[w].pcs[lane];
+            let waits = block.warps[w].at_warp_op & (1 << lane) != 0;
+            if let (true, Op::Warp { members, op }) = (waits, &code.insts[pc as usize].op) {
+                self.warp_op(block, w, pc, 1 << lane, *members, op)
+                    .map_err(|t| (pc, t))?;
+            }
         }
         for id in 0..16 {
-            if block
-                .warps
-                .iter()
-                .any(|w| lanes_of(w.at_barrier).any(|l| usize::from(w.barrier[l]) == id))
-            {
-                self.release(block, id)?;
+            let here = |w: &Warp| lanes_of(w.at_barrier).any(|l| usize::from(w.barrier[l]) == id);
+            if block.warps.iter().any(here) {
+                self.release(block, id).map_err(|t| place(block, t))?;
             }
         }
         Ok(())
@@ -73,6 +79,9 @@ impl Launch<'_> {
     /// An aligned barrier is executed by all lanes of a warp or by none.
     fn check_exited(&self, block: &Block, w: usize) -> Step {
         let warp = &block.warps[w];
+        if warp.at_barrier == 0 || warp.runnable() != 0 {
+            return Ok(());
+        }
         let gone = warp.members & !warp.alive;
         for lane in lanes_of(warp.at_barrier) {
             let aligned = matches!(
@@ -96,7 +105,7 @@ impl Launch<'_> {
 
     /// Opens barrier `id` if everybody is there.
     fn release(&mut self, block: &mut Block, id: usize) -> Step {
-        let waits = |w: &super::block::Warp, l: usize| usize::from(w.barrier[l]) == id;
+        let waits = |w: &Warp, l: usize| usize::from(w.barrier[l]) == id;
         let mut waiting = 0;
         let mut alive = 0;
         let mut warps = block.arrived[id].1;
@@ -131,11 +140,6 @@ impl Launch<'_> {
         }
         if total < expected {
             return Ok(());
-        }
-        for w in 0..block.warps.len() {
-            if block.warps[w].at_barrier != 0 {
-                self.check_exited(block, w)?;
-            }
         }
         let clock = race::tick();
         if threads.is_none() || expected == self.threads {

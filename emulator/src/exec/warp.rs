@@ -194,7 +194,7 @@ impl Launch<'_> {
                         warp.alive &= !mask;
                         set(&mut warp.pcs, mask, pc);
                         set(&mut warp.pcs, active & !mask, pc + 1);
-                        self.exited(block, w).map_err(|t| (pc, t))?;
+                        self.exited(block, w)?;
                         straight = false;
                     }
                     Op::Trap => {
