@@ -20,15 +20,20 @@ mod nvcc;
 
 /// What `src/args.rs` becomes here: the text of a C++ header.
 macro_rules! kernel_args {
-    ($(#[doc = $struct_doc:literal])* $name:ident { $($(#[doc = $doc:literal])* $field:ident: $type:tt,)* }) => {
+    ($($(#[doc = $struct_doc:literal])* $name:ident {
+        $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
+    })*) => {
         pub fn header() -> String {
             let mut text = String::from("// Generated from src/args.rs.\n#pragma once\nnamespace xact {\n");
-            text += concat!("struct ", stringify!($name), " {\n");
             $(
-                $(text += concat!("    //", $doc, "\n");)*
-                text += &super::c_field(stringify!($field), stringify!($type));
+                text += concat!("struct ", stringify!($name), " {\n");
+                $(
+                    $(text += concat!("    //", $doc, "\n");)*
+                    text += &super::c_field(stringify!($field), stringify!($type));
+                )*
+                text += "};\n";
             )*
-            text += "};\n}  // namespace xact\n";
+            text += "}  // namespace xact\n";
             text
         }
     };
@@ -53,6 +58,7 @@ fn c_field(name: &str, rust_type: &str) -> String {
         "u64" => "unsigned long long",
         "u32" => "unsigned",
         "f32" => "float",
+        "Matrix" => "Matrix",
         other => panic!("src/args.rs: no C++ type for {other}"),
     };
     format!("    {c_type} {name}{count};\n")

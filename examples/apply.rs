@@ -150,8 +150,12 @@ fn compute<A: Activation, T: Element>(
 ) -> Result<Vec<Output>, String> {
     let x_view = tensor(tensors, "x")?;
     let x = elements::<T>(&x_view);
-    let params = A::PARAMS
+    // Optional parameters are those at the end; one that is not in the file has the value of its flag.
+    let (required, optional) = A::PARAMS.split_at(A::PARAMS.len() - A::OPTIONAL);
+    let given = optional.iter().filter(|name| tensors.tensor(name).is_ok());
+    let params = required
         .iter()
+        .chain(given)
         .map(|name| scalar(tensors, name))
         .collect::<Result<Vec<f32>, _>>()?;
     let params_f64: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();

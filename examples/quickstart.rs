@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let params = || Params {
         alpha_p: &alpha_p,
         alpha_n: &alpha_n,
+        beta: None,
     };
 
     let mut y = stream.alloc_zeros::<f32>(5)?;
@@ -38,9 +39,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &device,
         &stream,
         Forward {
-            x: &x,
+            x: (&x).into(),
             params: params(),
-            y: &mut y,
+            y: (&mut y).into(),
         },
     )?;
 
@@ -51,6 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = Gradients {
         dalpha_p: &mut dalpha_p,
         dalpha_n: &mut dalpha_n,
+        dbeta: None,
     };
     let dparams = ParamGradients {
         out,
@@ -61,9 +63,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &device,
         &stream,
         Backward {
-            x: &x,
-            dy: &dy,
-            dx: &mut dx,
+            x: (&x).into(),
+            dy: (&dy).into(),
+            dx: (&mut dx).into(),
+            y: None,
             params: params(),
             dparams,
         },

@@ -64,6 +64,13 @@ pub enum Error {
         /// The row's elements.
         cols: u64,
     },
+    /// A buffer does not split into a gate and a value half in each row.
+    Halves {
+        /// Elements of the buffer.
+        len: u64,
+        /// Rows it is said to have.
+        rows: u64,
+    },
     /// The tensor has more bytes than 63 bits can count.
     TooLarge {
         /// Rows.
@@ -148,6 +155,10 @@ impl fmt::Display for Error {
             Error::Pitch { what, pitch, cols } => write!(
                 f,
                 "{what} has a row pitch of {pitch} elements, less than its rows of {cols}"
+            ),
+            Error::Halves { len, rows } => write!(
+                f,
+                "{len} elements are not {rows} rows of a gate and a value half of equal length"
             ),
             Error::TooLarge { rows, cols } => {
                 write!(f, "a tensor of {rows} × {cols} elements is too large")

@@ -6,13 +6,20 @@
 
 /// Threads per block.
 ///
-/// 256 divides the 2048 threads of an A100 or H100 SM, and keeps four or more blocks resident at the
-/// 72 registers that the widest backward needs, so that a block which waits does not idle the SM.
+/// 256 divides the 2048 threads of an A100 or H100 SM, and is small enough for several blocks to be
+/// resident, so that a block which waits does not idle the SM.
 pub const BLOCK: u64 = 256;
+
+/// Blocks that must fit on an SM at once, which caps the registers of a thread at 80.
+///
+/// Left alone, ptxas gives a backward 128 registers, so two blocks; under a cap of 64 the gated ones
+/// spill.
+pub const MIN_BLOCKS: u64 = 3;
 
 /// 16-byte vectors that a thread has in flight per input buffer.
 ///
-/// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × 1024 resident threads.
+/// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × 2 inputs × the 768
+/// threads of [`MIN_BLOCKS`] blocks are 48; a forward has one input, but room for five blocks.
 pub const PACKS: u64 = 2;
 
 /// Bytes of the widest load and store.
@@ -26,7 +33,11 @@ pub const MAX_CHUNKS: u64 = 4096;
 
 /// What the CUDA sources are compiled with.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 2] = [("XACT_BLOCK", BLOCK), ("XACT_PACKS", PACKS)];
+pub const DEFINES: [(&str, u64); 3] = [
+    ("XACT_BLOCK", BLOCK),
+    ("XACT_MIN_BLOCKS", MIN_BLOCKS),
+    ("XACT_PACKS", PACKS),
+];
 
 /// How a tensor is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

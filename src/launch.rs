@@ -4,6 +4,7 @@
 
 use cudarc::driver::sys::CUstream;
 
+use crate::activation::{Form, Order};
 use crate::device::{Device, driver_error};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -11,16 +12,18 @@ use crate::geometry::BLOCK;
 
 /// What `src/args.rs` becomes here: a struct that a kernel can take.
 macro_rules! kernel_args {
-    ($(#[doc = $struct_doc:literal])* $name:ident { $($(#[doc = $doc:literal])* $field:ident: $type:tt,)* }) => {
+    ($($(#[doc = $struct_doc:literal])* $name:ident {
+        $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
+    })*) => {$(
         $(#[doc = $struct_doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq)]
         pub struct $name {
-            $($(#[doc = $doc])* pub(crate) $field: $type,)*
+            $($(#[doc = $doc])* $vis $field: $type,)*
         }
 
         impl KernelArgs for $name {}
-    };
+    )*};
 }
 
 /// A parameter block declared in `src/args.rs`.
@@ -28,21 +31,26 @@ pub(crate) trait KernelArgs: Copy {}
 
 include!("args.rs");
 
-/// What an entry of a kernel file computes.
+/// What an entry of an activation computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Direction {
-    Forward,
-    Backward,
+pub(crate) enum Task {
+    Forward(Form),
+    Backward(Form),
     /// The second stage of the parameter gradients.
     Dparams,
 }
 
-impl Direction {
+impl Task {
+    /// The part of an entry's name that says so.
     const fn name(self) -> &'static str {
         match self {
-            Direction::Forward => "forward",
-            Direction::Backward => "backward",
-            Direction::Dparams => "dparams",
+            Task::Forward(Form::Plain) => "forward",
+            Task::Forward(Form::Gated(Order::First)) => "gated1_forward",
+            Task::Forward(Form::Gated(Order::Second)) => "gated2_forward",
+            Task::Backward(Form::Plain) => "backward",
+            Task::Backward(Form::Gated(Order::First)) => "gated1_backward",
+            Task::Backward(Form::Gated(Order::Second)) => "gated2_backward",
+            Task::Dparams => "dparams",
         }
     }
 }
@@ -51,14 +59,14 @@ impl Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
     pub(crate) stem: &'static str,
-    pub(crate) direction: Direction,
+    pub(crate) task: Task,
     pub(crate) dtype: Dtype,
 }
 
 impl Entry {
-    /// `<stem>_<direction>_<dtype>`, the name in the PTX.
+    /// `<stem>_<task>_<dtype>`, the name in the PTX.
     pub(crate) fn name(&self) -> String {
-        format!("{}_{}_{}", self.stem, self.direction.name(), self.dtype)
+        format!("{}_{}_{}", self.stem, self.task.name(), self.dtype)
     }
 }
 

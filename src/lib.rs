@@ -17,8 +17,12 @@ mod geometry;
 mod launch;
 #[cfg(feature = "cuda")]
 pub mod raw;
+#[cfg(feature = "cuda")]
+mod tensor;
 
-pub use activation::{Activation, Compat, EpsGradient, Parameters, Xielu};
+pub use activation::{
+    Activation, Compat, EpsGradient, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu,
+};
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
 

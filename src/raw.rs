@@ -4,6 +4,9 @@
 //! The calls check what can be checked on the host (null, alignment, pitches, overlap, workspace
 //! size) and write nothing when a check fails. They do not allocate, synchronise or choose a stream.
 //! Before a capture, call [`Device::preload`].
+//!
+//! An output may be the very matrix of an input of the same call (in place); otherwise no element of an
+//! output may belong to anything else of the call.
 
 #![allow(unsafe_code)]
 
@@ -11,26 +14,19 @@ use std::num::NonZeroU32;
 
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
-use crate::activation::{Activation, MAX_PARAMS};
+use cudarc::driver::{CudaStream, DevicePtrMut};
+
+use crate::activation::{self, Activation, Form, Gated, MAX_PARAMS, Order, ParamGradients};
 use crate::device::Device;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::geometry::Cut;
-use crate::launch::{ActivationArgs, Direction, Entry, launch};
+pub use crate::launch::Matrix;
+use crate::launch::{ActivationArgs, Entry, Task, launch};
+use crate::tensor;
 
 /// Bytes of the pair (sum, compensation) that a chunk leaves for each parameter.
 const PARTIAL_BYTES: u64 = 8;
-
-/// A matrix in device memory, of the call's `rows` × `cols` elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Matrix {
-    /// Its first element; a multiple of the element size.
-    pub ptr: CUdeviceptr,
-    /// Elements from the start of one row to the start of the next, at least `cols`. A tensor
-    /// without gaps has `pitch == cols`; the halves of a `[rows, 2·cols]` tensor have
-    /// `pitch == 2·cols`.
-    pub pitch: u64,
-}
 
 impl Matrix {
     /// A single row.
@@ -39,62 +35,107 @@ impl Matrix {
     }
 }
 
-/// y = f(x). `y` may be `x` (in place); otherwise the two must not share an element.
+/// What all calls have.
 #[derive(Clone, Copy, Debug)]
-pub struct Forward<'a> {
-    /// Type of x and y.
+pub struct Common<'a> {
+    /// Type of the tensors.
     pub dtype: Dtype,
     /// Rows.
     pub rows: u64,
     /// Elements in a row.
     pub cols: u64,
-    /// Input.
-    pub x: Matrix,
-    /// Output.
-    pub y: Matrix,
-    /// One device pointer for each of [`Activation::PARAMS`], to one element.
+    /// One device pointer for each of [`Activation::PARAMS`], to one element; optional parameters at
+    /// the end may be left out.
     pub params: &'a [CUdeviceptr],
-    /// Type of the parameters: [`Dtype::F32`], or that of x.
+    /// Type of the parameters: [`Dtype::F32`], or that of the tensors.
     pub param_dtype: Dtype,
     /// The most blocks to launch, to leave SMs to other work; `None` for the fastest. The result is
     /// the same to the bit.
     pub max_blocks: Option<NonZeroU32>,
 }
 
-/// dx = dy · f′(x), and the gradient of each parameter. `dx` may be `dy` or `x` (in place); otherwise
-/// it must not share an element with them.
+/// The parameter gradients of a backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Dparams<'a> {
+    /// One device pointer for each parameter that the call has, to one f32; those of optional
+    /// parameters at the end may be left out.
+    pub out: &'a [CUdeviceptr],
+    /// Whether they are added to what is there, or overwrite it.
+    pub accumulate: bool,
+    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8, not used by other work until
+    /// the call has completed. Need not be initialised.
+    pub workspace: CUdeviceptr,
+    /// Its size.
+    pub workspace_bytes: u64,
+}
+
+/// y = f(x).
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// Type, shape, parameters.
+    pub common: Common<'a>,
+    /// Input.
+    pub x: Matrix,
+    /// Output.
+    pub y: Matrix,
+}
+
+/// dx = dy · f′(x), and the gradient of each parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
-    /// Type of x, dy and dx.
-    pub dtype: Dtype,
-    /// Rows.
-    pub rows: u64,
-    /// Elements in a row.
-    pub cols: u64,
+    /// Type, shape, parameters.
+    pub common: Common<'a>,
     /// Input of the forward.
     pub x: Matrix,
     /// Gradient with respect to y.
     pub dy: Matrix,
     /// Gradient with respect to x, written.
     pub dx: Matrix,
-    /// As in [`Forward::params`].
-    pub params: &'a [CUdeviceptr],
-    /// As in [`Forward::param_dtype`].
-    pub param_dtype: Dtype,
-    /// One device pointer for each parameter, to one f32.
-    pub dparams: &'a [CUdeviceptr],
-    /// Whether the parameter gradients are added to what is there, or overwrite it.
-    pub accumulate: bool,
-    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8, not used by other work
-    /// until this call has completed. Need not be initialised.
-    pub workspace: CUdeviceptr,
-    /// Its size.
-    pub workspace_bytes: u64,
-    /// As in [`Forward::max_blocks`].
-    pub max_blocks: Option<NonZeroU32>,
+    /// If given, y is computed again and written here, so that a training stack stores only x.
+    pub y: Option<Matrix>,
+    /// The parameter gradients.
+    pub dparams: Dparams<'a>,
 }
 
-/// Bytes of workspace that a [`backward`] of this shape needs, whatever the pitches.
+/// y = g(x) · v, with g = G or f.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedForward<'a> {
+    /// Type, shape, parameters.
+    pub common: Common<'a>,
+    /// Which g.
+    pub order: Order,
+    /// Gate.
+    pub x: Matrix,
+    /// Value.
+    pub v: Matrix,
+    /// Output.
+    pub y: Matrix,
+}
+
+/// dx = dy · v · g′(x), dv = dy · g(x), and the gradient of each parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedBackward<'a> {
+    /// Type, shape, parameters.
+    pub common: Common<'a>,
+    /// Which g.
+    pub order: Order,
+    /// Gate.
+    pub x: Matrix,
+    /// Value.
+    pub v: Matrix,
+    /// Gradient with respect to y.
+    pub dy: Matrix,
+    /// Gradient with respect to x, written.
+    pub dx: Matrix,
+    /// Gradient with respect to v, written.
+    pub dv: Matrix,
+    /// If given, y is computed again and written here.
+    pub y: Option<Matrix>,
+    /// The parameter gradients.
+    pub dparams: Dparams<'a>,
+}
+
+/// Bytes of workspace that a backward of this shape needs, whatever the pitches.
 ///
 /// # Errors
 /// [`Error::TooLarge`].
@@ -121,22 +162,37 @@ pub unsafe fn forward<A: Activation>(
     op: &A,
     call: &Forward<'_>,
 ) -> Result<()> {
-    let pitches = [call.x.pitch, call.y.pitch];
-    let shape = Shape::new(call.dtype, call.rows, call.cols, &pitches)?;
-    let mut args = shape.args(op, call.params, call.param_dtype)?;
-    let x = shape.matrix("x", call.x)?;
-    let y = shape.matrix("y", call.y)?;
-    y.may_be(&x)?;
-    shape.disjoint_from_scalars(&y, A::PARAMS, call.params, call.param_dtype.size())?;
-    (args.x, args.x_pitch) = (x.start, x.pitch);
-    (args.out, args.out_pitch) = (y.start, y.pitch);
-    let entry = shape.entry::<A>(Direction::Forward);
-    if shape.cut.chunks == 0 {
-        return Ok(());
-    }
-    // SAFETY: `args` belongs to an entry of an activation and is filled for a forward; the caller
-    // vouches for the buffers and the stream.
-    unsafe { launch(device, stream, entry, shape.blocks(call.max_blocks), &args) }
+    let buffers = Buffers {
+        inputs: &[("x", call.x)],
+        outputs: &[("y", Some(call.y))],
+    };
+    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    (plan.args.x, plan.args.y) = (call.x, call.y);
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe { plan.launch(device, stream, Task::Forward(Form::Plain)) }
+}
+
+/// Launches the gated forward of `op` on `stream`.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`].
+pub unsafe fn gated_forward<A: Gated>(
+    device: &Device,
+    stream: CUstream,
+    op: &A,
+    call: &GatedForward<'_>,
+) -> Result<()> {
+    let buffers = Buffers {
+        inputs: &[("x", call.x), ("v", call.v)],
+        outputs: &[("y", Some(call.y))],
+    };
+    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    (plan.args.x, plan.args.v, plan.args.y) = (call.x, call.v, call.y);
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe { plan.launch(device, stream, Task::Forward(Form::Gated(call.order))) }
 }
 
 /// Launches the backward of `op` on `stream`: one pass for dx and the partial sums, and a second small
@@ -153,81 +209,213 @@ pub unsafe fn backward<A: Activation>(
     op: &A,
     call: &Backward<'_>,
 ) -> Result<()> {
-    let pitches = [call.x.pitch, call.dy.pitch, call.dx.pitch];
-    let shape = Shape::new(call.dtype, call.rows, call.cols, &pitches)?;
-    let mut args = shape.args(op, call.params, call.param_dtype)?;
-    let x = shape.matrix("x", call.x)?;
-    let dy = shape.matrix("dy", call.dy)?;
-    let dx = shape.matrix("dx", call.dx)?;
-    dx.may_be(&x)?;
-    dx.may_be(&dy)?;
-    shape.disjoint_from_scalars(&dx, A::PARAMS, call.params, call.param_dtype.size())?;
-
-    check_count("dparams", A::PARAMS.len(), call.dparams.len())?;
-    let scalars = |names: &'static [&'static str], pointers: &[CUdeviceptr], bytes| {
-        names
-            .iter()
-            .zip(pointers)
-            .map(|(&name, &pointer)| Span::new(name, pointer, 1, 1, 1, bytes))
-            .collect::<Result<Vec<_>>>()
+    let buffers = Buffers {
+        inputs: &[("x", call.x), ("dy", call.dy)],
+        outputs: &[("dx", Some(call.dx)), ("y", call.y)],
     };
-    let dparams = scalars(A::GRADIENTS, call.dparams, Dtype::F32.size())?;
-    let params = scalars(A::PARAMS, call.params, call.param_dtype.size())?;
-    let needed = workspace_bytes::<A>(call.dtype, call.rows, call.cols)?;
-    if call.workspace_bytes < needed {
-        return Err(Error::Workspace {
-            needed,
-            got: call.workspace_bytes,
-        });
-    }
-    let pairs = needed / PARTIAL_BYTES;
-    let workspace = Span::new(
-        "the workspace",
-        call.workspace,
-        1,
-        pairs,
-        pairs,
-        PARTIAL_BYTES,
-    )?;
-    let mut written: Vec<&Span> = vec![&dx];
-    for output in dparams.iter().chain([&workspace]) {
-        for other in params
-            .iter()
-            .chain(written.iter().copied())
-            .chain([&x, &dy])
-        {
-            output.disjoint_from(other)?;
+    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    plan.add_dparams::<A>(&call.common, &call.dparams)?;
+    (plan.args.x, plan.args.dy, plan.args.dx) = (call.x, call.dy, call.dx);
+    plan.args.y = call.y.unwrap_or_default();
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe { plan.launch(device, stream, Task::Backward(Form::Plain)) }
+}
+
+/// Launches the gated backward of `op` on `stream`, in the two steps of [`backward`].
+///
+/// # Errors
+/// As [`backward`].
+///
+/// # Safety
+/// As [`backward`].
+pub unsafe fn gated_backward<A: Gated>(
+    device: &Device,
+    stream: CUstream,
+    op: &A,
+    call: &GatedBackward<'_>,
+) -> Result<()> {
+    let buffers = Buffers {
+        inputs: &[("x", call.x), ("v", call.v), ("dy", call.dy)],
+        outputs: &[("dx", Some(call.dx)), ("dv", Some(call.dv)), ("y", call.y)],
+    };
+    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    plan.add_dparams::<A>(&call.common, &call.dparams)?;
+    (plan.args.x, plan.args.v, plan.args.dy) = (call.x, call.v, call.dy);
+    (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
+    plan.args.y = call.y.unwrap_or_default();
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe { plan.launch(device, stream, Task::Backward(Form::Gated(call.order))) }
+}
+
+/// The matrices of a call, by name.
+struct Buffers<'a> {
+    inputs: &'a [(&'static str, Matrix)],
+    outputs: &'a [(&'static str, Option<Matrix>)],
+}
+
+/// A checked call.
+struct Plan {
+    stem: &'static str,
+    shape: Shape,
+    max_blocks: Option<NonZeroU32>,
+    args: ActivationArgs,
+    /// What is read and written so far, for the checks that follow.
+    read: Vec<Span>,
+    written: Vec<Span>,
+}
+
+impl Plan {
+    /// Checks the matrices and the parameters, and fills in what does not depend on the task.
+    fn new<A: Activation>(op: &A, common: &Common<'_>, buffers: &Buffers<'_>) -> Result<Plan> {
+        const { assert!(A::PARAMS.len() <= MAX_PARAMS && A::OPTIONAL <= A::PARAMS.len()) };
+        let &Common {
+            dtype,
+            rows,
+            cols,
+            params,
+            param_dtype,
+            max_blocks,
+        } = common;
+        let outputs = || {
+            buffers
+                .outputs
+                .iter()
+                .filter_map(|&(name, m)| Some((name, m?)))
+        };
+        let matrices = buffers.inputs.iter().copied().chain(outputs());
+        let pitches: Vec<_> = matrices.map(|(_, matrix)| matrix.pitch).collect();
+        let shape = Shape::new(dtype, rows, cols, &pitches)?;
+        check_count(
+            "params",
+            A::PARAMS.len() - A::OPTIONAL..=A::PARAMS.len(),
+            params.len(),
+        )?;
+        if param_dtype != Dtype::F32 && param_dtype != dtype {
+            return Err(Error::ParamDtype {
+                params: param_dtype.name(),
+                x: dtype.name(),
+            });
         }
-        written.push(output);
+        let scalars = scalars(A::PARAMS, params, param_dtype)?;
+        let span = |(name, matrix)| shape.matrix(name, matrix);
+        let inputs = buffers
+            .inputs
+            .iter()
+            .copied()
+            .map(span)
+            .collect::<Result<Vec<_>>>()?;
+        let mut written: Vec<Span> = Vec::new();
+        for output in outputs().map(span) {
+            let output = output?;
+            for input in &inputs {
+                output.may_be(input)?;
+            }
+            for other in scalars.iter().chain(&written) {
+                output.disjoint_from(other)?;
+            }
+            written.push(output);
+        }
+        let mut args = ActivationArgs {
+            rows: shape.rows,
+            cols: shape.cols,
+            tiles_per_row: shape.cut.tiles_per_row,
+            tiles_per_chunk: shape.cut.tiles_per_chunk,
+            chunks: shape.cut.chunks,
+            params_are_f32: u32::from(param_dtype == Dtype::F32),
+            ..ActivationArgs::default()
+        };
+        args.params[..params.len()].copy_from_slice(params);
+        activation::sealed::Options::set_options(op, &mut args);
+        Ok(Plan {
+            stem: A::NAME,
+            shape,
+            max_blocks,
+            args,
+            read: inputs.into_iter().chain(scalars).collect(),
+            written,
+        })
     }
 
-    (args.x, args.x_pitch) = (x.start, x.pitch);
-    (args.dy, args.dy_pitch) = (dy.start, dy.pitch);
-    (args.out, args.out_pitch) = (dx.start, dx.pitch);
-    args.dparams[..call.dparams.len()].copy_from_slice(call.dparams);
-    args.partials = call.workspace;
-    args.accumulate = u32::from(call.accumulate);
-    let entries = [Direction::Backward, Direction::Dparams].map(|d| shape.entry::<A>(d));
-    // Both are loaded before anything is launched, so that a failure to load writes nothing.
-    for entry in entries {
-        device.function(entry)?;
+    /// Checks and fills in the parameter gradients.
+    fn add_dparams<A: Activation>(
+        &mut self,
+        common: &Common<'_>,
+        dparams: &Dparams<'_>,
+    ) -> Result<()> {
+        let most = common.params.len();
+        check_count(
+            "dparams",
+            A::PARAMS.len() - A::OPTIONAL..=most,
+            dparams.out.len(),
+        )?;
+        let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
+        let needed = workspace_bytes::<A>(common.dtype, common.rows, common.cols)?;
+        if dparams.workspace_bytes < needed {
+            return Err(Error::Workspace {
+                needed,
+                got: dparams.workspace_bytes,
+            });
+        }
+        let mut outputs = scalars(A::GRADIENTS, dparams.out, Dtype::F32)?;
+        outputs.push(Span::new(
+            "the workspace",
+            dparams.workspace,
+            1,
+            pairs,
+            pairs,
+            PARTIAL_BYTES,
+        )?);
+        for output in outputs {
+            for other in self.read.iter().chain(&self.written) {
+                output.disjoint_from(other)?;
+            }
+            self.written.push(output);
+        }
+        self.args.dparams[..dparams.out.len()].copy_from_slice(dparams.out);
+        self.args.partials = dparams.workspace;
+        self.args.accumulate = u32::from(dparams.accumulate);
+        Ok(())
     }
-    if shape.cut.chunks > 0 {
-        // SAFETY: `args` belongs to an entry of an activation and is filled for a backward; the caller
-        // vouches for the buffers and the stream.
-        unsafe {
-            launch(
-                device,
-                stream,
-                entries[0],
-                shape.blocks(call.max_blocks),
-                &args,
-            )
-        }?;
+
+    /// Launches the task, and after a backward the second stage of the sums.
+    ///
+    /// # Safety
+    /// As [`launch()`] for the buffers and the stream; the matrices of the task are filled in.
+    unsafe fn launch(&self, device: &Device, stream: CUstream, task: Task) -> Result<()> {
+        let entry = |task| Entry {
+            stem: self.stem,
+            task,
+            dtype: self.shape.dtype,
+        };
+        let sums = matches!(task, Task::Backward(_)).then_some(entry(Task::Dparams));
+        // All are loaded before anything is launched, so that a failure to load writes nothing.
+        for entry in [Some(entry(task)), sums].into_iter().flatten() {
+            device.function(entry)?;
+        }
+        let chunks = u32::try_from(self.shape.cut.chunks).expect("at most MAX_CHUNKS");
+        if chunks > 0 {
+            let blocks = self.max_blocks.map_or(chunks, |max| chunks.min(max.get()));
+            // SAFETY: the block of parameters is that of an activation's entries, filled for this task;
+            // the caller vouches for the buffers and the stream.
+            unsafe { launch(device, stream, entry(task), blocks, &self.args) }?;
+        }
+        if let Some(sums) = sums {
+            // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
+            // it reads none if there are no chunks.
+            unsafe { launch(device, stream, sums, 1, &self.args) }?;
+        }
+        Ok(())
     }
-    // SAFETY: as above; the stream orders it after the pass that writes the partials. With no chunk
-    // it reads none.
-    unsafe { launch(device, stream, entries[1], 1, &args) }
+}
+
+/// The spans of single elements.
+fn scalars(
+    names: &'static [&'static str],
+    pointers: &[CUdeviceptr],
+    dtype: Dtype,
+) -> Result<Vec<Span>> {
+    let scalar = |(&name, &pointer)| Span::new(name, pointer, 1, 1, 1, dtype.size());
+    names.iter().zip(pointers).map(scalar).collect()
 }
 
 /// The shape of a call and how it is cut. A matrix without gaps becomes a single row.
@@ -255,38 +443,6 @@ impl Shape {
         })
     }
 
-    /// The fields that forward and backward share.
-    fn args<A: Activation>(
-        &self,
-        op: &A,
-        params: &[CUdeviceptr],
-        param_dtype: Dtype,
-    ) -> Result<ActivationArgs> {
-        const { assert!(A::PARAMS.len() <= MAX_PARAMS) };
-        check_count("params", A::PARAMS.len(), params.len())?;
-        if param_dtype != Dtype::F32 && param_dtype != self.dtype {
-            return Err(Error::ParamDtype {
-                params: param_dtype.name(),
-                x: self.dtype.name(),
-            });
-        }
-        let mut args = ActivationArgs {
-            rows: self.rows,
-            cols: self.cols,
-            tiles_per_row: self.cut.tiles_per_row,
-            tiles_per_chunk: self.cut.tiles_per_chunk,
-            chunks: self.cut.chunks,
-            params_are_f32: u32::from(param_dtype == Dtype::F32),
-            ..ActivationArgs::default()
-        };
-        for ((slot, &pointer), &name) in args.params.iter_mut().zip(params).zip(A::PARAMS) {
-            Span::new(name, pointer, 1, 1, 1, param_dtype.size())?;
-            *slot = pointer;
-        }
-        op.set_options(&mut args);
-        Ok(args)
-    }
-
     fn matrix(&self, what: &'static str, matrix: Matrix) -> Result<Span> {
         if self.rows > 1 && matrix.pitch < self.cols {
             return Err(Error::Pitch {
@@ -295,50 +451,22 @@ impl Shape {
                 cols: self.cols,
             });
         }
-        Span::new(
-            what,
-            matrix.ptr,
-            self.rows,
-            self.cols,
-            matrix.pitch,
-            self.dtype.size(),
-        )
-    }
-
-    fn disjoint_from_scalars(
-        &self,
-        output: &Span,
-        names: &'static [&'static str],
-        pointers: &[CUdeviceptr],
-        bytes: u64,
-    ) -> Result<()> {
-        for (&name, &pointer) in names.iter().zip(pointers) {
-            output.disjoint_from(&Span::new(name, pointer, 1, 1, 1, bytes)?)?;
-        }
-        Ok(())
-    }
-
-    fn entry<A: Activation>(&self, direction: Direction) -> Entry {
-        Entry {
-            stem: A::NAME,
-            direction,
-            dtype: self.dtype,
-        }
-    }
-
-    fn blocks(&self, max: Option<NonZeroU32>) -> u32 {
-        let chunks = u32::try_from(self.cut.chunks).expect("at most MAX_CHUNKS");
-        max.map_or(chunks, |max| chunks.min(max.get()))
+        let Matrix { ptr, pitch } = matrix;
+        Span::new(what, ptr, self.rows, self.cols, pitch, self.dtype.size())
     }
 }
 
-fn check_count(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
+fn check_count(
+    what: &'static str,
+    expected: std::ops::RangeInclusive<usize>,
+    got: usize,
+) -> Result<()> {
+    if expected.contains(&got) {
         return Ok(());
     }
     Err(Error::Length {
         what,
-        expected: expected as u64,
+        expected: *expected.start() as u64,
         got: got as u64,
     })
 }
@@ -347,8 +475,6 @@ fn check_count(what: &'static str, expected: usize, got: usize) -> Result<()> {
 struct Span {
     what: &'static str,
     start: u64,
-    /// In elements, as the kernel takes it.
-    pitch: u64,
     rows: u64,
     row_bytes: u64,
     pitch_bytes: u64,
@@ -393,7 +519,6 @@ impl Span {
         Ok(Span {
             what,
             start,
-            pitch,
             rows,
             row_bytes,
             pitch_bytes,
@@ -437,6 +562,287 @@ impl Span {
         }
         self.disjoint_from(input)
     }
+}
+
+// The safe API's way in: these hold the borrows of all buffers over the launch, check what the types do
+// not say, and resolve the buffers only when all is well.
+
+/// Checks each parameter, and calls `f` with their addresses.
+fn with_params<A: Activation, P: Element>(
+    device: &Device,
+    stream: &CudaStream,
+    params: &A::Params<'_, P>,
+    f: impl FnOnce(&[CUdeviceptr]) -> Result<()>,
+) -> Result<()> {
+    let params = activation::sealed::Scalars::list(params);
+    for (&name, &param) in A::PARAMS.iter().zip(&params) {
+        check_scalar(name, device, param.stream(), param.len())?;
+    }
+    let (pointers, _guards): (Vec<_>, Vec<_>) =
+        params.iter().map(|param| param.device_ptr(stream)).unzip();
+    f(&pointers)
+}
+
+/// Checks the parameter gradients and their workspace, and calls `f` with their addresses.
+fn with_dparams<A: Activation>(
+    device: &Device,
+    stream: &CudaStream,
+    gradients: ParamGradients<'_, A>,
+    f: impl FnOnce(&Dparams<'_>) -> Result<()>,
+) -> Result<()> {
+    let ParamGradients {
+        mut out,
+        accumulate,
+        workspace,
+    } = gradients;
+    let mut out = activation::sealed::ScalarsMut::list_mut(&mut out);
+    for (&name, buffer) in A::GRADIENTS.iter().zip(&out) {
+        check_scalar(name, device, buffer.stream(), buffer.len())?;
+    }
+    let workspace_bytes = workspace.bytes();
+    let workspace = workspace.buffer_for(stream)?;
+    let (pointers, _guards): (Vec<_>, Vec<_>) = out
+        .iter_mut()
+        .map(|buffer| buffer.device_ptr_mut(stream))
+        .unzip();
+    let (workspace, _guard) = workspace.device_ptr_mut(stream);
+    f(&Dparams {
+        out: &pointers,
+        accumulate,
+        workspace,
+        workspace_bytes,
+    })
+}
+
+fn check_scalar(
+    what: &'static str,
+    device: &Device,
+    stream: &CudaStream,
+    len: usize,
+) -> Result<()> {
+    device.check_buffer(what, stream)?;
+    check_count(what, 1..=1, len)
+}
+
+fn common<'a, T: Element, P: Element>(
+    shape: tensor::Shape,
+    params: &'a [CUdeviceptr],
+) -> Common<'a> {
+    Common {
+        dtype: T::DTYPE,
+        rows: shape.rows as u64,
+        cols: shape.cols as u64,
+        params,
+        param_dtype: P::DTYPE,
+        max_blocks: None,
+    }
+}
+
+pub(crate) fn safe_forward<A: Activation, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    call: activation::Forward<'_, A, T, P>,
+) -> Result<()> {
+    let activation::Forward { x, params, mut y } = call;
+    device.check_stream(stream)?;
+    let shape = tensor::Shape::of(x.len(), &[x.explicit(), y.explicit()]);
+    let (x_rows, y_rows) = (x.check("x", device, shape)?, y.check("y", device, shape)?);
+    with_params::<A, P>(device, stream, &params, |params| {
+        let (x, y) = (x.resolve(stream, x_rows), y.resolve(stream, y_rows));
+        let call = Forward {
+            common: common::<T, P>(shape, params),
+            x: x.matrix,
+            y: y.matrix,
+        };
+        // SAFETY: all buffers are borrowed here, y mutably, hold what the shape says as checked above,
+        // and are of the device's context, as is the stream; cudarc orders their later use and freeing
+        // after the launch.
+        unsafe { forward(device, stream.cu_stream(), op, &call) }
+    })
+}
+
+pub(crate) fn safe_forward_in_place<A: Activation, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    call: activation::ForwardInPlace<'_, A, T, P>,
+) -> Result<()> {
+    let activation::ForwardInPlace { mut x, params } = call;
+    device.check_stream(stream)?;
+    let shape = tensor::Shape::of(x.len(), &[x.explicit()]);
+    let rows = x.check("x", device, shape)?;
+    with_params::<A, P>(device, stream, &params, |params| {
+        let x = x.resolve(stream, rows);
+        let call = Forward {
+            common: common::<T, P>(shape, params),
+            x: x.matrix,
+            y: x.matrix,
+        };
+        // SAFETY: as in safe_forward.
+        unsafe { forward(device, stream.cu_stream(), op, &call) }
+    })
+}
+
+pub(crate) fn safe_backward<A: Activation, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    call: activation::Backward<'_, A, T, P>,
+) -> Result<()> {
+    let activation::Backward {
+        x,
+        dy,
+        mut dx,
+        mut y,
+        params,
+        dparams,
+    } = call;
+    device.check_stream(stream)?;
+    let of_y = y.as_ref().and_then(|y| y.explicit());
+    let shape = tensor::Shape::of(x.len(), &[x.explicit(), dy.explicit(), dx.explicit(), of_y]);
+    let (x_rows, dy_rows) = (x.check("x", device, shape)?, dy.check("dy", device, shape)?);
+    let dx_rows = dx.check("dx", device, shape)?;
+    let y_rows = y
+        .as_ref()
+        .map(|y| y.check("y", device, shape))
+        .transpose()?;
+    with_params::<A, P>(device, stream, &params, |params| {
+        with_dparams::<A>(device, stream, dparams, |dparams| {
+            let (x, dy) = (x.resolve(stream, x_rows), dy.resolve(stream, dy_rows));
+            let dx = dx.resolve(stream, dx_rows);
+            let y = y
+                .as_mut()
+                .zip(y_rows)
+                .map(|(y, rows)| y.resolve(stream, rows));
+            let call = Backward {
+                common: common::<T, P>(shape, params),
+                x: x.matrix,
+                dy: dy.matrix,
+                dx: dx.matrix,
+                y: y.as_ref().map(|y| y.matrix),
+                dparams: *dparams,
+            };
+            // SAFETY: as in safe_forward; the workspace is of this stream.
+            unsafe { backward(device, stream.cu_stream(), op, &call) }
+        })
+    })
+}
+
+pub(crate) fn safe_backward_in_place<A: Activation, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    call: activation::BackwardInPlace<'_, A, T, P>,
+) -> Result<()> {
+    let activation::BackwardInPlace {
+        x,
+        mut dy,
+        params,
+        dparams,
+    } = call;
+    device.check_stream(stream)?;
+    let shape = tensor::Shape::of(x.len(), &[x.explicit(), dy.explicit()]);
+    let (x_rows, dy_rows) = (x.check("x", device, shape)?, dy.check("dy", device, shape)?);
+    with_params::<A, P>(device, stream, &params, |params| {
+        with_dparams::<A>(device, stream, dparams, |dparams| {
+            let (x, dy) = (x.resolve(stream, x_rows), dy.resolve(stream, dy_rows));
+            let call = Backward {
+                common: common::<T, P>(shape, params),
+                x: x.matrix,
+                dy: dy.matrix,
+                dx: dy.matrix,
+                y: None,
+                dparams: *dparams,
+            };
+            // SAFETY: as in safe_forward; the workspace is of this stream.
+            unsafe { backward(device, stream.cu_stream(), op, &call) }
+        })
+    })
+}
+
+pub(crate) fn safe_gated_forward<A: Gated, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    order: Order,
+    call: activation::GatedForward<'_, A, T, P>,
+) -> Result<()> {
+    let activation::GatedForward {
+        x,
+        v,
+        params,
+        mut y,
+    } = call;
+    device.check_stream(stream)?;
+    let shape = tensor::Shape::of(x.len(), &[x.explicit(), v.explicit(), y.explicit()]);
+    let (x_rows, v_rows) = (x.check("x", device, shape)?, v.check("v", device, shape)?);
+    let y_rows = y.check("y", device, shape)?;
+    with_params::<A, P>(device, stream, &params, |params| {
+        let (x, v) = (x.resolve(stream, x_rows), v.resolve(stream, v_rows));
+        let y = y.resolve(stream, y_rows);
+        let call = GatedForward {
+            common: common::<T, P>(shape, params),
+            order,
+            x: x.matrix,
+            v: v.matrix,
+            y: y.matrix,
+        };
+        // SAFETY: as in safe_forward.
+        unsafe { gated_forward(device, stream.cu_stream(), op, &call) }
+    })
+}
+
+pub(crate) fn safe_gated_backward<A: Gated, T: Element, P: Element>(
+    op: &A,
+    device: &Device,
+    stream: &CudaStream,
+    order: Order,
+    call: activation::GatedBackward<'_, A, T, P>,
+) -> Result<()> {
+    let activation::GatedBackward {
+        x,
+        v,
+        dy,
+        mut gradient,
+        mut y,
+        params,
+        dparams,
+    } = call;
+    device.check_stream(stream)?;
+    let of_y = y.as_ref().and_then(|y| y.explicit());
+    let shape = tensor::Shape::of(x.len(), &[x.explicit(), v.explicit(), dy.explicit(), of_y]);
+    let (x_rows, v_rows) = (x.check("x", device, shape)?, v.check("v", device, shape)?);
+    let dy_rows = dy.check("dy", device, shape)?;
+    let gradient_rows = gradient.check(device, shape)?;
+    let y_rows = y
+        .as_ref()
+        .map(|y| y.check("y", device, shape))
+        .transpose()?;
+    with_params::<A, P>(device, stream, &params, |params| {
+        with_dparams::<A>(device, stream, dparams, |dparams| {
+            let (x, v) = (x.resolve(stream, x_rows), v.resolve(stream, v_rows));
+            let dy = dy.resolve(stream, dy_rows);
+            let (dx, dv, _guards) = gradient.resolve(stream, &gradient_rows);
+            let y = y
+                .as_mut()
+                .zip(y_rows)
+                .map(|(y, rows)| y.resolve(stream, rows));
+            let call = GatedBackward {
+                common: common::<T, P>(shape, params),
+                order,
+                x: x.matrix,
+                v: v.matrix,
+                dy: dy.matrix,
+                dx,
+                dv,
+                y: y.as_ref().map(|y| y.matrix),
+                dparams: *dparams,
+            };
+            // SAFETY: as in safe_forward; the workspace is of this stream.
+            unsafe { gated_backward(device, stream.cu_stream(), op, &call) }
+        })
+    })
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn parameter_sums<A: Activation, T: Element>(
     x: &[T],
     dy: &[T],
 ) -> Vec<ParameterSum> {
-    let mut sums = vec![ParameterSum::default(); A::PARAMS.len()];
+    let mut sums = vec![ParameterSum::default(); params.len()];
     for (x, dy) in x.iter().zip(dy) {
         let terms = op.evaluate(params, x.to_f64()).dparams;
         for (total, term) in sums.iter_mut().zip(terms) {
@@ -277,7 +277,7 @@ pub fn check_gradients<A: Activation, T: Element>(
 ) -> Result<Report> {
     check_length("dy", x.len(), dy.len())?;
     check_length("dx", x.len(), dx.len())?;
-    check_length("dparams", A::PARAMS.len(), dparams.len())?;
+    check_length("dparams", params.len(), dparams.len())?;
     let exact = |i: usize| {
         let slope = op.evaluate(params, x[i].to_f64()).slope;
         let dy = dy[i].to_f64();
@@ -289,7 +289,7 @@ pub fn check_gradients<A: Activation, T: Element>(
     let tensor = check_tensor("dx", x, dx, bounds, exact);
     let sums = parameter_sums(op, params, x, dy);
     let chain = op.chain(params);
-    let parameters = (0..A::PARAMS.len())
+    let parameters = (0..params.len())
         .map(|p| {
             let (exact, got) = (sums[p].sum * chain[p], dparams[p]);
             let magnitude = sums[p].magnitude * chain[p];

@@ -101,31 +101,35 @@ impl<T: Element> Buffers<T> {
         let params = Params {
             alpha_p: &self.alpha_p,
             alpha_n: &self.alpha_n,
+            beta: None,
         };
         Xielu::default().forward(
             device,
             stream,
             Forward {
-                x: &self.x,
+                x: (&self.x).into(),
                 params,
-                y: &mut self.out,
+                y: (&mut self.out).into(),
             },
         )
     }
 
     fn backward(&mut self, device: &Device, stream: &Arc<CudaStream>) -> xact::Result<()> {
         let call = Backward {
-            x: &self.x,
-            dy: &self.dy,
-            dx: &mut self.out,
+            x: (&self.x).into(),
+            dy: (&self.dy).into(),
+            dx: (&mut self.out).into(),
+            y: None,
             params: Params {
                 alpha_p: &self.alpha_p,
                 alpha_n: &self.alpha_n,
+                beta: None,
             },
             dparams: ParamGradients {
                 out: Gradients {
                     dalpha_p: &mut self.dalpha_p,
                     dalpha_n: &mut self.dalpha_n,
+                    dbeta: None,
                 },
                 accumulate: false,
                 workspace: &mut self.workspace,
@@ -164,15 +168,17 @@ fn in_place_is_the_same_as_apart() {
     let params = || Params {
         alpha_p: &b.alpha_p,
         alpha_n: &b.alpha_n,
+        beta: None,
     };
     let call = BackwardInPlace {
-        x: &b.x,
-        dy: &mut b.dy,
+        x: (&b.x).into(),
+        dy: (&mut b.dy).into(),
         params: params(),
         dparams: ParamGradients {
             out: Gradients {
                 dalpha_p: &mut b.dalpha_p,
                 dalpha_n: &mut b.dalpha_n,
+                dbeta: None,
             },
             accumulate: true,
             workspace: &mut b.workspace,
@@ -182,7 +188,7 @@ fn in_place_is_the_same_as_apart() {
         .backward_in_place(&device, &stream, call)
         .unwrap();
     let call = ForwardInPlace {
-        x: &mut b.x,
+        x: (&mut b.x).into(),
         params: params(),
     };
     Xielu::default()
@@ -246,14 +252,15 @@ fn a_parameter_of_a_third_type_is_refused() {
     let params = Params {
         alpha_p: &a,
         alpha_n: &a,
+        beta: None,
     };
     let result = Xielu::default().forward(
         &device,
         &stream,
         Forward {
-            x: &b.x,
+            x: (&b.x).into(),
             params,
-            y: &mut y,
+            y: (&mut y).into(),
         },
     );
     assert_eq!(
@@ -274,7 +281,7 @@ fn a_workspace_serves_its_own_stream_and_must_be_large_enough() {
     b.workspace = Workspace::new(&stream, 8).unwrap();
     assert_eq!(
         b.backward(&device, &stream),
-        Err(Error::Workspace { needed: 16, got: 8 })
+        Err(Error::Workspace { needed: 24, got: 8 })
     );
     b.assert_unwritten(&stream);
 }
@@ -302,14 +309,16 @@ fn raw_forward(
     let (n, _reads_n) = b.alpha_n.device_ptr(&gpu.stream);
     let params = [p, n];
     let mut call = raw::Forward {
-        dtype: Dtype::F32,
-        rows: 1,
-        cols: N as u64,
+        common: raw::Common {
+            dtype: Dtype::F32,
+            rows: 1,
+            cols: N as u64,
+            params: &params,
+            param_dtype: Dtype::F32,
+            max_blocks: None,
+        },
         x: Matrix::contiguous(x, N as u64),
         y: Matrix::contiguous(y, N as u64),
-        params: &params,
-        param_dtype: Dtype::F32,
-        max_blocks: None,
     };
     change(&mut call, x, y);
     // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
@@ -333,7 +342,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     refused(Error::Null { what: "x" }, &|call, _, _| call.x.ptr = 0);
     refused(Error::Null { what: "y" }, &|call, _, _| call.y.ptr = 0);
     refused(Error::Null { what: "alpha_p" }, &|call, _, _| {
-        call.params = &[0, 8]
+        call.common.params = &[0, 8]
     });
     refused(
         Error::Length {
@@ -342,7 +351,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             got: 1,
         },
         &|call, _, _| {
-            call.params = &call.params[..1];
+            call.common.params = &call.common.params[..1];
         },
     );
     refused(
@@ -358,7 +367,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             other: "alpha_p",
         },
         &|call, _, _| {
-            call.y.ptr = call.params[0] - 4;
+            call.y.ptr = call.common.params[0] - 4;
         },
     );
     refused(
@@ -367,7 +376,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             x: "f32",
         },
         &|call, _, _| {
-            call.param_dtype = Dtype::Bf16;
+            call.common.param_dtype = Dtype::Bf16;
         },
     );
     refused(
@@ -377,7 +386,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             cols: 10,
         },
         &|call, _, _| {
-            (call.rows, call.cols, call.x.pitch) = (2, 10, 9);
+            (call.common.rows, call.common.cols, call.x.pitch) = (2, 10, 9);
         },
     );
     refused(
@@ -386,7 +395,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             cols: 2,
         },
         &|call, _, _| {
-            (call.rows, call.cols) = (u64::MAX, 2);
+            (call.common.rows, call.common.cols) = (u64::MAX, 2);
         },
     );
     let misaligned = raw_forward(&gpu, &mut b, |call, _, _| call.x.ptr += 2);

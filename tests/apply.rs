@@ -200,9 +200,9 @@ fn the_reference_is_the_librarys<T: Element>() {
             ["dalpha_n", "dalpha_p", "dx"]
         );
         assert_eq!(out["dx"].2, dx);
-        for (name, exact) in Xielu::GRADIENTS.iter().zip(dparams) {
-            assert_eq!(out[*name].0, Dtype::F32);
-            assert_eq!(out[*name].2, exact.to_le_bytes());
+        for (&name, exact) in Xielu::GRADIENTS.iter().zip(dparams) {
+            assert_eq!(out[name].0, Dtype::F32);
+            assert_eq!(out[name].2, exact.to_le_bytes());
         }
         assert_eq!(
             (&out["dalpha_p"].1, &out["dalpha_n"].1),

@@ -229,7 +229,7 @@ fn compat_is_hugging_face() {
             }
         }
         let chain = op.chain(&params);
-        for (p, name) in Xielu::GRADIENTS.iter().enumerate() {
+        for (p, name) in ["dalpha_p", "dalpha_n"].into_iter().enumerate() {
             let theirs = hf.get(&format!("{case}.{name}"))[0];
             let (sum, magnitude) = (sums[p].0 * chain[p], sums[p].1 * chain[p]);
             assert!(

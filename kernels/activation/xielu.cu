@@ -1,4 +1,4 @@
-// xIELU (Huang & Schlag, arXiv 2411.13010), forward, input gradient and both parameter gradients.
+// xIELU (Huang & Schlag, arXiv 2411.13010): f, f', and the derivatives with respect to its scalars.
 //
 //   x > 0:  f = α_p·x² + β·x                                   f' = 2·α_p·x + β
 //   x ≤ 0:  f = α_n·q(x) + β·x = α_n·expm1(x) − s_n·x          f' = α_n·expm1(x) + β
@@ -6,7 +6,8 @@
 //   ∂f/∂α_p = x²·[x > 0]          ∂f/∂α_n = q(x)·[x ≤ 0]
 //
 // Raw parameters (a_p, a_n), as checkpoints hold them: α_p = softplus(a_p), s_n = softplus(a_n),
-// α_n = β + s_n; their gradients take the factor softplus'(a).
+// α_n = β + s_n; their gradients take the factor softplus'(a). β may be a third parameter. Its own
+// derivative is x for x > 0; for x ≤ 0 it is expm1(x) where α_n contains β (raw), else x.
 //
 // The q-form keeps the sign and the digits near 0, where expm1(x) loses to −x; the s_n-form holds
 // far out, where α_n·q + β·x would cancel and is inf − inf at −inf.
@@ -24,80 +25,81 @@
 namespace xact {
 
 struct XieluParams {
+    static constexpr int kParams = 3;
+
     float alpha_p, alpha_n, s_n, beta, eps;
-    float chain[2];
-    bool autograd;
+    float chain[kParams];
+    bool raw, autograd;
 };
 
 // The usual case: no clamp, α_p and s_n not 0.
 struct XieluIdeal : XieluParams {
-    // Near 0 both sides are x·(a·x·r + β), which keeps the sign of zero.
-    __device__ float value(float x) const {
+    __device__ Point<kParams> at(Order<2>, float x) const {
         const Expm1 e(x);
         const bool positive = x > 0.0f;
+        Point<kParams> p;
+        // Near 0 both sides are x·(a·x·r + β), which keeps the sign of zero.
         const float a = positive ? alpha_p : alpha_n;
         const float r = positive ? 1.0f : e.r;
         const float near = x * fmaf(a * x, r, beta);
         const float far = fmaf(alpha_n, e.far, -s_n * x);
-        return e.near ? near : far;
-    }
-
-    __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
-        const Expm1 e(x);
-        const bool positive = x > 0.0f;
-        const float slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1(), beta);
-        dx = dy * slope;
-        terms[0] = positive ? (dy * x) * x : 0.0f;
-        terms[1] = positive ? 0.0f : dy * e.q();
+        p.value = e.near ? near : far;
+        p.slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1(), beta);
+        p.dparams[0] = positive ? x * x : 0.0f;
+        p.dparams[1] = positive ? 0.0f : e.q();
+        p.dparams[2] = positive || !raw ? x : e.expm1();
+        return p;
     }
 };
 
 // Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
 struct XieluGeneral : XieluParams {
-    __device__ float value(float x) const {
+    __device__ Point<kParams> at(Order<2>, float x) const {
+        Point<kParams> p;
         if (x > 0.0f) {
-            const float t = alpha_p == 0.0f ? 0.0f : alpha_p * x;
-            return x * (t + beta);
+            p.value = x * ((alpha_p == 0.0f ? 0.0f : alpha_p * x) + beta);
+            p.slope = alpha_p == 0.0f ? beta : fmaf(2.0f * alpha_p, x, beta);
+            p.dparams[0] = x * x;
+            p.dparams[1] = 0.0f;
+            p.dparams[2] = x;
+            return p;
         }
-        const float clamped = x > eps ? eps : x;
+        const bool clamps = x > eps;
+        const float clamped = clamps ? eps : x;
         const Expm1 e(clamped);
-        if (x > eps) return fmaf(alpha_n, e.q() + (clamped - x), beta * x);
-        if (e.near) return x * fmaf(alpha_n * x, e.r, beta);
-        return fmaf(alpha_n, e.far, s_n == 0.0f ? 0.0f : -s_n * x);
-    }
-
-    __device__ void backward(float x, float dy, float& dx, float (&terms)[2]) const {
-        terms[0] = 0.0f;
-        terms[1] = 0.0f;
-        if (x > 0.0f) {
-            dx = dy * (alpha_p == 0.0f ? beta : fmaf(2.0f * alpha_p, x, beta));
-            terms[0] = (dy * x) * x;
-            return;
+        const float q = clamps ? e.q() + (clamped - x) : e.q();  // expm1(min(x, eps)) − x
+        if (clamps) {
+            p.value = fmaf(alpha_n, q, beta * x);
+        } else if (e.near) {
+            p.value = x * fmaf(alpha_n * x, e.r, beta);
+        } else {
+            p.value = fmaf(alpha_n, e.far, s_n == 0.0f ? 0.0f : -s_n * x);
         }
-        const float clamped = x > eps ? eps : x;
-        const Expm1 e(clamped);
-        float slope = fmaf(alpha_n, e.expm1(), beta);
+        p.slope = fmaf(alpha_n, e.expm1(), beta);
         if (autograd) {
-            if (x > eps) slope = -s_n;
-            if (x == eps) slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
+            if (clamps) p.slope = -s_n;
+            if (x == eps) p.slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
         }
-        dx = dy * slope;
-        terms[1] = dy * (x > eps ? e.q() + (clamped - x) : e.q());
+        p.dparams[0] = 0.0f;
+        p.dparams[1] = q;
+        p.dparams[2] = raw ? e.expm1() : x;
+        return p;
     }
 };
 
 struct Xielu {
-    static constexpr int kParams = 2;
+    static constexpr int kParams = XieluParams::kParams;
 
     template <class T, class F>
     __device__ static void with(const ActivationArgs& args, F f) {
         XieluParams p;
-        p.beta = args.beta;
+        p.beta = args.params[2] != 0 ? read_param<T>(args, 2) : args.beta;
         p.eps = args.eps;
+        p.raw = args.raw_params != 0;
         p.autograd = args.autograd != 0;
         const float a_p = read_param<T>(args, 0);
         const float a_n = read_param<T>(args, 1);
-        if (args.raw_params) {
+        if (p.raw) {
             const Softplus positive(a_p), negative(a_n);
             p.alpha_p = positive.value;
             p.s_n = negative.value;
@@ -111,6 +113,7 @@ struct Xielu {
             p.chain[0] = 1.0f;
             p.chain[1] = 1.0f;
         }
+        p.chain[2] = 1.0f;
         if (p.eps == INFINITY && p.alpha_p != 0.0f && p.s_n != 0.0f) {
             f(XieluIdeal{p});
         } else {

@@ -6,23 +6,46 @@
 // one partial sum per parameter. The cut depends on the shape alone (src/geometry.rs), so the sums
 // have the same bits on any grid.
 //
+// An activation f(x) = x·G(x) is used plain, y = f(x), or gated by a second input v:
+//
+//   order 1:  y = G(x)·v        order 2:  y = f(x)·v
+//
+//   dx = dy·v·g'(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with g = G or f, and v = 1 if plain
+//
 // A functor Op provides
-//   kParams                           number of trainable scalars
-//   Op::with<T>(args, f)              reads the parameters, calls f with the functor of this launch
-//   op.value(x)                       f(x)
-//   op.backward(x, dy, dx, terms)     dx, and the term of each parameter's gradient sum
-//   op.chain[i]                       factor from the i-th sum to the gradient of the parameter
+//   kParams                  number of trainable scalars
+//   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
+//   op.at(Order<1 or 2>, x)  a Point of G or f; what is not used of it costs nothing
+//   op.chain[i]              factor from the i-th sum to the gradient of the parameter
 #pragma once
 
 #include "args.cuh"
 #include "pack.cuh"
 #include "reduce.cuh"
 
-#if !defined(XACT_BLOCK) || !defined(XACT_PACKS)
-#error "XACT_BLOCK and XACT_PACKS come from src/geometry.rs through build.rs"
+#if !defined(XACT_BLOCK) || !defined(XACT_MIN_BLOCKS) || !defined(XACT_PACKS)
+#error "XACT_BLOCK, XACT_MIN_BLOCKS and XACT_PACKS come from src/geometry.rs through build.rs"
 #endif
 
 namespace xact {
+
+// How an activation is used.
+enum class Form { Plain, Gated1, Gated2 };
+
+__host__ __device__ constexpr bool is_gated(Form form) { return form != Form::Plain; }
+__host__ __device__ constexpr int order(Form form) { return form == Form::Gated1 ? 1 : 2; }
+
+// Chooses between the overloads of at().
+template <int kOrder>
+struct Order {};
+
+// A function g at one x: g, g', and ∂g/∂p for each parameter.
+template <int kParams>
+struct Point {
+    float value;
+    float slope;
+    float dparams[kParams];
+};
 
 // A trainable scalar, read from the device: f32, or the tensor's own type.
 template <class T>
@@ -31,33 +54,38 @@ __device__ inline float read_param(const ActivationArgs& args, int i) {
                                : to_float(*reinterpret_cast<const T*>(args.params[i]));
 }
 
-// Calls body(row, first_pack) for each tile of a chunk.
-template <class Body>
-__device__ inline void for_each_tile(const ActivationArgs& args, unsigned long long chunk,
-                                     Body body) {
-    unsigned long long left = args.rows * args.tiles_per_row - chunk * args.tiles_per_chunk;
-    if (left > args.tiles_per_chunk) left = args.tiles_per_chunk;
-    unsigned long long row = 0;
-    unsigned long long tile = chunk * args.tiles_per_chunk;
-    if (args.rows > 1) {
-        row = tile / args.tiles_per_row;
-        tile -= row * args.tiles_per_row;
-    }
-    for (; left > 0; --left) {
-        body(row, tile * (XACT_BLOCK * XACT_PACKS));
-        if (++tile == args.tiles_per_row) {
-            tile = 0;
-            ++row;
+// Calls body(row, first_pack) for each tile of the block's chunks, and end_of_chunk(chunk).
+template <class Body, class End>
+__device__ inline void for_each_tile(const ActivationArgs& args, Body body, End end_of_chunk) {
+    for (unsigned long long chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
+        unsigned long long left = args.rows * args.tiles_per_row - chunk * args.tiles_per_chunk;
+        if (left > args.tiles_per_chunk) left = args.tiles_per_chunk;
+        unsigned long long row = 0;
+        unsigned long long tile = chunk * args.tiles_per_chunk;
+        if (args.rows > 1) {
+            row = tile / args.tiles_per_row;
+            tile -= row * args.tiles_per_row;
         }
+        for (; left > 0; --left) {
+            body(row, tile * (XACT_BLOCK * XACT_PACKS));
+            if (++tile == args.tiles_per_row) {
+                tile = 0;
+                ++row;
+            }
+        }
+        end_of_chunk(chunk);
     }
 }
 
 // What a thread does with its packs of one tile: load all whole ones, then compute and store one by
 // one, so that XACT_PACKS vectors per buffer are in flight. A partial pack is done element by
-// element. compute(in, result) receives the same W = N or W = 1 neighbours of every input.
-template <class T, int kInputs, class Compute>
-__device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T>& out,
-                               unsigned long long first_pack, long long cols, Compute compute) {
+// element. compute(in, out) receives the same W = N or W = 1 neighbours of every input; if `again`
+// has a buffer, compute.again(in, out) gives what goes there, a second evaluation that costs nothing
+// where it is not asked for.
+template <class T, int kInputs, int kOutputs, class Compute>
+__device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[kOutputs],
+                               const Row<T>& again, unsigned long long first_pack, long long cols,
+                               Compute compute) {
     constexpr int N = Pack<T>::N;
     Pack<T> packs[XACT_PACKS][kInputs];
     long long first[XACT_PACKS];
@@ -75,84 +103,161 @@ __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T>& out,
 #pragma unroll
     for (int k = 0; k < XACT_PACKS; ++k) {
         if (whole[k]) {
-            float v[kInputs][N], result[N];
+            float v[kInputs][N];
 #pragma unroll
             for (int i = 0; i < kInputs; ++i) packs[k][i].unpack(v[i]);
+            float result[kOutputs][N];
             compute(v, result);
-            Pack<T> p;
-            p.pack(result);
-            out.store(first[k], p);
+#pragma unroll
+            for (int o = 0; o < kOutputs; ++o) out[o].store(first[k], Pack<T>(result[o]));
+            if (again.base != nullptr) {
+#pragma unroll
+                for (int i = 0; i < kInputs; ++i) {
+                    packs[k][i].forget();
+                    packs[k][i].unpack(v[i]);
+                }
+                float y[N];
+                compute.again(v, y);
+                again.store(first[k], Pack<T>(y));
+            }
         } else {
             long long at = first[k] < 0 ? 0 : first[k];
             const long long end = first[k] + N < cols ? first[k] + N : cols;
 #pragma unroll 1
             for (; at < end; ++at) {
-                float v[kInputs][1], result[1];
+                float v[kInputs][1], result[kOutputs][1], y[1];
 #pragma unroll
                 for (int i = 0; i < kInputs; ++i) v[i][0] = to_float(in[i].base[at]);
                 compute(v, result);
-                from_float(result[0], out.base[at]);
+#pragma unroll
+                for (int o = 0; o < kOutputs; ++o) from_float(result[o][0], out[o].base[at]);
+                if (again.base != nullptr) {
+                    compute.again(v, y);
+                    from_float(y[0], again.base[at]);
+                }
             }
         }
     }
 }
 
-template <class Op, class T>
-__device__ inline void forward(const ActivationArgs& args) {
-    Op::template with<T>(args, [&](const auto& op) {
-        const auto compute = [&]<int W>(const float (&in)[1][W], float (&y)[W]) {
+// Inputs x (, v); output y.
+template <class Functor, Form kForm>
+struct Forward {
+    static constexpr int kInputs = is_gated(kForm) ? 2 : 1;
+    static constexpr int kOutputs = 1;
+
+    const Functor& op;
+
+    template <int W>
+    __device__ void operator()(const float (&in)[kInputs][W], float (&out)[kOutputs][W]) const {
 #pragma unroll
-            for (int i = 0; i < W; ++i) y[i] = op.value(in[0][i]);
-        };
-        for (unsigned long long chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
-            for_each_tile(args, chunk, [&](unsigned long long row, unsigned long long first_pack) {
-                const unsigned phase = Row<T>::phase(args.x, args.x_pitch, row);
-                const Row<T> in[1] = {Row<T>(args.x, args.x_pitch, row, phase)};
-                const Row<T> out(args.out, args.out_pitch, row, phase);
-                do_tile(in, out, first_pack, args.cols, compute);
-            });
+        for (int i = 0; i < W; ++i) {
+            const float g = op.at(Order<order(kForm)>(), in[0][i]).value;
+            out[0][i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
+        }
+    }
+
+    template <int W>
+    __device__ void again(const float (&)[kInputs][W], float (&)[W]) const {}
+};
+
+// Inputs x, dy (, v); outputs dx (, dv), and y again; adds up the terms of the parameter gradients.
+template <class Functor, Form kForm>
+struct Backward {
+    static constexpr int kInputs = is_gated(kForm) ? 3 : 2;
+    static constexpr int kOutputs = is_gated(kForm) ? 2 : 1;
+    static constexpr int P = Functor::kParams;
+
+    const Functor& op;
+    const ActivationArgs& args;
+    Sum (&sums)[P];
+
+    template <int W>
+    __device__ void operator()(const float (&in)[kInputs][W], float (&out)[kOutputs][W]) const {
+        TreeSum<W> terms[P];
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            const Point<P> g = op.at(Order<order(kForm)>(), in[0][i]);
+            const float dy = in[1][i];
+            const float dg = is_gated(kForm) ? dy * in[kInputs - 1][i] : dy;
+            out[0][i] = dg * g.slope;
+            if (is_gated(kForm)) out[kOutputs - 1][i] = dy * g.value;
+#pragma unroll
+            for (int p = 0; p < P; ++p) terms[p].add(i, dg * g.dparams[p]);
+        }
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+            if (args.dparams[p] != 0) sums[p].add(terms[p].value());
+        }
+    }
+
+    template <int W>
+    __device__ void again(const float (&in)[kInputs][W], float (&y)[W]) const {
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            const float g = op.at(Order<order(kForm)>(), in[0][i]).value;
+            y[i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
+        }
+    }
+};
+
+template <class T, Form kForm, class Functor>
+__device__ inline void run_forward(const ActivationArgs& args, const Functor& op) {
+    const Forward<Functor, kForm> compute{op};
+    const auto tile = [&](unsigned long long row, unsigned long long first_pack) {
+        const unsigned phase = Row<T>::phase(args.x, row);
+        Row<T> in[compute.kInputs], out[1] = {Row<T>(args.y, row, phase)};
+        const Row<T> none;
+        if (is_gated(kForm)) in[compute.kInputs - 1] = Row<T>(args.v, row, phase);
+        in[0] = Row<T>(args.x, row, phase);
+        do_tile(in, out, none, first_pack, args.cols, compute);
+    };
+    for_each_tile(args, tile, [](unsigned long long) {});
+}
+
+template <class T, Form kForm, class Functor, int P>
+__device__ inline void run_backward(const ActivationArgs& args, const Functor& op,
+                                    float2 (&scratch)[P][XACT_BLOCK / 32]) {
+    Sum sums[P];
+    const Backward<Functor, kForm> compute{op, args, sums};
+    const auto tile = [&](unsigned long long row, unsigned long long first_pack) {
+        const unsigned phase = Row<T>::phase(args.x, row);
+        Row<T> in[compute.kInputs], out[compute.kOutputs];
+        if (is_gated(kForm)) {
+            in[compute.kInputs - 1] = Row<T>(args.v, row, phase);
+            out[compute.kOutputs - 1] = Row<T>(args.dv, row, phase);
+        }
+        in[0] = Row<T>(args.x, row, phase);
+        in[1] = Row<T>(args.dy, row, phase);
+        out[0] = Row<T>(args.dx, row, phase);
+        do_tile(in, out, Row<T>(args.y, row, phase), first_pack, args.cols, compute);
+    };
+    for_each_tile(args, tile, [&](unsigned long long chunk) {
+        if (chunk != blockIdx.x) __syncthreads();  // thread 0 may still be reading scratch
+        float2* partials = reinterpret_cast<float2*>(args.partials);
+#pragma unroll
+        for (int p = 0; p < P; ++p) {
+            if (args.dparams[p] == 0) continue;
+            const Sum total = block_sum<XACT_BLOCK>(sums[p], scratch[p]);
+            if (threadIdx.x == 0) {
+                partials[p * args.chunks + chunk] = make_float2(total.sum, total.comp);
+            }
+            sums[p] = Sum();
         }
     });
 }
 
-// dx, and one partial Sum per parameter and chunk at args.partials[param][chunk].
-template <class Op, class T>
+template <class Op, class T, Form kForm>
+__device__ inline void forward(const ActivationArgs& args) {
+    Op::template with<T>(args, [&](const auto& op) { run_forward<T, kForm>(args, op); });
+}
+
+// dx (and dv), y again if it has a buffer, and one partial Sum per parameter and chunk at
+// args.partials[param][chunk].
+template <class Op, class T, Form kForm>
 __device__ inline void backward(const ActivationArgs& args) {
-    constexpr int P = Op::kParams;
-    __shared__ float2 scratch[P][XACT_BLOCK / 32];
-    Op::template with<T>(args, [&](const auto& op) {
-        for (unsigned long long chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
-            Sum sums[P];
-            const auto compute = [&]<int W>(const float (&in)[2][W], float (&dx)[W]) {
-                float terms[P][W];
-#pragma unroll
-                for (int i = 0; i < W; ++i) {
-                    float t[P];
-                    op.backward(in[0][i], in[1][i], dx[i], t);
-#pragma unroll
-                    for (int p = 0; p < P; ++p) terms[p][i] = t[p];
-                }
-#pragma unroll
-                for (int p = 0; p < P; ++p) sums[p].add(tree_sum(terms[p]));
-            };
-            for_each_tile(args, chunk, [&](unsigned long long row, unsigned long long first_pack) {
-                const unsigned phase = Row<T>::phase(args.x, args.x_pitch, row);
-                const Row<T> in[2] = {Row<T>(args.x, args.x_pitch, row, phase),
-                                      Row<T>(args.dy, args.dy_pitch, row, phase)};
-                const Row<T> out(args.out, args.out_pitch, row, phase);
-                do_tile(in, out, first_pack, args.cols, compute);
-            });
-            if (chunk != blockIdx.x) __syncthreads();  // thread 0 may still be reading scratch
-            float2* partials = reinterpret_cast<float2*>(args.partials);
-#pragma unroll
-            for (int p = 0; p < P; ++p) {
-                const Sum total = block_sum<XACT_BLOCK>(sums[p], scratch[p]);
-                if (threadIdx.x == 0) {
-                    partials[p * args.chunks + chunk] = make_float2(total.sum, total.comp);
-                }
-            }
-        }
-    });
+    __shared__ float2 scratch[Op::kParams][XACT_BLOCK / 32];
+    Op::template with<T>(args, [&](const auto& op) { run_backward<T, kForm>(args, op, scratch); });
 }
 
 // The second stage: one block adds the partials of each parameter in a fixed order.
@@ -164,10 +269,12 @@ __device__ inline void dparams(const ActivationArgs& args) {
     float totals[P];
 #pragma unroll
     for (int p = 0; p < P; ++p) {
+        totals[p] = 0.0f;
+        if (args.dparams[p] == 0) continue;
         Sum sum;
         for (unsigned long long c = threadIdx.x; c < args.chunks; c += XACT_BLOCK) {
             const float2 v = partials[p * args.chunks + c];
-            sum.add(Sum{v.x, v.y});
+            sum.add(Sum(v.x, v.y));
         }
         totals[p] = block_sum<XACT_BLOCK>(sum, scratch[p]).value();
     }
@@ -175,6 +282,7 @@ __device__ inline void dparams(const ActivationArgs& args) {
     Op::template with<T>(args, [&](const auto& op) {
 #pragma unroll
         for (int p = 0; p < P; ++p) {
+            if (args.dparams[p] == 0) continue;
             float* out = reinterpret_cast<float*>(args.dparams[p]);
             const float value = op.chain[p] * totals[p];
             *out = args.accumulate ? *out + value : value;
@@ -184,18 +292,29 @@ __device__ inline void dparams(const ActivationArgs& args) {
 
 }  // namespace xact
 
-#define XACT_ENTRY(name, Op, direction, suffix, T)                                         \
-    extern "C" __global__ void __launch_bounds__(XACT_BLOCK)                               \
-        name##_##direction##_##suffix(const __grid_constant__ xact::ActivationArgs args) { \
-        xact::direction<Op, T>(args);                                                      \
+#define XACT_ENTRY(name, body)                                                                  \
+    extern "C" __global__ void __launch_bounds__(XACT_BLOCK, XACT_MIN_BLOCKS)                    \
+        name(const __grid_constant__ xact::ActivationArgs args) {                               \
+        body;                                                                                   \
     }
 
-// All entries of an activation, named <name>_<direction>_<dtype>.
-#define XACT_ACTIVATION_OF(name, Op, suffix, T) \
-    XACT_ENTRY(name, Op, forward, suffix, T)    \
-    XACT_ENTRY(name, Op, backward, suffix, T)   \
-    XACT_ENTRY(name, Op, dparams, suffix, T)
-#define XACT_ACTIVATION(name, Op)              \
-    XACT_ACTIVATION_OF(name, Op, f32, float)   \
-    XACT_ACTIVATION_OF(name, Op, f16, __half)  \
-    XACT_ACTIVATION_OF(name, Op, bf16, __nv_bfloat16)
+// The entries of an activation, named <name>_<task>_<dtype>.
+#define XACT_FORM(name, Op, suffix, T, prefix, form)                                             \
+    XACT_ENTRY(name##_##prefix##forward_##suffix, (xact::forward<Op, T, xact::Form::form>(args)))   \
+    XACT_ENTRY(name##_##prefix##backward_##suffix, (xact::backward<Op, T, xact::Form::form>(args)))
+#define XACT_PLAIN_OF(name, Op, suffix, T)  \
+    XACT_FORM(name, Op, suffix, T, , Plain) \
+    XACT_ENTRY(name##_dparams_##suffix, (xact::dparams<Op, T>(args)))
+#define XACT_GATED_OF(name, Op, suffix, T)          \
+    XACT_FORM(name, Op, suffix, T, gated1_, Gated1) \
+    XACT_FORM(name, Op, suffix, T, gated2_, Gated2)
+
+// An activation, and its gated forms.
+#define XACT_ACTIVATION(name, Op)         \
+    XACT_PLAIN_OF(name, Op, f32, float)   \
+    XACT_PLAIN_OF(name, Op, f16, __half)  \
+    XACT_PLAIN_OF(name, Op, bf16, __nv_bfloat16)
+#define XACT_GATED(name, Op)              \
+    XACT_GATED_OF(name, Op, f32, float)   \
+    XACT_GATED_OF(name, Op, f16, __half)  \
+    XACT_GATED_OF(name, Op, bf16, __nv_bfloat16)

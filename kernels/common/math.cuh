@@ -14,6 +14,45 @@ __device__ inline float exp2_approx(float t) {
     return r;
 }
 
+// 1/t by the hardware. PTX ISA: within 1 ulp; 1/±0 = ±inf, 1/±inf = ±0, subnormals count as 0.
+__device__ inline float rcp_approx(float t) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(t));
+    return r;
+}
+
+// min(a, b) that keeps a NaN, which fminf would drop.
+__device__ inline float min_nan(float a, float b) {
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+// e^-z = m·scale for z = hi + lo >= 0, with m near 1 and scale = 2^-n an exact power of two, so that
+// a product with it keeps its digits until the product itself is subnormal.
+//
+// z·log2 e is reduced by the nearest integer n <= 126 in two fused steps, without which the rounding
+// of a product near 150 alone would cost 60 ulp. One exp2_approx, so 2 ulp of its own at most.
+struct ExpNeg {
+    float m;
+    float scale;
+
+    // Adding and subtracting it rounds to an integer, whose bits it then holds.
+    static constexpr float kRound = 12582912.0f;  // 1.5·2^23
+    static constexpr float kLog2eHi = 1.44269502f;
+    static constexpr float kLog2eLo = 1.92596303e-08f;
+
+    __device__ ExpNeg(float hi, float lo) {
+        const float rounded = fminf(fmaf(hi, kLog2eHi, kRound), kRound + 126.0f);
+        const float n = rounded - kRound;
+        float f = fmaf(hi, kLog2eHi, -n);
+        f = fmaf(hi, kLog2eLo, f);
+        f = fmaf(lo, kLog2eHi, f);
+        m = exp2_approx(-f);
+        scale = __int_as_float(0x3f800000 - (__float_as_int(rounded) << 23));
+    }
+};
+
 // expm1(x) for x <= 0, and q(x) = expm1(x) - x, both without cancellation.
 //
 //   -5/4 < x <= 0:  q = x²·r,  r = 1/2 + x·R(x) with R of degree 5, minimax for the relative error of

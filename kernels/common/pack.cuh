@@ -7,6 +7,7 @@
 // address allows at those places: 16 bytes if it has the same alignment as x, else 8, 4 or 2.
 #pragma once
 
+#include "args.cuh"
 #include "dtype.cuh"
 
 namespace xact {
@@ -51,14 +52,8 @@ struct alignas(16) Pack {
 
     __device__ Pack() {}
 
-    // The elements as f32, exactly.
-    __device__ void unpack(float (&out)[N]) const {
-#pragma unroll
-        for (int i = 0; i < N; ++i) out[i] = to_float(reinterpret_cast<const T*>(this)[i]);
-    }
-
     // Rounds each value once to T.
-    __device__ void pack(const float (&in)[N]) {
+    __device__ explicit Pack(const float (&in)[N]) {
 #pragma unroll
         for (int i = 0; i < N; i += 2) {
             T pair[2];
@@ -67,27 +62,42 @@ struct alignas(16) Pack {
             reinterpret_cast<T*>(this)[i + 1] = pair[1];
         }
     }
+
+    // Hides from the compiler that the bits are still the same, so that it does not keep what it
+    // computed from them, a hundred registers, for a second use.
+    __device__ void forget() {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(v4[i]));
+    }
+
+    // The elements as f32, exactly.
+    __device__ void unpack(float (&out)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) out[i] = to_float(reinterpret_cast<const T*>(this)[i]);
+    }
 };
 
 // One row of one buffer, seen from the packs of the anchor, whose row starts `anchor_phase` bytes past
 // a multiple of 16.
 template <class T>
 struct Row {
-    T* base;         // the row's first element
+    T* base;         // the row's first element; null if there is no such buffer
     unsigned width;  // bytes of the widest vector usable at every pack: 16, 8, 4 or 2
     int skew;        // elements by which pack 0 begins before the row
 
-    __device__ Row(unsigned long long buffer, unsigned long long pitch, unsigned long long row,
-                   unsigned anchor_phase)
-        : base(reinterpret_cast<T*>(buffer) + row * pitch), skew(anchor_phase / sizeof(T)) {
-        const unsigned off = (phase(buffer, pitch, row) - anchor_phase) & 15u;
+    // No buffer.
+    __device__ Row() : base(nullptr), width(16), skew(0) {}
+
+    __device__ Row(const Matrix& matrix, unsigned long long row, unsigned anchor_phase)
+        : base(matrix.ptr == 0 ? nullptr : reinterpret_cast<T*>(matrix.ptr) + row * matrix.pitch),
+          skew(anchor_phase / sizeof(T)) {
+        const unsigned off = (phase(matrix, row) - anchor_phase) & 15u;
         width = off == 0 ? 16u : (off & (0u - off));
     }
 
     // Bytes from the last multiple of 16 to the start of the row.
-    __device__ static unsigned phase(unsigned long long buffer, unsigned long long pitch,
-                                     unsigned long long row) {
-        return static_cast<unsigned>(buffer + row * pitch * sizeof(T)) & 15u;
+    __device__ static unsigned phase(const Matrix& matrix, unsigned long long row) {
+        return static_cast<unsigned>(matrix.ptr + row * matrix.pitch * sizeof(T)) & 15u;
     }
 
     // Hides from the compiler that the width is the same at every access. Otherwise it compiles the

@@ -29,19 +29,28 @@ struct Sum {
     __device__ float value() const { return isfinite(sum) ? sum + comp : sum; }
 };
 
-// The sum of N values as a balanced tree, log2 N roundings deep.
+// The sum of N values, a power of two, as a balanced tree log2 N roundings deep. Values are added in
+// order of their index, and a node is formed as soon as both its children are there.
 template <int N>
-__device__ inline float tree_sum(const float (&v)[N]) {
-    float s[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) s[i] = v[i];
-#pragma unroll
-    for (int width = N / 2; width > 0; width /= 2) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) s[i] = s[2 * i] + s[2 * i + 1];
+struct TreeSum {
+    TreeSum<N / 2> low, high;
+
+    __device__ void add(int i, float v) {
+        if (i < N / 2) {
+            low.add(i, v);
+        } else {
+            high.add(i - N / 2, v);
+        }
     }
-    return s[0];
-}
+    __device__ float value() const { return low.value() + high.value(); }
+};
+template <>
+struct TreeSum<1> {
+    float v;
+
+    __device__ void add(int, float value) { v = value; }
+    __device__ float value() const { return v; }
+};
 
 // Adds up one Sum per thread over the whole block; thread 0 receives the result. Every thread of
 // the block must call it. `scratch` may be used again after the next barrier of the caller.

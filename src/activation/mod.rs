@@ -1,64 +1,115 @@
 //! Activations with trainable scalars.
 //!
 //! An op is a small `Copy` struct with its options, such as [`Xielu`]; [`Activation`] gives it the
-//! calls. Trainable scalars stay on the device and are read through pointers by the kernels.
+//! calls, and [`Gated`] those of its gated forms. Trainable scalars stay on the device and are read
+//! through pointers by the kernels.
 
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::CudaStream;
 
 #[cfg(feature = "cuda")]
 use crate::device::{Device, Workspace};
 #[cfg(feature = "cuda")]
 use crate::dtype::{Dtype, Element};
 #[cfg(feature = "cuda")]
-use crate::error::{Error, Result};
+use crate::error::Result;
 #[cfg(feature = "cuda")]
-use crate::launch::{Direction, Entry};
+use crate::launch::{Entry, Task};
 #[cfg(feature = "cuda")]
 use crate::raw;
+#[cfg(feature = "cuda")]
+pub use crate::tensor::{GateOutput, Input, Output, Rows};
 
 /// The most trainable scalars that an activation has.
-pub(crate) const MAX_PARAMS: usize = 2;
+pub(crate) const MAX_PARAMS: usize = 3;
+
+/// How a gated activation uses its gate: y = g(x)·v.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// g = G, the gate alone, with f(x) = x·G(x).
+    First,
+    /// g = f.
+    Second,
+}
+
+impl Order {
+    /// Both.
+    pub const ALL: [Order; 2] = [Order::First, Order::Second];
+}
+
+/// How an activation is used.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    Plain,
+    Gated(Order),
+}
+
+#[cfg(feature = "cuda")]
+impl Form {
+    const PLAIN: &[Form] = &[Form::Plain];
+    const ALL: &[Form] = &[
+        Form::Plain,
+        Form::Gated(Order::First),
+        Form::Gated(Order::Second),
+    ];
+}
 
 /// The registry: one word per op, which is its module, its kernel file and the stem of its entries.
 macro_rules! activations {
-    ($($stem:ident: $op:ident),+ $(,)?) => {
-        $(
-            pub mod $stem;
-            pub use $stem::$op;
-            impl sealed::Named for $op {
-                const STEM: &'static str = stringify!($stem);
-            }
-        )+
+    (plain: $($plain:ident: $Plain:ident),*; gated: $($gated:ident: $Gated:ident),*;) => {
+        $(activations!(op $plain: $Plain);)*
+        $(activations!(op $gated: $Gated);)*
 
         /// The names of all activations.
-        pub const NAMES: &[&str] = &[$(stringify!($stem)),+];
+        pub const NAMES: &[&str] = &[$(stringify!($plain),)* $(stringify!($gated),)*];
 
         /// Calls `visitor` with each activation, in the order of [`NAMES`].
         pub fn for_each(visitor: &mut impl Visitor) {
-            $(visitor.visit::<$op>();)+
+            $(visitor.visit::<$Plain>();)*
+            $(
+                visitor.visit::<$Gated>();
+                visitor.visit_gated::<$Gated>();
+            )*
         }
 
-        /// Every entry of every activation.
+        /// The forms of each.
         #[cfg(feature = "cuda")]
-        pub(crate) fn entries() -> impl Iterator<Item = Entry> {
-            NAMES.iter().flat_map(|stem| {
-                [Direction::Forward, Direction::Backward, Direction::Dparams]
-                    .into_iter()
-                    .flat_map(move |direction| {
-                        Dtype::ALL.map(|dtype| Entry { stem, direction, dtype })
-                    })
-            })
+        const FORMS: &[(&str, &[Form])] =
+            &[$((stringify!($plain), Form::PLAIN),)* $((stringify!($gated), Form::ALL),)*];
+    };
+    (op $stem:ident: $Op:ident) => {
+        pub mod $stem;
+        pub use $stem::$Op;
+        impl sealed::Named for $Op {
+            const STEM: &'static str = stringify!($stem);
         }
     };
 }
 
-activations!(xielu: Xielu);
+activations! {
+    plain: xielu: Xielu;
+    gated: xatlu: Xatlu, xgelu: Xgelu, xsilu: Xsilu;
+}
+
+pub mod expanded;
 
 pub use xielu::{Compat, EpsGradient, Parameters};
+
+/// Every entry of every activation.
+#[cfg(feature = "cuda")]
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    FORMS.iter().flat_map(|&(stem, forms)| {
+        let tasks = forms
+            .iter()
+            .flat_map(|&form| [Task::Forward(form), Task::Backward(form)])
+            .chain([Task::Dparams]);
+        tasks.flat_map(move |task| Dtype::ALL.map(|dtype| Entry { stem, task, dtype }))
+    })
+}
 
 /// The names that the embedded PTX must hold, for the test that compares them.
 #[cfg(feature = "cuda")]
@@ -101,6 +152,9 @@ pub(crate) mod sealed {
 pub trait Visitor {
     /// Does it with `A`.
     fn visit<A: Activation>(&mut self);
+
+    /// Does what concerns the gated forms of `A`; by default nothing.
+    fn visit_gated<A: Gated>(&mut self) {}
 }
 
 /// Options and parameters with which an activation is worth testing.
@@ -151,6 +205,8 @@ pub trait Activation:
     const NAME: &'static str = Self::STEM;
     /// The names of the trainable scalars.
     const PARAMS: &'static [&'static str];
+    /// How many of them, at the end, may be left out: the op's options then hold their values.
+    const OPTIONAL: usize = 0;
     /// The names of their gradients.
     const GRADIENTS: &'static [&'static str];
 
@@ -169,29 +225,20 @@ pub trait Activation:
     /// [`PARAMS`](Self::PARAMS) and in the form that the op's options name (raw or effective).
     ///
     /// # Panics
-    /// If `params` does not have one value for each parameter.
+    /// If `params` does not have one value for each parameter that is not optional.
     fn evaluate(&self, params: &[f64], x: f64) -> Evaluation;
 
     /// The factor from Σ dy·∂f/∂p to the gradient of the parameter as it is stored: softplus′ for raw
     /// parameters, else 1.
     ///
     /// # Panics
-    /// If `params` does not have one value for each parameter.
+    /// If `params` does not have one value for each parameter that is not optional.
     fn chain(&self, params: &[f64]) -> [f64; MAX_PARAMS];
 
     /// Relative error in units of 2⁻²³ that a kernel may have made in turning the stored parameters
     /// into those of the formula: 4 ulp of a softplus, or 0.
     fn parameter_ulps(&self) -> f64 {
         0.0
-    }
-
-    /// Bytes of [`Workspace`] that a backward over `len` elements of type `dtype` needs.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`].
-    #[cfg(feature = "cuda")]
-    fn workspace_bytes(dtype: Dtype, len: u64) -> Result<u64> {
-        raw::workspace_bytes::<Self>(dtype, 1, len)
     }
 
     /// The stored parameters in f64 for which the formula's parameters are exactly what a kernel makes of
@@ -203,12 +250,23 @@ pub trait Activation:
         params.iter().map(|&p| f64::from(p)).collect()
     }
 
+    /// Bytes of [`Workspace`] that a backward over `len` elements of type `dtype` needs, if they are dense;
+    /// see [`raw::workspace_bytes`] for rows with gaps.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
+    #[cfg(feature = "cuda")]
+    fn workspace_bytes(dtype: Dtype, len: u64) -> Result<u64> {
+        raw::workspace_bytes::<Self>(dtype, 1, len)
+    }
+
     /// y = f(x).
     ///
     /// # Errors
-    /// [`Error::Length`] (y is not as long as x, or a parameter is not one element),
-    /// [`Error::ParamDtype`], [`Error::WrongContext`], [`Error::Overlap`], or what loading and
-    /// launching say. Nothing is written then.
+    /// [`Length`](crate::Error::Length) (a tensor is not as long as x or does not fit into its buffer, or
+    /// a parameter is not one element), [`Pitch`](crate::Error::Pitch),
+    /// [`ParamDtype`](crate::Error::ParamDtype), [`WrongContext`](crate::Error::WrongContext),
+    /// [`Overlap`](crate::Error::Overlap), or what loading and launching say. Nothing is written then.
     #[cfg(feature = "cuda")]
     fn forward<T: Element, P: Element>(
         &self,
@@ -216,13 +274,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: Forward<'_, Self, T, P>,
     ) -> Result<()> {
-        let Forward { x, params, y } = call;
-        device.check_stream(stream)?;
-        let cols = check_input(device, "x", x, None)?;
-        check_output(device, "y", y, Some(cols))?;
-        let (x, _reads_x) = x.device_ptr(stream);
-        let (y, _writes_y) = y.device_ptr_mut(stream);
-        launch_forward::<Self, T, P>(self, device, stream, cols, (x, y), &params)
+        raw::safe_forward(self, device, stream, call)
     }
 
     /// x = f(x), in place.
@@ -236,17 +288,14 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: ForwardInPlace<'_, Self, T, P>,
     ) -> Result<()> {
-        let ForwardInPlace { x, params } = call;
-        device.check_stream(stream)?;
-        let cols = check_output(device, "x", x, None)?;
-        let (x, _writes_x) = x.device_ptr_mut(stream);
-        launch_forward::<Self, T, P>(self, device, stream, cols, (x, x), &params)
+        raw::safe_forward_in_place(self, device, stream, call)
     }
 
     /// dx = dy · f′(x), and the gradient of each parameter, Σ dy · ∂f/∂p.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::Workspace`], [`Error::WrongStream`].
+    /// As [`forward`](Self::forward), and [`Workspace`](crate::Error::Workspace),
+    /// [`WrongStream`](crate::Error::WrongStream).
     #[cfg(feature = "cuda")]
     fn backward<T: Element, P: Element>(
         &self,
@@ -254,21 +303,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: Backward<'_, Self, T, P>,
     ) -> Result<()> {
-        let Backward {
-            x,
-            dy,
-            dx,
-            params,
-            dparams,
-        } = call;
-        device.check_stream(stream)?;
-        let cols = check_input(device, "x", x, None)?;
-        check_input(device, "dy", dy, Some(cols))?;
-        check_output(device, "dx", dx, Some(cols))?;
-        let (x, _reads_x) = x.device_ptr(stream);
-        let (dy, _reads_dy) = dy.device_ptr(stream);
-        let (dx, _writes_dx) = dx.device_ptr_mut(stream);
-        launch_backward::<Self, T, P>(self, device, stream, cols, [x, dy, dx], &params, dparams)
+        raw::safe_backward(self, device, stream, call)
     }
 
     /// dy = dy · f′(x), in place, and the gradient of each parameter.
@@ -282,63 +317,137 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: BackwardInPlace<'_, Self, T, P>,
     ) -> Result<()> {
-        let BackwardInPlace {
-            x,
-            dy,
-            params,
-            dparams,
-        } = call;
-        device.check_stream(stream)?;
-        let cols = check_input(device, "x", x, None)?;
-        check_output(device, "dy", dy, Some(cols))?;
-        let (x, _reads_x) = x.device_ptr(stream);
-        let (dy, _writes_dy) = dy.device_ptr_mut(stream);
-        launch_backward::<Self, T, P>(self, device, stream, cols, [x, dy, dy], &params, dparams)
+        raw::safe_backward_in_place(self, device, stream, call)
     }
 }
 
-/// The buffers of [`Activation::forward`].
+/// An activation f(x) = x·G(x) that can also gate a second input v, the value: y = G(x)·v (order 1) or
+/// y = f(x)·v (order 2). In a `[rows, 2·n]` tensor the gate x is the first half, the value the second.
+pub trait Gated: Activation {
+    /// The reference of the gate: G, G′ and ∂G/∂p at `x`, in f64.
+    ///
+    /// # Panics
+    /// As [`evaluate`](Activation::evaluate).
+    fn evaluate_gate(&self, params: &[f64], x: f64) -> Evaluation;
+
+    /// The reference of g: G or f.
+    ///
+    /// # Panics
+    /// As [`evaluate`](Activation::evaluate).
+    fn evaluate_order(&self, order: Order, params: &[f64], x: f64) -> Evaluation {
+        match order {
+            Order::First => self.evaluate_gate(params, x),
+            Order::Second => self.evaluate(params, x),
+        }
+    }
+
+    /// y = g(x)·v.
+    ///
+    /// # Errors
+    /// As [`forward`](Activation::forward).
+    #[cfg(feature = "cuda")]
+    fn gated_forward<T: Element, P: Element>(
+        &self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        order: Order,
+        call: GatedForward<'_, Self, T, P>,
+    ) -> Result<()> {
+        raw::safe_gated_forward(self, device, stream, order, call)
+    }
+
+    /// dx = dy·v·g′(x), dv = dy·g(x), and the gradient of each parameter, Σ dy·v·∂g/∂p.
+    ///
+    /// # Errors
+    /// As [`backward`](Activation::backward), and [`Halves`](crate::Error::Halves).
+    #[cfg(feature = "cuda")]
+    fn gated_backward<T: Element, P: Element>(
+        &self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        order: Order,
+        call: GatedBackward<'_, Self, T, P>,
+    ) -> Result<()> {
+        raw::safe_gated_backward(self, device, stream, order, call)
+    }
+}
+
+/// The tensors of [`Activation::forward`].
 #[cfg(feature = "cuda")]
 pub struct Forward<'a, A: Activation, T: Element, P: Element> {
-    /// Input, any length.
-    pub x: &'a dyn DevicePtr<T>,
+    /// Input, of any shape.
+    pub x: Input<'a, T>,
     /// The trainable scalars.
     pub params: A::Params<'a, P>,
-    /// Output, as long as x.
-    pub y: &'a mut dyn DevicePtrMut<T>,
+    /// Output, of the shape of x.
+    pub y: Output<'a, T>,
 }
 
-/// The buffers of [`Activation::forward_in_place`].
+/// The tensors of [`Activation::forward_in_place`].
 #[cfg(feature = "cuda")]
 pub struct ForwardInPlace<'a, A: Activation, T: Element, P: Element> {
-    /// Input and output, any length.
-    pub x: &'a mut dyn DevicePtrMut<T>,
+    /// Input and output, of any shape.
+    pub x: Output<'a, T>,
     /// The trainable scalars.
     pub params: A::Params<'a, P>,
 }
 
-/// The buffers of [`Activation::backward`].
+/// The tensors of [`Activation::backward`].
 #[cfg(feature = "cuda")]
 pub struct Backward<'a, A: Activation, T: Element, P: Element> {
-    /// Input of the forward, any length.
-    pub x: &'a dyn DevicePtr<T>,
-    /// Gradient with respect to y, as long as x.
-    pub dy: &'a dyn DevicePtr<T>,
-    /// Gradient with respect to x, as long as x, overwritten.
-    pub dx: &'a mut dyn DevicePtrMut<T>,
+    /// Input of the forward, of any shape.
+    pub x: Input<'a, T>,
+    /// Gradient with respect to y, of the shape of x.
+    pub dy: Input<'a, T>,
+    /// Gradient with respect to x, of its shape, overwritten.
+    pub dx: Output<'a, T>,
+    /// If given, y is computed again and written here, so that a training stack stores only x.
+    pub y: Option<Output<'a, T>>,
     /// The trainable scalars.
     pub params: A::Params<'a, P>,
     /// Their gradients.
     pub dparams: ParamGradients<'a, A>,
 }
 
-/// The buffers of [`Activation::backward_in_place`].
+/// The tensors of [`Activation::backward_in_place`].
 #[cfg(feature = "cuda")]
 pub struct BackwardInPlace<'a, A: Activation, T: Element, P: Element> {
-    /// Input of the forward, any length.
-    pub x: &'a dyn DevicePtr<T>,
-    /// Gradient with respect to y, as long as x; overwritten with that with respect to x.
-    pub dy: &'a mut dyn DevicePtrMut<T>,
+    /// Input of the forward, of any shape.
+    pub x: Input<'a, T>,
+    /// Gradient with respect to y, of the shape of x; overwritten with that with respect to x.
+    pub dy: Output<'a, T>,
+    /// The trainable scalars.
+    pub params: A::Params<'a, P>,
+    /// Their gradients.
+    pub dparams: ParamGradients<'a, A>,
+}
+
+/// The tensors of [`Gated::gated_forward`].
+#[cfg(feature = "cuda")]
+pub struct GatedForward<'a, A: Gated, T: Element, P: Element> {
+    /// Gate, of any shape; see [`Input::halves`].
+    pub x: Input<'a, T>,
+    /// Value, of the shape of x.
+    pub v: Input<'a, T>,
+    /// The trainable scalars.
+    pub params: A::Params<'a, P>,
+    /// Output, of the shape of x.
+    pub y: Output<'a, T>,
+}
+
+/// The tensors of [`Gated::gated_backward`].
+#[cfg(feature = "cuda")]
+pub struct GatedBackward<'a, A: Gated, T: Element, P: Element> {
+    /// Gate of the forward, of any shape; see [`Input::halves`].
+    pub x: Input<'a, T>,
+    /// Value of the forward, of the shape of x.
+    pub v: Input<'a, T>,
+    /// Gradient with respect to y, of the shape of x.
+    pub dy: Input<'a, T>,
+    /// Gradients with respect to x and v, each of the shape of x, overwritten.
+    pub gradient: GateOutput<'a, T>,
+    /// If given, y is computed again and written here.
+    pub y: Option<Output<'a, T>>,
     /// The trainable scalars.
     pub params: A::Params<'a, P>,
     /// Their gradients.
@@ -354,134 +463,4 @@ pub struct ParamGradients<'a, A: Activation> {
     pub accumulate: bool,
     /// Of this stream, at least [`Activation::workspace_bytes`].
     pub workspace: &'a mut Workspace,
-}
-
-/// The length of `buffer`, which must be of the device's context.
-#[cfg(feature = "cuda")]
-fn check(
-    device: &Device,
-    what: &'static str,
-    stream: &CudaStream,
-    len: usize,
-    expected: Option<u64>,
-) -> Result<u64> {
-    device.check_buffer(what, stream)?;
-    let got = len as u64;
-    match expected {
-        Some(expected) if expected != got => Err(Error::Length {
-            what,
-            expected,
-            got,
-        }),
-        _ => Ok(got),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn check_input<T>(
-    device: &Device,
-    what: &'static str,
-    buffer: &dyn DevicePtr<T>,
-    expected: Option<u64>,
-) -> Result<u64> {
-    check(device, what, buffer.stream(), buffer.len(), expected)
-}
-
-#[cfg(feature = "cuda")]
-fn check_output<T>(
-    device: &Device,
-    what: &'static str,
-    buffer: &dyn DevicePtrMut<T>,
-    expected: Option<u64>,
-) -> Result<u64> {
-    check(device, what, buffer.stream(), buffer.len(), expected)
-}
-
-/// Checks each scalar, and calls `launch` with their pointers.
-#[cfg(feature = "cuda")]
-fn with_params<A: Activation, P: Element>(
-    device: &Device,
-    stream: &CudaStream,
-    params: &A::Params<'_, P>,
-    launch: impl FnOnce(&[raw::CUdeviceptr]) -> Result<()>,
-) -> Result<()> {
-    let params = sealed::Scalars::list(params);
-    for (&name, &param) in A::PARAMS.iter().zip(&params) {
-        check_input(device, name, param, Some(1))?;
-    }
-    let (pointers, _reads): (Vec<_>, Vec<_>) =
-        params.iter().map(|param| param.device_ptr(stream)).unzip();
-    launch(&pointers)
-}
-
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
-fn launch_forward<A: Activation, T: Element, P: Element>(
-    op: &A,
-    device: &Device,
-    stream: &CudaStream,
-    cols: u64,
-    (x, y): (raw::CUdeviceptr, raw::CUdeviceptr),
-    params: &A::Params<'_, P>,
-) -> Result<()> {
-    with_params::<A, P>(device, stream, params, |params| {
-        let call = raw::Forward {
-            dtype: T::DTYPE,
-            rows: 1,
-            cols,
-            x: raw::Matrix::contiguous(x, cols),
-            y: raw::Matrix::contiguous(y, cols),
-            params,
-            param_dtype: P::DTYPE,
-            max_blocks: None,
-        };
-        // SAFETY: the callers borrow `cols` elements of T at x, and mutably at y, and each parameter
-        // its one element of P, all of the device's context as checked; cudarc orders later use and
-        // freeing of these buffers after the launch.
-        unsafe { raw::forward(device, stream.cu_stream(), op, &call) }
-    })
-}
-
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
-fn launch_backward<A: Activation, T: Element, P: Element>(
-    op: &A,
-    device: &Device,
-    stream: &CudaStream,
-    cols: u64,
-    [x, dy, dx]: [raw::CUdeviceptr; 3],
-    params: &A::Params<'_, P>,
-    mut dparams: ParamGradients<'_, A>,
-) -> Result<()> {
-    let mut out = sealed::ScalarsMut::list_mut(&mut dparams.out);
-    for (&name, buffer) in A::GRADIENTS.iter().zip(&out) {
-        check_output(device, name, &**buffer, Some(1))?;
-    }
-    let accumulate = dparams.accumulate;
-    let workspace_bytes = dparams.workspace.bytes();
-    let workspace = dparams.workspace.buffer_for(stream)?;
-    with_params::<A, P>(device, stream, params, |params| {
-        let (dparams, _writes): (Vec<_>, Vec<_>) = out
-            .iter_mut()
-            .map(|buffer| buffer.device_ptr_mut(stream))
-            .unzip();
-        let (workspace, _writes_workspace) = workspace.device_ptr_mut(stream);
-        let call = raw::Backward {
-            dtype: T::DTYPE,
-            rows: 1,
-            cols,
-            x: raw::Matrix::contiguous(x, cols),
-            dy: raw::Matrix::contiguous(dy, cols),
-            dx: raw::Matrix::contiguous(dx, cols),
-            params,
-            param_dtype: P::DTYPE,
-            dparams: &dparams,
-            accumulate,
-            workspace,
-            workspace_bytes,
-            max_blocks: None,
-        };
-        // SAFETY: as in launch_forward; the workspace is of this stream.
-        unsafe { raw::backward(device, stream.cu_stream(), op, &call) }
-    })
 }

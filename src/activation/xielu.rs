@@ -27,7 +27,7 @@ use super::{Activation, Evaluation, MAX_PARAMS, Sample, Term};
 pub struct Xielu {
     /// What the two scalars are.
     pub parameters: Parameters,
-    /// β, the slope at 0.
+    /// β, the slope at 0, unless it is a parameter of the call.
     pub beta: f32,
     /// `None`: the ideal function.
     pub compat: Option<Compat>,
@@ -81,24 +81,33 @@ struct Effective {
     alpha_p: f64,
     alpha_n: f64,
     s_n: f64,
+    beta: f64,
 }
 
 impl Xielu {
+    /// a_p, a_n and β, which may be a parameter or an option.
+    fn stored(&self, params: &[f64]) -> [f64; 3] {
+        match *params {
+            [a_p, a_n] => [a_p, a_n, f64::from(self.beta)],
+            [a_p, a_n, beta] => [a_p, a_n, beta],
+            _ => panic!("xIELU has 2 or 3 parameters, not {}", params.len()),
+        }
+    }
+
     fn effective(&self, params: &[f64]) -> Effective {
-        let &[a_p, a_n] = params else {
-            panic!("xIELU has 2 parameters, not {}", params.len());
-        };
-        let beta = f64::from(self.beta);
+        let [a_p, a_n, beta] = self.stored(params);
         match self.parameters {
             Parameters::Raw => Effective {
                 alpha_p: softplus(a_p),
                 alpha_n: beta + softplus(a_n),
                 s_n: softplus(a_n),
+                beta,
             },
             Parameters::Effective => Effective {
                 alpha_p: a_p,
                 alpha_n: a_n,
                 s_n: a_n - beta,
+                beta,
             },
         }
     }
@@ -129,8 +138,9 @@ fn q(x: f64) -> f64 {
 }
 
 impl Activation for Xielu {
-    const PARAMS: &'static [&'static str] = &["alpha_p", "alpha_n"];
-    const GRADIENTS: &'static [&'static str] = &["dalpha_p", "dalpha_n"];
+    const PARAMS: &'static [&'static str] = &["alpha_p", "alpha_n", "beta"];
+    const GRADIENTS: &'static [&'static str] = &["dalpha_p", "dalpha_n", "dbeta"];
+    const OPTIONAL: usize = 1;
 
     #[cfg(feature = "cuda")]
     type Params<'a, P: Element> = Params<'a, P>;
@@ -156,6 +166,11 @@ impl Activation for Xielu {
             op,
             params: params.to_vec(),
         };
+        let with_beta = |name, op, params: [f32; 3]| Sample {
+            name,
+            op,
+            params: params.to_vec(),
+        };
         vec![
             sample("initial", raw, initial),
             sample("apertus", raw, apertus),
@@ -163,6 +178,9 @@ impl Activation for Xielu {
             sample("faint", raw, [-20.0, -30.0]),
             sample("dead", raw, [-200.0, -200.0]),
             sample("effective", effective, [0.8, 0.8]),
+            // β as a parameter.
+            with_beta("trained beta", raw, [0.5, -0.25, 0.125]),
+            with_beta("effective beta", effective, [2.0, 0.75, -0.5]),
             // α_n < β: the left side falls. α_n = β = 0: nothing is left of it.
             sample("falling", effective, [3.0, 0.125]),
             sample("flat", Xielu { beta: 0.0, ..effective }, [0.0, 0.0]),
@@ -178,8 +196,8 @@ impl Activation for Xielu {
             alpha_p,
             alpha_n,
             s_n,
+            beta,
         } = self.effective(params);
-        let beta = f64::from(self.beta);
         let product = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a * b };
         if x == f64::INFINITY {
             // The limits; α_p·x² outgrows β·x.
@@ -188,7 +206,7 @@ impl Activation for Xielu {
             return Evaluation {
                 y: Term { value: y, scale: x },
                 slope: Term { value: slope, scale: slope.abs() },
-                dparams: [x, 0.0],
+                dparams: [x, 0.0, x],
             };
         }
         if x > 0.0 {
@@ -203,7 +221,7 @@ impl Activation for Xielu {
                     value: rise + beta,
                     scale: rise.abs().max(beta.abs()),
                 },
-                dparams: [x * x, 0.0],
+                dparams: [x * x, 0.0, x],
             };
         }
         let eps = self.compat.map_or(f64::INFINITY, |c| f64::from(c.eps));
@@ -224,6 +242,11 @@ impl Activation for Xielu {
         } else {
             far[0] + far[1]
         };
+        // Raw: α_n contains β.
+        let dbeta = match self.parameters {
+            Parameters::Raw => expm1,
+            Parameters::Effective => x,
+        };
         let autograd = self
             .compat
             .is_some_and(|c| c.gradient == EpsGradient::Autograd);
@@ -240,17 +263,15 @@ impl Activation for Xielu {
                 value: steep + beta,
                 scale: steep.abs().max(beta.abs()),
             },
-            dparams: [0.0, q],
+            dparams: [0.0, q, dbeta],
         }
     }
 
     fn chain(&self, params: &[f64]) -> [f64; MAX_PARAMS] {
-        let &[a_p, a_n] = params else {
-            panic!("xIELU has 2 parameters, not {}", params.len());
-        };
+        let [a_p, a_n, _] = self.stored(params);
         match self.parameters {
-            Parameters::Raw => [logistic(a_p), logistic(a_n)],
-            Parameters::Effective => [1.0, 1.0],
+            Parameters::Raw => [logistic(a_p), logistic(a_n), 1.0],
+            Parameters::Effective => [1.0; MAX_PARAMS],
         }
     }
 
@@ -272,7 +293,9 @@ impl Activation for Xielu {
             // Its inverse: log(e^s - 1).
             softplus + (-(-softplus).exp_m1()).ln()
         };
-        params.iter().map(measure).collect()
+        let mut measured: Vec<_> = params[..2].iter().map(measure).collect();
+        measured.extend(params[2..].iter().map(|&beta| f64::from(beta)));
+        measured
     }
 
     fn parameter_ulps(&self) -> f64 {
@@ -303,6 +326,8 @@ pub struct Params<'a, P> {
     pub alpha_p: &'a dyn DevicePtr<P>,
     /// a_n, or α_n if [`Parameters::Effective`].
     pub alpha_n: &'a dyn DevicePtr<P>,
+    /// β; `None`: [`Xielu::beta`].
+    pub beta: Option<&'a dyn DevicePtr<P>>,
 }
 
 /// Where the gradients of the scalars of [`Xielu`] go, one f32 each.
@@ -312,18 +337,24 @@ pub struct Gradients<'a> {
     pub dalpha_p: &'a mut dyn DevicePtrMut<f32>,
     /// Gradient of `alpha_n`.
     pub dalpha_n: &'a mut dyn DevicePtrMut<f32>,
+    /// Gradient of `beta`, if that is a parameter and its gradient is wanted.
+    pub dbeta: Option<&'a mut dyn DevicePtrMut<f32>>,
 }
 
 #[cfg(feature = "cuda")]
 impl<P> super::sealed::Scalars<P> for Params<'_, P> {
     fn list(&self) -> Vec<&dyn DevicePtr<P>> {
-        vec![self.alpha_p, self.alpha_n]
+        [self.alpha_p, self.alpha_n].into_iter().chain(self.beta).collect()
     }
 }
 
 #[cfg(feature = "cuda")]
 impl super::sealed::ScalarsMut for Gradients<'_> {
     fn list_mut(&mut self) -> Vec<&mut dyn DevicePtrMut<f32>> {
-        vec![self.dalpha_p, self.dalpha_n]
+        let mut list: Vec<&mut dyn DevicePtrMut<f32>> = vec![self.dalpha_p, self.dalpha_n];
+        if let Some(dbeta) = &mut self.dbeta {
+            list.push(*dbeta);
+        }
+        list
     }
 }

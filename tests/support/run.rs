@@ -35,6 +35,8 @@ pub struct How {
     /// y over x, or dx over dy.
     pub in_place: bool,
     pub accumulate: bool,
+    /// The backward writes y again; it is compared with that of the forward.
+    pub emit_y: bool,
     pub max_blocks: Option<NonZeroU32>,
 }
 
@@ -47,6 +49,7 @@ impl Default for How {
             out: Place::default(),
             in_place: false,
             accumulate: false,
+            emit_y: false,
             max_blocks: None,
         }
     }
@@ -125,6 +128,21 @@ pub fn with_scalars<P: Element, R>(
     f(&pointers)
 }
 
+fn common<'a, T: Element, P: Element>(
+    how: &How,
+    cols: usize,
+    params: &'a [raw::CUdeviceptr],
+) -> raw::Common<'a> {
+    raw::Common {
+        dtype: T::DTYPE,
+        rows: how.rows as u64,
+        cols: cols as u64,
+        params,
+        param_dtype: P::DTYPE,
+        max_blocks: how.max_blocks,
+    }
+}
+
 /// y, as the device computes it.
 pub fn forward<A: Activation, T: Element, P: Element>(
     gpu: &Gpu,
@@ -139,14 +157,9 @@ pub fn forward<A: Activation, T: Element, P: Element>(
     let output = output.as_ref().unwrap_or(&input);
     with_scalars(gpu, params, |params| {
         let call = raw::Forward {
-            dtype: T::DTYPE,
-            rows: how.rows as u64,
-            cols: input.cols as u64,
+            common: common::<T, P>(how, input.cols, params),
             x: input.matrix(gpu),
             y: output.matrix(gpu),
-            params,
-            param_dtype: P::DTYPE,
-            max_blocks: how.max_blocks,
         };
         // SAFETY: the buffers live until the download below, which waits for the stream.
         unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -174,7 +187,8 @@ pub fn backward<A: Activation, T: Element, P: Element>(
     let blank = vec![T::from_f64(f64::NAN); x.len()];
     let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
     let output = output.as_ref().unwrap_or(&gradient);
-    let dparams: Vec<_> = A::PARAMS
+    let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let dparams: Vec<_> = params
         .iter()
         .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
         .collect();
@@ -186,19 +200,17 @@ pub fn backward<A: Activation, T: Element, P: Element>(
     with_scalars(gpu, params, |params| {
         let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
         let call = raw::Backward {
-            dtype: T::DTYPE,
-            rows: how.rows as u64,
-            cols: input.cols as u64,
+            common: common::<T, P>(how, input.cols, params),
             x: input.matrix(gpu),
             dy: gradient.matrix(gpu),
             dx: output.matrix(gpu),
-            params,
-            param_dtype: P::DTYPE,
-            dparams: &pointers,
-            accumulate: how.accumulate,
-            workspace,
-            workspace_bytes: needed as u64,
-            max_blocks: how.max_blocks,
+            y: y.as_ref().map(|y| y.matrix(gpu)),
+            dparams: raw::Dparams {
+                out: &pointers,
+                accumulate: how.accumulate,
+                workspace,
+                workspace_bytes: needed as u64,
+            },
         };
         // SAFETY: the buffers live until the downloads below, which wait for the stream.
         unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -212,6 +224,23 @@ pub fn backward<A: Activation, T: Element, P: Element>(
         assert!(
             intact && bits(&after) == bits(dy),
             "the backward changed dy"
+        );
+    }
+    if let Some(y) = y {
+        let (again, intact) = y.download::<T>(gpu);
+        let expected = forward(
+            gpu,
+            op,
+            params,
+            x,
+            &How {
+                emit_y: false,
+                ..*how
+            },
+        )?;
+        assert!(
+            intact && bits(&again) == bits(&expected),
+            "y was emitted wrong"
         );
     }
     let dparams = dparams

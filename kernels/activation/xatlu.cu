@@ -1,0 +1,51 @@
+// xATLU: the arctangent gate g(x) = ½ + arctan(x)/π, expanded. See expanded.cuh for the formulas.
+//
+// With z = min(u, 1/u):  u ≤ 1: t = ½ − arctan(z)/π;  u > 1: t = arctan(z)/π, which keeps the digits
+// of the tail, and u·t = (arctan(z)/z)/π without forming u·z = 1.
+//   u·g' = z/(π(1 + z²)) on both sides,  h = (2/π)·arctan(u)
+#include "../common/expanded.cuh"
+#include "../common/math.cuh"
+
+namespace xact {
+
+struct ArctanGate {
+    static constexpr float kInvPi = 0.318309886f;
+
+    float u;
+    bool far;     // u > 1
+    float z, y;   // min(u, 1/u) and its square
+    float ratio;  // arctan(z)/(π·z)
+
+    __device__ explicit ArctanGate(float x) : u(fabsf(x)), far(u > 1.0f) {
+        // Scaled, so that the reciprocal of a large u is not flushed to 0 as a subnormal.
+        const float inverse = 0.25f * rcp_approx(0.25f * u);
+        z = far ? inverse : u;
+        y = z * z;
+        // arctan(z)/z on [0, 1], minimax in z²: relative error 2^-28.6 before rounding.
+        float r = -0.0017539371f;
+        r = fmaf(r, y, 0.0107269874f);
+        r = fmaf(r, y, -0.0308047067f);
+        r = fmaf(r, y, 0.0575522445f);
+        r = fmaf(r, y, -0.0837732628f);
+        r = fmaf(r, y, 0.109420352f);
+        r = fmaf(r, y, -0.142619342f);
+        r = fmaf(r, y, 0.199982658f);
+        r = fmaf(r, y, -0.333332837f);
+        r = fmaf(r, y, 1.0f);
+        ratio = r * kInvPi;
+    }
+
+    // arctan(z)/π
+    __device__ float angle() const { return z * ratio; }
+    __device__ float t() const { return far ? angle() : 0.5f - angle(); }
+    __device__ float s() const { return far ? ratio : u * (0.5f - angle()); }
+    __device__ float v() const { return fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()); }
+    __device__ float slope() const { return (kInvPi * rcp_approx(1.0f + y)) * (far ? y : 1.0f); }
+    __device__ float h() const { return far ? fmaf(-2.0f, angle(), 1.0f) : 2.0f * angle(); }
+    __device__ float uh() const { return far ? fmaf(-2.0f, ratio, u) : 2.0f * (u * angle()); }
+};
+
+}  // namespace xact
+
+XACT_ACTIVATION(xatlu, xact::Expanded<xact::ArctanGate>)
+XACT_GATED(xatlu, xact::Expanded<xact::ArctanGate>)

@@ -1,0 +1,186 @@
+//! What the activations with an expanded gate share: [`Xatlu`](super::Xatlu), [`Xgelu`](super::Xgelu),
+//! [`Xsilu`](super::Xsilu).
+//!
+//! Huang, *Expanded Gating Ranges Improve Activation Functions*, arXiv 2405.20768. A gate g rises from 0
+//! to 1 with g(−x) = 1 − g(x); one trainable scalar α, initially 0, expands its range to (−α, 1 + α):
+//!
+//! ```text
+//! G(x) = (1 + 2α)·g(x) − α        f(x) = x·G(x)
+//! f′   = G + (1 + 2α)·x·g′        ∂G/∂α = 2·g − 1        ∂f/∂α = x·(2·g − 1)
+//! ```
+//!
+//! α is unconstrained: −1, −½ (where f = x/2) and large values are legal.
+//!
+//! Special values of f: ±0 → ±0; NaN → NaN; +inf → +inf for α > −1; −inf → ±inf for α ≠ 0, with the
+//! sign of α; the limit of the other part where the linear part is absent (α = 0 on the left, α = −1
+//! on the right). Of f′ at ±inf: 1 + α and −α.
+
+#[cfg(feature = "cuda")]
+use cudarc::driver::{DevicePtr, DevicePtrMut};
+
+#[cfg(feature = "cuda")]
+use crate::dtype::Element;
+
+use super::{Activation, Evaluation, Gated, MAX_PARAMS, Sample, Term, sealed};
+
+/// A gate, in f64.
+pub trait Gate: sealed::Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
+    /// The gate at u and −u, for u ≥ 0.
+    fn tail(u: f64) -> Tail;
+}
+
+/// A gate at ±u.
+#[derive(Clone, Copy, Debug)]
+pub struct Tail {
+    /// g(−u), with all its digits.
+    pub t: f64,
+    /// u·g(−u); its limit at infinity.
+    pub ut: f64,
+    /// g′(u).
+    pub density: f64,
+    /// 2·g(u) − 1, with all its digits.
+    pub h: f64,
+}
+
+/// The sum of the addends of a formula, and the largest of them.
+fn sum(addends: &[f64]) -> Term {
+    Term {
+        value: addends.iter().sum(),
+        scale: addends.iter().fold(0.0, |max, a| a.abs().max(max)),
+    }
+}
+
+fn alpha(params: &[f64]) -> f64 {
+    match *params {
+        [alpha] => alpha,
+        _ => panic!("an expanded gate has 1 parameter, not {}", params.len()),
+    }
+}
+
+/// a·b, where nothing times infinity is nothing.
+fn product(a: f64, b: f64) -> f64 {
+    if a == 0.0 { 0.0 } else { a * b }
+}
+
+impl<G: Gate> Activation for G {
+    const PARAMS: &'static [&'static str] = &["alpha"];
+    const GRADIENTS: &'static [&'static str] = &["dalpha"];
+
+    #[cfg(feature = "cuda")]
+    type Params<'a, P: Element> = Params<'a, P>;
+    #[cfg(feature = "cuda")]
+    type Gradients<'a> = Gradients<'a>;
+
+    fn samples() -> Vec<Sample<Self>> {
+        [
+            ("initial", 0.0),
+            ("trained", 0.3),
+            ("negative", -1.0),
+            ("constant", -0.5),
+            ("steep", 5.0),
+            ("faint", -1e-6),
+        ]
+        .map(|(name, alpha)| Sample {
+            name,
+            op: G::default(),
+            params: vec![alpha],
+        })
+        .to_vec()
+    }
+
+    fn evaluate(&self, params: &[f64], x: f64) -> Evaluation {
+        let alpha = alpha(params);
+        let k = 1.0 + 2.0 * alpha;
+        let u = x.abs();
+        let Tail { t, ut, density, h } = G::tail(u);
+        let bend = if u.is_infinite() {
+            0.0
+        } else {
+            k * u * density
+        };
+        let (mut y, slope) = if x < 0.0 {
+            (
+                sum(&[product(alpha, u), -k * ut]),
+                sum(&[-alpha, k * t, -bend]),
+            )
+        } else {
+            let linear = if alpha == -1.0 {
+                [0.0; 2]
+            } else {
+                [u, product(alpha, u)]
+            };
+            // inf + α·inf would be NaN for α < 0, where inf·(1 + α) is meant.
+            let linear = if u.is_infinite() {
+                [product(1.0 + alpha, u), 0.0]
+            } else {
+                linear
+            };
+            (
+                sum(&[linear[0], linear[1], -k * ut]),
+                sum(&[1.0, alpha, -k * t, bend]),
+            )
+        };
+        if x == 0.0 {
+            y.value = x;
+        }
+        Evaluation {
+            y,
+            slope,
+            dparams: [u * h, 0.0, 0.0],
+        }
+    }
+
+    fn chain(&self, _params: &[f64]) -> [f64; MAX_PARAMS] {
+        [1.0; MAX_PARAMS]
+    }
+}
+
+impl<G: Gate> Gated for G {
+    fn evaluate_gate(&self, params: &[f64], x: f64) -> Evaluation {
+        let alpha = alpha(params);
+        let k = 1.0 + 2.0 * alpha;
+        let Tail { t, density, h, .. } = G::tail(x.abs());
+        Evaluation {
+            y: if x < 0.0 {
+                sum(&[-alpha, k * t])
+            } else {
+                sum(&[1.0, alpha, -k * t])
+            },
+            slope: sum(&[k * density]),
+            dparams: [h.copysign(x), 0.0, 0.0],
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<G: Gate> sealed::Options for G {
+    fn set_options(&self, _args: &mut crate::launch::ActivationArgs) {}
+}
+
+/// The trainable scalar of an expanded gate on the device.
+#[cfg(feature = "cuda")]
+pub struct Params<'a, P> {
+    /// α, one element.
+    pub alpha: &'a dyn DevicePtr<P>,
+}
+
+/// Where the gradient of the scalar goes.
+#[cfg(feature = "cuda")]
+pub struct Gradients<'a> {
+    /// Gradient of `alpha`, one f32.
+    pub dalpha: &'a mut dyn DevicePtrMut<f32>,
+}
+
+#[cfg(feature = "cuda")]
+impl<P> sealed::Scalars<P> for Params<'_, P> {
+    fn list(&self) -> Vec<&dyn DevicePtr<P>> {
+        vec![self.alpha]
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl sealed::ScalarsMut for Gradients<'_> {
+    fn list_mut(&mut self) -> Vec<&mut dyn DevicePtrMut<f32>> {
+        vec![self.dalpha]
+    }
+}

@@ -1,0 +1,25 @@
+//! xATLU: the expanded arctangent gate. Its gated form is the xATGLU of the paper.
+
+use std::f64::consts::{FRAC_1_PI, FRAC_2_PI};
+
+use super::expanded::{Gate, Tail};
+
+/// xATLU: g(x) = ½ + arctan(x)/π. See [`expanded`](super::expanded) for f, its parameter and its
+/// special values. The limit of f(−inf) at α = 0 is −1/π.
+#[doc(alias = "xATGLU")]
+#[doc(alias = "ATLU")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Xatlu;
+
+impl Gate for Xatlu {
+    fn tail(u: f64) -> Tail {
+        // The angle of (u, 1), which is arctan(1/u) without the division at 0.
+        let t = 1f64.atan2(u) * FRAC_1_PI;
+        Tail {
+            t,
+            ut: if u.is_infinite() { FRAC_1_PI } else { u * t },
+            density: FRAC_1_PI / (1.0 + u * u),
+            h: u.atan() * FRAC_2_PI,
+        }
+    }
+}
