@@ -230,10 +230,10 @@ fn differences<A: Activation>(s: &Sample<A>) -> f64 {
 impl Row {
     fn add(&mut self, report: &Report) {
         self.ok &= report.ok();
-        if let Some(worst) = report.tensor.worst
-            && (self.worst_at.is_nan() || worst.ulps > self.worst_ulp)
-        {
-            (self.worst_ulp, self.worst_at) = (worst.ulps, worst.x);
+        for worst in report.tensors.iter().filter_map(|t| t.worst) {
+            if self.worst_at.is_nan() || worst.ulps > self.worst_ulp {
+                (self.worst_ulp, self.worst_at) = (worst.ulps, worst.x);
+            }
         }
         for p in &report.parameters {
             self.dparams_error = Some(self.dparams_error.unwrap_or(0.0).max(p.error));

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 /// An element type at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE binary32.
     F32,
@@ -55,7 +56,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// An element of a tensor: [`f32`], [`f16`] or [`bf16`].
+/// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`].
 pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync + std::fmt::Debug {
     /// The type as a value.
     const DTYPE: Dtype;

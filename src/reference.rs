@@ -15,7 +15,7 @@
 
 use std::fmt;
 
-use crate::activation::{Activation, Term};
+use crate::activation::{Activation, Gated, MAX_PARAMS, Order, Term};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 
@@ -73,7 +73,11 @@ pub fn backward<A: Activation, T: Element>(
         .zip(dy)
         .map(|(x, dy)| dy.to_f64() * op.evaluate(params, x.to_f64()).slope.value)
         .collect();
-    let sums = parameter_sums(op, params, x, dy);
+    let terms = x.iter().zip(dy).map(|(x, dy)| {
+        let point = op.evaluate(params, x.to_f64());
+        (dy.to_f64(), point.dparams)
+    });
+    let sums = parameter_sums(params.len(), terms);
     let chain = op.chain(params);
     let dparams = sums.iter().zip(chain).map(|(s, c)| s.sum * c).collect();
     Ok((dx, dparams))
@@ -88,21 +92,19 @@ struct ParameterSum {
     magnitude: f64,
 }
 
-fn parameter_sums<A: Activation, T: Element>(
-    op: &A,
-    params: &[f64],
-    x: &[T],
-    dy: &[T],
+/// The sums of the parameters over terms given as the upstream gradient and what it multiplies.
+fn parameter_sums(
+    count: usize,
+    terms: impl Iterator<Item = (f64, [f64; MAX_PARAMS])>,
 ) -> Vec<ParameterSum> {
-    let mut sums = vec![ParameterSum::default(); params.len()];
-    for (x, dy) in x.iter().zip(dy) {
-        let terms = op.evaluate(params, x.to_f64()).dparams;
+    let mut sums = vec![ParameterSum::default(); count];
+    for (upstream, terms) in terms {
         for (total, term) in sums.iter_mut().zip(terms) {
             // A parameter that does not act on this element has no part in it, even where dy is inf.
             if term == 0.0 {
                 continue;
             }
-            let v = dy.to_f64() * term;
+            let v = upstream * term;
             let next = total.sum + v;
             let back = next - total.sum;
             total.rest += (total.sum - (next - back)) + (v - back);
@@ -139,7 +141,7 @@ pub struct Worst {
 /// How a tensor compares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorReport {
-    /// `y` or `dx`.
+    /// `y`, `dx` or `dv`.
     pub name: &'static str,
     /// Elements.
     pub len: usize,
@@ -171,8 +173,8 @@ pub struct ParameterReport {
 /// The result of a check. `Display` prints it for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// y or dx.
-    pub tensor: TensorReport,
+    /// y; or dx, and dv for a gated form.
+    pub tensors: Vec<TensorReport>,
     /// The parameter gradients; empty for a forward.
     pub parameters: Vec<ParameterReport>,
 }
@@ -180,34 +182,29 @@ pub struct Report {
 impl Report {
     /// Whether everything is within the bounds.
     pub fn ok(&self) -> bool {
-        self.tensor.failed == 0 && self.parameters.iter().all(|p| p.ok)
+        self.tensors.iter().all(|t| t.failed == 0) && self.parameters.iter().all(|p| p.ok)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TensorReport {
-            name,
-            len,
-            worst,
-            failures,
-            failed,
-            correctly_rounded,
-        } = &self.tensor;
-        write!(
-            f,
-            "{name}: {len} elements, {correctly_rounded} correctly rounded"
-        )?;
-        if let Some(w) = worst {
-            write!(f, ", worst {:.2} ulp at x = {:e}", w.ulps, w.x)?;
-        }
-        writeln!(f, ", {failed} out of bounds")?;
-        for w in failures {
-            writeln!(
+        for t in &self.tensors {
+            write!(
                 f,
-                "  [{}] x = {:e}: got {:e}, exact {:e}, {:.2} ulp",
-                w.at, w.x, w.got, w.exact, w.ulps
+                "{}: {} elements, {} correctly rounded",
+                t.name, t.len, t.correctly_rounded
             )?;
+            if let Some(w) = t.worst {
+                write!(f, ", worst {:.2} ulp at x = {:e}", w.ulps, w.x)?;
+            }
+            writeln!(f, ", {} out of bounds", t.failed)?;
+            for w in &t.failures {
+                writeln!(
+                    f,
+                    "  [{}] x = {:e}: got {:e}, exact {:e}, {:.2} ulp",
+                    w.at, w.x, w.got, w.exact, w.ulps
+                )?;
+            }
         }
         for p in &self.parameters {
             writeln!(
@@ -240,7 +237,7 @@ pub fn check_forward<A: Activation, T: Element>(
     check_length("y", x.len(), y.len())?;
     let exact = |i: usize| op.evaluate(params, x[i].to_f64()).y;
     Ok(Report {
-        tensor: check_tensor("y", x, y, bounds, exact),
+        tensors: vec![check_tensor("y", x, y, bounds, exact)],
         parameters: Vec::new(),
     })
 }
@@ -280,16 +277,104 @@ pub fn check_gradients<A: Activation, T: Element>(
     check_length("dparams", params.len(), dparams.len())?;
     let exact = |i: usize| {
         let slope = op.evaluate(params, x[i].to_f64()).slope;
-        let dy = dy[i].to_f64();
-        Term {
-            value: dy * slope.value,
-            scale: (dy * slope.scale).abs(),
-        }
+        slope.times(dy[i].to_f64())
     };
-    let tensor = check_tensor("dx", x, dx, bounds, exact);
-    let sums = parameter_sums(op, params, x, dy);
+    let terms = x.iter().zip(dy).map(|(x, dy)| {
+        let point = op.evaluate(params, x.to_f64());
+        (dy.to_f64(), point.dparams)
+    });
+    Ok(Report {
+        tensors: vec![check_tensor("dx", x, dx, bounds, exact)],
+        parameters: check_parameters(op, params, terms, dparams),
+    })
+}
+
+/// Compares anyone's y of a gated form with the reference.
+///
+/// # Errors
+/// [`Error::Length`] if v or y is not as long as x.
+pub fn check_gated_forward<A: Gated, T: Element>(
+    op: &A,
+    order: Order,
+    params: &[f64],
+    x: &[T],
+    v: &[T],
+    y: &[T],
+    bounds: Bounds,
+) -> Result<Report> {
+    check_length("v", x.len(), v.len())?;
+    check_length("y", x.len(), y.len())?;
+    let exact = |i: usize| {
+        let g = op.evaluate_order(order, params, x[i].to_f64()).y;
+        g.times(v[i].to_f64())
+    };
+    Ok(Report {
+        tensors: vec![check_tensor("y", x, y, bounds, exact)],
+        parameters: Vec::new(),
+    })
+}
+
+/// The tensors of a backward of a gated form, for [`check_gated_gradients`].
+#[derive(Clone, Copy, Debug)]
+pub struct GatedGradients<'a, T> {
+    /// Gate.
+    pub x: &'a [T],
+    /// Value.
+    pub v: &'a [T],
+    /// Gradient with respect to y.
+    pub dy: &'a [T],
+    /// Gradient with respect to x, to be checked.
+    pub dx: &'a [T],
+    /// Gradient with respect to v, to be checked.
+    pub dv: &'a [T],
+}
+
+/// Compares anyone's dx, dv and parameter gradients of a gated form with the reference.
+///
+/// # Errors
+/// [`Error::Length`] if a tensor is not as long as x, or dparams not one value per parameter.
+pub fn check_gated_gradients<A: Gated, T: Element>(
+    op: &A,
+    order: Order,
+    params: &[f64],
+    tensors: &GatedGradients<'_, T>,
+    dparams: &[f64],
+    bounds: Bounds,
+) -> Result<Report> {
+    let &GatedGradients { x, v, dy, dx, dv } = tensors;
+    for (what, tensor) in [("v", v), ("dy", dy), ("dx", dx), ("dv", dv)] {
+        check_length(what, x.len(), tensor.len())?;
+    }
+    check_length("dparams", params.len(), dparams.len())?;
+    let points: Vec<_> = x
+        .iter()
+        .map(|x| op.evaluate_order(order, params, x.to_f64()))
+        .collect();
+    let upstream = |i: usize| dy[i].to_f64() * v[i].to_f64();
+    let exact_dx = |i: usize| points[i].slope.times(upstream(i));
+    let exact_dv = |i: usize| points[i].y.times(dy[i].to_f64());
+    let terms = points
+        .iter()
+        .enumerate()
+        .map(|(i, p)| (upstream(i), p.dparams));
+    Ok(Report {
+        tensors: vec![
+            check_tensor("dx", x, dx, bounds, exact_dx),
+            check_tensor("dv", x, dv, bounds, exact_dv),
+        ],
+        parameters: check_parameters(op, params, terms, dparams),
+    })
+}
+
+fn check_parameters<A: Activation>(
+    op: &A,
+    params: &[f64],
+    terms: impl Iterator<Item = (f64, [f64; MAX_PARAMS])>,
+    dparams: &[f64],
+) -> Vec<ParameterReport> {
+    let sums = parameter_sums(params.len(), terms);
     let chain = op.chain(params);
-    let parameters = (0..params.len())
+    (0..params.len())
         .map(|p| {
             let (exact, got) = (sums[p].sum * chain[p], dparams[p]);
             let magnitude = sums[p].magnitude * chain[p];
@@ -315,8 +400,7 @@ pub fn check_gradients<A: Activation, T: Element>(
                 ok: error <= PARAM_GRADIENT_BOUND,
             }
         })
-        .collect();
-    Ok(Report { tensor, parameters })
+        .collect()
 }
 
 fn check_tensor<T: Element>(

@@ -290,7 +290,7 @@ fn reports_find_what_is_wrong() {
         y[at] = wrong;
         let report = check_forward(&op, &params, &x, &y, Bounds::of(&op)).unwrap();
         assert!(
-            !report.ok() && report.tensor.failures[0].at == at,
+            !report.ok() && report.tensors[0].failures[0].at == at,
             "{report}"
         );
     }

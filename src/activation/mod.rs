@@ -178,6 +178,16 @@ pub struct Term {
     pub scale: f64,
 }
 
+impl Term {
+    /// The term times a number.
+    pub(crate) fn times(self, factor: f64) -> Term {
+        Term {
+            value: self.value * factor,
+            scale: (self.scale * factor).abs(),
+        }
+    }
+}
+
 /// Everything about an activation at one point, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {

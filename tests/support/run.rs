@@ -71,7 +71,7 @@ pub struct Tensor {
 impl Tensor {
     /// Uploads `data` as `rows` rows; what lies between and around them is canary.
     pub fn upload<T: Element>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
-        let cols = if rows == 0 { 0 } else { data.len() / rows };
+        let cols = data.len().checked_div(rows).unwrap_or(0);
         assert_eq!(rows * cols, data.len());
         let element = size_of::<T>();
         let pitch = cols + place.gap;
