@@ -35,7 +35,7 @@ fn tensor<T: Element>(shape: &[usize], values: &[f64]) -> Tensor {
     let dtype = match T::DTYPE {
         xact::Dtype::F32 => Dtype::F32,
         xact::Dtype::F16 => Dtype::F16,
-        xact::Dtype::Bf16 => Dtype::BF16,
+        _ => Dtype::BF16,
     };
     Tensor(
         dtype,
