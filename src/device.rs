@@ -32,9 +32,17 @@ pub struct Image {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The driver library's names, in the order in which cudarc looks for them. The first two exist on
-/// Linux, the third on Windows.
-const DRIVER_NAMES: [&str; 3] = ["libcuda.so", "libcuda.so.1", "nvcuda.dll"];
+/// The driver library's names, in the order in which cudarc looks for them: those that exist on Linux,
+/// then that on Windows.
+const DRIVER_NAMES: [&str; 7] = [
+    "libcuda.so",
+    "libcuda.so.12",
+    "libcuda.so.11",
+    "libcuda.so.10",
+    "libcuda.so.9",
+    "libcuda.so.1",
+    "nvcuda.dll",
+];
 
 /// The driver library, if this machine has one. cudarc panics where there is none, even when it
 /// formats an error, so nothing of cudarc is called before this succeeds.
@@ -233,9 +241,10 @@ impl Device {
         self.check_buffer("the stream", stream)
     }
 
-    /// Fails unless the buffer `what`, allocated on `stream`, is of this device's context.
+    /// Fails unless the buffer `what`, allocated on `stream`, is of this device's context: of the same
+    /// object, since cudarc keeps pending errors and the ordering of streams there, not in the driver.
     pub(crate) fn check_buffer(&self, what: &'static str, stream: &CudaStream) -> Result<()> {
-        if **stream.context() == *self.0.context {
+        if Arc::ptr_eq(stream.context(), &self.0.context) {
             Ok(())
         } else {
             Err(Error::WrongContext { what })
@@ -306,7 +315,7 @@ impl Workspace {
     /// The buffer, for a launch on `stream`.
     pub(crate) fn buffer_for(&mut self, stream: &CudaStream) -> Result<&mut CudaSlice<u8>> {
         let same = self.stream.cu_stream() == stream.cu_stream()
-            && self.stream.context() == stream.context()
+            && Arc::ptr_eq(self.stream.context(), stream.context())
             && self
                 .thread
                 .is_none_or(|thread| thread == std::thread::current().id());

@@ -179,7 +179,8 @@ impl fmt::Display for Error {
             ),
             Error::WrongContext { what } => write!(
                 f,
-                "{what} belongs to another CUDA context than the device it was used with"
+                "{what} belongs to another CUDA context than the device it was used with; open the device \
+                 with Device::from_context on the context that owns your streams"
             ),
             Error::WrongStream => f.write_str(
                 "the workspace belongs to another stream; make one workspace for each stream",

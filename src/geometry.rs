@@ -49,6 +49,8 @@ pub struct Cut {
     pub tiles_per_chunk: u64,
     /// Chunks of the whole tensor; 0 if it is empty.
     pub chunks: u64,
+    /// At least as many as `chunks`, and as those of every smaller tensor.
+    pub chunks_bound: u64,
 }
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
@@ -61,6 +63,7 @@ impl Cut {
                 tiles_per_row: 0,
                 tiles_per_chunk: 0,
                 chunks: 0,
+                chunks_bound: 0,
             });
         }
         let per_pack = VECTOR_BYTES / element_bytes;
@@ -76,6 +79,7 @@ impl Cut {
             tiles_per_row,
             tiles_per_chunk,
             chunks: tiles.div_ceil(tiles_per_chunk),
+            chunks_bound: tiles.min(MAX_CHUNKS),
         })
     }
 }
@@ -99,6 +103,16 @@ mod tests {
                     assert!(cut.tiles_per_row * tile_elements >= cols + worst_skew);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_bound_grows_with_the_tensor() {
+        let mut last = 0;
+        for cols in (0..60_000_000).step_by(30_011) {
+            let cut = Cut::new(1, cols, 4).unwrap();
+            assert!(cut.chunks <= cut.chunks_bound && last <= cut.chunks_bound);
+            last = cut.chunks_bound;
         }
     }
 

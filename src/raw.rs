@@ -135,14 +135,21 @@ pub struct GatedBackward<'a> {
     pub dparams: Dparams<'a>,
 }
 
-/// Bytes of workspace that a backward of this shape needs, whatever the pitches.
+/// Bytes of workspace that a backward of this shape needs, whatever the pitches and the parameters
+/// that it has. A larger tensor never needs less.
 ///
 /// # Errors
 /// [`Error::TooLarge`].
 pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: u64, cols: u64) -> Result<u64> {
-    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|shape| shape.cut.chunks);
+    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.cut.chunks_bound);
     let most = chunks(cols)?.max(chunks(u64::MAX)?);
     Ok(most * A::PARAMS.len() as u64 * PARTIAL_BYTES)
+}
+
+/// The partial sums that a backward of this shape without gaps really writes, for each parameter.
+#[doc(hidden)]
+pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
+    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.cut.chunks)
 }
 
 /// Launches the forward of `op` on `stream`.
@@ -155,7 +162,8 @@ pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: u64, cols: u64) -> Res
 /// # Safety
 /// The pointers are of the device's context and cover what the shape says, `stream` is a live stream
 /// of that context (or a default-stream handle), and until the launch has completed nobody frees the
-/// buffers, writes the inputs or touches the output.
+/// buffers, writes the inputs or touches the output. If the launch was captured into a graph, that holds
+/// for every replay of the graph.
 pub unsafe fn forward<A: Activation>(
     device: &Device,
     stream: CUstream,
@@ -199,7 +207,8 @@ pub unsafe fn gated_forward<A: Gated>(
 /// kernel that adds them up.
 ///
 /// # Errors
-/// As [`forward`], and [`Error::Workspace`]. Nothing is written then.
+/// As [`forward`], and [`Error::Workspace`]. Nothing is written then; only if the driver refuses the
+/// second launch after it took the first is dx written and the parameter gradients are not.
 ///
 /// # Safety
 /// As [`forward`]; the workspace too is not touched by anyone until the launch has completed.

@@ -100,10 +100,6 @@ fn parameter_sums(
     let mut sums = vec![ParameterSum::default(); count];
     for (upstream, terms) in terms {
         for (total, term) in sums.iter_mut().zip(terms) {
-            // A parameter that does not act on this element has no part in it, even where dy is inf.
-            if term == 0.0 {
-                continue;
-            }
             let v = upstream * term;
             let next = total.sum + v;
             let back = next - total.sum;

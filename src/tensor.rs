@@ -1,4 +1,7 @@
 //! The tensors of a call: device buffers, whole or as rows of a larger matrix.
+//!
+//! What cudarc's `DevicePtr` and `DevicePtrMut` say of a buffer is believed, as cudarc itself believes it in
+//! its own safe calls.
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};

@@ -312,6 +312,8 @@ fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         (5, 4096),
         (4, 4099),
         (300, 5),
+        // More tiles than chunks, so that a chunk takes several rows.
+        (4200, 3),
     ] {
         let x = random.normal::<T>(rows * cols, 2.0);
         let dy = random.normal::<T>(rows * cols, 1.0);
@@ -319,7 +321,8 @@ fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         let y_dense = run::forward(gpu, &sample.op, &sample.params, &x, &dense)?;
         let (dx_dense, _) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &dense)?;
         let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
-        for gaps in [[0, 0, 0], [cols; 3], [8, 8, 8], [1, 2, 3], [0, 5, 0]] {
+        let gaps = [[1, 2, 3], [cols; 3], [8, 8, 8], [0, 0, 0], [0, 5, 0]];
+        for gaps in &gaps[..if rows > 1000 { 1 } else { gaps.len() }] {
             let place = |gap| Place {
                 offset: gap % 3,
                 gap,

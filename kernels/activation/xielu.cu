@@ -1,7 +1,7 @@
 // xIELU (Huang & Schlag, arXiv 2411.13010): f, f', and the derivatives with respect to its scalars.
 //
 //   x > 0:  f = α_p·x² + β·x                                   f' = 2·α_p·x + β
-//   x ≤ 0:  f = α_n·q(x) + β·x = α_n·expm1(x) − s_n·x          f' = α_n·expm1(x) + β
+//   x ≤ 0:  f = α_n·q(x) + β·x = α_n·expm1(x) − s_n·x          f' = α_n·expm1(x) + β = α_n·e^x − s_n
 //           q(x) = expm1(x) − x,  s_n = α_n − β
 //   ∂f/∂α_p = x²·[x > 0]          ∂f/∂α_n = q(x)·[x ≤ 0]
 //
@@ -10,7 +10,7 @@
 // derivative is x for x > 0; for x ≤ 0 it is expm1(x) where α_n contains β (raw), else x.
 //
 // The q-form keeps the sign and the digits near 0, where expm1(x) loses to −x; the s_n-form holds
-// far out, where α_n·q + β·x would cancel and is inf − inf at −inf.
+// far out, where α_n·q + β·x would cancel and is inf − inf at −inf, and where f' is −s_n.
 //
 // Compat computes min(x, eps) inside expm1 and leaves the −x as it is, like Hugging Face and
 // Megatron: α_n·(expm1(min(x, eps)) − x) + β·x. The Autograd gradient is that of this formula (the
@@ -30,6 +30,10 @@ struct XieluParams {
     float alpha_p, alpha_n, s_n, beta, eps;
     float chain[kParams];
     bool raw, autograd;
+
+    __device__ float negative_slope(const Expm1& e) const {
+        return fmaf(alpha_n, e.near ? e.expm1() : e.exp, e.near ? beta : -s_n);
+    }
 };
 
 // The usual case: no clamp, α_p and s_n not 0.
@@ -44,7 +48,7 @@ struct XieluIdeal : XieluParams {
         const float near = x * fmaf(a * x, r, beta);
         const float far = fmaf(alpha_n, e.far, -s_n * x);
         p.value = e.near ? near : far;
-        p.slope = positive ? fmaf(2.0f * alpha_p, x, beta) : fmaf(alpha_n, e.expm1(), beta);
+        p.slope = positive ? fmaf(2.0f * alpha_p, x, beta) : negative_slope(e);
         p.dparams[0] = positive ? x * x : 0.0f;
         p.dparams[1] = positive ? 0.0f : e.q();
         p.dparams[2] = positive || !raw ? x : e.expm1();
@@ -67,7 +71,8 @@ struct XieluGeneral : XieluParams {
         const bool clamps = x > eps;
         const float clamped = clamps ? eps : x;
         const Expm1 e(clamped);
-        const float q = clamps ? e.q() + (clamped - x) : e.q();  // expm1(min(x, eps)) − x
+        // expm1(min(x, eps)) − x: for the eps that are in use, both addends are exact or nearly so.
+        const float q = clamps ? (e.near ? e.q() + (clamped - x) : e.far - x) : e.q();
         if (clamps) {
             p.value = fmaf(alpha_n, q, beta * x);
         } else if (e.near) {
@@ -75,7 +80,7 @@ struct XieluGeneral : XieluParams {
         } else {
             p.value = fmaf(alpha_n, e.far, s_n == 0.0f ? 0.0f : -s_n * x);
         }
-        p.slope = fmaf(alpha_n, e.expm1(), beta);
+        p.slope = negative_slope(e);
         if (autograd) {
             if (clamps) p.slope = -s_n;
             if (x == eps) p.slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));

@@ -67,6 +67,7 @@ struct Expm1 {
     float x;
     bool near;  // x > -5/4; false for NaN
     float r;    // q/x² where near
+    float exp;  // e^x where not near
     float far;  // expm1(x) where not near
 
     __device__ explicit Expm1(float x) : x(x), near(x > kNear) {
@@ -77,7 +78,8 @@ struct Expm1 {
         r = fmaf(r, x, 0.0416657142f);
         r = fmaf(r, x, 0.166666597f);
         r = fmaf(r, x, 0.5f);
-        far = exp2_approx(x * 1.44269504f) - 1.0f;
+        exp = exp2_approx(x * 1.44269504f);
+        far = exp - 1.0f;
     }
 
     __device__ float expm1() const { return near ? fmaf(x * x, r, x) : far; }

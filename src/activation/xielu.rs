@@ -20,9 +20,13 @@ use super::{Activation, Evaluation, MAX_PARAMS, Sample, Term};
 /// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
 /// parameters, β = 0.5, no clamp.
 ///
-/// Special values of y: +inf → +inf; −inf → +inf, the limit (−α_n if α_n = β); NaN → NaN; −0 → −0.
-/// Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients. f16
-/// results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
+/// Special values of y: +inf → +inf; −inf → +inf, the limit; NaN → NaN; −0 → −0. (That is for α_p ≥ 0,
+/// β > 0 and α_n > β. At −inf: −α_n if α_n = β, −inf if α_n < β. At +inf: −inf if α_p < 0, β·inf if
+/// α_p = 0.) Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients.
+/// f16 results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
+///
+/// The terms x² and expm1(x) − x of the parameter gradients are formed in f32: beyond |x| = 1.8e19 they are
+/// inf, below 1e-19 they lose digits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Xielu {
     /// What the two scalars are.
@@ -60,7 +64,8 @@ pub enum Parameters {
 /// One point differs on purpose: at x = −inf theirs is inf − inf = NaN, this is the limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Compat {
-    /// The bound: −1e-6 in Hugging Face transformers and Megatron. A positive one changes nothing.
+    /// The bound: −1e-6 in Hugging Face transformers and Megatron. A positive one changes nothing. The
+    /// accuracy bounds are kept for eps ≥ −1e-3; NaN and −inf are not meaningful.
     pub eps: f32,
     /// The derivative for eps < x ≤ 0.
     pub gradient: EpsGradient,
@@ -188,6 +193,7 @@ impl Activation for Xielu {
             sample("analytic", compat(-1e-6, EpsGradient::Analytic), initial),
             sample("autograd", compat(-1e-6, EpsGradient::Autograd), apertus),
             sample("eps > 0", compat(1e-6, EpsGradient::Autograd), apertus),
+            sample("eps = 0", compat(0.0, EpsGradient::Autograd), initial),
         ]
     }
 
@@ -257,10 +263,16 @@ impl Activation for Xielu {
         } else {
             alpha_n * expm1
         };
+        // Far out the two addends would cancel to −s_n.
+        let slope = if clamped < -1.0 && !(autograd && x >= eps) {
+            alpha_n * clamped.exp() - s_n
+        } else {
+            steep + beta
+        };
         Evaluation {
             y: Term { value: y, scale },
             slope: Term {
-                value: steep + beta,
+                value: slope,
                 scale: steep.abs().max(beta.abs()),
             },
             dparams: [0.0, q, dbeta],
