@@ -11,6 +11,10 @@
 //! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E as for f32: as good as rounding the f32 result once |
 //! | parameter gradients | [`PARAM_GRADIENT_BOUND`] of Σ\|terms\| |
 //!
+//! A result that is a product, such as dx = dy·f′(x), is of two f32 factors: where f′(x) is below the
+//! normal range, an ulp is at least the spacing there times |dy|, and where it is above, the result is
+//! infinite.
+//!
 //! [`finite_differences`] checks the reference itself: its derivatives against its values.
 
 use std::fmt;
@@ -231,7 +235,7 @@ pub fn check_forward<A: Activation, T: Element>(
     bounds: Bounds,
 ) -> Result<Report> {
     check_length("y", x.len(), y.len())?;
-    let exact = |i: usize| op.evaluate(params, x[i].to_f64()).y;
+    let exact = |i: usize| Product::of(op.evaluate(params, x[i].to_f64()).y);
     Ok(Report {
         tensors: vec![check_tensor("y", x, y, bounds, exact)],
         parameters: Vec::new(),
@@ -273,7 +277,7 @@ pub fn check_gradients<A: Activation, T: Element>(
     check_length("dparams", params.len(), dparams.len())?;
     let exact = |i: usize| {
         let slope = op.evaluate(params, x[i].to_f64()).slope;
-        slope.times(dy[i].to_f64())
+        Product::new(slope, dy[i].to_f64())
     };
     let terms = x.iter().zip(dy).map(|(x, dy)| {
         let point = op.evaluate(params, x.to_f64());
@@ -302,7 +306,7 @@ pub fn check_gated_forward<A: Gated, T: Element>(
     check_length("y", x.len(), y.len())?;
     let exact = |i: usize| {
         let g = op.evaluate_order(order, params, x[i].to_f64()).y;
-        g.times(v[i].to_f64())
+        Product::new(g, v[i].to_f64())
     };
     Ok(Report {
         tensors: vec![check_tensor("y", x, y, bounds, exact)],
@@ -347,8 +351,8 @@ pub fn check_gated_gradients<A: Gated, T: Element>(
         .map(|x| op.evaluate_order(order, params, x.to_f64()))
         .collect();
     let upstream = |i: usize| dy[i].to_f64() * v[i].to_f64();
-    let exact_dx = |i: usize| points[i].slope.times(upstream(i));
-    let exact_dv = |i: usize| points[i].y.times(dy[i].to_f64());
+    let exact_dx = |i: usize| Product::new(points[i].slope, upstream(i));
+    let exact_dv = |i: usize| Product::new(points[i].y, dy[i].to_f64());
     let terms = points
         .iter()
         .enumerate()
@@ -399,12 +403,47 @@ fn check_parameters<A: Activation>(
         .collect()
 }
 
+/// The exact result of an f32 value, and what may be off in it, times another f32.
+#[derive(Clone, Copy)]
+struct Product {
+    value: f64,
+    scale: f64,
+    /// The spacing of the smallest f32, times the factor: a value below the normal range is rounded to
+    /// multiples of it before it is multiplied.
+    spacing: f64,
+}
+
+impl Product {
+    fn of(term: Term) -> Product {
+        Product {
+            value: term.value,
+            scale: term.scale,
+            spacing: 0.0,
+        }
+    }
+
+    /// `term` is formed in f32 and may overflow there, even if the product would fit.
+    fn new(term: Term, factor: f64) -> Product {
+        let value = f64::from(term.value as f32);
+        let term_value = if value.is_infinite() {
+            value
+        } else {
+            term.value
+        };
+        Product {
+            value: term_value * factor,
+            scale: (term.scale * factor).abs(),
+            spacing: ulp::<f32>(0.0) * factor.abs(),
+        }
+    }
+}
+
 fn check_tensor<T: Element>(
     name: &'static str,
     x: &[T],
     got: &[T],
     bounds: Bounds,
-    exact: impl Fn(usize) -> Term,
+    exact: impl Fn(usize) -> Product,
 ) -> TensorReport {
     /// Failures that a report lists.
     const LISTED: usize = 8;
@@ -452,8 +491,12 @@ fn check_tensor<T: Element>(
 }
 
 /// Whether `got` is within the bound around `exact`, and its error in ulp as [`Worst::ulps`] has it.
-fn compare<T: Element>(got: f64, exact: Term, bounds: Bounds) -> (bool, f64) {
-    let Term { value, scale } = exact;
+fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) {
+    let Product {
+        value,
+        scale,
+        spacing,
+    } = exact;
     let kind = |ok: bool| (ok, if ok { 0.0 } else { f64::INFINITY });
     if value.is_nan() || got.is_nan() {
         return kind(value.is_nan() && got.is_nan());
@@ -463,15 +506,16 @@ fn compare<T: Element>(got: f64, exact: Term, bounds: Bounds) -> (bool, f64) {
     }
     // Where the formula's addends themselves leave the range of f32, so may its result.
     let largest = value.abs().max(scale);
-    let bound = bounds.ulps * ulp::<f32>(largest)
-        + bounds.parameter_ulps * largest * 2f64.powi(f32::ULP_EXPONENT);
+    let f32_unit = ulp::<f32>(largest).max(spacing);
+    let bound =
+        bounds.ulps * f32_unit + bounds.parameter_ulps * largest * 2f64.powi(f32::ULP_EXPONENT);
     let (low, high) = (
         T::from_f64(value - bound).to_f64(),
         T::from_f64(value + bound).to_f64(),
     );
     let ok = low <= got && got <= high;
     let unit = if T::DTYPE == crate::Dtype::F32 {
-        ulp::<f32>(largest)
+        f32_unit
     } else {
         // Near a root of f the f32 bound is larger than an ulp of the result.
         ulp::<T>(value).max(bound)

@@ -17,8 +17,8 @@ use support::choose::{Choice, Gpu, open};
 use support::inputs::{self, Random};
 use support::run::{self, DPARAMS_BEFORE, How, Place, bits};
 use xact::activation::{Sample, Visitor};
-use xact::reference::{self, Bounds, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Element};
+use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
+use xact::{Activation, Element, Gated, Order};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -101,6 +101,12 @@ impl Table {
 }
 
 impl Visitor for Table {
+    fn visit_gated<A: Gated>(&mut self) {
+        self.gated::<A, f32>();
+        self.gated::<A, f16>();
+        self.gated::<A, bf16>();
+    }
+
     fn visit<A: Activation>(&mut self) {
         self.of_type::<A, f32>();
         self.of_type::<A, f16>();
@@ -111,6 +117,234 @@ impl Visitor for Table {
             stored_parameters::<A>,
         );
     }
+}
+
+impl Table {
+    fn gated<A: Gated, T: Element>(&mut self) {
+        for (number, order) in [(1, Order::First), (2, Order::Second)] {
+            let name = |what: &str| format!("{}::gated{number}_{what}::{}", A::NAME, T::DTYPE);
+            for sample in A::samples() {
+                let name = |what: &str| format!("{}::{}", name(what), sample.name);
+                let s = sample.clone();
+                self.add(name("forward"), false, move |gpu, full| {
+                    gated_forward::<A, T>(gpu, full, order, &s)
+                });
+                let s = sample.clone();
+                self.add(name("backward"), false, move |gpu, full| {
+                    gated_backward::<A, T>(gpu, full, order, &s)
+                });
+            }
+            self.add(name("places"), false, move |gpu, _| {
+                gated_places::<A, T>(gpu, order)
+            });
+            self.add(name("schedules"), true, move |gpu, _| {
+                gated_schedules::<A, T>(gpu, order)
+            });
+            self.add(name("traffic"), true, move |gpu, _| {
+                gated_traffic::<A, T>(gpu, order)
+            });
+        }
+    }
+}
+
+/// The values and upstream gradients of the exhaustive tests: signs, sizes, zeros, an exact 1.
+const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
+
+fn cycle<T: Element>(values: &[f64], len: usize) -> Vec<T> {
+    values
+        .iter()
+        .cycle()
+        .take(len)
+        .map(|&v| T::from_f64(v))
+        .collect()
+}
+
+fn measured_at(ulps: f64) -> Bounds {
+    Bounds {
+        ulps,
+        parameter_ulps: 0.0,
+    }
+}
+
+/// Every 16-bit gate, a dense sweep of f32, each with one of VALUES.
+fn gated_forward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    full: bool,
+    order: Order,
+    s: &Sample<A>,
+) -> Outcome {
+    let x = inputs::accuracy::<T>(points(full));
+    let v = cycle::<T>(&VALUES, x.len());
+    let stored: Vec<_> = s.params.iter().map(|&p| f64::from(p)).collect();
+    for (settings, ulps) in modes(gpu) {
+        let y = cuda_emulator::with_settings(settings, || {
+            run::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], &How::default())
+        })?;
+        let bounds = measured_at(ulps);
+        let report = reference::check_gated_forward(&s.op, order, &stored, &x, &v, &y, bounds)?;
+        passed(&report, (settings, s))?;
+    }
+    Ok(())
+}
+
+/// The same for dx and dv; dα over inputs whose sums are finite.
+fn gated_backward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    full: bool,
+    order: Order,
+    s: &Sample<A>,
+) -> Outcome {
+    let all = inputs::accuracy::<T>(points(full));
+    let finite: Vec<T> = all
+        .iter()
+        .copied()
+        .filter(|x| x.to_f64().abs() < 1e4)
+        .collect();
+    let stored: Vec<_> = s.params.iter().map(|&p| f64::from(p)).collect();
+    for (settings, ulps) in modes(gpu) {
+        for (x, sums) in [(&all, false), (&finite, true)] {
+            let v = cycle::<T>(&VALUES, x.len());
+            // Of another period, so that every value meets every gradient.
+            let dy = cycle::<T>(&[1.0, -2.5, 0.125], x.len());
+            let ([dx, dv], dparams) = cuda_emulator::with_settings(settings, || {
+                run::gated_backward(gpu, &s.op, order, &s.params, [x, &v, &dy], &How::default())
+            })?;
+            let dparams: Vec<_> = dparams.iter().map(|&p| f64::from(p)).collect();
+            let tensors = GatedGradients {
+                x,
+                v: &v,
+                dy: &dy,
+                dx: &dx,
+                dv: &dv,
+            };
+            let bounds = measured_at(ulps);
+            let mut report = reference::check_gated_gradients(
+                &s.op, order, &stored, &tensors, &dparams, bounds,
+            )?;
+            if !sums {
+                report.parameters.clear();
+            }
+            passed(&report, (settings, s))?;
+        }
+    }
+    Ok(())
+}
+
+/// Separate tensors and halves of one, of any alignment and pitch, give the bits of dense aligned ones.
+fn gated_places<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+    let sample = A::samples().remove(1);
+    let mut random = Random(61);
+    for (rows, cols) in [(1, 1), (1, 40), (3, 7), (5, 64), (2, 4100), (6, 33)] {
+        let n = rows * cols;
+        let [x, v, dy] = [2.0, 1.0, 1.0].map(|scale| random.normal::<T>(n, scale));
+        let forward =
+            |how: &How| run::gated_forward(gpu, &sample.op, order, &sample.params, [&x, &v], how);
+        let backward = |how: &How| {
+            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], how)
+        };
+        let dense = How::default();
+        let y = forward(&dense)?;
+        let ([dx, dv], _) = backward(&dense)?;
+        let mut place = || Place {
+            offset: random.bits() as usize % 8,
+            gap: random.bits() as usize % 9,
+        };
+        for round in 0..8 {
+            let how = How {
+                rows,
+                x: place(),
+                v: place(),
+                dy: place(),
+                out: place(),
+                halves: round % 2 == 1,
+                emit_y: round % 3 == 0,
+                ..dense
+            };
+            let what = format!("{rows} x {cols}, {how:?}");
+            equal(&format!("y, {what}"), &forward(&how)?, &y)?;
+            let ([dx_again, dv_again], _) = backward(&how)?;
+            equal(&format!("dx, {what}"), &dx_again, &dx)?;
+            equal(&format!("dv, {what}"), &dv_again, &dv)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same bits under any schedule and on any grid, and nothing that the emulator would report.
+fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+    let sample = A::samples().remove(1);
+    let n = 9_001;
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
+    let run = |max_blocks| {
+        let how = How {
+            max_blocks,
+            ..How::default()
+        };
+        run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
+    };
+    let ([dx, dv], dparams) = run(None)?;
+    let schedules = [
+        Schedule::InOrder,
+        Schedule::Reversed,
+        Schedule::Seeded(1),
+        Schedule::Seeded(2),
+    ];
+    for (blocks, schedule) in schedules.into_iter().enumerate() {
+        let settings = Settings {
+            schedule,
+            ..Settings::default()
+        };
+        let max_blocks = NonZeroU32::new(blocks as u32);
+        let ([dx_again, dv_again], again) =
+            cuda_emulator::with_settings(settings, || run(max_blocks))?;
+        equal("dx", &dx_again, &dx)?;
+        equal("dv", &dv_again, &dv)?;
+        equal("dparams", &again, &dparams)?;
+    }
+    Ok(())
+}
+
+/// Each byte once: 3 tensors forward, 5 backward.
+fn gated_traffic<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+    let sample = A::samples().remove(1);
+    let n = 1 << 15;
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
+    for halves in [false, true] {
+        let how = How {
+            halves,
+            rows: 8,
+            ..How::default()
+        };
+        let (y, forward) = cuda_emulator::record(|| {
+            run::gated_forward(gpu, &sample.op, order, &sample.params, [&x, &v], &how)
+        });
+        y?;
+        let (gradients, backward) = cuda_emulator::record(|| {
+            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
+        });
+        gradients?;
+        let bytes = (n * size_of::<T>()) as u64;
+        for (launch, read, written) in [(&forward[0], 2, 1), (&backward[0], 3, 2)] {
+            let tensors = || run::tensors(launch).filter(|b| b.len >= bytes);
+            let sum = |of: fn(&BufferTraffic) -> u64| tensors().map(of).sum::<u64>();
+            let counted = (sum(|b| b.bytes_read), sum(|b| b.bytes_written));
+            if counted != (read * bytes, written * bytes) {
+                return Err(format!("{}, halves {halves}: {counted:?}", launch.kernel).into());
+            }
+            let narrow = sum(|b| {
+                b.loads.by_width[..4]
+                    .iter()
+                    .chain(&b.stores.by_width[..4])
+                    .sum()
+            });
+            let extra = sum(|b| b.loads.sectors + b.stores.sectors)
+                - sum(|b| b.loads.minimum_sectors + b.stores.minimum_sectors);
+            if (narrow, extra) != (0, 0) {
+                return Err(format!("{}: {narrow} narrow, {extra} sectors", launch.kernel).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the approximate instructions return, and the bound that then holds. A device has one way.

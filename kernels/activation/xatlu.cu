@@ -40,7 +40,14 @@ struct ArctanGate {
     __device__ float t() const { return far ? angle() : 0.5f - angle(); }
     __device__ float s() const { return far ? ratio : u * (0.5f - angle()); }
     __device__ float v() const { return fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()); }
-    __device__ float slope() const { return (kInvPi * rcp_approx(1.0f + y)) * (far ? y : 1.0f); }
+    __device__ float slope(float k) const {
+        // 1/(1 + u²) with one reciprocal. Beyond 2^60, where u² may overflow, u is scaled down and the
+        // result with it; the 1 is lost there anyway.
+        const bool huge = u > 0x1p60f;
+        const float w = huge ? u * 0x1p-66f : u;
+        const float r = rcp_approx(fmaf(w, w, huge ? 0.0f : 1.0f));
+        return ((k * kInvPi) * r) * (huge ? 0x1p-132f : 1.0f);
+    }
     __device__ float h() const { return far ? fmaf(-2.0f, angle(), 1.0f) : 2.0f * angle(); }
     __device__ float uh() const { return far ? fmaf(-2.0f, ratio, u) : 2.0f * (u * angle()); }
 };

@@ -48,7 +48,7 @@ struct NormalGate {
     __device__ float v() const {
         return (e.m * fmaf(-0.39894228f, near_u, mills())) * e.scale;
     }
-    __device__ float slope() const { return (0.39894228f * e.m) * e.scale; }
+    __device__ float slope(float k) const { return ((k * 0.39894228f) * e.m) * e.scale; }
     __device__ float h() const { return u < 1.0f ? u * near() : fmaf(-2.0f, t(), 1.0f); }
     __device__ float uh() const { return u < 1.0f ? u * u * near() : fmaf(-2.0f, s(), u); }
 

@@ -26,7 +26,9 @@ struct LogisticGate {
     __device__ float v() const {
         return (b * fmaf(-min_nan(u, kFar), one_minus_t, 1.0f)) * e.scale;
     }
-    __device__ float slope() const { return fmaf(-t(), t(), t()); }
+    __device__ float slope(float k) const {
+        return ((k * b) * fmaf(-b, e.scale, 1.0f)) * e.scale;
+    }
     __device__ float h() const { return u < 1.0f ? u * near() : fmaf(-2.0f, t(), 1.0f); }
     __device__ float uh() const { return u < 1.0f ? u * u * near() : fmaf(-2.0f, s(), u); }
 

@@ -10,7 +10,7 @@
 //   ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //
 // A gate provides the pieces, each accurate relative to itself (v to its larger addend):
-//   t = g(−u)     s = u·t     v = t − u·g'(u)     slope = g'(u)     h = h(u)     uh = u·h(u)
+//   t = g(−u)    s = u·t    v = t − u·g'(u)    slope(k) = k·g'(u)    h = h(u)    uh = u·h(u)
 //
 // Corners: f(±0) = ±0; f(+inf) = +inf for α > −1 and f(−inf) = ±inf for α ≠ 0 with the sign of α,
 // else the limit of (1 + 2α)·u·t with its sign; f'(±inf) = 1 + α, −α; NaN gives NaN.
@@ -43,7 +43,7 @@ struct Expanded {
         const Gate g(x);
         Point<1> p;
         p.value = fmaf(x < 0.0f ? k : -k, g.t(), x < 0.0f ? -alpha : one_plus);
-        p.slope = k * g.slope();
+        p.slope = g.slope(k);
         p.dparams[0] = copysignf(g.h(), x);
         return p;
     }

@@ -178,16 +178,6 @@ pub struct Term {
     pub scale: f64,
 }
 
-impl Term {
-    /// The term times a number.
-    pub(crate) fn times(self, factor: f64) -> Term {
-        Term {
-            value: self.value * factor,
-            scale: (self.scale * factor).abs(),
-        }
-    }
-}
-
 /// Everything about an activation at one point, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
@@ -333,6 +323,9 @@ pub trait Activation:
 
 /// An activation f(x) = x·G(x) that can also gate a second input v, the value: y = G(x)·v (order 1) or
 /// y = f(x)·v (order 2). In a `[rows, 2·n]` tensor the gate x is the first half, the value the second.
+///
+/// G(x), f(x) and dy·v are formed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN for v = 0) even if the
+/// product would fit.
 pub trait Gated: Activation {
     /// The reference of the gate: G, G′ and ∂G/∂p at `x`, in f64.
     ///

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
-use xact::{Activation, Dtype, Element, Result};
+use xact::{Activation, Dtype, Element, Gated, Order, Result};
 
 use super::choose::Gpu;
 
@@ -30,8 +30,11 @@ pub struct Place {
 pub struct How {
     pub rows: usize,
     pub x: Place,
+    pub v: Place,
     pub dy: Place,
     pub out: Place,
+    /// x and v, and dx and dv, are the halves of one tensor each (placed by `x` and `out`).
+    pub halves: bool,
     /// y over x, or dx over dy.
     pub in_place: bool,
     pub accumulate: bool,
@@ -45,8 +48,10 @@ impl Default for How {
         How {
             rows: 1,
             x: Place::default(),
+            v: Place::default(),
             dy: Place::default(),
             out: Place::default(),
+            halves: false,
             in_place: false,
             accumulate: false,
             emit_y: false,
@@ -252,6 +257,165 @@ pub fn backward<A: Activation, T: Element, P: Element>(
         })
         .collect();
     Ok((dx, dparams))
+}
+
+/// A gate and a value on the device: two tensors, or the halves of one.
+struct Pair {
+    tensors: Vec<Tensor>,
+    halves: bool,
+}
+
+impl Pair {
+    fn upload<T: Element>(
+        gpu: &Gpu,
+        [x, v]: [&[T]; 2],
+        how: &How,
+        [at_x, at_v]: [Place; 2],
+    ) -> Pair {
+        let tensors = if how.halves {
+            let cols = x.len().checked_div(how.rows).unwrap_or(0).max(1);
+            let rows = x.chunks_exact(cols).zip(v.chunks_exact(cols));
+            let both: Vec<T> = rows.flat_map(|(x, v)| [x, v].concat()).collect();
+            vec![Tensor::upload(gpu, &both, how.rows, at_x)]
+        } else {
+            vec![
+                Tensor::upload(gpu, x, how.rows, at_x),
+                Tensor::upload(gpu, v, how.rows, at_v),
+            ]
+        };
+        Pair {
+            tensors,
+            halves: how.halves,
+        }
+    }
+
+    fn matrices(&self, gpu: &Gpu) -> [Matrix; 2] {
+        let first = self.tensors[0].matrix(gpu);
+        let second = if self.halves {
+            let half = self.tensors[0].cols / 2 * self.tensors[0].element;
+            Matrix {
+                ptr: first.ptr + half as u64,
+                ..first
+            }
+        } else {
+            self.tensors[1].matrix(gpu)
+        };
+        [first, second]
+    }
+
+    fn download<T: Element>(&self, gpu: &Gpu) -> ([Vec<T>; 2], bool) {
+        let mut intact = true;
+        let mut parts: Vec<Vec<T>> = Vec::new();
+        for tensor in &self.tensors {
+            let (values, whole) = tensor.download(gpu);
+            parts.push(values);
+            intact &= whole;
+        }
+        if self.halves {
+            let half = self.tensors[0].cols / 2;
+            let both = parts.remove(0);
+            let side = |skip: usize| -> Vec<T> {
+                let rows = both.chunks_exact((2 * half).max(1));
+                rows.flat_map(|row| row[skip..skip + half].to_vec())
+                    .collect()
+            };
+            parts = vec![side(0), side(half)];
+        }
+        let [x, v] = <[Vec<T>; 2]>::try_from(parts).expect("a pair");
+        ([x, v], intact)
+    }
+}
+
+/// y of a gated form, as the device computes it.
+pub fn gated_forward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v]: [&[T]; 2],
+    how: &How,
+) -> Result<Vec<T>> {
+    let input = Pair::upload(gpu, [x, v], how, [how.x, how.v]);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = Tensor::upload(gpu, &blank, how.rows, how.out);
+    with_scalars(gpu, params, |params| {
+        let [x, v] = input.matrices(gpu);
+        let call = raw::GatedForward {
+            common: common::<T, f32>(how, output.cols, params),
+            order,
+            x,
+            v,
+            y: output.matrix(gpu),
+        };
+        // SAFETY: the buffers live until the download below, which waits for the stream.
+        unsafe { raw::gated_forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (y, intact) = output.download(gpu);
+    assert!(intact, "the gated forward wrote outside y");
+    Ok(y)
+}
+
+/// dx, dv and the parameter gradients of a gated form, as the device computes them.
+pub fn gated_backward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v, dy]: [&[T]; 3],
+    how: &How,
+) -> Result<([Vec<T>; 2], Vec<f32>)> {
+    let input = Pair::upload(gpu, [x, v], how, [how.x, how.v]);
+    let upstream = Tensor::upload(gpu, dy, how.rows, how.dy);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = Pair::upload(gpu, [&blank, &blank], how, [how.out, how.v]);
+    let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.dy));
+    let dparams: Vec<_> = params
+        .iter()
+        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
+    let needed = workspace_bytes::<A>(T::DTYPE, how.rows, upstream.cols);
+    // SAFETY: uninitialised on purpose, as in `backward`.
+    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    with_scalars(gpu, params, |params| {
+        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
+        let ([x, v], [dx, dv]) = (input.matrices(gpu), output.matrices(gpu));
+        let call = raw::GatedBackward {
+            common: common::<T, f32>(how, upstream.cols, params),
+            order,
+            x,
+            v,
+            dy: upstream.matrix(gpu),
+            dx,
+            dv,
+            y: y.as_ref().map(|y| y.matrix(gpu)),
+            dparams: raw::Dparams {
+                out: &pointers,
+                accumulate: how.accumulate,
+                workspace,
+                workspace_bytes: needed as u64,
+            },
+        };
+        // SAFETY: the buffers live until the downloads below, which wait for the stream.
+        unsafe { raw::gated_backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (gradients, intact) = output.download(gpu);
+    assert!(intact, "the gated backward wrote outside dx and dv");
+    let ([x_after, v_after], intact) = input.download::<T>(gpu);
+    assert!(intact && bits(&x_after) == bits(x) && bits(&v_after) == bits(v));
+    if let Some(y) = y {
+        let (again, intact) = y.download::<T>(gpu);
+        let expected = gated_forward(gpu, op, order, params, [x, v], how)?;
+        assert!(
+            intact && bits(&again) == bits(&expected),
+            "y was emitted wrong"
+        );
+    }
+    let dparams = dparams
+        .iter()
+        .map(|t| t.download::<f32>(gpu).0[0])
+        .collect();
+    Ok((gradients, dparams))
 }
 
 /// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
