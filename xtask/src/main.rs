@@ -5,6 +5,7 @@
 
 mod folders;
 mod jobs;
+mod sass;
 mod steps;
 #[cfg(test)]
 mod testing;
@@ -42,6 +43,22 @@ enum Job {
         #[arg(long)]
         full: bool,
     },
+    /// Print what every kernel costs as machine code, and compare with tests/golden/sass.md
+    ///
+    /// Assembles the PTX for sm_80, sm_90 and sm_100; registers, spills, and the instructions per element of
+    /// the main loop as shares of the budget of memory-bound work on H100 and H200. Fails where a figure
+    /// differs from the golden file, an entry spills, or a bf16 entry is over the budget of the H100.
+    Sass {
+        /// Write the golden file
+        #[arg(long, conflicts_with = "op")]
+        golden_update: bool,
+        /// Only the entries of this op
+        #[arg(long)]
+        op: Option<String>,
+        /// Print a JSON array instead of the table
+        #[arg(long)]
+        json: bool,
+    },
     /// Verify every kernel on the best device present; the arguments are those of the example `verify`
     #[command(disable_help_flag = true)]
     Verify {
@@ -60,6 +77,18 @@ fn main() -> ExitCode {
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
         Job::Test { full } => jobs::test(&folders, full),
+        Job::Sass {
+            golden_update,
+            op,
+            json,
+        } => sass::run(
+            &folders,
+            &sass::Options {
+                update: golden_update,
+                op,
+                json,
+            },
+        ),
         Job::Verify { arguments } => jobs::verify(&folders, &arguments),
     });
     result.unwrap_or_else(|error| {
