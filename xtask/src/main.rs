@@ -3,8 +3,10 @@
 //!
 //! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
 
+mod cargo_messages;
 mod folders;
 mod jobs;
+mod mutants;
 mod sass;
 mod steps;
 #[cfg(test)]
@@ -59,6 +61,25 @@ enum Job {
         #[arg(long)]
         json: bool,
     },
+    /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
+    ///
+    /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as no file
+    /// of the workspace changed. Writes target/mutants/report.md. Fails where less than 97 % of the mutants
+    /// that change the kernels are noticed.
+    Mutants {
+        /// Only the kernels of this op and the common headers, against the trials of this op
+        #[arg(long)]
+        op: Option<String>,
+        /// Print the mutants and run nothing
+        #[arg(long)]
+        list: bool,
+        /// Which sample --max takes
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The most mutants to run
+        #[arg(long)]
+        max: Option<usize>,
+    },
     /// Verify every kernel on the best device present; the arguments are those of the example `verify`
     #[command(disable_help_flag = true)]
     Verify {
@@ -87,6 +108,20 @@ fn main() -> ExitCode {
                 update: golden_update,
                 op,
                 json,
+            },
+        ),
+        Job::Mutants {
+            op,
+            list,
+            seed,
+            max,
+        } => mutants::run(
+            &folders,
+            &mutants::Options {
+                op,
+                list,
+                seed,
+                max,
             },
         ),
         Job::Verify { arguments } => jobs::verify(&folders, &arguments),

@@ -19,8 +19,8 @@ use std::{env, fs, thread};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
-use crate::steps;
 use crate::toolkit::{self, Toolkit, discovery};
+use crate::{cargo_messages, steps};
 use table::{Entry, Row};
 
 /// The real architectures that are looked at: A100, H100 and H200, B200.
@@ -170,7 +170,7 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     if !output.status.success() {
         bail!("xact does not build");
     }
-    let out = out_folder(&String::from_utf8_lossy(&output.stdout))
+    let out = cargo_messages::out_folder(&String::from_utf8_lossy(&output.stdout))
         .context("cargo did not say where the build script of xact wrote")?;
     let kernels = out.join("kernels");
     let entries = fs::read_dir(&kernels).with_context(|| kernels.display().to_string())?;
@@ -180,24 +180,6 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "ptx"));
     paths.sort();
     Ok(paths)
-}
-
-/// Where xact's build script wrote, from cargo's messages.
-fn out_folder(messages: &str) -> Option<PathBuf> {
-    let messages = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok());
-    let mut folders = messages.filter_map(|message: serde_json::Value| {
-        let package = message["package_id"].as_str()?;
-        let script = message["reason"] == "build-script-executed";
-        // `path+file:///somewhere#xact@0.1.0`, or `…/xact#0.1.0` in a folder of that name.
-        let (place, version) = package.rsplit_once('#')?;
-        let is_xact = place.starts_with("path+")
-            && (version.starts_with("xact@") || !version.contains('@') && place.ends_with("/xact"));
-        let out = PathBuf::from(message["out_dir"].as_str()?);
-        (script && is_xact).then_some(out)
-    });
-    folders.next()
 }
 
 /// Assembles and looks at every kernel file for every architecture, in parallel. Rows in order, and
@@ -325,32 +307,4 @@ fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
         bail!("{command:?} failed ({}):\n{stdout}{stderr}", output.status);
     }
     Ok((stdout, stderr))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_build_script_is_found_among_cargos_messages() {
-        let message = |package: &str, out: &str| {
-            format!(
-                r#"{{"reason":"build-script-executed","package_id":"{package}","out_dir":"{out}"}}"#
-            )
-        };
-        let others = [
-            message(
-                "registry+https://example.invalid/index#xact@9.9.9",
-                "/registry",
-            ),
-            message("path+file:///w/emulator#cuda-emulator@0.1.0", "/emulator"),
-            r#"{"reason":"compiler-artifact","package_id":"path+file:///w#xact@0.1.0"}"#.to_owned(),
-        ]
-        .join("\n");
-        assert_eq!(out_folder(&others), None);
-        for package in ["path+file:///w#xact@0.1.0", "path+file:///w/xact#0.1.0"] {
-            let messages = format!("{others}\n{}", message(package, "/out"));
-            assert_eq!(out_folder(&messages), Some(PathBuf::from("/out")));
-        }
-    }
 }
