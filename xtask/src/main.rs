@@ -63,9 +63,10 @@ enum Job {
     },
     /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
     ///
-    /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as no file
-    /// of the workspace changed. Writes target/mutants/report.md. Fails where less than 97 % of the mutants
-    /// that change the kernels are noticed.
+    /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as neither
+    /// kernels nor tests nor what they are built from changed. Writes target/mutants/report.md. Fails where
+    /// less than 97 % of the mutants that change the kernels are noticed, not counting those that
+    /// xtask/mutants.txt explains.
     Mutants {
         /// Only the kernels of this op and the common headers, against the trials of this op
         #[arg(long)]

@@ -3,6 +3,7 @@
 //! of its own, so that a mutant costs one run of the build script, one link and the trials.
 
 mod copy;
+mod explained;
 mod mutate;
 mod report;
 mod trials;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::folders::Folders;
 use crate::{cargo_messages, steps, toolkit};
+use explained::{EXPLANATIONS, Explanations};
 use report::{Mutant, Outcome, Result, Status};
 use trials::{Ended, Filter};
 
@@ -45,6 +47,12 @@ pub struct Options {
 pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let all = mutants(&folders.root, options.op.as_deref())?;
     let count = all.len();
+    let explanations = Explanations::read(&folders.root)?;
+    if options.op.is_none() {
+        for stale in explanations.stale(&all) {
+            eprintln!("note: {EXPLANATIONS} explains a mutant that there is no more: {stale}");
+        }
+    }
     let chosen = sample(all, options.seed, options.max.unwrap_or(usize::MAX));
     if options.list {
         for mutant in &chosen {
@@ -79,21 +87,23 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let mut fresh = 0_u32;
     for (index, mutant) in chosen.iter().enumerate() {
         bar.set_message(report::tally(&results));
-        let result = match journal.known(mutant) {
+        let result = match journal.known(mutant, options.op.as_deref()) {
             Some(result) => result,
             None => {
                 let result = bench.run(mutant, &base)?;
-                journal.write(&result)?;
+                journal.write(&result, options.op.as_deref())?;
                 fresh += 1;
                 result
             }
         };
+        results.push(explanations.judge(result));
         let left = start.elapsed() / fresh.max(1)
             * u32::try_from(chosen.len() - index - 1).unwrap_or(u32::MAX);
         let line = format!(
-            "[{}/{}] {result}   {}, {} min left",
+            "[{}/{}] {}   {}, {} min left",
             index + 1,
             chosen.len(),
+            results[index],
             report::tally(&results),
             left.as_secs().div_ceil(60),
         );
@@ -102,7 +112,6 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         } else {
             eprintln!("{line}");
         }
-        results.push(result);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -282,7 +291,10 @@ impl Bench {
     fn outcome(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Outcome> {
         let built = match self.build()? {
             Ok(built) => built,
-            Err(_) => return Ok(Status::BuildError.with("")),
+            Err(message) => {
+                let mut lines = message.lines().filter(|line| line.contains("error"));
+                return Ok(Status::BuildError.with(lines.next().unwrap_or_default()));
+            }
         };
         if built.ptx == base.ptx {
             return Ok(Status::Unchanged.with(""));
@@ -359,8 +371,8 @@ impl Journal {
         Ok(Self { file, known })
     }
 
-    fn known(&self, mutant: &Mutant) -> Option<Result> {
-        let (outcome, time) = self.known.get(&mutant.to_string())?;
+    fn known(&self, mutant: &Mutant, op: Option<&str>) -> Option<Result> {
+        let (outcome, time) = self.known.get(&Self::key(mutant, op))?;
         Some(Result {
             mutant: mutant.clone(),
             outcome: outcome.clone(),
@@ -368,9 +380,15 @@ impl Journal {
         })
     }
 
-    fn write(&mut self, result: &Result) -> anyhow::Result<()> {
+    /// The mutant and whose trials it met.
+    fn key(mutant: &Mutant, op: Option<&str>) -> String {
+        let trials = op.or(mutant.op.as_deref()).unwrap_or("every op");
+        format!("{mutant} against {trials}")
+    }
+
+    fn write(&mut self, result: &Result, op: Option<&str>) -> anyhow::Result<()> {
         let line = json!({
-            "mutant": result.mutant.to_string(),
+            "mutant": Self::key(&result.mutant, op),
             "status": result.outcome.status.word(),
             "by": result.outcome.by,
             "seconds": result.time.as_secs_f64(),
@@ -434,21 +452,22 @@ mod tests {
         let path = scratch.path().join("results.jsonl");
         let all = mutants(scratch.path(), None).expect("mutants");
         let mut journal = Journal::open(&path, "one").expect("journal");
-        assert!(journal.known(&all[0]).is_none());
+        assert!(journal.known(&all[0], None).is_none());
         let result = Result {
             mutant: all[0].clone(),
             outcome: Status::Caught.with("a::forward"),
             time: Duration::from_secs(2),
         };
-        journal.write(&result).expect("written");
+        journal.write(&result, None).expect("written");
         write!(journal.file, "{{\"mutant\":\"cut o").expect("written");
         let journal = Journal::open(&path, "one").expect("journal");
         assert_eq!(
-            journal.known(&all[0]).expect("known").outcome,
+            journal.known(&all[0], None).expect("known").outcome,
             result.outcome
         );
-        assert!(journal.known(&all[1]).is_none());
+        assert!(journal.known(&all[1], None).is_none());
+        assert!(journal.known(&all[0], Some("b")).is_none(), "other trials");
         let journal = Journal::open(&path, "two").expect("journal");
-        assert!(journal.known(&all[0]).is_none());
+        assert!(journal.known(&all[0], None).is_none());
     }
 }

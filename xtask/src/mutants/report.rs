@@ -49,6 +49,14 @@ impl Mutant {
         }
     }
 
+    /// The changed lines, as they were and as they are, without indentation.
+    pub fn change(&self) -> (Vec<&str>, Vec<&str>) {
+        fn trimmed(lines: &[String]) -> Vec<&str> {
+            lines.iter().map(|line| line.trim()).collect()
+        }
+        (trimmed(&self.before), trimmed(&self.after))
+    }
+
     fn diff(&self) -> String {
         let mut text = String::new();
         for line in &self.before {
@@ -79,6 +87,8 @@ pub enum Status {
     TimedOut,
     /// The tests pass.
     Survived,
+    /// The tests pass, and it is written down why nothing is wrong with that.
+    Explained,
     /// The same PTX.
     Unchanged,
     /// It does not compile.
@@ -86,10 +96,11 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Caught,
         Self::TimedOut,
         Self::Survived,
+        Self::Explained,
         Self::Unchanged,
         Self::BuildError,
     ];
@@ -100,6 +111,7 @@ impl Status {
             Self::Caught => "caught",
             Self::TimedOut => "timeout",
             Self::Survived => "SURVIVED",
+            Self::Explained => "explained",
             Self::Unchanged => "unchanged",
             Self::BuildError => "build error",
         }
@@ -124,7 +136,7 @@ impl Status {
 pub struct Outcome {
     /// What became of it.
     pub status: Status,
-    /// The trial, or how the process died; else empty.
+    /// The trial, how the process died, the compiler's word, or why it may survive; else empty.
     pub by: String,
 }
 
@@ -196,7 +208,7 @@ pub fn report(results: &[Result], of: usize, nvcc: &str) -> String {
         score(results) * 100.0
     );
     // A row per kind, a column per status.
-    let mut kinds: BTreeMap<Kind, [usize; 5]> = BTreeMap::new();
+    let mut kinds: BTreeMap<Kind, [usize; 6]> = BTreeMap::new();
     for result in results {
         let row = kinds.entry(result.mutant.mutation.kind).or_default();
         row[result.outcome.status as usize] += 1;
@@ -223,23 +235,31 @@ pub fn report(results: &[Result], of: usize, nvcc: &str) -> String {
         "\n{:.1} s a mutant.",
         seconds / results.len().max(1) as f64
     );
-    let survivors: Vec<_> = results
-        .iter()
-        .filter(|r| r.outcome.status == Status::Survived)
-        .collect();
-    if !survivors.is_empty() {
-        text.push_str("\n## Survivors\n");
-    }
-    for result in survivors {
-        let mutant = &result.mutant;
-        let _ = write!(
-            text,
-            "\n{}:{}, {}\n\n```diff\n{}```\n",
-            mutant.file.display(),
-            mutant.line,
-            mutant.mutation.kind,
-            mutant.diff()
-        );
+    for (title, status) in [
+        ("Survivors", Status::Survived),
+        ("Explained", Status::Explained),
+    ] {
+        let mut results = results
+            .iter()
+            .filter(|r| r.outcome.status == status)
+            .peekable();
+        if results.peek().is_some() {
+            let _ = write!(text, "\n## {title}\n");
+        }
+        for result in results {
+            let mutant = &result.mutant;
+            let _ = write!(
+                text,
+                "\n{}:{}, {}\n\n```diff\n{}```\n",
+                mutant.file.display(),
+                mutant.line,
+                mutant.mutation.kind,
+                mutant.diff()
+            );
+            if !result.outcome.by.is_empty() {
+                let _ = write!(text, "\n{}\n", result.outcome.by);
+            }
+        }
     }
     text
 }
@@ -263,9 +283,9 @@ mod tests {
     fn only_what_changes_the_kernels_counts() {
         let results = Status::ALL.map(result);
         assert_eq!(noticed(&results), (2, 3));
-        assert_eq!(score(&results[3..]), 1.0);
+        assert_eq!(score(&results[3..]), 1.0, "explained ones do not count");
         let text = report(&results, 50, "13.0.88");
-        assert!(text.contains("5 of 50 mutants"), "{text}");
+        assert!(text.contains("6 of 50 mutants"), "{text}");
         assert!(text.contains("2 are noticed: 66.7 %"), "{text}");
         assert!(
             text.contains("| operator   |      1 |       1 |        1 |"),
