@@ -6,12 +6,13 @@ use std::process::{Command, ExitCode, ExitStatus};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
+use crate::sass;
 use crate::steps::{self, Step};
 use crate::toolkit;
 
 /// Makes a missing nvcc a build error instead of a crate without kernels. Set alike by every job, because
 /// each change of it rebuilds the kernels.
-const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
+pub const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
 
 /// Finds or installs nvcc, compiles a kernel with it, and prints its path to stdout.
 pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
@@ -24,7 +25,8 @@ pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
 
 /// Formatting, lints, tests and documentation.
 pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
-    eprintln!("{}", toolkit::ensure(folders)?.describe());
+    let toolkit = toolkit::ensure(folders)?;
+    eprintln!("{}", toolkit.describe());
     let tests = |line| {
         let step = Step::cargo(line);
         if full {
@@ -41,6 +43,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
             .needs("clippy", "clippy"),
         tests("test --workspace"),
         tests("test --package xact --no-default-features --tests"),
+        Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
     ];
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);

@@ -3,8 +3,11 @@
 //!
 //! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
 
+mod cargo_messages;
 mod folders;
 mod jobs;
+mod mutants;
+mod sass;
 mod steps;
 #[cfg(test)]
 mod testing;
@@ -42,6 +45,42 @@ enum Job {
         #[arg(long)]
         full: bool,
     },
+    /// Print what every kernel costs as machine code, and compare with tests/golden/sass.md
+    ///
+    /// Assembles the PTX for sm_80, sm_90 and sm_100; registers, spills, and the instructions per element of
+    /// the main loop as shares of the budget of memory-bound work on H100 and H200. Fails where a figure
+    /// differs from the golden file, an entry spills, or a bf16 entry is over the budget of the H100.
+    Sass {
+        /// Write the golden file
+        #[arg(long, conflicts_with = "op")]
+        golden_update: bool,
+        /// Only the entries of this op
+        #[arg(long)]
+        op: Option<String>,
+        /// Print a JSON array instead of the table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
+    ///
+    /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as neither
+    /// kernels nor tests nor what they are built from changed. Writes target/mutants/report.md. Fails where
+    /// less than 97 % of the mutants that change the kernels are noticed, not counting those that
+    /// xtask/mutants.txt explains.
+    Mutants {
+        /// Only the kernels of this op and the common headers, against the trials of this op
+        #[arg(long)]
+        op: Option<String>,
+        /// Print the mutants and run nothing
+        #[arg(long)]
+        list: bool,
+        /// Which sample --max takes
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The most mutants to run
+        #[arg(long)]
+        max: Option<usize>,
+    },
     /// Verify every kernel on the best device present; the arguments are those of the example `verify`
     #[command(disable_help_flag = true)]
     Verify {
@@ -60,6 +99,32 @@ fn main() -> ExitCode {
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
         Job::Test { full } => jobs::test(&folders, full),
+        Job::Sass {
+            golden_update,
+            op,
+            json,
+        } => sass::run(
+            &folders,
+            &sass::Options {
+                update: golden_update,
+                op,
+                json,
+            },
+        ),
+        Job::Mutants {
+            op,
+            list,
+            seed,
+            max,
+        } => mutants::run(
+            &folders,
+            &mutants::Options {
+                op,
+                list,
+                seed,
+                max,
+            },
+        ),
         Job::Verify { arguments } => jobs::verify(&folders, &arguments),
     });
     result.unwrap_or_else(|error| {

@@ -10,6 +10,8 @@ pub struct Step {
     arguments: Vec<String>,
     variables: Vec<(&'static str, &'static str)>,
     component: Option<Component>,
+    /// Why the step is skipped.
+    skipped: Option<String>,
 }
 
 /// A part of the Rust toolchain that need not be installed.
@@ -43,6 +45,7 @@ impl Step {
             arguments: line.split_whitespace().map(str::to_owned).collect(),
             variables: Vec::new(),
             component: None,
+            skipped: None,
         }
     }
 
@@ -58,7 +61,16 @@ impl Step {
         self
     }
 
+    /// The step is skipped where there is a reason to.
+    pub fn skip_if(mut self, reason: Option<String>) -> Self {
+        self.skipped = reason;
+        self
+    }
+
     fn run(&self, common: &[(&str, &str)]) -> Outcome {
+        if let Some(reason) = &self.skipped {
+            return Outcome::Skipped(reason.clone());
+        }
         if let Some(component) = &self.component
             && !component.is_installed(&self.program)
         {
@@ -230,6 +242,16 @@ mod tests {
         let text = outcome.to_string();
         assert!(text.ends_with("rustup component add rustfmt"), "{text}");
         assert!(run(&[step], &[]).failed().is_none());
+    }
+
+    #[test]
+    fn a_step_with_a_reason_against_it_is_skipped() {
+        let step = Step::new("false", "").skip_if(Some("no need".into()));
+        assert_eq!(step.run(&[]), Outcome::Skipped("no need".into()));
+        assert!(matches!(
+            Step::new("true", "").skip_if(None).run(&[]),
+            Outcome::Passed(_)
+        ));
     }
 
     #[test]

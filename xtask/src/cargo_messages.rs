@@ -1,0 +1,83 @@
+//! What cargo says with `--message-format=json`.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+/// Where xact's build script wrote.
+pub fn out_folder(messages: &str) -> Option<PathBuf> {
+    let mut folders = of(messages, "build-script-executed").filter_map(|message| {
+        let is_xact = is_xact(message["package_id"].as_str()?);
+        is_xact.then_some(PathBuf::from(message["out_dir"].as_str()?))
+    });
+    folders.next()
+}
+
+/// The executable of xact's integration test `name`.
+pub fn test_executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let mut executables = of(messages, "compiler-artifact").filter_map(|message| {
+        let target = &message["target"];
+        let is_it = is_xact(message["package_id"].as_str()?)
+            && target["name"] == name
+            && target["kind"][0] == "test";
+        is_it.then_some(PathBuf::from(message["executable"].as_str()?))
+    });
+    executables.next()
+}
+
+fn of<'a>(messages: &'a str, reason: &'a str) -> impl Iterator<Item = Value> + 'a {
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    messages.filter(move |message: &Value| message["reason"] == reason)
+}
+
+/// `path+file:///somewhere#xact@0.1.0`, or `…/xact#0.1.0` in a folder of that name.
+fn is_xact(package: &str) -> bool {
+    package.rsplit_once('#').is_some_and(|(place, version)| {
+        place.starts_with("path+")
+            && (version.starts_with("xact@") || !version.contains('@') && place.ends_with("/xact"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_build_script_is_found() {
+        let message = |package: &str, out: &str| {
+            format!(
+                r#"{{"reason":"build-script-executed","package_id":"{package}","out_dir":"{out}"}}"#
+            )
+        };
+        let others = [
+            message(
+                "registry+https://example.invalid/index#xact@9.9.9",
+                "/registry",
+            ),
+            message("path+file:///w/emulator#cuda-emulator@0.1.0", "/emulator"),
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///w#xact@0.1.0"}"#.to_owned(),
+        ]
+        .join("\n");
+        assert_eq!(out_folder(&others), None);
+        for package in ["path+file:///w#xact@0.1.0", "path+file:///w/xact#0.1.0"] {
+            let messages = format!("{others}\n{}", message(package, "/out"));
+            assert_eq!(out_folder(&messages), Some(PathBuf::from("/out")));
+        }
+    }
+
+    #[test]
+    fn the_test_is_found() {
+        let message = |kind: &str, name: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"path+file:///w#xact@0.1.0","target":{{"kind":["{kind}"],"name":"{name}"}},"executable":"/deps/{name}"}}"#
+            )
+        };
+        let messages = [message("example", "activations"), message("test", "api")].join("\n");
+        assert_eq!(test_executable(&messages, "activations"), None);
+        let messages = messages + "\n" + &message("test", "activations");
+        let expected = PathBuf::from("/deps/activations");
+        assert_eq!(test_executable(&messages, "activations"), Some(expected));
+    }
+}

@@ -1,0 +1,473 @@
+//! Mutation testing of the kernels: changes one thing in a CUDA source at a time and runs the tests of
+//! its op until one fails. Works on a copy of the workspace under the target folder, with a target folder
+//! of its own, so that a mutant costs one run of the build script, one link and the trials.
+
+mod copy;
+mod explained;
+mod mutate;
+mod report;
+mod trials;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::folders::Folders;
+use crate::{cargo_messages, steps, toolkit};
+use explained::{EXPLANATIONS, Explanations};
+use report::{Mutant, Outcome, Result, Status};
+use trials::{Ended, Filter};
+
+/// The share of the mutants that must be noticed.
+const BAR: f64 = 0.97;
+
+/// What the command line asks for.
+pub struct Options {
+    /// Only mutants of this op's kernels and of the common headers, against this op's trials.
+    pub op: Option<String>,
+    /// Prints the mutants, runs nothing.
+    pub list: bool,
+    /// Chooses the sample.
+    pub seed: u64,
+    /// The most mutants to run.
+    pub max: Option<usize>,
+}
+
+/// Runs the mutants and reports.
+///
+/// # Errors
+/// The tests fail without a mutant, or too many mutants survive.
+pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
+    let all = mutants(&folders.root, options.op.as_deref())?;
+    let count = all.len();
+    let explanations = Explanations::read(&folders.root)?;
+    if options.op.is_none() {
+        for stale in explanations.stale(&all) {
+            eprintln!("note: {EXPLANATIONS} explains a mutant that there is no more: {stale}");
+        }
+    }
+    let chosen = sample(all, options.seed, options.max.unwrap_or(usize::MAX));
+    if options.list {
+        for mutant in &chosen {
+            println!("{mutant}");
+        }
+        eprintln!("{} of {count} mutants", chosen.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let toolkit = toolkit::ensure(folders)?;
+    eprintln!("{}", toolkit.describe());
+    let folder = folders.target.join("mutants");
+    let bench = Bench {
+        tree: folder.join("tree"),
+        target: folder.join("target"),
+        nvcc: toolkit.nvcc,
+        op: options.op.clone(),
+    };
+    eprintln!("The copy is {}.", bench.tree.display());
+    let fingerprint = copy::synchronise(&folders.root, &bench.tree)?;
+    let fingerprint = format!("{fingerprint:016x} {}", toolkit.version);
+    let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
+    let base = bench.base()?;
+    eprintln!(
+        "Without a mutant every trial passes, in {:.1} s; the build takes what cargo needs.",
+        base.time.as_secs_f64()
+    );
+    let bar = ProgressBar::new(chosen.len() as u64);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
+    bar.set_style(style.context("the template of the progress bar")?);
+    let mut results: Vec<Result> = Vec::new();
+    let start = Instant::now();
+    let mut fresh = 0_u32;
+    for (index, mutant) in chosen.iter().enumerate() {
+        bar.set_message(report::tally(&results));
+        let result = match journal.known(mutant, options.op.as_deref()) {
+            Some(result) => result,
+            None => {
+                let result = bench.run(mutant, &base)?;
+                journal.write(&result, options.op.as_deref())?;
+                fresh += 1;
+                result
+            }
+        };
+        results.push(explanations.judge(result));
+        let left = start.elapsed() / fresh.max(1)
+            * u32::try_from(chosen.len() - index - 1).unwrap_or(u32::MAX);
+        let line = format!(
+            "[{}/{}] {}   {}, {} min left",
+            index + 1,
+            chosen.len(),
+            results[index],
+            report::tally(&results),
+            left.as_secs().div_ceil(60),
+        );
+        if std::io::stderr().is_terminal() {
+            bar.println(line);
+        } else {
+            eprintln!("{line}");
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let text = report::report(&results, count, &toolkit.version);
+    let path = folder.join("report.md");
+    fs::write(&path, &text).with_context(|| path.display().to_string())?;
+    println!("{text}");
+    eprintln!("This report is {}.", path.display());
+    let score = report::score(&results);
+    if score < BAR {
+        bail!(
+            "{:.1} % of the mutants are noticed, not {:.0} %",
+            score * 100.0,
+            BAR * 100.0
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every mutant, in a fixed order: files by name, places from the top.
+fn mutants(root: &Path, op: Option<&str>) -> anyhow::Result<Vec<Mutant>> {
+    let mut sources = Vec::new();
+    let mut folders = vec![root.join("kernels")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
+                sources.push(path);
+            }
+        }
+    }
+    sources.sort();
+    let mut mutants = Vec::new();
+    let mut is_known = op.is_none();
+    for path in sources {
+        let is_header = path.extension().is_some_and(|e| e == "cuh");
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if !is_header && op.is_some_and(|op| op != stem) {
+            continue;
+        }
+        is_known |= !is_header;
+        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let file = path.strip_prefix(root).expect("under it").to_path_buf();
+        for mutation in mutate::mutations(&source) {
+            mutants.push(Mutant::new(
+                &file,
+                &source,
+                mutation,
+                (!is_header).then(|| stem.clone()),
+            ));
+        }
+    }
+    if !is_known {
+        bail!("there is no kernels/*/{}.cu", op.unwrap_or_default());
+    }
+    Ok(mutants)
+}
+
+/// At most `max` of the mutants, chosen by the seed, in their order.
+fn sample(mutants: Vec<Mutant>, seed: u64, max: usize) -> Vec<Mutant> {
+    // SplitMix64 of the place: a larger sample holds the smaller ones.
+    let draw = |index: usize| {
+        let mut z = (seed ^ (index as u64) << 32).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let mut order: Vec<usize> = (0..mutants.len()).collect();
+    order.sort_by_key(|index| draw(*index));
+    order.truncate(max);
+    order.sort_unstable();
+    let mut chosen = order.into_iter().peekable();
+    let picked = mutants
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| chosen.next_if_eq(index).is_some());
+    picked.map(|(_, mutant)| mutant).collect()
+}
+
+/// Where mutants are built and tested.
+struct Bench {
+    tree: PathBuf,
+    target: PathBuf,
+    nvcc: PathBuf,
+    op: Option<String>,
+}
+
+/// The kernels without a mutant.
+struct Base {
+    ptx: BTreeMap<String, String>,
+    /// Of all trials.
+    time: Duration,
+}
+
+/// The test executable and the kernels in it.
+struct Built {
+    executable: PathBuf,
+    ptx: BTreeMap<String, String>,
+}
+
+impl Bench {
+    /// Builds the test; the compiler's words where it does not build.
+    fn build(&self) -> anyhow::Result<std::result::Result<Built, String>> {
+        let output = Command::new(steps::cargo())
+            .current_dir(&self.tree)
+            .args([
+                "test",
+                "--package",
+                "xact",
+                "--test",
+                "activations",
+                "--no-run",
+            ])
+            .args(["--message-format=json-render-diagnostics"])
+            .env("CARGO_TARGET_DIR", &self.target)
+            // The copy has no toolkit of its own.
+            .env("NVCC", &self.nvcc)
+            .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
+            .stdin(Stdio::null())
+            .output()
+            .context("cargo does not start")?;
+        if !output.status.success() {
+            return Ok(Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let executable = cargo_messages::test_executable(&messages, "activations");
+        let out = cargo_messages::out_folder(&messages);
+        Ok(Ok(Built {
+            executable: executable.context("cargo did not say where the test is")?,
+            ptx: ptx(&out.context("cargo did not say where the build script of xact wrote")?)?,
+        }))
+    }
+
+    fn base(&self) -> anyhow::Result<Base> {
+        eprintln!("Building and testing without a mutant.");
+        let built = match self.build()? {
+            Ok(built) => built,
+            Err(message) => bail!("the tests do not build without a mutant:\n{message}"),
+        };
+        let start = Instant::now();
+        let limit = Duration::from_secs(3600);
+        let filter = Filter::all(self.op.as_deref());
+        match trials::run(&built.executable, &self.tree, &filter, limit)? {
+            Ended::Passed(0) => bail!(
+                "there are no trials of {}",
+                self.op.as_deref().unwrap_or("any op")
+            ),
+            Ended::Passed(_) => Ok(Base {
+                ptx: built.ptx,
+                time: start.elapsed(),
+            }),
+            ended => bail!("the tests fail without a mutant: {ended:?}"),
+        }
+    }
+
+    /// Builds and tests one mutant; the source is as before afterwards.
+    fn run(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Result> {
+        let path = self.tree.join(&mutant.file);
+        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        fs::write(&path, mutant.mutation.apply(&source))?;
+        let start = Instant::now();
+        let outcome = self.outcome(mutant, base);
+        fs::write(&path, source)?;
+        Ok(Result {
+            mutant: mutant.clone(),
+            outcome: outcome?,
+            time: start.elapsed(),
+        })
+    }
+
+    fn outcome(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Outcome> {
+        let built = match self.build()? {
+            Ok(built) => built,
+            Err(message) => {
+                let mut lines = message.lines().filter(|line| line.contains("error"));
+                return Ok(Status::BuildError.with(lines.next().unwrap_or_default()));
+            }
+        };
+        if built.ptx == base.ptx {
+            return Ok(Status::Unchanged.with(""));
+        }
+        let op = self.op.as_deref().or(mutant.op.as_deref());
+        let limit = base.time * 3 + Duration::from_secs(30);
+        // One 16-bit type first: it is the fastest, and tells most.
+        for filter in [Filter::bf16(op), Filter::others(op)] {
+            match trials::run(&built.executable, &self.tree, &filter, limit)? {
+                Ended::Passed(_) => {}
+                Ended::Failed(trial) => return Ok(Status::Caught.with(&trial)),
+                Ended::Died(how) => return Ok(Status::Caught.with(&how)),
+                Ended::TimedOut => return Ok(Status::TimedOut.with("")),
+            }
+        }
+        Ok(Status::Survived.with(""))
+    }
+}
+
+/// The PTX files of a build by name, without their comments.
+fn ptx(out: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let folder = out.join("kernels");
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "ptx") {
+            let text = fs::read_to_string(&path)?;
+            let lines = text.lines().filter(|line| !line.starts_with("//"));
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            files.insert(name, lines.collect::<Vec<_>>().join("\n"));
+        }
+    }
+    Ok(files)
+}
+
+/// What is known from an earlier run on the very same workspace, so that a run that was stopped goes on.
+struct Journal {
+    file: fs::File,
+    known: HashMap<String, (Outcome, Duration)>,
+}
+
+impl Journal {
+    fn open(path: &Path, fingerprint: &str) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let mut lines = text.lines();
+        let first = json!({ "workspace": fingerprint }).to_string();
+        let is_same = lines.next() == Some(&first);
+        let mut known = HashMap::new();
+        let mut file = fs::OpenOptions::new();
+        let file = file.create(true).append(true).truncate(false);
+        if is_same {
+            for line in lines {
+                // The last line may be cut off.
+                let Ok(value) = serde_json::from_str::<Value>(line) else {
+                    continue;
+                };
+                let status = value["status"].as_str().and_then(Status::from_word);
+                if let (Some(mutant), Some(status)) = (value["mutant"].as_str(), status) {
+                    let by = value["by"].as_str().unwrap_or_default();
+                    let time = Duration::from_secs_f64(value["seconds"].as_f64().unwrap_or(0.0));
+                    known.insert(mutant.to_owned(), (status.with(by), time));
+                }
+            }
+        } else {
+            fs::write(path, first + "\n").with_context(|| path.display().to_string())?;
+        }
+        let file = file
+            .open(path)
+            .with_context(|| path.display().to_string())?;
+        Ok(Self { file, known })
+    }
+
+    fn known(&self, mutant: &Mutant, op: Option<&str>) -> Option<Result> {
+        let (outcome, time) = self.known.get(&Self::key(mutant, op))?;
+        Some(Result {
+            mutant: mutant.clone(),
+            outcome: outcome.clone(),
+            time: *time,
+        })
+    }
+
+    /// The mutant and whose trials it met.
+    fn key(mutant: &Mutant, op: Option<&str>) -> String {
+        let trials = op.or(mutant.op.as_deref()).unwrap_or("every op");
+        format!("{mutant} against {trials}")
+    }
+
+    fn write(&mut self, result: &Result, op: Option<&str>) -> anyhow::Result<()> {
+        let line = json!({
+            "mutant": Self::key(&result.mutant, op),
+            "status": result.outcome.status.word(),
+            "by": result.outcome.by,
+            "seconds": result.time.as_secs_f64(),
+        });
+        writeln!(self.file, "{line}").context("the journal cannot be written")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn workspace() -> Scratch {
+        let scratch = Scratch::new();
+        scratch.write("kernels/activation/a.cu", "float x = 1.0f + y;\n");
+        scratch.write("kernels/activation/b.cu", "float x = 2.0f;\n");
+        scratch.write("kernels/common/c.cuh", "float x = 3.0f;\n");
+        scratch
+    }
+
+    #[test]
+    fn an_ops_mutants_are_those_of_its_file_and_of_the_headers() {
+        let scratch = workspace();
+        let names = |op| -> Vec<String> {
+            let mutants = mutants(scratch.path(), op).expect("mutants");
+            mutants
+                .iter()
+                .map(|m| format!("{} {:?}", m.file.display(), m.op))
+                .collect()
+        };
+        let a = r#"kernels/activation/a.cu Some("a")"#;
+        let b = r#"kernels/activation/b.cu Some("b")"#;
+        let c = "kernels/common/c.cuh None";
+        assert_eq!(names(None), [a, a, b, c]);
+        assert_eq!(names(Some("a")), [a, a, c]);
+        let error = mutants(scratch.path(), Some("z")).expect_err("no such op");
+        assert!(error.to_string().contains("z.cu"), "{error}");
+    }
+
+    #[test]
+    fn samples_are_repeatable_nested_and_in_order() {
+        let scratch = workspace();
+        let all = || mutants(scratch.path(), None).expect("mutants");
+        let names = |seed, max| -> Vec<String> {
+            sample(all(), seed, max)
+                .iter()
+                .map(Mutant::to_string)
+                .collect()
+        };
+        let everything = names(1, 100);
+        assert_eq!(everything.len(), 4);
+        assert_eq!(names(1, 2), names(1, 2));
+        assert!(names(1, 2).iter().all(|one| names(1, 3).contains(one)));
+        assert!((0..20).any(|seed| names(seed, 2) != names(1, 2)));
+    }
+
+    #[test]
+    fn a_stopped_run_goes_on_unless_the_workspace_changed() {
+        let scratch = workspace();
+        let path = scratch.path().join("results.jsonl");
+        let all = mutants(scratch.path(), None).expect("mutants");
+        let mut journal = Journal::open(&path, "one").expect("journal");
+        assert!(journal.known(&all[0], None).is_none());
+        let result = Result {
+            mutant: all[0].clone(),
+            outcome: Status::Caught.with("a::forward"),
+            time: Duration::from_secs(2),
+        };
+        journal.write(&result, None).expect("written");
+        write!(journal.file, "{{\"mutant\":\"cut o").expect("written");
+        let journal = Journal::open(&path, "one").expect("journal");
+        assert_eq!(
+            journal.known(&all[0], None).expect("known").outcome,
+            result.outcome
+        );
+        assert!(journal.known(&all[1], None).is_none());
+        assert!(journal.known(&all[0], Some("b")).is_none(), "other trials");
+        let journal = Journal::open(&path, "two").expect("journal");
+        assert!(journal.known(&all[0], None).is_none());
+    }
+}

@@ -1,0 +1,167 @@
+//! Runs trials of a libtest-mimic executable until the first fails.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+/// Which trials run.
+pub struct Filter(Vec<String>);
+
+impl Filter {
+    /// All of an op, or of every op.
+    pub fn all(op: Option<&str>) -> Self {
+        Self(op.map(|op| format!("{op}::")).into_iter().collect())
+    }
+
+    /// Those of bf16 and those of no single type.
+    pub fn bf16(op: Option<&str>) -> Self {
+        Self::all(op).without(&["::f32", "::f16"])
+    }
+
+    /// Those of the other types.
+    pub fn others(op: Option<&str>) -> Self {
+        Self::all(op).without(&["::bf16", "::stored_parameters"])
+    }
+
+    fn without(mut self, skipped: &[&str]) -> Self {
+        self.0.extend(
+            skipped
+                .iter()
+                .flat_map(|name| ["--skip".to_owned(), (*name).to_owned()]),
+        );
+        self
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// So many trials passed.
+    Passed(usize),
+    /// This trial failed; the others were stopped.
+    Failed(String),
+    /// The process ended without naming a trial.
+    Died(String),
+    /// It was still running at the limit.
+    TimedOut,
+}
+
+/// Runs the trials in `folder`.
+pub fn run(
+    executable: &Path,
+    folder: &Path,
+    filter: &Filter,
+    limit: Duration,
+) -> anyhow::Result<Ended> {
+    let mut child = Command::new(executable)
+        .current_dir(folder)
+        // Where cargo would start it.
+        .env("CARGO_MANIFEST_DIR", folder)
+        .env("XACT_DEVICE", "emulated")
+        .args(&filter.0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("{} does not start", executable.display()))?;
+    let stdout = child.stdout.take().expect("piped");
+    let (sender, lines) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let end = Instant::now() + limit;
+    let mut passed = 0;
+    let ended = loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => match trial(&line) {
+                Some((name, false)) => break Some(Ended::Failed(name.to_owned())),
+                Some((_, true)) => passed += 1,
+                None => {}
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) => break Some(Ended::TimedOut),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break None,
+        }
+    };
+    if ended.is_some() {
+        // It may have ended by itself in the meantime.
+        let _ = child.kill();
+    }
+    drop(lines);
+    let status = child.wait().context("the test cannot be waited for")?;
+    let _ = reader.join();
+    Ok(ended.unwrap_or_else(|| {
+        if status.success() {
+            Ended::Passed(passed)
+        } else {
+            Ended::Died(status.to_string())
+        }
+    }))
+}
+
+/// The trial that a line of output is about, and whether it passed.
+fn trial(line: &str) -> Option<(&str, bool)> {
+    let (name, how) = line.strip_prefix("test ")?.rsplit_once("... ")?;
+    match how.trim() {
+        "ok" => Some((name.trim(), true)),
+        "FAILED" => Some((name.trim(), false)),
+        _ => None,
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn ended(body: &str, limit: Duration) -> Ended {
+        let scratch = Scratch::new();
+        let script = scratch.script("test", body);
+        run(&script, scratch.path(), &Filter::all(None), limit).expect("starts")
+    }
+
+    #[test]
+    fn the_first_failure_ends_the_run() {
+        let minute = Duration::from_secs(60);
+        let body = "echo 'test a::b   ... ok'; echo 'test a::c ... FAILED'; exec sleep 50";
+        let start = Instant::now();
+        assert_eq!(ended(body, minute), Ended::Failed("a::c".into()));
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(ended("echo 'test a::b ... ok'", minute), Ended::Passed(1));
+        assert!(matches!(ended("kill -9 $$", minute), Ended::Died(_)));
+        assert_eq!(
+            ended("exec sleep 50", Duration::from_millis(200)),
+            Ended::TimedOut
+        );
+    }
+
+    #[test]
+    fn the_two_runs_cover_every_trial_once() {
+        let matches = |filter: &Filter, name: &str| {
+            let skipped = filter.0.iter().skip_while(|word| *word != "--skip");
+            let skipped: Vec<_> = skipped.filter(|word| *word != "--skip").collect();
+            name.contains(&filter.0[0]) && !skipped.iter().any(|word| name.contains(word.as_str()))
+        };
+        for name in [
+            "xielu::forward::f32::initial",
+            "xielu::empty::f16",
+            "xielu::backward::bf16::initial",
+            "xielu::stored_parameters",
+        ] {
+            let runs = [Filter::bf16(Some("xielu")), Filter::others(Some("xielu"))];
+            assert_eq!(
+                runs.iter().filter(|run| matches(run, name)).count(),
+                1,
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What the kernels cost as machine code: registers, spills, and instructions per element of the main
+//! loop, held against the budget of memory-bound work and against a golden file.
+
+mod flow;
+mod listing;
+mod path;
+mod table;
+
+#[path = "../../src/geometry.rs"]
+#[allow(dead_code)] // of the crate's own use
+mod geometry;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
+
+use anyhow::{Context, bail};
+
+use crate::folders::Folders;
+use crate::toolkit::{self, Toolkit, discovery};
+use crate::{cargo_messages, steps};
+use table::{Entry, Row};
+
+/// The real architectures that are looked at: A100, H100 and H200, B200.
+const ARCHITECTURES: [u32; 3] = [80, 90, 100];
+
+/// What the command line asks for.
+pub struct Options {
+    /// Writes the golden file instead of comparing with it.
+    pub update: bool,
+    /// Only the entries of this op.
+    pub op: Option<String>,
+    /// A JSON array instead of the table.
+    pub json: bool,
+}
+
+/// Prints the table; compares with the golden file or writes it.
+///
+/// # Errors
+/// The main loop of an entry is not found, an entry spills, a bf16 entry is over budget, or a figure
+/// differs from the golden file.
+pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
+    let toolkit = toolkit::ensure(folders)?;
+    eprintln!("{}", toolkit.describe());
+    let nvdisasm = disassembler(folders, &toolkit)?;
+    let kernels = build_kernels(folders)?;
+    let work = folders.target.join("sass");
+    let (mut rows, mut problems) = measure(&toolkit.nvcc, &nvdisasm, &kernels, &work)?;
+    if let Some(op) = &options.op {
+        rows.retain(|row| row.is_of(op));
+        problems.retain(|problem| problem.starts_with(&format!("{op}_")));
+        if rows.is_empty() {
+            bail!("no entry is called {op}_…");
+        }
+    }
+    if options.json {
+        println!("{:#}", table::json(&rows));
+    } else {
+        print!("{}", table::text(&rows));
+    }
+    eprintln!("The listings and the hot paths are in {}.", work.display());
+    problems.extend(rows.iter().flat_map(Row::problems));
+    let golden = golden_path(&folders.root);
+    if options.update {
+        if !problems.is_empty() {
+            bail!("not written:\n{}", problems.join("\n"));
+        }
+        fs::write(&golden, table::golden(&rows, &toolkit.version))
+            .with_context(|| format!("{} cannot be written", golden.display()))?;
+        eprintln!("{} is written.", golden.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    match read_golden(&folders.root)? {
+        None => problems.push(format!(
+            "{} does not exist: run `cargo xtask sass --golden-update`",
+            golden.display()
+        )),
+        Some((version, _)) if version != toolkit.version => eprintln!(
+            "Not compared with the golden file: its figures are of nvcc {version}, this is {}.",
+            toolkit.version
+        ),
+        Some((_, text)) => {
+            let differences = table::differences(&text, &rows, options.op.as_deref());
+            if !differences.is_empty() {
+                problems.push(format!(
+                    "the figures differ from {} (-): if that is meant, run `cargo xtask sass --golden-update`\n{}",
+                    golden.display(),
+                    differences.join("\n")
+                ));
+            }
+        }
+    }
+    if problems.is_empty() {
+        eprintln!("No spills, every bf16 entry within the budget of the H100.");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        bail!("{}", problems.join("\n"));
+    }
+}
+
+/// Why `cargo xtask sass` would compare nothing here; `None` where it would.
+pub fn why_not(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<Option<String>> {
+    if let Err(error) = disassembler(folders, toolkit) {
+        return Ok(Some(error.to_string()));
+    }
+    Ok(read_golden(&folders.root)?
+        .filter(|(version, _)| *version != toolkit.version)
+        .map(|(version, _)| {
+            format!(
+                "the golden figures are of nvcc {version}, this is {}",
+                toolkit.version
+            )
+        }))
+}
+
+fn golden_path(root: &Path) -> PathBuf {
+    root.join("tests/golden/sass.md")
+}
+
+/// The golden file and the release of nvcc that it names, if the file exists.
+fn read_golden(root: &Path) -> anyhow::Result<Option<(String, String)>> {
+    let path = golden_path(root);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let version = table::golden_version(&text)
+        .with_context(|| format!("{} does not name its nvcc", path.display()))?;
+    Ok(Some((version.to_owned(), text)))
+}
+
+/// nvdisasm: beside nvcc, in the toolkit under the target folder, or on PATH.
+fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf> {
+    let own = discovery::own_home(&folders.target).join("bin");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let beside = toolkit.nvcc.parent().map(Path::to_path_buf);
+    let places = beside
+        .into_iter()
+        .chain([own])
+        .chain(env::split_paths(&path));
+    let name = format!("nvdisasm{}", env::consts::EXE_SUFFIX);
+    let mut found = places
+        .map(|place| place.join(&name))
+        .filter(|file| file.is_file());
+    found.next().with_context(|| {
+        format!(
+            "nvdisasm is neither beside {} nor on PATH; it comes with the CUDA toolkit, and \
+             `cargo xtask toolkit` installs it where no other nvcc is found",
+            toolkit.nvcc.display()
+        )
+    })
+}
+
+/// Builds xact; the PTX files that it embeds.
+fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new(steps::cargo())
+        .current_dir(&folders.root)
+        .args([
+            "build",
+            "--package",
+            "xact",
+            "--message-format=json-render-diagnostics",
+        ])
+        .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo does not start")?;
+    if !output.status.success() {
+        bail!("xact does not build");
+    }
+    let out = cargo_messages::out_folder(&String::from_utf8_lossy(&output.stdout))
+        .context("cargo did not say where the build script of xact wrote")?;
+    let kernels = out.join("kernels");
+    let entries = fs::read_dir(&kernels).with_context(|| kernels.display().to_string())?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "ptx"));
+    paths.sort();
+    Ok(paths)
+}
+
+/// Assembles and looks at every kernel file for every architecture, in parallel. Rows in order, and
+/// the main loops that were not found, in words.
+fn measure(
+    nvcc: &Path,
+    nvdisasm: &Path,
+    kernels: &[PathBuf],
+    work: &Path,
+) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
+    fs::create_dir_all(work).with_context(|| work.display().to_string())?;
+    let jobs: Vec<_> = kernels
+        .iter()
+        .flat_map(|ptx| ARCHITECTURES.map(|architecture| (ptx, architecture)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(jobs.len());
+    let results = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut results = Vec::new();
+                    while let Some(&(ptx, architecture)) =
+                        jobs.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        results.push(look_at(nvcc, nvdisasm, ptx, architecture, work));
+                    }
+                    results
+                })
+            })
+            .collect();
+        let results = workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("no panic"));
+        results.collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    for (some_rows, some_problems) in results {
+        rows.extend(some_rows);
+        problems.extend(some_problems);
+    }
+    rows.sort_by(|a, b| (&a.entry, a.architecture).cmp(&(&b.entry, b.architecture)));
+    problems.sort();
+    Ok((rows, problems))
+}
+
+/// One kernel file for one architecture.
+fn look_at(
+    nvcc: &Path,
+    nvdisasm: &Path,
+    ptx: &Path,
+    architecture: u32,
+    work: &Path,
+) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
+    // `xielu.sm_80.ptx`: the target it was compiled for is not the one it is assembled for.
+    let stem = ptx
+        .file_name()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
+    let stem = stem.split('.').next().unwrap_or_default();
+    let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
+    let (_, said) = output(
+        Command::new(nvcc)
+            .args([
+                "-cubin",
+                "-fmad=false",
+                "-Wno-deprecated-gpu-targets",
+                "-Xptxas",
+                "-v",
+            ])
+            .arg(format!("-arch=sm_{architecture}"))
+            .arg(ptx)
+            .arg("-o")
+            .arg(&cubin),
+    )?;
+    let resources = table::resources(&said)?;
+    // It also warns about what is no concern here.
+    let (text, _) = output(Command::new(nvdisasm).arg("-c").arg(&cubin))?;
+    fs::write(cubin.with_extension("sass"), &text).context("the listing cannot be written")?;
+    let functions = listing::parse(&text).with_context(|| cubin.display().to_string())?;
+    let functions: HashMap<_, _> = functions.iter().map(|f| (f.name.as_str(), f)).collect();
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    for (name, resources) in resources {
+        let function = functions.get(name.as_str());
+        let function = function.with_context(|| format!("{name}: no machine code"))?;
+        let entry = Entry::parse(&name);
+        let path = match entry
+            .as_ref()
+            .map(|entry| path::main_loop(function, entry.work()))
+        {
+            None => None,
+            Some(Ok(path)) => {
+                let file = work.join(format!("{name}.sm_{architecture}.path"));
+                fs::write(file, path.text(function)).context("the path cannot be written")?;
+                Some(path.counts)
+            }
+            Some(Err(error)) => {
+                problems.push(format!(
+                    "{name} for sm_{architecture}: no main loop: {error:#}"
+                ));
+                None
+            }
+        };
+        rows.push(Row {
+            entry: name,
+            architecture,
+            resources,
+            main_loop: entry.zip(path),
+        });
+    }
+    Ok((rows, problems))
+}
+
+/// Runs a command; what it wrote to stdout and to stderr.
+fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{} does not start", command.get_program().display()))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    if !output.status.success() {
+        bail!("{command:?} failed ({}):\n{stdout}{stderr}", output.status);
+    }
+    Ok((stdout, stderr))
+}

@@ -1,0 +1,282 @@
+//! Which registers an instruction writes and reads, and what a straight run of instructions carries
+//! from its loads to its stores.
+//!
+//! Predicates count as registers. Where the listing leaves a doubt about the width of an operand, the
+//! wider is taken: at worst two values look as if they depended on each other, and then no path is found.
+
+use std::collections::HashMap;
+
+use super::listing::Instruction;
+
+/// A set of loads, one bit each.
+pub type Loads = u64;
+
+/// The kind and number of a register: `R16`, `UR4`, `P0`, `UP1`.
+type Register = (&'static str, u32);
+
+/// What depends on which loads.
+#[derive(Default)]
+pub struct Flow {
+    of: HashMap<Register, Loads>,
+}
+
+impl Flow {
+    /// Executes one instruction; `load` is the bit of a load that is followed, else 0.
+    pub fn step(&mut self, instruction: &Instruction, load: Loads) {
+        let operands = Operands::of(instruction);
+        let guard = self.guard(instruction);
+        let value = load | guard | self.any(&operands.reads);
+        for register in operands.writes {
+            let before = self.of.get(&register).copied().unwrap_or(0);
+            // Under a guard the old value may stay.
+            let kept = if instruction.guard.is_some() {
+                before
+            } else {
+                0
+            };
+            self.of.insert(register, value | kept);
+        }
+    }
+
+    /// The loads that decide whether the instruction is executed or jumps.
+    pub fn condition(&self, instruction: &Instruction) -> Loads {
+        let conditions = instruction.operands.iter().filter_map(|o| register(o));
+        let conditions: Vec<_> = conditions.collect();
+        self.guard(instruction) | self.any(&conditions)
+    }
+
+    /// The loads that the value of a 128-bit store depends on.
+    pub fn stored(&self, store: &Instruction) -> Loads {
+        let value = store.operands.last().and_then(|operand| register(operand));
+        value.map_or(0, |first| self.any(&run(first, 4)))
+    }
+
+    fn guard(&self, instruction: &Instruction) -> Loads {
+        let guard = instruction.guard.as_deref().and_then(register);
+        guard.map_or(0, |guard| self.any(&[guard]))
+    }
+
+    fn any(&self, registers: &[Register]) -> Loads {
+        let loads = registers.iter().filter_map(|r| self.of.get(r));
+        loads.fold(0, |all, loads| all | loads)
+    }
+}
+
+/// Operations whose operands are all read.
+const WRITE_NOTHING: [&str; 22] = [
+    "ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "EXIT", "RET", "CALL", "BSSY", "BSYNC",
+    "BREAK", "BAR", "NOP", "WARPSYNC", "MEMBAR", "DEPBAR", "ERRBAR", "CCTL", "YIELD",
+];
+
+struct Operands {
+    writes: Vec<Register>,
+    reads: Vec<Register>,
+}
+
+impl Operands {
+    /// Results come first: predicates, then at most one value, then predicates for its carry.
+    fn of(instruction: &Instruction) -> Self {
+        let base = instruction.base();
+        let mut operands = instruction.operands.iter().peekable();
+        let mut writes = Vec::new();
+        if !WRITE_NOTHING.contains(&base) {
+            let is_predicate =
+                |operand: &&String| operand.starts_with('P') || operand.starts_with("UP");
+            while let Some(operand) = operands.next_if(is_predicate) {
+                writes.extend(register(operand));
+            }
+            let only_predicates = base.contains("SETP") || base.ends_with("PLOP3");
+            if !only_predicates && let Some(operand) = operands.next() {
+                if let Some(first) = register(operand) {
+                    writes.extend(run(first, width(instruction)));
+                }
+                while let Some(operand) = operands.next_if(is_predicate) {
+                    writes.extend(register(operand));
+                }
+            }
+        }
+        let wide = if base.starts_with("ST") {
+            width(instruction)
+        } else {
+            1
+        };
+        let wide = if instruction.is("WIDE") || is_pair(base) {
+            2
+        } else {
+            wide
+        };
+        let mut reads = Vec::new();
+        for operand in operands {
+            for (first, is_64) in registers(operand) {
+                reads.extend(run(first, if is_64 { 2 } else { wide }));
+            }
+        }
+        Self { writes, reads }
+    }
+}
+
+/// How many registers the value of an instruction takes.
+fn width(instruction: &Instruction) -> u32 {
+    let base = instruction.base();
+    // Of a shift the 64 bits are its source alone.
+    let to_64 = base == "F2I" && (instruction.is("U64") || instruction.is("S64"));
+    let wide = instruction.is("64") || instruction.is("WIDE") || base == "CS2R";
+    if instruction.is("128") {
+        4
+    } else if wide || to_64 || is_pair(base) {
+        2
+    } else {
+        1
+    }
+}
+
+/// Whether the operation works on pairs of registers: doubles, and two floats at once.
+fn is_pair(base: &str) -> bool {
+    matches!(base, "DADD" | "DMUL" | "DFMA" | "FADD2" | "FMUL2" | "FFMA2")
+}
+
+/// This register and those behind it.
+fn run((kind, first): Register, count: u32) -> Vec<Register> {
+    (first..first + count)
+        .map(|number| (kind, number))
+        .collect()
+}
+
+/// The register that an operand is, with a sign or modifiers: `-|R5|.reuse`, `!P0`.
+fn register(operand: &str) -> Option<Register> {
+    if operand.contains('[') {
+        return None;
+    }
+    registers(operand).first().map(|(register, _)| *register)
+}
+
+/// The registers in an operand, an address among them, and whether each is read as 64 bits.
+fn registers(operand: &str) -> Vec<(Register, bool)> {
+    let mut found = Vec::new();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut rest = operand;
+    while let Some(start) = rest.find(is_word) {
+        let word = &rest[start..];
+        let end = word.find(|c| !is_word(c)).unwrap_or(word.len());
+        let after = &word[end..];
+        for kind in ["UR", "UP", "R", "P"] {
+            let number = word[..end].strip_prefix(kind).map(str::parse);
+            if let Some(Ok(number)) = number {
+                found.push(((kind, number), after.starts_with(".64")));
+                break;
+            }
+        }
+        rest = after;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sass::listing;
+
+    fn instruction(text: &str) -> Instruction {
+        let text = format!(".text.f:\n /*0000*/ {text} ;\n.L:\n /*0010*/ EXIT ;\n");
+        let mut functions = listing::parse(&text).expect("readable");
+        functions.remove(0).code.remove(0)
+    }
+
+    fn check(text: &str, writes: &[Register], reads: &[Register]) {
+        let operands = Operands::of(&instruction(text));
+        assert_eq!(operands.writes, writes, "{text}");
+        assert_eq!(operands.reads, reads, "{text}");
+    }
+
+    #[test]
+    fn results_and_sources_are_told_apart() {
+        check(
+            "FFMA R6, -|R5|.reuse, 1.5, -R6",
+            &[("R", 6)],
+            &[("R", 5), ("R", 6)],
+        );
+        check(
+            "ISETP.NE.AND P0, PT, RZ, UR4, PT",
+            &[("P", 0)],
+            &[("UR", 4)],
+        );
+        check(
+            "LOP3.LUT P3, R36, R36, 0xf, RZ, 0xc0, !PT",
+            &[("P", 3), ("R", 36)],
+            &[("R", 36)],
+        );
+        check(
+            "IADD3 R17, P0, RZ, -R2, RZ",
+            &[("R", 17), ("P", 0)],
+            &[("R", 2)],
+        );
+        check(
+            "IADD3.X R19, RZ, RZ, ~R3, P0, !PT",
+            &[("R", 19)],
+            &[("R", 3), ("P", 0)],
+        );
+        check(
+            "FSEL R23, R23, 1, !P1",
+            &[("R", 23)],
+            &[("R", 23), ("P", 1)],
+        );
+        check(
+            "SHF.R.U64 R24, R4, 0x10, R5.reuse",
+            &[("R", 24)],
+            &[("R", 4), ("R", 5)],
+        );
+        check(
+            "LDG.E.128 R4, desc[UR10][R2.64+0x10]",
+            &[("R", 4), ("R", 5), ("R", 6), ("R", 7)],
+            &[("UR", 10), ("R", 2), ("R", 3)],
+        );
+        check(
+            "STG.E.64 desc[UR10][R22.64], R16",
+            &[],
+            &[
+                ("UR", 10),
+                ("UR", 11),
+                ("R", 22),
+                ("R", 23),
+                ("R", 16),
+                ("R", 17),
+            ],
+        );
+        check(
+            "IMAD.WIDE.U32 R2, R16, R18, UR14",
+            &[("R", 2), ("R", 3)],
+            &[
+                ("R", 16),
+                ("R", 17),
+                ("R", 18),
+                ("R", 19),
+                ("UR", 14),
+                ("UR", 15),
+            ],
+        );
+        check(
+            "F2FP.BF16.F32.PACK_AB R24, R27, R24",
+            &[("R", 24)],
+            &[("R", 27), ("R", 24)],
+        );
+    }
+
+    #[test]
+    fn values_are_followed_and_overwritten() {
+        let mut flow = Flow::default();
+        flow.step(&instruction("LDG.E.128 R4, [R2.64]"), 1);
+        flow.step(&instruction("FADD R8, R7, R0"), 0);
+        flow.step(&instruction("FSETP.GT.AND P0, PT, R8, RZ, PT"), 0);
+        assert_eq!(flow.condition(&instruction("@P0 EXIT")), 1);
+        assert_eq!(flow.condition(&instruction("@P1 EXIT")), 0);
+        assert_eq!(flow.condition(&instruction("BRA !P0, `(.L)")), 1);
+        // The address does not count, the value does.
+        assert_eq!(flow.stored(&instruction("STG.E.128 [R4.64], R20")), 0);
+        assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 1);
+        // Overwritten, at first only perhaps.
+        flow.step(&instruction("@P1 MOV R8, R0"), 0);
+        assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 1);
+        flow.step(&instruction("MOV R8, R0"), 0);
+        assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 0);
+    }
+}

@@ -1,0 +1,478 @@
+//! The main loop of an elementwise kernel, and the hot path through it.
+//!
+//! 1. Control-flow graph of the machine code, dominators, natural loops. A candidate is an innermost
+//!    loop with enough 128-bit global loads and stores: kernels hold one per variant of their op.
+//! 2. In a candidate, the shortest way from the header back to it that executes exactly as many of
+//!    those loads and stores as one iteration over whole packs needs: `packs` per input and output.
+//!    Narrow accesses, partial packs and outputs that were not asked for are thereby off the path.
+//! 3. Counting alone would accept a way that no thread takes, such as two outputs of the first pack
+//!    and none of the second. So the values are followed along the way: the loads and stores must fall
+//!    into `packs` groups that share no value, each with one load per input and one store per output.
+//!    Ways that fail are passed over, the next longer one is tried.
+//! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
+//!    be executed beside the way, until it is met again, is counted too: an upper bound.
+//! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant.
+//!
+//! Every instruction on the path is issued and counted, predicated ones and the loop's own included.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+
+use anyhow::bail;
+
+use super::flow::{Flow, Loads};
+use super::listing::{Function, Instruction};
+
+/// What one iteration of the main loop does.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Vectors per buffer.
+    pub packs: usize,
+    /// Buffers read.
+    pub inputs: usize,
+    /// Buffers written.
+    pub outputs: usize,
+}
+
+/// The instructions that one thread issues in one iteration.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub struct Counts {
+    /// All of them.
+    pub instructions: usize,
+    /// Of these, of the special-function unit: `MUFU`.
+    pub mufu: usize,
+    /// Of these, conversions between integers and floats, or between widths of floats: `F2F`, `F2I`, `I2F`.
+    /// `F2FP` and `I2FP` are ordinary arithmetic.
+    pub conversions: usize,
+    /// How many of all lie beside the path, behind branches on data.
+    pub beside: usize,
+}
+
+/// The hot path of a main loop.
+#[derive(Debug)]
+pub struct HotPath {
+    /// What is on it and beside it.
+    pub counts: Counts,
+    /// The instructions on it, by index, in the order of execution.
+    pub way: Vec<usize>,
+    /// The instructions beside it, behind branches on data.
+    pub beside: BTreeSet<usize>,
+}
+
+impl HotPath {
+    /// One line per instruction, for the eyes of a reader.
+    pub fn text(&self, function: &Function) -> String {
+        let line = |mark: char, node: &usize| format!("{mark} {}\n", function.code[*node]);
+        let way = self.way.iter().map(|node| line(' ', node));
+        way.chain(self.beside.iter().map(|node| line('+', node)))
+            .collect()
+    }
+}
+
+/// Finds the hot path of the function's main loop.
+///
+/// # Errors
+/// There is none by the rules above.
+pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
+    let code = &function.code;
+    let graph = Graph::of(code);
+    let mut candidates: Vec<_> = graph
+        .loops()
+        .into_iter()
+        .filter(|body| {
+            let count =
+                |is: fn(&Instruction) -> bool| body.nodes.iter().filter(|n| is(&code[**n])).count();
+            count(is_load) >= work.packs * work.inputs
+                && count(is_store) >= work.packs * work.outputs
+        })
+        .collect();
+    let inner: Vec<bool> = candidates
+        .iter()
+        .map(|this| {
+            !candidates.iter().any(|other| {
+                other.nodes.len() < this.nodes.len() && other.nodes.is_subset(&this.nodes)
+            })
+        })
+        .collect();
+    let mut keep = inner.iter();
+    candidates.retain(|_| *keep.next().expect("one each"));
+    if candidates.is_empty() {
+        bail!(
+            "no loop has {} 128-bit loads and {} 128-bit stores",
+            work.packs * work.inputs,
+            work.packs * work.outputs
+        );
+    }
+    let paths = candidates
+        .iter()
+        .filter_map(|body| hot_path(code, body, work));
+    match paths.min_by_key(|path| path.counts.instructions) {
+        Some(path) => Ok(path),
+        None => bail!(
+            "{} loops have {} 128-bit loads and {} 128-bit stores, but no way round executes them as {} \
+             packs that share no value",
+            candidates.len(),
+            work.packs * work.inputs,
+            work.packs * work.outputs,
+            work.packs
+        ),
+    }
+}
+
+fn is_load(instruction: &Instruction) -> bool {
+    instruction.base() == "LDG" && instruction.is("128")
+}
+
+fn is_store(instruction: &Instruction) -> bool {
+    instruction.base() == "STG" && instruction.is("128")
+}
+
+/// A natural loop.
+#[derive(Debug)]
+struct Loop {
+    header: usize,
+    nodes: BTreeSet<usize>,
+}
+
+/// The control-flow graph from the entry, instruction by instruction.
+struct Graph {
+    /// Reverse postorder.
+    order: Vec<usize>,
+    /// The place of each node in `order`; `usize::MAX` where control never comes.
+    place: Vec<usize>,
+    before: Vec<Vec<usize>>,
+    after: Vec<Vec<usize>>,
+}
+
+impl Graph {
+    fn of(code: &[Instruction]) -> Self {
+        let after: Vec<_> = code.iter().map(|i| i.next.clone()).collect();
+        let mut before = vec![Vec::new(); code.len()];
+        let mut seen = vec![false; code.len()];
+        let mut postorder = Vec::new();
+        // Depth first; the second value is how many successors were visited.
+        let mut stack = vec![(0, 0)];
+        if let Some(entry) = seen.first_mut() {
+            *entry = true;
+        } else {
+            stack.clear();
+        }
+        while let Some((node, visited)) = stack.pop() {
+            let Some(&next) = after[node].get(visited) else {
+                postorder.push(node);
+                continue;
+            };
+            stack.push((node, visited + 1));
+            before[next].push(node);
+            if !seen[next] {
+                seen[next] = true;
+                stack.push((next, 0));
+            }
+        }
+        postorder.reverse();
+        let mut place = vec![usize::MAX; code.len()];
+        for (index, node) in postorder.iter().enumerate() {
+            place[*node] = index;
+        }
+        Self {
+            order: postorder,
+            place,
+            before,
+            after,
+        }
+    }
+
+    /// The immediate dominator of each node, by the method of Cooper, Harvey and Kennedy.
+    fn dominators(&self) -> Vec<usize> {
+        let mut dominator = vec![usize::MAX; self.after.len()];
+        dominator[0] = 0;
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for &node in &self.order[1..] {
+                let known = self.before[node]
+                    .iter()
+                    .filter(|b| dominator[**b] != usize::MAX);
+                let common = known.copied().reduce(|a, b| {
+                    let (mut a, mut b) = (a, b);
+                    while a != b {
+                        if self.place[a] > self.place[b] {
+                            a = dominator[a];
+                        } else {
+                            b = dominator[b];
+                        }
+                    }
+                    a
+                });
+                let common = common.expect("reached from a node before it");
+                if dominator[node] != common {
+                    dominator[node] = common;
+                    changed = true;
+                }
+            }
+        }
+        dominator
+    }
+
+    /// The natural loops; back edges to one header make one loop.
+    fn loops(&self) -> Vec<Loop> {
+        if self.order.is_empty() {
+            return Vec::new();
+        }
+        let dominator = self.dominators();
+        let dominates = |header: usize, mut node: usize| loop {
+            if node == header {
+                return true;
+            }
+            if node == 0 {
+                return false;
+            }
+            node = dominator[node];
+        };
+        let mut loops = Vec::new();
+        for &header in &self.order {
+            let mut nodes = BTreeSet::from([header]);
+            let is_back = |from: &&usize| dominates(header, **from);
+            let mut stack: Vec<usize> = self.before[header]
+                .iter()
+                .filter(is_back)
+                .copied()
+                .collect();
+            if stack.is_empty() {
+                continue;
+            }
+            while let Some(node) = stack.pop() {
+                if nodes.insert(node) {
+                    stack.extend(&self.before[node]);
+                }
+            }
+            loops.push(Loop { header, nodes });
+        }
+        loops
+    }
+}
+
+/// A place on a way, with the 128-bit loads and stores executed up to and with it, one bit each.
+type State = (usize, u32, u32);
+
+fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
+    let wide = |is: fn(&Instruction) -> bool| -> Vec<usize> {
+        body.nodes
+            .iter()
+            .copied()
+            .filter(|n| is(&code[*n]))
+            .collect()
+    };
+    let (loads, stores) = (wide(is_load), wide(is_store));
+    if loads.len() > 32 || stores.len() > 32 {
+        return None;
+    }
+    let need = (
+        u32::try_from(work.packs * work.inputs).ok()?,
+        u32::try_from(work.packs * work.outputs).ok()?,
+    );
+    let bit = |list: &[usize], node| list.iter().position(|n| *n == node).map_or(0, |at| 1 << at);
+    let enter = |node: usize, (_, done_loads, done_stores): State| -> Option<State> {
+        let state = (
+            node,
+            done_loads | bit(&loads, node),
+            done_stores | bit(&stores, node),
+        );
+        let fits = state.1.count_ones() <= need.0 && state.2.count_ones() <= need.1;
+        (body.nodes.contains(&node) && fits && !code[node].is_call()).then_some(state)
+    };
+    // Shortest ways to every state; each instruction costs 1.
+    let start = enter(body.header, (body.header, 0, 0))?;
+    let mut from: HashMap<State, State> = HashMap::from([(start, start)]);
+    let mut queue = BinaryHeap::from([Reverse((0_usize, start))]);
+    let mut ends = BinaryHeap::new();
+    while let Some(Reverse((length, state))) = queue.pop() {
+        for &next in &code[state.0].next {
+            if next == body.header {
+                if (state.1.count_ones(), state.2.count_ones()) == need {
+                    ends.push(Reverse((length, state)));
+                }
+            } else if let Some(reached) = enter(next, state)
+                && !from.contains_key(&reached)
+            {
+                from.insert(reached, state);
+                queue.push(Reverse((length + 1, reached)));
+            }
+        }
+    }
+    while let Some(Reverse((_, end))) = ends.pop() {
+        let mut way = vec![end.0];
+        let mut state = end;
+        while from[&state] != state {
+            state = from[&state];
+            way.push(state.0);
+        }
+        way.reverse();
+        if let Some(branches) = follow(code, &way, work) {
+            return Some(count(code, body, way, &branches));
+        }
+    }
+    None
+}
+
+/// Follows the values along a way; `None` unless its loads and stores are those of separate packs. The
+/// places on the way of the branches on data.
+fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>> {
+    let mut flow = Flow::default();
+    let mut groups: Vec<(Loads, usize)> = Vec::new();
+    let mut loads = 0;
+    let mut branches = Vec::new();
+    for (place, &node) in way.iter().enumerate() {
+        let instruction = &code[node];
+        if instruction.next.len() > 1 && flow.condition(instruction) != 0 {
+            branches.push(place);
+        }
+        if is_store(instruction) {
+            let mut group = (flow.stored(instruction), 1);
+            // What shares a load is one group.
+            groups.retain(|other| {
+                let shared = other.0 & group.0 != 0;
+                if shared {
+                    group = (other.0 | group.0, other.1 + group.1);
+                }
+                !shared
+            });
+            groups.push(group);
+        }
+        let load = if is_load(instruction) {
+            loads += 1;
+            1 << (loads - 1)
+        } else {
+            0
+        };
+        flow.step(instruction, load);
+    }
+    let is_pack = |(loads, stores): &(Loads, usize)| {
+        loads.count_ones() as usize == work.inputs && *stores == work.outputs
+    };
+    (groups.len() == work.packs && groups.iter().all(is_pack)).then_some(branches)
+}
+
+/// Counts the way, and what lies beside it behind `branches`.
+fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, branches: &[usize]) -> HotPath {
+    let on_way: HashSet<usize> = way.iter().copied().collect();
+    let mut beside = BTreeSet::new();
+    for &place in branches {
+        let ahead: HashSet<usize> = way[place + 1..].iter().copied().collect();
+        let mut stack = code[way[place]].next.clone();
+        while let Some(node) = stack.pop() {
+            let leaves = node == body.header || !body.nodes.contains(&node);
+            if !leaves && !ahead.contains(&node) && !on_way.contains(&node) && beside.insert(node) {
+                stack.extend(&code[node].next);
+            }
+        }
+    }
+    let all = || way.iter().chain(&beside).map(|node| code[*node].base());
+    let counts = Counts {
+        instructions: way.len() + beside.len(),
+        mufu: all().filter(|base| *base == "MUFU").count(),
+        conversions: all()
+            .filter(|base| matches!(*base, "F2F" | "F2I" | "I2F" | "FRND"))
+            .count(),
+        beside: beside.len(),
+    };
+    HotPath {
+        counts,
+        way,
+        beside,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sass::listing;
+
+    /// A loop over two packs of one input and one output, as ptxas writes them: narrow stores, a partial
+    /// pack, a second output of the first pack that is not always stored, a branch on data.
+    const FIXTURE: &str = include_str!("fixture.sass");
+
+    const WORK: Work = Work {
+        packs: 2,
+        inputs: 1,
+        outputs: 1,
+    };
+
+    fn fixture(change: impl Fn(&str) -> String) -> Function {
+        listing::parse(&change(FIXTURE))
+            .expect("readable")
+            .remove(0)
+    }
+
+    /// The shortest way with two wide stores is 0190–01f0 and the second output of the first pack; it must
+    /// lose against the one that stores both packs.
+    #[test]
+    fn the_hot_path_of_the_fixture() {
+        let function = fixture(str::to_owned);
+        let path = main_loop(&function, WORK).expect("found");
+        let addresses: Vec<u64> = path.way.iter().map(|n| function.code[*n].address).collect();
+        let run = |first: u64, last: u64| (first..=last).step_by(0x10);
+        let expected = run(0x100, 0x160)
+            .chain(run(0x190, 0x1c0))
+            .chain(run(0x1e0, 0x270));
+        let expected: Vec<u64> = expected.chain(run(0x2a0, 0x2d0)).collect();
+        assert_eq!(addresses, expected);
+        // 0170 and 0180 are the other side of the branch on data; 0150 to 0160 are on the path.
+        let beside: Vec<u64> = path
+            .beside
+            .iter()
+            .map(|n| function.code[*n].address)
+            .collect();
+        assert_eq!(beside, [0x170, 0x180]);
+        let counts = Counts {
+            instructions: expected.len() + 2,
+            mufu: 1,
+            conversions: 1,
+            beside: 2,
+        };
+        assert_eq!(path.counts, counts);
+    }
+
+    #[test]
+    fn a_branch_on_no_data_costs_one_side() {
+        let function = fixture(|text| text.replace("P2, PT, R4, RZ", "P2, PT, R50, RZ"));
+        let path = main_loop(&function, WORK).expect("found");
+        assert_eq!((path.counts.mufu, path.counts.beside), (0, 0));
+    }
+
+    #[test]
+    fn of_two_loops_the_cheaper_counts() {
+        let second = FIXTURE
+            .lines()
+            .skip_while(|line| !line.starts_with(".L_x_1:"))
+            .take_while(|line| !line.starts_with(".L_x_50:"))
+            .map(|line| line.replace(".L_x_", ".L_y_").replace("/*0", "/*1"))
+            .filter(|line| !line.contains("I2F"))
+            .map(|line| line + "\n")
+            .collect::<String>();
+        let function = fixture(|text| text.replace(".L_x_50:\n", &format!("{second}.L_x_50:\n")));
+        let path = main_loop(&function, WORK).expect("found");
+        assert_eq!(function.code[path.way[0]].address, 0x1100);
+        assert_eq!(path.counts.conversions, 0);
+    }
+
+    #[test]
+    fn no_path_is_made_up() {
+        let fails = |change: &dyn Fn(&str) -> String, work: Work| {
+            let error = main_loop(&fixture(change), work).expect_err("no path");
+            error.to_string()
+        };
+        // Work that the loop does not do.
+        let work = Work { inputs: 2, ..WORK };
+        assert!(fails(&str::to_owned, work).starts_with("no loop has 4 128-bit loads"));
+        // The second pack's store holds the first pack's values.
+        let wrong = |text: &str| text.replace("FADD R8, R8, R9", "FADD R8, R4, R9");
+        assert!(fails(&wrong, WORK).contains("no way round"));
+        // A subroutine on the only way.
+        let call = |text: &str| text.replace("MOV R14, R12", "CALL.REL.NOINC `($sub)");
+        assert!(fails(&call, WORK).contains("no way round"));
+        // No loop at all.
+        let once = |text: &str| text.replace("@P6 BRA `(.L_x_1)", "NOP");
+        assert!(fails(&once, WORK).starts_with("no loop has"));
+    }
+}

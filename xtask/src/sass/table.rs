@@ -1,0 +1,492 @@
+//! Entries, their figures, and the table of them: on the terminal, as JSON and as golden file.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::geometry;
+use super::path::{Counts, Work};
+
+/// What ptxas says about an entry, in bytes except for the registers.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// 32-bit registers of each thread.
+    pub registers: u64,
+    /// Static shared memory of a block.
+    pub shared: u64,
+    /// Stack frame of a thread.
+    pub stack: u64,
+    /// Stores of spilled registers.
+    pub spill_stores: u64,
+    /// Loads of spilled registers.
+    pub spill_loads: u64,
+}
+
+/// An elementwise entry, as its name says: `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry {
+    gated: bool,
+    backward: bool,
+    dtype: &'static str,
+}
+
+impl Entry {
+    /// `None` for entries of another kind.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (rest, dtype) = name.rsplit_once('_')?;
+        let dtype = ["f32", "f16", "bf16"]
+            .into_iter()
+            .find(|known| *known == dtype)?;
+        let (op, direction) = rest.rsplit_once('_')?;
+        let backward = match direction {
+            "forward" => false,
+            "backward" => true,
+            _ => return None,
+        };
+        Some(Self {
+            gated: op.ends_with("_gated1") || op.ends_with("_gated2"),
+            backward,
+            dtype,
+        })
+    }
+
+    fn element_bytes(&self) -> u64 {
+        if self.dtype == "f32" { 4 } else { 2 }
+    }
+
+    /// What an iteration of its main loop does. In: x, the gated forms' v, a backward's dy. Out: y, or dx
+    /// and the gated forms' dv.
+    pub fn work(&self) -> Work {
+        Work {
+            packs: usize::try_from(geometry::PACKS).expect("small"),
+            inputs: 1 + usize::from(self.gated) + usize::from(self.backward),
+            outputs: 1 + usize::from(self.gated && self.backward),
+        }
+    }
+
+    /// Bytes that an element has to move: every input once, every output once.
+    fn traffic(&self) -> u64 {
+        let work = self.work();
+        self.element_bytes() * (work.inputs + work.outputs) as u64
+    }
+
+    /// Elements of one iteration of a thread.
+    fn elements(&self) -> u64 {
+        geometry::PACKS * geometry::VECTOR_BYTES / self.element_bytes()
+    }
+
+    fn figures(&self, counts: Counts) -> Figures {
+        let per_element = |count: usize| count as f64 / self.elements() as f64;
+        Figures {
+            instructions: per_element(counts.instructions),
+            mufu: per_element(counts.mufu),
+            conversions: per_element(counts.conversions),
+            traffic: self.traffic(),
+        }
+    }
+}
+
+/// Per element.
+struct Figures {
+    instructions: f64,
+    mufu: f64,
+    conversions: f64,
+    traffic: u64,
+}
+
+/// A device of sm_90.
+struct Device {
+    name: &'static str,
+    bytes_per_second: f64,
+}
+
+const H100: Device = Device {
+    name: "H100",
+    bytes_per_second: 3.35e12,
+};
+
+const H200: Device = Device {
+    name: "H200",
+    bytes_per_second: 4.8e12,
+};
+
+impl Device {
+    /// Clocks in which all SMs together have as long as memory needs for `bytes`: 132 SMs of 1.755 GHz.
+    fn sm_clocks(&self, bytes: u64) -> f64 {
+        132.0 * 1.755e9 / self.bytes_per_second * bytes as f64
+    }
+
+    /// The shares of the budget that instructions (128 lanes a clock) and MUFU (16 a clock) take, 1 being
+    /// all the time that memory needs for the element at its full speed.
+    fn shares(&self, figures: &Figures) -> [f64; 2] {
+        let clocks = self.sm_clocks(figures.traffic);
+        [
+            figures.instructions / (128.0 * clocks),
+            figures.mufu / (16.0 * clocks),
+        ]
+    }
+}
+
+/// One entry on one architecture.
+pub struct Row {
+    /// The entry's name.
+    pub entry: String,
+    /// 90 for sm_90.
+    pub architecture: u32,
+    /// Of ptxas.
+    pub resources: Resources,
+    /// Of an elementwise entry.
+    pub main_loop: Option<(Entry, Counts)>,
+}
+
+impl Row {
+    /// Whether the entry belongs to this op.
+    pub fn is_of(&self, op: &str) -> bool {
+        self.entry
+            .strip_prefix(op)
+            .is_some_and(|rest| rest.starts_with('_'))
+    }
+
+    /// The shares of each device's budget. They are of sm_90 alone.
+    fn shares(&self) -> Option<[[f64; 2]; 2]> {
+        let (entry, counts) = self.main_loop.as_ref()?;
+        let figures = entry.figures(*counts);
+        (self.architecture == 90).then(|| [H100.shares(&figures), H200.shares(&figures)])
+    }
+
+    /// What must not be, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let at = format!("{} for sm_{}", self.entry, self.architecture);
+        let mut problems = Vec::new();
+        let spills = self.resources.spill_stores + self.resources.spill_loads;
+        if spills > 0 {
+            problems.push(format!("{at} spills registers"));
+        }
+        let is_bf16 = self
+            .main_loop
+            .as_ref()
+            .is_some_and(|(entry, _)| entry.dtype == "bf16");
+        if is_bf16 && let Some([h100, _]) = self.shares() {
+            for (share, what) in h100.into_iter().zip(["instructions", "MUFU"]) {
+                if share > 1.0 {
+                    problems.push(format!(
+                        "{at}: its {what} take {:.0} % of the budget of the {}",
+                        share * 100.0,
+                        H100.name
+                    ));
+                }
+            }
+        }
+        problems
+    }
+
+    /// A line of the table, without its end. Fixed widths, so that a new row leaves the others alone.
+    fn line(&self) -> String {
+        let resources = &self.resources;
+        let mut line = format!(
+            "| {:<28} | sm_{:<4} | {:>4} | {:>6} | {:>5} | {:>6} |",
+            self.entry,
+            self.architecture,
+            resources.registers,
+            resources.shared,
+            resources.stack,
+            format!("{}/{}", resources.spill_stores, resources.spill_loads),
+        );
+        let cells = match &self.main_loop {
+            None => vec![String::new(); 4],
+            Some((entry, counts)) => {
+                let figures = entry.figures(*counts);
+                let bound = if counts.beside > 0 { "≤ " } else { "" };
+                vec![
+                    format!("{bound}{:.2}", figures.instructions),
+                    format!("{bound}{:.2}", figures.mufu),
+                    format!("{bound}{:.2}", figures.conversions),
+                    figures.traffic.to_string(),
+                ]
+            }
+        };
+        for (cell, width) in cells.into_iter().zip([7, 6, 6, 5]) {
+            let _ = write!(line, " {cell:>width$} |");
+        }
+        let shares = self.shares();
+        for device in 0..2 {
+            let cell = shares.map_or(String::new(), |shares| {
+                let [instructions, mufu] = shares[device].map(|share| share * 100.0);
+                format!("{instructions:.0}/{mufu:.0}")
+            });
+            let _ = write!(line, " {cell:>7} |");
+        }
+        line
+    }
+
+    fn json(&self) -> Value {
+        let resources = &self.resources;
+        let mut value = json!({
+            "entry": self.entry,
+            "arch": format!("sm_{}", self.architecture),
+            "registers": resources.registers,
+            "shared_bytes": resources.shared,
+            "stack_bytes": resources.stack,
+            "spill_store_bytes": resources.spill_stores,
+            "spill_load_bytes": resources.spill_loads,
+        });
+        if let Some((entry, counts)) = &self.main_loop {
+            let figures = entry.figures(*counts);
+            value["per_element"] = json!({
+                "instructions": figures.instructions,
+                "mufu": figures.mufu,
+                "conversions": figures.conversions,
+                "bytes": figures.traffic,
+            });
+            value["upper_bound"] = json!(counts.beside > 0);
+            if let Some(shares) = self.shares() {
+                for (device, [instructions, mufu]) in [H100, H200].iter().zip(shares) {
+                    value["budget_share"][device.name] =
+                        json!({"instructions": instructions, "mufu": mufu});
+                }
+            }
+        }
+        value
+    }
+}
+
+const HEAD: &str = "\
+| entry                        | arch    | regs | shared | stack | spills | instr/e | MUFU/e | conv/e | B/e   | H100 %  | H200 %  |
+| ---------------------------- | ------- | ---: | -----: | ----: | -----: | ------: | -----: | -----: | ----: | ------: | ------: |
+";
+
+/// The table with its head.
+pub fn text(rows: &[Row]) -> String {
+    let mut text = HEAD.to_owned();
+    for row in rows {
+        let _ = writeln!(text, "{}", row.line());
+    }
+    text
+}
+
+/// The rows as an array.
+pub fn json(rows: &[Row]) -> Value {
+    rows.iter().map(Row::json).collect()
+}
+
+/// What stands before the release of nvcc in the golden file.
+const VERSION: &str = "Release of nvcc: ";
+
+/// The golden file.
+pub fn golden(rows: &[Row], version: &str) -> String {
+    format!(
+        "# Static cost of the kernels\n\
+         \n\
+         Written by `cargo xtask sass --golden-update`; `cargo xtask sass` compares with it. The PTX that the \
+         crate ships, assembled by ptxas.\n\
+         \n\
+         {VERSION}{version}\n\
+         \n\
+         - shared, stack, spills (stores/loads): bytes\n\
+         - instr/e, MUFU/e, conv/e: instructions per element that a thread issues in the main loop, on the way \
+         of whole, 16-byte aligned packs through the variant of the op with the fewest; all of them, those of \
+         the special-function unit, and conversions. ≤: with both sides of branches on data\n\
+         - B/e: bytes per element, each input and output once\n\
+         - H100 %, H200 %: share of the time that memory needs for these bytes at its full speed, \
+         instructions/MUFU\n\
+         \n\
+         {}",
+        text(rows)
+    )
+}
+
+/// The release of nvcc that a golden file names.
+pub fn golden_version(golden: &str) -> Option<&str> {
+    golden
+        .lines()
+        .find_map(|line| line.strip_prefix(VERSION))
+        .map(str::trim)
+}
+
+/// The lines of a golden file that differ, with `-`, and those that stand there now, with `+`. With an op
+/// only its entries count.
+pub fn differences(golden: &str, rows: &[Row], op: Option<&str>) -> Vec<String> {
+    let counts = |line: &&str| match op {
+        None => true,
+        Some(op) => line.starts_with(&format!("| {op}_")),
+    };
+    let head = HEAD.lines().count();
+    let table = golden
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .skip(head);
+    let before: Vec<&str> = table.filter(counts).collect();
+    let now: Vec<String> = rows.iter().map(Row::line).collect();
+    let known: BTreeSet<&str> = before.iter().copied().collect();
+    let new: BTreeSet<&str> = now.iter().map(String::as_str).collect();
+    let key = |line: &str| line.split('|').take(3).collect::<String>();
+    let gone = known.difference(&new).map(|line| (key(line), '-', *line));
+    let come = new.difference(&known).map(|line| (key(line), '+', *line));
+    let mut lines: Vec<_> = gone.chain(come).collect();
+    lines.sort_by(|a, b| (&a.0, a.1 == '+').cmp(&(&b.0, b.1 == '+')));
+    lines
+        .into_iter()
+        .map(|(_, sign, line)| format!("{sign} {line}"))
+        .collect()
+}
+
+/// The resources of each entry, from what `ptxas -v` says.
+///
+/// # Errors
+/// The words are not those of a known ptxas.
+pub fn resources(said: &str) -> anyhow::Result<Vec<(String, Resources)>> {
+    let mut entries: Vec<(String, Resources)> = Vec::new();
+    // Properties of device functions, which have no entry, are told apart by their name.
+    let mut described = String::new();
+    for line in said.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let name = rest.split('\'').next().unwrap_or_default();
+            entries.push((name.to_owned(), Resources::default()));
+        } else if let Some((_, name)) = line.split_once("Function properties for ") {
+            described = name.trim().to_owned();
+        } else if let Some((name, resources)) = entries.last_mut() {
+            let number = |what: &str| -> anyhow::Result<u64> {
+                let before = line.split(what).next().unwrap_or_default();
+                let number = before.trim_end().rsplit(' ').next().unwrap_or_default();
+                number
+                    .parse()
+                    .with_context(|| format!("ptxas says: {line}"))
+            };
+            if line.contains("bytes stack frame") && described == *name {
+                resources.stack = number("bytes stack frame")?;
+                resources.spill_stores = number("bytes spill stores")?;
+                resources.spill_loads = number("bytes spill loads")?;
+            } else if line.contains(" registers") {
+                resources.registers = number("registers")?;
+                if line.contains(" bytes smem") {
+                    resources.shared = number("bytes smem")?;
+                }
+            }
+        }
+    }
+    if entries.is_empty()
+        || entries
+            .iter()
+            .any(|(_, resources)| resources.registers == 0)
+    {
+        bail!("ptxas does not say what every entry uses:\n{said}");
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_an_entry_moves() {
+        for (name, inputs, outputs, traffic) in [
+            ("xielu_forward_bf16", 1, 1, 4),
+            ("xielu_backward_bf16", 2, 1, 6),
+            ("xatlu_gated1_forward_f16", 2, 1, 6),
+            ("xatlu_gated2_backward_bf16", 3, 2, 10),
+            ("xielu_forward_f32", 1, 1, 8),
+        ] {
+            let entry = Entry::parse(name).expect(name);
+            let work = entry.work();
+            assert_eq!(
+                (work.inputs, work.outputs, entry.traffic()),
+                (inputs, outputs, traffic),
+                "{name}"
+            );
+        }
+        for name in [
+            "xielu_dparams_bf16",
+            "forward_bf16",
+            "xielu_forward_f64",
+            "xielu",
+        ] {
+            assert_eq!(Entry::parse(name), None, "{name}");
+        }
+    }
+
+    fn row(instructions: usize, spill_stores: u64) -> Row {
+        let name = "xielu_forward_bf16";
+        Row {
+            entry: name.to_owned(),
+            architecture: 90,
+            resources: Resources {
+                registers: 40,
+                spill_stores,
+                ..Resources::default()
+            },
+            main_loop: Entry::parse(name).map(|entry| {
+                let counts = Counts {
+                    instructions,
+                    mufu: 16,
+                    conversions: 0,
+                    beside: 0,
+                };
+                (entry, counts)
+            }),
+        }
+    }
+
+    /// 4 bytes: 35.4 instructions and 4.43 MUFU on the H100, 24.7 and 3.09 on the H200.
+    #[test]
+    fn the_budget_is_that_of_the_bytes() {
+        let [h100, h200] = row(16 * 20, 0).shares().expect("sm_90");
+        for (share, expected) in [
+            (h100, [20.0 / 35.4, 1.0 / 4.43]),
+            (h200, [20.0 / 24.7, 1.0 / 3.09]),
+        ] {
+            for (share, expected) in share.into_iter().zip(expected) {
+                assert!((share / expected - 1.0).abs() < 2e-3, "{share} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn spills_and_excess_are_problems() {
+        assert_eq!(row(16 * 35, 0).problems(), Vec::<String>::new());
+        assert_eq!(row(16 * 36, 4).problems().len(), 2);
+    }
+
+    #[test]
+    fn a_golden_file_equals_itself_and_shows_what_differs() {
+        let golden = golden(&[row(320, 0)], "13.0.88");
+        assert_eq!(golden_version(&golden), Some("13.0.88"));
+        assert!(differences(&golden, &[row(320, 0)], None).is_empty());
+        let lines = differences(&golden, &[row(330, 0)], Some("xielu"));
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("- | xielu_forward_bf16") && lines[0].contains(" 20.00 |"));
+        assert!(lines[1].starts_with("+ | xielu_forward_bf16") && lines[1].contains(" 20.62 |"));
+        assert!(
+            differences(&golden, &[], Some("xi")).is_empty(),
+            "another op"
+        );
+        assert_eq!(differences(&golden, &[], None).len(), 1, "an entry is gone");
+    }
+
+    #[test]
+    fn the_words_of_ptxas_are_read() {
+        let said = "\
+            ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'a_dparams_f32' for 'sm_90'\n\
+            ptxas info    : Function properties for a_dparams_f32\n\
+            \x20   16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
+            ptxas info    : Used 28 registers, used 1 barriers, 128 bytes smem\n\
+            ptxas info    : Compiling entry function 'a_forward_f32' for 'sm_90'\n\
+            ptxas info    : Function properties for a_forward_f32\n\
+            \x20   0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 40 registers, 504 bytes cmem[0]\n";
+        let entries = resources(said).expect("read");
+        let expected = Resources {
+            registers: 28,
+            shared: 128,
+            stack: 16,
+            spill_stores: 8,
+            spill_loads: 12,
+        };
+        assert_eq!(entries[0], ("a_dparams_f32".to_owned(), expected));
+        assert_eq!((entries[1].1.registers, entries[1].1.shared), (40, 0));
+        assert!(resources("ptxas info    : 0 bytes gmem\n").is_err());
+    }
+}
