@@ -10,16 +10,20 @@
 /// resident, so that a block which waits does not idle the SM.
 pub const BLOCK: u64 = 256;
 
-/// Blocks that must fit on an SM at once, which caps the registers of a thread at 80.
-///
-/// Left alone, ptxas gives a backward 128 registers, so two blocks; under a cap of 64 the gated ones
-/// spill.
-pub const MIN_BLOCKS: u64 = 3;
+/// Blocks of a forward that must fit on an SM at once, which caps the registers of a thread at 64.
+pub const FORWARD_BLOCKS: u64 = 4;
+
+/// The same for a backward: 80 registers. Left alone, ptxas gives it 128, so two blocks.
+pub const BACKWARD_BLOCKS: u64 = 3;
+
+/// The same for a gated backward, which spills under 80: its three inputs keep as much in flight with two
+/// blocks as the two inputs of the plain one with three.
+pub const GATED_BACKWARD_BLOCKS: u64 = 2;
 
 /// 16-byte vectors that a thread has in flight per input buffer.
 ///
-/// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × 2 inputs × the 768
-/// threads of [`MIN_BLOCKS`] blocks are 48; a forward has one input, but room for five blocks.
+/// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × the 1024 threads of
+/// [`FORWARD_BLOCKS`] blocks; a backward has two inputs or three, and 768 threads.
 pub const PACKS: u64 = 2;
 
 /// Bytes of the widest load and store.
@@ -33,9 +37,11 @@ pub const MAX_CHUNKS: u64 = 4096;
 
 /// What the CUDA sources are compiled with.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 3] = [
+pub const DEFINES: [(&str, u64); 5] = [
     ("XACT_BLOCK", BLOCK),
-    ("XACT_MIN_BLOCKS", MIN_BLOCKS),
+    ("XACT_FORWARD_BLOCKS", FORWARD_BLOCKS),
+    ("XACT_BACKWARD_BLOCKS", BACKWARD_BLOCKS),
+    ("XACT_GATED_BACKWARD_BLOCKS", GATED_BACKWARD_BLOCKS),
     ("XACT_PACKS", PACKS),
 ];
 

@@ -23,8 +23,9 @@
 #include "pack.cuh"
 #include "reduce.cuh"
 
-#if !defined(XACT_BLOCK) || !defined(XACT_MIN_BLOCKS) || !defined(XACT_PACKS)
-#error "XACT_BLOCK, XACT_MIN_BLOCKS and XACT_PACKS come from src/geometry.rs through build.rs"
+#if !defined(XACT_BLOCK) || !defined(XACT_FORWARD_BLOCKS) || !defined(XACT_BACKWARD_BLOCKS) || \
+    !defined(XACT_GATED_BACKWARD_BLOCKS) || !defined(XACT_PACKS)
+#error "the XACT_ numbers come from src/geometry.rs through build.rs"
 #endif
 
 namespace xact {
@@ -292,22 +293,24 @@ __device__ inline void dparams(const ActivationArgs& args) {
 
 }  // namespace xact
 
-#define XACT_ENTRY(name, body)                                                                  \
-    extern "C" __global__ void __launch_bounds__(XACT_BLOCK, XACT_MIN_BLOCKS)                    \
-        name(const __grid_constant__ xact::ActivationArgs args) {                               \
-        body;                                                                                   \
+#define XACT_ENTRY(name, blocks, body)                                \
+    extern "C" __global__ void __launch_bounds__(XACT_BLOCK, blocks)  \
+        name(const __grid_constant__ xact::ActivationArgs args) {     \
+        body;                                                         \
     }
 
 // The entries of an activation, named <name>_<task>_<dtype>.
-#define XACT_FORM(name, Op, suffix, T, prefix, form)                                             \
-    XACT_ENTRY(name##_##prefix##forward_##suffix, (xact::forward<Op, T, xact::Form::form>(args)))   \
-    XACT_ENTRY(name##_##prefix##backward_##suffix, (xact::backward<Op, T, xact::Form::form>(args)))
-#define XACT_PLAIN_OF(name, Op, suffix, T)  \
-    XACT_FORM(name, Op, suffix, T, , Plain) \
-    XACT_ENTRY(name##_dparams_##suffix, (xact::dparams<Op, T>(args)))
-#define XACT_GATED_OF(name, Op, suffix, T)          \
-    XACT_FORM(name, Op, suffix, T, gated1_, Gated1) \
-    XACT_FORM(name, Op, suffix, T, gated2_, Gated2)
+#define XACT_FORM(name, Op, suffix, T, prefix, form, backward_blocks)  \
+    XACT_ENTRY(name##_##prefix##forward_##suffix, XACT_FORWARD_BLOCKS, \
+               (xact::forward<Op, T, xact::Form::form>(args)))         \
+    XACT_ENTRY(name##_##prefix##backward_##suffix, backward_blocks,    \
+               (xact::backward<Op, T, xact::Form::form>(args)))
+#define XACT_PLAIN_OF(name, Op, suffix, T)                        \
+    XACT_FORM(name, Op, suffix, T, , Plain, XACT_BACKWARD_BLOCKS) \
+    XACT_ENTRY(name##_dparams_##suffix, 1, (xact::dparams<Op, T>(args)))
+#define XACT_GATED_OF(name, Op, suffix, T)                                      \
+    XACT_FORM(name, Op, suffix, T, gated1_, Gated1, XACT_GATED_BACKWARD_BLOCKS) \
+    XACT_FORM(name, Op, suffix, T, gated2_, Gated2, XACT_GATED_BACKWARD_BLOCKS)
 
 // An activation, and its gated forms.
 #define XACT_ACTIVATION(name, Op)         \

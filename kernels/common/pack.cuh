@@ -113,12 +113,12 @@ struct Row {
         Pack<T> p;
         const T* at = base + first;
         const unsigned width = opaque_width();
-        if (width == 16) {
+        if (width >= 16) {
             p.v16 = load_vector(reinterpret_cast<const uint4*>(at));
-        } else if (width == 8) {
+        } else if (width >= 8) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) p.v8[i] = load_vector(reinterpret_cast<const uint2*>(at) + i);
-        } else if (sizeof(T) == 4 || width == 4) {
+        } else if (sizeof(T) == 4 || width >= 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) p.v4[i] = reinterpret_cast<const unsigned*>(at)[i];
         } else {
@@ -131,12 +131,12 @@ struct Row {
     __device__ void store(long long first, const Pack<T>& p) const {
         T* at = base + first;
         const unsigned width = opaque_width();
-        if (width == 16) {
+        if (width >= 16) {
             store_vector(reinterpret_cast<uint4*>(at), p.v16);
-        } else if (width == 8) {
+        } else if (width >= 8) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) store_vector(reinterpret_cast<uint2*>(at) + i, p.v8[i]);
-        } else if (sizeof(T) == 4 || width == 4) {
+        } else if (sizeof(T) == 4 || width >= 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(at)[i] = p.v4[i];
         } else {
