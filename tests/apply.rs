@@ -1,30 +1,42 @@
-//! `examples/apply.rs` as its users meet it: files in, files out, errors in words.
+//! `examples/apply.rs` as its users meet it: files in, files out, errors in words. And `verify`, of which
+//! they read only the head.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
 
-/// The example's program, built now: `cargo test --test apply` alone does not build examples.
-fn apply() -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| {
+/// The program of an example, built now: `cargo test --test apply` alone does not build examples.
+fn program(example: &str) -> Command {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
         let test = std::env::current_exe().unwrap();
         let profile = test.parent().unwrap().parent().unwrap();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "apply"]);
+        build.args([
+            "build",
+            "--quiet",
+            "--example",
+            "apply",
+            "--example",
+            "verify",
+        ]);
         if profile.file_name().unwrap() == "release" {
             build.arg("--release");
         }
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         assert!(build.status().unwrap().success());
-        let name = format!("apply{}", std::env::consts::EXE_SUFFIX);
-        profile.join("examples").join(name)
+        profile.join("examples")
     });
-    Command::new(program)
+    Command::new(folder.join(format!("{example}{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn apply() -> Command {
+    program("apply")
 }
 
 /// A tensor of an input file.
@@ -316,4 +328,27 @@ fn bad_input_is_refused_in_words() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"));
+}
+
+/// `verify --json | head -1`.
+#[test]
+fn verify_stops_quietly_when_its_reader_has_gone() {
+    let mut verify = program("verify")
+        .args(["--json", "--op", "xielu", "--dtype", "f16"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    // Dropped after the line, which closes the pipe.
+    BufReader::new(verify.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(
+        line.starts_with('{') && line.contains("\"xielu\""),
+        "{line}"
+    );
+    let output = verify.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.is_empty(), "{text}");
 }
