@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} to go)")
             .expect("a valid template"),
     );
-    if !std::io::stderr().is_terminal() {
+    if !io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
     let (mut rows, mut reader_gone) = (Vec::new(), false);

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use xact::reference::Bounds;
 use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
 
 /// The program of an example, built now: `cargo test --test apply` alone does not build examples.
@@ -230,22 +231,48 @@ fn the_reference_is_the_librarys_in_every_type() {
     the_reference_is_the_librarys::<half::bf16>();
 }
 
+/// The device that the suite runs on.
+fn the_device() -> String {
+    std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned())
+}
+
+fn values<T: Element>(tensor: &Tensor) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(&tensor.2)
+}
+
+/// A parameter gradient, as the checks take it.
+fn number(tensor: &Tensor) -> f64 {
+    f64::from(values::<f32>(tensor)[0])
+}
+
+fn the_device_is_within_the_bounds<T: Element>() {
+    let scratch = Scratch::new();
+    scratch.write(&backward_input::<T>());
+    let (op, x) = (Xielu::default(), X.map(T::from_f64));
+    let run = |direction| scratch.outputs(&["--device", &the_device(), "--direction", direction]);
+    let y = values::<T>(&run("forward")["y"]);
+    let report = reference::check_forward(&op, &PARAMS, &x, &y, Bounds::of(&op)).unwrap();
+    assert!(report.ok(), "{report}");
+    let out = run("backward");
+    let dy = DY.map(T::from_f64);
+    let report = reference::check_gradients(
+        &op,
+        &PARAMS,
+        &x,
+        &dy,
+        &values::<T>(&out["dx"]),
+        &[number(&out["dalpha_p"]), number(&out["dalpha_n"])],
+        Bounds::of(&op),
+    );
+    let report = report.unwrap();
+    assert!(report.ok(), "{report}");
+}
+
 #[test]
 fn the_device_agrees_with_the_reference() {
-    let scratch = Scratch::new();
-    scratch.write(&backward_input::<f32>());
-    let run = |device| {
-        let out = scratch.outputs(&["--device", device, "--direction", "backward"]);
-        let all: Vec<u8> = out.values().flat_map(|t| t.2.clone()).collect();
-        bytemuck::pod_collect_to_vec::<u8, f32>(&all)
-    };
-    let device = std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned());
-    for (got, exact) in run(&device).into_iter().zip(run("reference")) {
-        assert!(
-            (got - exact).abs() <= 4e-6 * exact.abs().max(1.0),
-            "{got} {exact}"
-        );
-    }
+    the_device_is_within_the_bounds::<f32>();
+    the_device_is_within_the_bounds::<half::f16>();
+    the_device_is_within_the_bounds::<half::bf16>();
 }
 
 #[test]
