@@ -8,8 +8,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use xact::reference::Bounds;
-use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
+use xact::activation::{Visitor, for_each};
+use xact::reference::{Bounds, GatedGradients};
+use xact::{Activation, Compat, Element, EpsGradient, Gated, Order, Parameters, Xielu, reference};
 
 /// The program of an example, built now: `cargo test --test apply` alone does not build examples.
 fn program(example: &str) -> Command {
@@ -97,7 +98,11 @@ impl Scratch {
 
     /// Runs xielu, which must succeed, and reads the output.
     fn outputs(&self, arguments: &[&str]) -> BTreeMap<String, Tensor> {
-        let output = self.run("xielu", arguments);
+        self.outputs_of("xielu", arguments)
+    }
+
+    fn outputs_of(&self, op: &str, arguments: &[&str]) -> BTreeMap<String, Tensor> {
+        let output = self.run(op, arguments);
         assert!(
             output.status.success(),
             "{}",
@@ -273,6 +278,163 @@ fn the_device_agrees_with_the_reference() {
     the_device_is_within_the_bounds::<f32>();
     the_device_is_within_the_bounds::<half::f16>();
     the_device_is_within_the_bounds::<half::bf16>();
+}
+
+const ALPHA: f64 = 0.3_f32 as f64;
+
+/// x, alpha and dy of an op with an expanded gate; dy is as wide as the result.
+fn expanded_input<T: Element>(gated: bool) -> Vec<(&'static str, Tensor)> {
+    let dy_shape: &[usize] = if gated { &[2, 1, 3] } else { &[2, 1, 6] };
+    let x: Vec<f64> = X
+        .iter()
+        .chain(&[2.0, -1.25, 0.5, 3.0, -0.75, 1e-3])
+        .copied()
+        .collect();
+    let dy: Vec<f64> = DY.iter().chain(&DY).copied().collect();
+    vec![
+        ("x", tensor::<T>(&[2, 1, 6], &x)),
+        ("alpha", tensor::<f32>(&[], &[ALPHA])),
+        (
+            "dy",
+            tensor::<T>(dy_shape, &dy[..if gated { 6 } else { 12 }]),
+        ),
+    ]
+}
+
+/// Runs the op on both backends, and checks each against the reference of the library: that of the
+/// command, which rounds once, more strictly.
+struct EveryExpanded;
+
+impl EveryExpanded {
+    fn check<A: Gated, T: Element>(order: Option<Order>) {
+        let op = A::samples()[0].op;
+        let scratch = Scratch::new();
+        let input = expanded_input::<T>(order.is_some());
+        let (x, dy) = (values::<T>(&input[0].1), values::<T>(&input[2].1));
+        scratch.write(&input);
+        let flags: &[&str] = match order {
+            None => &[],
+            Some(Order::First) => &["--gated", "1"],
+            Some(Order::Second) => &["--gated", "2"],
+        };
+        let y_shape = if order.is_some() {
+            vec![2, 1, 3]
+        } else {
+            vec![2, 1, 6]
+        };
+        let halves = |t: &[T]| -> (Vec<T>, Vec<T>) {
+            (
+                t.chunks(6).flat_map(|row| row[..3].to_vec()).collect(),
+                t.chunks(6).flat_map(|row| row[3..].to_vec()).collect(),
+            )
+        };
+        let device = the_device();
+        let rounded_once = Bounds {
+            ulps: 0.5,
+            parameter_ulps: 0.0,
+        };
+        for (device, bounds) in [("reference", rounded_once), (&device, Bounds::of(&op))] {
+            let run = |direction| {
+                let arguments = [&["--device", device, "--direction", direction], flags].concat();
+                scratch.outputs_of(A::NAME, &arguments)
+            };
+            let out = run("forward");
+            assert_eq!(out.keys().collect::<Vec<_>>(), ["y"]);
+            assert_eq!(out["y"].1, y_shape);
+            let y = values::<T>(&out["y"]);
+            let back = run("backward");
+            assert_eq!(back.keys().collect::<Vec<_>>(), ["dalpha", "dx"]);
+            assert_eq!(
+                (&back["dx"].1, &back["dalpha"].1),
+                (&vec![2, 1, 6], &vec![])
+            );
+            let (dx, dalpha) = (values::<T>(&back["dx"]), [number(&back["dalpha"])]);
+            let reports = if let Some(order) = order {
+                let ((x, v), (dx, dv)) = (halves(&x), halves(&dx));
+                let (x, v, dy, dx, dv) = (&*x, &*v, &*dy, &*dx, &*dv);
+                let tensors = GatedGradients { x, v, dy, dx, dv };
+                [
+                    reference::check_gated_forward(&op, order, &[ALPHA], x, v, &y, bounds),
+                    reference::check_gated_gradients(
+                        &op,
+                        order,
+                        &[ALPHA],
+                        &tensors,
+                        &dalpha,
+                        bounds,
+                    ),
+                ]
+            } else {
+                [
+                    reference::check_forward(&op, &[ALPHA], &x, &y, bounds),
+                    reference::check_gradients(&op, &[ALPHA], &x, &dy, &dx, &dalpha, bounds),
+                ]
+            };
+            for report in reports {
+                let report = report.unwrap();
+                assert!(report.ok(), "{} {order:?} {device}: {report}", A::NAME);
+            }
+        }
+    }
+}
+
+impl Visitor for EveryExpanded {
+    fn visit<A: Activation>(&mut self) {}
+
+    fn visit_gated<A: Gated>(&mut self) {
+        for order in [None, Some(Order::First), Some(Order::Second)] {
+            EveryExpanded::check::<A, f32>(order);
+            EveryExpanded::check::<A, half::bf16>(order);
+        }
+        EveryExpanded::check::<A, half::f16>(Some(Order::First));
+    }
+}
+
+#[test]
+fn expanded_gates_and_gated_forms_are_within_the_bounds() {
+    for_each(&mut EveryExpanded);
+}
+
+#[test]
+fn gated_input_must_be_two_halves() {
+    let scratch = Scratch::new();
+    for device in ["reference", "auto"] {
+        let first = ["--device", device, "--gated", "1", "--direction"];
+        let forward: &[&str] = &[&first[..], &["forward"]].concat();
+        let backward: &[&str] = &[&first[..], &["backward"]].concat();
+        let with = |name: &'static str, tensor: Tensor| {
+            let mut input = expanded_input::<f32>(true);
+            input.retain(|(n, _)| *n != name);
+            input.push((name, tensor));
+            scratch.write(&input);
+        };
+        with("x", tensor::<f32>(&[2, 3], &X));
+        scratch.refused("xsilu", forward, &["x is [2, 3]", "last dimension", "even"]);
+        scratch.refused(
+            "xsilu",
+            backward,
+            &["x is [2, 3]", "last dimension", "even"],
+        );
+        with("x", tensor::<f32>(&[], &[1.0]));
+        scratch.refused("xsilu", forward, &["x is []", "last dimension"]);
+        with("dy", tensor::<f32>(&[2, 3], &DY));
+        scratch.refused("xsilu", backward, &["dy is F32 [2, 3]", "F32 [2, 1, 3]"]);
+        with("dy", tensor::<half::f16>(&[2, 1, 3], &DY));
+        scratch.refused("xsilu", backward, &["dy is F16", "F32 [2, 1, 3]"]);
+        with("alpha", tensor::<f32>(&[2], &[0.0, 0.0]));
+        scratch.refused("xsilu", forward, &["alpha", "[2]", "one element"]);
+        with("x", tensor::<f32>(&[0, 4], &[]));
+        let out = scratch.outputs_of("xsilu", forward);
+        assert_eq!(out["y"].1, [0, 2]);
+        let mut input = expanded_input::<f32>(true);
+        input[0].1 = tensor::<f32>(&[3, 0], &[]);
+        input[2].1 = tensor::<f32>(&[3, 0], &[]);
+        scratch.write(&input);
+        let out = scratch.outputs_of("xsilu", backward);
+        assert_eq!((&out["dx"].1, number(&out["dalpha"])), (&vec![3, 0], 0.0));
+        std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
+    }
+    scratch.refused("xsilu", &["--gated", "3"], &["--gated", "3", "1, 2"]);
 }
 
 #[test]
