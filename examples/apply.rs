@@ -40,10 +40,10 @@ enum Op {
         #[arg(long)]
         effective: bool,
         /// The slope at 0
-        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true)]
+        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true, value_parser = finite)]
         beta: f32,
         /// Clamp x inside expm1, as Hugging Face does with -1e-6
-        #[arg(long, allow_hyphen_values = true)]
+        #[arg(long, allow_hyphen_values = true, value_parser = not_nan)]
         eps: Option<f32>,
         /// The gradient of the clamp
         #[arg(long, value_enum, default_value = "autograd", requires = "eps")]
@@ -76,6 +76,22 @@ enum OrderName {
     /// y = f(gate) · value
     #[value(name = "2")]
     Second,
+}
+
+fn not_nan(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|e| format!("{e}"))?;
+    if number.is_nan() {
+        return Err("it must be a number".to_owned());
+    }
+    Ok(number)
+}
+
+fn finite(text: &str) -> Result<f32, String> {
+    let number = not_nan(text)?;
+    if number.is_infinite() {
+        return Err("it must be finite in f32".to_owned());
+    }
+    Ok(number)
 }
 
 #[derive(clap::Args)]

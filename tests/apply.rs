@@ -438,6 +438,24 @@ fn gated_input_must_be_two_halves() {
 }
 
 #[test]
+fn options_that_are_no_numbers_are_refused() {
+    let scratch = Scratch::new();
+    scratch.write(&forward_input::<f32>());
+    for device in ["reference", "auto"] {
+        let forward = ["--direction", "forward", "--device", device];
+        for (flag, value, words) in [
+            ("--beta", "nan", "a number"),
+            ("--beta", "-inf", "finite"),
+            ("--beta", "1e39", "finite"),
+            ("--eps", "NaN", "a number"),
+        ] {
+            let arguments = [&forward[..], &[flag, value]].concat();
+            scratch.refused("xielu", &arguments, &[flag, value, words]);
+        }
+    }
+}
+
+#[test]
 fn an_empty_tensor_is_fine() {
     let scratch = Scratch::new();
     let mut input = forward_input::<f32>();
