@@ -4,16 +4,22 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use support::choose::{self, Choice};
+use support::choose::{self, Choice, Gpu};
 use support::run::{self, How};
-use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
+use xact::activation::expanded::{self, Gate};
+use xact::activation::{GateOutput, GatedBackward, GatedForward, Input, Order, ParamGradients};
+use xact::cudarc::driver::CudaSlice;
+use xact::{
+    Activation, Compat, Element, EpsGradient, Gated, Parameters, Workspace, Xatlu, Xgelu, Xielu,
+    Xsilu, raw, reference,
+};
 
 /// Run an op on the tensors of a .safetensors file
 #[derive(Parser)]
@@ -34,15 +40,58 @@ enum Op {
         #[arg(long)]
         effective: bool,
         /// The slope at 0
-        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true)]
+        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true, value_parser = finite)]
         beta: f32,
         /// Clamp x inside expm1, as Hugging Face does with -1e-6
-        #[arg(long, allow_hyphen_values = true)]
+        #[arg(long, allow_hyphen_values = true, value_parser = not_nan)]
         eps: Option<f32>,
         /// The gradient of the clamp
         #[arg(long, value_enum, default_value = "autograd", requires = "eps")]
         eps_gradient: EpsGradientName,
     },
+    /// xATLU: reads x (f32, f16 or bf16, any shape) and alpha (f32, one element), for backward also dy
+    /// (type and shape of x); writes y, or dx and dalpha
+    Xatlu(Expanded),
+    /// xGELU: tensors as for xatlu
+    Xgelu(Expanded),
+    /// xSiLU: tensors as for xatlu
+    Xsilu(Expanded),
+}
+
+#[derive(clap::Args)]
+struct Expanded {
+    #[command(flatten)]
+    files: Files,
+    /// The gated form of this order: the last dimension of x holds gate, then value, and that of y and
+    /// dy is half as long
+    #[arg(long, value_enum)]
+    gated: Option<OrderName>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OrderName {
+    /// y = G(gate) · value
+    #[value(name = "1")]
+    First,
+    /// y = f(gate) · value
+    #[value(name = "2")]
+    Second,
+}
+
+fn not_nan(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|e| format!("{e}"))?;
+    if number.is_nan() {
+        return Err("it must be a number".to_owned());
+    }
+    Ok(number)
+}
+
+fn finite(text: &str) -> Result<f32, String> {
+    let number = not_nan(text)?;
+    if number.is_infinite() {
+        return Err("it must be finite in f32".to_owned());
+    }
+    Ok(number)
 }
 
 #[derive(clap::Args)]
@@ -116,9 +165,21 @@ fn run(arguments: Arguments) -> Result<(), String> {
                     },
                 }),
             };
-            apply(&op, &files)
+            apply(&Plain(op), &files)
         }
+        Op::Xatlu(arguments) => apply_expanded(Xatlu, &arguments),
+        Op::Xgelu(arguments) => apply_expanded(Xgelu, &arguments),
+        Op::Xsilu(arguments) => apply_expanded(Xsilu, &arguments),
     }
+}
+
+fn apply_expanded<G: Gate>(op: G, arguments: &Expanded) -> Result<(), String> {
+    let order = match arguments.gated {
+        None => return apply(&Plain(op), &arguments.files),
+        Some(OrderName::First) => Order::First,
+        Some(OrderName::Second) => Order::Second,
+    };
+    apply(&InGate(op, order), &arguments.files)
 }
 
 /// A tensor to be written.
@@ -129,92 +190,291 @@ struct Output {
     bytes: Vec<u8>,
 }
 
-fn apply<A: Activation>(op: &A, files: &Files) -> Result<(), String> {
+/// What is computed from the tensors of the input.
+trait Compute {
+    fn compute<T: Element>(
+        &self,
+        files: &Files,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<Vec<Output>, String>;
+}
+
+fn apply(op: &impl Compute, files: &Files) -> Result<(), String> {
     let path = files.input.display();
     let bytes = std::fs::read(&files.input).map_err(|e| format!("cannot read {path}: {e}"))?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| format!("{path} is not a safetensors file: {e}"))?;
     let outputs = match tensor(&tensors, "x")?.dtype() {
-        Dtype::F32 => compute::<A, f32>(op, files, &tensors),
-        Dtype::F16 => compute::<A, f16>(op, files, &tensors),
-        Dtype::BF16 => compute::<A, bf16>(op, files, &tensors),
+        Dtype::F32 => op.compute::<f32>(files, &tensors),
+        Dtype::F16 => op.compute::<f16>(files, &tensors),
+        Dtype::BF16 => op.compute::<bf16>(files, &tensors),
         other => Err(format!("x is {other:?}; it must be F32, F16 or BF16")),
     }?;
     write(&files.output, &outputs)
 }
 
-fn compute<A: Activation, T: Element>(
-    op: &A,
-    files: &Files,
-    tensors: &SafeTensors<'_>,
-) -> Result<Vec<Output>, String> {
-    let x_view = tensor(tensors, "x")?;
-    let x = elements::<T>(&x_view);
-    // Optional parameters are those at the end; one that is not in the file has the value of its flag.
-    let (required, optional) = A::PARAMS.split_at(A::PARAMS.len() - A::OPTIONAL);
-    let given = optional.iter().filter(|name| tensors.tensor(name).is_ok());
-    let params = required
-        .iter()
-        .chain(given)
-        .map(|name| scalar(tensors, name))
-        .collect::<Result<Vec<f32>, _>>()?;
-    let params_f64: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
+/// The device; `None` for the reference.
+fn device(files: &Files) -> Result<Option<Gpu>, String> {
     let gpu = match files.device {
         Backend::Reference => None,
         Backend::Emulated => Some(choose::open(Choice::Emulated)?),
         Backend::Gpu => Some(choose::open(Choice::Gpu)?),
         Backend::Auto => Some(choose::open(Choice::Auto)?),
     };
-    eprintln!(
-        "device: {}",
-        gpu.as_ref()
-            .map_or("f64 reference", |gpu| gpu.name.as_str())
-    );
-    let how = How::default();
-    let like_x = |name, values: &[T]| Output {
+    let name = gpu.as_ref().map_or("f64 reference", |gpu| &gpu.name);
+    eprintln!("device: {name}");
+    Ok(gpu)
+}
+
+fn output<T: Element>(name: &'static str, like: &TensorView<'_>, values: &[T]) -> Output {
+    Output {
         name,
-        dtype: x_view.dtype(),
-        shape: x_view.shape().to_vec(),
+        dtype: like.dtype(),
+        shape: like.shape().to_vec(),
         bytes: bytemuck::cast_slice(values).to_vec(),
-    };
-    if files.direction == Direction::Forward {
-        let y = match &gpu {
-            None => round(&reference::forward(op, &params_f64, &x)),
-            Some(gpu) => run::forward(gpu, op, &params, &x, &how).map_err(|e| e.to_string())?,
-        };
-        return Ok(vec![like_x("y", &y)]);
     }
-    let dy_view = tensor(tensors, "dy")?;
-    if (dy_view.dtype(), dy_view.shape()) != (x_view.dtype(), x_view.shape()) {
+}
+
+/// dy, which must have the type of x and this shape.
+fn upstream<T: Element>(
+    tensors: &SafeTensors<'_>,
+    x: &TensorView<'_>,
+    shape: &[usize],
+) -> Result<Vec<T>, String> {
+    let dy = tensor(tensors, "dy")?;
+    if (dy.dtype(), dy.shape()) != (x.dtype(), shape) {
         return Err(format!(
-            "dy is {:?} {:?}, but x is {:?} {:?}; they must be alike",
-            dy_view.dtype(),
-            dy_view.shape(),
-            x_view.dtype(),
-            x_view.shape()
+            "dy is {:?} {:?}, but x is {:?} {:?}; dy must be {:?} {shape:?}",
+            dy.dtype(),
+            dy.shape(),
+            x.dtype(),
+            x.shape(),
+            x.dtype(),
         ));
     }
-    let dy = elements::<T>(&dy_view);
-    let (dx, dparams) = match &gpu {
-        None => {
-            let (dx, dparams) =
-                reference::backward(op, &params_f64, &x, &dy).map_err(|e| e.to_string())?;
-            (round(&dx), round(&dparams))
+    Ok(elements(&dy))
+}
+
+/// The op by itself.
+struct Plain<A>(A);
+
+impl<A: Activation> Compute for Plain<A> {
+    fn compute<T: Element>(
+        &self,
+        files: &Files,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<Vec<Output>, String> {
+        let Plain(op) = self;
+        let x_view = tensor(tensors, "x")?;
+        let x = elements::<T>(&x_view);
+        // Optional parameters are those at the end; one that is not in the file has the value of its flag.
+        let (required, optional) = A::PARAMS.split_at(A::PARAMS.len() - A::OPTIONAL);
+        let given = optional.iter().filter(|name| tensors.tensor(name).is_ok());
+        let params = required
+            .iter()
+            .chain(given)
+            .map(|name| scalar(tensors, name))
+            .collect::<Result<Vec<f32>, _>>()?;
+        let params_f64: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
+        let how = How::default();
+        if files.direction == Direction::Forward {
+            let y = match device(files)? {
+                None => round(&reference::forward(op, &params_f64, &x)),
+                Some(gpu) => {
+                    run::forward(&gpu, op, &params, &x, &how).map_err(|e| e.to_string())?
+                }
+            };
+            return Ok(vec![output("y", &x_view, &y)]);
         }
-        Some(gpu) => run::backward(gpu, op, &params, &x, &dy, &how).map_err(|e| e.to_string())?,
-    };
-    let mut outputs = vec![like_x("dx", &dx)];
-    for (name, value) in A::GRADIENTS.iter().zip(dparams) {
-        outputs.push(Output {
-            name,
-            dtype: Dtype::F32,
-            shape: tensor(tensors, A::PARAMS[outputs.len() - 1])?
-                .shape()
-                .to_vec(),
-            bytes: value.to_le_bytes().to_vec(),
-        });
+        let dy = upstream::<T>(tensors, &x_view, x_view.shape())?;
+        let (dx, dparams) = match device(files)? {
+            None => {
+                let (dx, dparams) =
+                    reference::backward(op, &params_f64, &x, &dy).map_err(|e| e.to_string())?;
+                (round(&dx), round(&dparams))
+            }
+            Some(gpu) => {
+                run::backward(&gpu, op, &params, &x, &dy, &how).map_err(|e| e.to_string())?
+            }
+        };
+        let mut outputs = vec![output("dx", &x_view, &dx)];
+        for ((name, param), value) in A::GRADIENTS.iter().zip(A::PARAMS).zip(dparams) {
+            outputs.push(output(name, &tensor(tensors, param)?, &[value]));
+        }
+        Ok(outputs)
     }
-    Ok(outputs)
+}
+
+/// A gated form of the op.
+struct InGate<G>(G, Order);
+
+impl<G: Gate> Compute for InGate<G> {
+    fn compute<T: Element>(
+        &self,
+        files: &Files,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<Vec<Output>, String> {
+        let x_view = tensor(tensors, "x")?;
+        let alpha = scalar(tensors, "alpha")?;
+        let (width, outer) = match x_view.shape().split_last() {
+            Some((&width, outer)) if width % 2 == 0 => (width, outer),
+            _ => {
+                return Err(format!(
+                    "x is {:?}; the last dimension of a gated x must be even: first the gate, then the \
+                     value",
+                    x_view.shape()
+                ));
+            }
+        };
+        let x = elements::<T>(&x_view);
+        let shape = [outer, &[width / 2]].concat();
+        let call = Halves {
+            x: &x,
+            rows: outer.iter().product(),
+            alpha,
+        };
+        if files.direction == Direction::Forward {
+            let y = match device(files)? {
+                None => self.reference_forward(&call),
+                Some(gpu) => self.forward(&gpu, &call).map_err(|e| e.to_string())?,
+            };
+            let mut y = output("y", &x_view, &y);
+            y.shape = shape;
+            return Ok(vec![y]);
+        }
+        let dy = upstream::<T>(tensors, &x_view, &shape)?;
+        let (dx, dalpha) = match device(files)? {
+            None => self.reference_backward(&call, &dy),
+            Some(gpu) => self.backward(&gpu, &call, &dy).map_err(|e| e.to_string())?,
+        };
+        let alpha_view = tensor(tensors, "alpha")?;
+        Ok(vec![
+            output("dx", &x_view, &dx),
+            output("dalpha", &alpha_view, &[dalpha]),
+        ])
+    }
+}
+
+/// What a gated form reads.
+struct Halves<'a, T> {
+    /// `[rows, 2·n]`, gate and value.
+    x: &'a [T],
+    rows: usize,
+    alpha: f32,
+}
+
+impl<T: Element> Halves<'_, T> {
+    /// The elements of a half of a row.
+    fn cols(&self) -> usize {
+        self.x.len().checked_div(self.rows).unwrap_or(0) / 2
+    }
+
+    /// Gate and value, and where in x they are.
+    fn pairs(&self) -> impl Iterator<Item = (f64, f64, [usize; 2])> {
+        let cols = self.cols();
+        let gates = (0..self.x.len()).filter(move |i| i % (2 * cols) < cols);
+        gates.map(move |i| (self.x[i].to_f64(), self.x[i + cols].to_f64(), [i, i + cols]))
+    }
+}
+
+/// The buffer of `values` on the device, which has none of length 0.
+fn upload<T: Element>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
+    if values.is_empty() {
+        gpu.stream.clone_htod(&[T::from_f64(0.0)])
+    } else {
+        gpu.stream.clone_htod(values)
+    }
+    .expect("memory on the device")
+}
+
+impl<G: Gate> InGate<G> {
+    fn reference_forward<T: Element>(&self, call: &Halves<'_, T>) -> Vec<T> {
+        let InGate(op, order) = *self;
+        let y = call.pairs().map(|(x, v, _)| {
+            let gate = op.evaluate_order(order, &[f64::from(call.alpha)], x);
+            T::from_f64(gate.y.value * v)
+        });
+        y.collect()
+    }
+
+    fn reference_backward<T: Element>(&self, call: &Halves<'_, T>, dy: &[T]) -> (Vec<T>, f32) {
+        let InGate(op, order) = *self;
+        let params = [f64::from(call.alpha)];
+        let (mut dx, mut dalpha) = (call.x.to_vec(), 0.0);
+        for ((x, v, [at_x, at_v]), dy) in call.pairs().zip(dy) {
+            let (gate, dy) = (op.evaluate_order(order, &params, x), dy.to_f64());
+            dx[at_x] = T::from_f64(dy * v * gate.slope.value);
+            dx[at_v] = T::from_f64(dy * gate.y.value);
+            dalpha += dy * v * gate.dparams[0];
+        }
+        (dx, (dalpha * op.chain(&params)[0]) as f32)
+    }
+
+    /// On the device, through the safe API.
+    fn forward<T: Element>(&self, gpu: &Gpu, call: &Halves<'_, T>) -> xact::Result<Vec<T>> {
+        let InGate(op, order) = *self;
+        let Gpu { device, stream, .. } = gpu;
+        let len = call.x.len() / 2;
+        let (x, alpha) = (upload(gpu, call.x), upload(gpu, &[call.alpha]));
+        let mut y = upload(gpu, &call.x[..len]);
+        let (x, mut y_view) = (x.slice(..call.x.len()), y.slice_mut(..len));
+        let [x, v] = Input::halves(&x, call.rows)?;
+        let params = expanded::Params { alpha: &alpha };
+        let forward = GatedForward {
+            x,
+            v,
+            params,
+            y: (&mut y_view).into(),
+        };
+        op.gated_forward(device, stream, order, forward)?;
+        Ok(download(gpu, &y, len))
+    }
+
+    /// On the device, through the safe API: dx and dalpha.
+    fn backward<T: Element>(
+        &self,
+        gpu: &Gpu,
+        call: &Halves<'_, T>,
+        dy: &[T],
+    ) -> xact::Result<(Vec<T>, f32)> {
+        let InGate(op, order) = *self;
+        let Gpu { device, stream, .. } = gpu;
+        let len = call.x.len();
+        let (x, alpha) = (upload(gpu, call.x), upload(gpu, &[call.alpha]));
+        let (dy, mut dx) = (upload(gpu, dy), upload(gpu, call.x));
+        let mut dalpha = upload(gpu, &[0.0]);
+        let (rows, cols) = (call.rows as u64, call.cols() as u64);
+        let bytes = raw::workspace_bytes::<G>(T::DTYPE, rows, cols)?;
+        let mut workspace = Workspace::new(stream, bytes)?;
+        let (x, dy, mut dx_view) = (x.slice(..len), dy.slice(..len / 2), dx.slice_mut(..len));
+        let [x, v] = Input::halves(&x, call.rows)?;
+        let backward = GatedBackward {
+            x,
+            v,
+            dy: (&dy).into(),
+            gradient: GateOutput::Halves {
+                buffer: &mut dx_view,
+                rows: call.rows,
+            },
+            y: None,
+            params: expanded::Params { alpha: &alpha },
+            dparams: ParamGradients {
+                out: expanded::Gradients {
+                    dalpha: &mut dalpha,
+                },
+                accumulate: false,
+                workspace: &mut workspace,
+            },
+        };
+        op.gated_backward(device, stream, order, backward)?;
+        Ok((download(gpu, &dx, len), download(gpu, &dalpha, 1)[0]))
+    }
+}
+
+fn download<T: Element>(gpu: &Gpu, buffer: &CudaSlice<T>, len: usize) -> Vec<T> {
+    let mut values = gpu.stream.clone_dtoh(buffer).expect("a copy of the result");
+    values.truncate(len);
+    values
 }
 
 fn round<T: Element>(values: &[f64]) -> Vec<T> {
@@ -247,7 +507,8 @@ fn scalar(tensors: &SafeTensors<'_>, name: &str) -> Result<f32, String> {
     }
 }
 
-/// Writes the whole file or none of it.
+/// Writes the whole file or none of it. Follows links; replaces nothing but a regular file, whose
+/// permissions the new one takes.
 fn write(path: &Path, outputs: &[Output]) -> Result<(), String> {
     let failed = |e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     let views = outputs
@@ -256,10 +517,52 @@ fn write(path: &Path, outputs: &[Output]) -> Result<(), String> {
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|e| failed(&e))?;
     let bytes = safetensors::serialize(views, None).map_err(|e| failed(&e))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))
+    let target = behind_links(path).map_err(|e| failed(&e))?;
+    let existing = match target.metadata() {
+        Ok(existing) if !existing.is_file() => return Err(failed(&"it is not a regular file")),
+        Ok(existing) => Some(existing.permissions()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(failed(&e)),
+    };
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty());
+    let mut file = new_file()
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
         .map_err(|e| failed(&e))?;
     file.write_all(&bytes).map_err(|e| failed(&e))?;
-    file.persist(path).map_err(|e| failed(&e))?;
+    if let Some(permissions) = existing {
+        let changed = file.as_file().set_permissions(permissions);
+        changed.map_err(|e| failed(&e))?;
+    }
+    file.persist(&target).map_err(|e| failed(&e))?;
     Ok(())
+}
+
+/// Where `path` leads if it is a link, also to something that does not exist yet.
+fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    /// More than that is a circle.
+    const LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        if !path.symlink_metadata().is_ok_and(|data| data.is_symlink()) {
+            return Ok(path);
+        }
+        let link = path.read_link()?;
+        path = path
+            .parent()
+            .map_or(link.clone(), |folder| folder.join(link));
+    }
+    Err(io::Error::other("too many levels of symbolic links"))
+}
+
+/// A temporary file with the permissions of any new file, where tempfile's own are the owner's alone.
+fn new_file() -> tempfile::Builder<'static, 'static> {
+    #[cfg_attr(not(unix), allow(unused_mut))]
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // The umask takes its part when the file is made.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder
 }

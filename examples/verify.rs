@@ -4,7 +4,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -59,27 +59,43 @@ fn main() -> ExitCode {
         ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} to go)")
             .expect("a valid template"),
     );
-    if !std::io::stderr().is_terminal() {
+    if !io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut reader_gone) = (Vec::new(), false);
     for job in jobs.list {
         bar.set_message(job.name);
         let row = (job.run)(&gpu);
         if arguments.json {
-            println!("{}", row.json(&gpu));
+            reader_gone = !print(&format!("{}\n", row.json(&gpu)));
         }
         rows.push(row);
         bar.inc(1);
+        if reader_gone {
+            break;
+        }
     }
     bar.finish_and_clear();
     if !arguments.json {
-        print_table(&gpu, &rows);
+        print(&in_words(&gpu, &rows));
     }
     if rows.iter().all(|row| row.ok) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Prints; false if the reader has gone, as `head` goes when it has seen enough.
+///
+/// # Panics
+/// If stdout cannot be written for another reason.
+fn print(text: &str) -> bool {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => false,
+        Err(e) => panic!("cannot write to stdout: {e}"),
     }
 }
 
@@ -273,7 +289,8 @@ impl Row {
     }
 }
 
-fn print_table(gpu: &Gpu, rows: &[Row]) {
+/// The table, and what it means.
+fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
     let heads = [
         "op",
         "type",
@@ -317,13 +334,12 @@ fn print_table(gpu: &Gpu, rows: &[Row]) {
             if row.ok { "ok" } else { "FAILED" }.to_owned(),
         ]);
     }
-    println!("{table}");
     let failed = rows.iter().filter(|row| !row.ok).count();
-    println!(
-        "device: {}\n{} rows, {failed} failed. ulp: f32 of the formula's largest addend (at most {ULPS_EXACT}, or \
+    format!(
+        "{table}\ndevice: {}\n{} rows, {failed} failed. ulp: f32 of the formula's largest addend (at most {ULPS_EXACT}, or \
          {ULPS} with approximate\ninstructions at an end of their bound); f16 and bf16 of the result (½ if correctly \
-         rounded). Bytes are\nper element, counted; parameters left out.",
+         rounded). Bytes are\nper element, counted; parameters left out.\n",
         gpu.name,
         rows.len()
-    );
+    )
 }

@@ -862,7 +862,9 @@ mod tests {
         Span::new("span", start, rows, cols, pitch, 2).unwrap()
     }
 
-    /// Against the definition: two matrices overlap if they share a byte.
+    /// Against the definition: two matrices overlap if they share a byte. Exact where both have rows of
+    /// the same pitch; otherwise matrices whose ranges (first to last byte) meet count as overlapping,
+    /// though one may lie in the gaps of the other.
     #[test]
     fn overlap_is_never_missed_and_halves_are_apart() {
         let bytes = |s: &Span| {
@@ -870,22 +872,37 @@ mod tests {
                 .flat_map(|r| (0..s.row_bytes).map(move |b| s.start + r * s.pitch_bytes + b))
                 .collect::<std::collections::HashSet<_>>()
         };
-        for start in 0..40 {
-            for (rows, cols, pitch) in [(1, 8, 8), (3, 4, 8), (2, 3, 9), (4, 2, 8), (0, 4, 8)] {
-                for (rows2, cols2, pitch2) in [(3, 4, 8), (1, 5, 5), (2, 4, 8), (3, 2, 7)] {
+        let shapes = [
+            (1, 8, 8),
+            (3, 4, 8),
+            (2, 3, 9),
+            (4, 2, 8),
+            (3, 6, 8),
+            (2, 8, 8),
+            (0, 4, 8),
+        ];
+        let (mut interleaved, mut conservative) = (0, 0);
+        for start in 0..60 {
+            for (rows, cols, pitch) in shapes {
+                for (rows2, cols2, pitch2) in
+                    [(3, 4, 8), (1, 5, 5), (2, 4, 8), (3, 2, 7), (4, 7, 8)]
+                {
                     let a = span(16 + 2 * start, rows, cols, pitch);
                     let b = span(64, rows2, cols2, pitch2);
                     let share = !bytes(&a).is_disjoint(&bytes(&b));
-                    if share {
-                        assert!(a.overlaps(&b) && b.overlaps(&a));
-                    } else if a.pitch_bytes == b.pitch_bytes && a.rows > 1 && b.rows > 1 {
-                        let apart = a.start.abs_diff(b.start) % a.pitch_bytes;
-                        let same_band = apart == 0;
-                        assert!(!a.overlaps(&b) || same_band || apart < 8 || apart > 8);
-                    }
+                    let meet = rows > 0 && a.start < b.end && b.start < a.end;
+                    let exact = rows > 1 && rows2 > 1 && pitch == pitch2;
+                    let expected = if exact { share } else { meet };
+                    let pair = (start, (rows, cols, pitch), (rows2, cols2, pitch2));
+                    assert_eq!(a.overlaps(&b), expected, "{pair:?}");
+                    assert_eq!(b.overlaps(&a), expected, "{pair:?}");
+                    assert!(expected || !share, "{pair:?}");
+                    interleaved += u32::from(meet && !expected);
+                    conservative += u32::from(expected && !share);
                 }
             }
         }
+        assert!(interleaved > 0 && conservative > 0, "both kinds were tried");
         let (gate, value) = (span(1024, 5, 100, 200), span(1024 + 200, 5, 100, 200));
         assert!(!gate.overlaps(&value) && !value.overlaps(&gate));
         assert!(gate.overlaps(&span(1024 + 198, 5, 100, 200)));

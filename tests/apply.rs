@@ -1,30 +1,44 @@
-//! `examples/apply.rs` as its users meet it: files in, files out, errors in words.
+//! `examples/apply.rs` as its users meet it: files in, files out, errors in words. And `verify`, of which
+//! they read only the head.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use xact::{Activation, Compat, Element, EpsGradient, Parameters, Xielu, reference};
+use xact::activation::{Visitor, for_each};
+use xact::reference::{Bounds, GatedGradients};
+use xact::{Activation, Compat, Element, EpsGradient, Gated, Order, Parameters, Xielu, reference};
 
-/// The example's program, built now: `cargo test --test apply` alone does not build examples.
-fn apply() -> Command {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let program = PROGRAM.get_or_init(|| {
+/// The program of an example, built now: `cargo test --test apply` alone does not build examples.
+fn program(example: &str) -> Command {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
         let test = std::env::current_exe().unwrap();
         let profile = test.parent().unwrap().parent().unwrap();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "apply"]);
+        build.args([
+            "build",
+            "--quiet",
+            "--example",
+            "apply",
+            "--example",
+            "verify",
+        ]);
         if profile.file_name().unwrap() == "release" {
             build.arg("--release");
         }
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
         assert!(build.status().unwrap().success());
-        let name = format!("apply{}", std::env::consts::EXE_SUFFIX);
-        profile.join("examples").join(name)
+        profile.join("examples")
     });
-    Command::new(program)
+    Command::new(folder.join(format!("{example}{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn apply() -> Command {
+    program("apply")
 }
 
 /// A tensor of an input file.
@@ -84,7 +98,11 @@ impl Scratch {
 
     /// Runs xielu, which must succeed, and reads the output.
     fn outputs(&self, arguments: &[&str]) -> BTreeMap<String, Tensor> {
-        let output = self.run("xielu", arguments);
+        self.outputs_of("xielu", arguments)
+    }
+
+    fn outputs_of(&self, op: &str, arguments: &[&str]) -> BTreeMap<String, Tensor> {
+        let output = self.run(op, arguments);
         assert!(
             output.status.success(),
             "{}",
@@ -218,21 +236,222 @@ fn the_reference_is_the_librarys_in_every_type() {
     the_reference_is_the_librarys::<half::bf16>();
 }
 
+/// The device that the suite runs on.
+fn the_device() -> String {
+    std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned())
+}
+
+fn values<T: Element>(tensor: &Tensor) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(&tensor.2)
+}
+
+/// A parameter gradient, as the checks take it.
+fn number(tensor: &Tensor) -> f64 {
+    f64::from(values::<f32>(tensor)[0])
+}
+
+fn the_device_is_within_the_bounds<T: Element>() {
+    let scratch = Scratch::new();
+    scratch.write(&backward_input::<T>());
+    let (op, x) = (Xielu::default(), X.map(T::from_f64));
+    let run = |direction| scratch.outputs(&["--device", &the_device(), "--direction", direction]);
+    let y = values::<T>(&run("forward")["y"]);
+    let report = reference::check_forward(&op, &PARAMS, &x, &y, Bounds::of(&op)).unwrap();
+    assert!(report.ok(), "{report}");
+    let out = run("backward");
+    let dy = DY.map(T::from_f64);
+    let report = reference::check_gradients(
+        &op,
+        &PARAMS,
+        &x,
+        &dy,
+        &values::<T>(&out["dx"]),
+        &[number(&out["dalpha_p"]), number(&out["dalpha_n"])],
+        Bounds::of(&op),
+    );
+    let report = report.unwrap();
+    assert!(report.ok(), "{report}");
+}
+
 #[test]
 fn the_device_agrees_with_the_reference() {
+    the_device_is_within_the_bounds::<f32>();
+    the_device_is_within_the_bounds::<half::f16>();
+    the_device_is_within_the_bounds::<half::bf16>();
+}
+
+const ALPHA: f64 = 0.3_f32 as f64;
+
+/// x, alpha and dy of an op with an expanded gate; dy is as wide as the result.
+fn expanded_input<T: Element>(gated: bool) -> Vec<(&'static str, Tensor)> {
+    let dy_shape: &[usize] = if gated { &[2, 1, 3] } else { &[2, 1, 6] };
+    let x: Vec<f64> = X
+        .iter()
+        .chain(&[2.0, -1.25, 0.5, 3.0, -0.75, 1e-3])
+        .copied()
+        .collect();
+    let dy: Vec<f64> = DY.iter().chain(&DY).copied().collect();
+    vec![
+        ("x", tensor::<T>(&[2, 1, 6], &x)),
+        ("alpha", tensor::<f32>(&[], &[ALPHA])),
+        (
+            "dy",
+            tensor::<T>(dy_shape, &dy[..if gated { 6 } else { 12 }]),
+        ),
+    ]
+}
+
+/// Runs the op on both backends, and checks each against the reference of the library: that of the
+/// command, which rounds once, more strictly.
+struct EveryExpanded;
+
+impl EveryExpanded {
+    fn check<A: Gated, T: Element>(order: Option<Order>) {
+        let op = A::samples()[0].op;
+        let scratch = Scratch::new();
+        let input = expanded_input::<T>(order.is_some());
+        let (x, dy) = (values::<T>(&input[0].1), values::<T>(&input[2].1));
+        scratch.write(&input);
+        let flags: &[&str] = match order {
+            None => &[],
+            Some(Order::First) => &["--gated", "1"],
+            Some(Order::Second) => &["--gated", "2"],
+        };
+        let y_shape = if order.is_some() {
+            vec![2, 1, 3]
+        } else {
+            vec![2, 1, 6]
+        };
+        let halves = |t: &[T]| -> (Vec<T>, Vec<T>) {
+            (
+                t.chunks(6).flat_map(|row| row[..3].to_vec()).collect(),
+                t.chunks(6).flat_map(|row| row[3..].to_vec()).collect(),
+            )
+        };
+        let device = the_device();
+        let rounded_once = Bounds {
+            ulps: 0.5,
+            parameter_ulps: 0.0,
+        };
+        for (device, bounds) in [("reference", rounded_once), (&device, Bounds::of(&op))] {
+            let run = |direction| {
+                let arguments = [&["--device", device, "--direction", direction], flags].concat();
+                scratch.outputs_of(A::NAME, &arguments)
+            };
+            let out = run("forward");
+            assert_eq!(out.keys().collect::<Vec<_>>(), ["y"]);
+            assert_eq!(out["y"].1, y_shape);
+            let y = values::<T>(&out["y"]);
+            let back = run("backward");
+            assert_eq!(back.keys().collect::<Vec<_>>(), ["dalpha", "dx"]);
+            assert_eq!(
+                (&back["dx"].1, &back["dalpha"].1),
+                (&vec![2, 1, 6], &vec![])
+            );
+            let (dx, dalpha) = (values::<T>(&back["dx"]), [number(&back["dalpha"])]);
+            let reports = if let Some(order) = order {
+                let ((x, v), (dx, dv)) = (halves(&x), halves(&dx));
+                let (x, v, dy, dx, dv) = (&*x, &*v, &*dy, &*dx, &*dv);
+                let tensors = GatedGradients { x, v, dy, dx, dv };
+                [
+                    reference::check_gated_forward(&op, order, &[ALPHA], x, v, &y, bounds),
+                    reference::check_gated_gradients(
+                        &op,
+                        order,
+                        &[ALPHA],
+                        &tensors,
+                        &dalpha,
+                        bounds,
+                    ),
+                ]
+            } else {
+                [
+                    reference::check_forward(&op, &[ALPHA], &x, &y, bounds),
+                    reference::check_gradients(&op, &[ALPHA], &x, &dy, &dx, &dalpha, bounds),
+                ]
+            };
+            for report in reports {
+                let report = report.unwrap();
+                assert!(report.ok(), "{} {order:?} {device}: {report}", A::NAME);
+            }
+        }
+    }
+}
+
+impl Visitor for EveryExpanded {
+    fn visit<A: Activation>(&mut self) {}
+
+    fn visit_gated<A: Gated>(&mut self) {
+        for order in [None, Some(Order::First), Some(Order::Second)] {
+            EveryExpanded::check::<A, f32>(order);
+            EveryExpanded::check::<A, half::bf16>(order);
+        }
+        EveryExpanded::check::<A, half::f16>(Some(Order::First));
+    }
+}
+
+#[test]
+fn expanded_gates_and_gated_forms_are_within_the_bounds() {
+    for_each(&mut EveryExpanded);
+}
+
+#[test]
+fn gated_input_must_be_two_halves() {
     let scratch = Scratch::new();
-    scratch.write(&backward_input::<f32>());
-    let run = |device| {
-        let out = scratch.outputs(&["--device", device, "--direction", "backward"]);
-        let all: Vec<u8> = out.values().flat_map(|t| t.2.clone()).collect();
-        bytemuck::pod_collect_to_vec::<u8, f32>(&all)
-    };
-    let device = std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned());
-    for (got, exact) in run(&device).into_iter().zip(run("reference")) {
-        assert!(
-            (got - exact).abs() <= 4e-6 * exact.abs().max(1.0),
-            "{got} {exact}"
+    for device in ["reference", "auto"] {
+        let first = ["--device", device, "--gated", "1", "--direction"];
+        let forward: &[&str] = &[&first[..], &["forward"]].concat();
+        let backward: &[&str] = &[&first[..], &["backward"]].concat();
+        let with = |name: &'static str, tensor: Tensor| {
+            let mut input = expanded_input::<f32>(true);
+            input.retain(|(n, _)| *n != name);
+            input.push((name, tensor));
+            scratch.write(&input);
+        };
+        with("x", tensor::<f32>(&[2, 3], &X));
+        scratch.refused("xsilu", forward, &["x is [2, 3]", "last dimension", "even"]);
+        scratch.refused(
+            "xsilu",
+            backward,
+            &["x is [2, 3]", "last dimension", "even"],
         );
+        with("x", tensor::<f32>(&[], &[1.0]));
+        scratch.refused("xsilu", forward, &["x is []", "last dimension"]);
+        with("dy", tensor::<f32>(&[2, 3], &DY));
+        scratch.refused("xsilu", backward, &["dy is F32 [2, 3]", "F32 [2, 1, 3]"]);
+        with("dy", tensor::<half::f16>(&[2, 1, 3], &DY));
+        scratch.refused("xsilu", backward, &["dy is F16", "F32 [2, 1, 3]"]);
+        with("alpha", tensor::<f32>(&[2], &[0.0, 0.0]));
+        scratch.refused("xsilu", forward, &["alpha", "[2]", "one element"]);
+        with("x", tensor::<f32>(&[0, 4], &[]));
+        let out = scratch.outputs_of("xsilu", forward);
+        assert_eq!(out["y"].1, [0, 2]);
+        let mut input = expanded_input::<f32>(true);
+        input[0].1 = tensor::<f32>(&[3, 0], &[]);
+        input[2].1 = tensor::<f32>(&[3, 0], &[]);
+        scratch.write(&input);
+        let out = scratch.outputs_of("xsilu", backward);
+        assert_eq!((&out["dx"].1, number(&out["dalpha"])), (&vec![3, 0], 0.0));
+        std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
+    }
+    scratch.refused("xsilu", &["--gated", "3"], &["--gated", "3", "1, 2"]);
+}
+
+#[test]
+fn options_that_are_no_numbers_are_refused() {
+    let scratch = Scratch::new();
+    scratch.write(&forward_input::<f32>());
+    for device in ["reference", "auto"] {
+        let forward = ["--direction", "forward", "--device", device];
+        for (flag, value, words) in [
+            ("--beta", "nan", "a number"),
+            ("--beta", "-inf", "finite"),
+            ("--beta", "1e39", "finite"),
+            ("--eps", "NaN", "a number"),
+        ] {
+            let arguments = [&forward[..], &[flag, value]].concat();
+            scratch.refused("xielu", &arguments, &[flag, value, words]);
+        }
     }
 }
 
@@ -316,4 +535,120 @@ fn bad_input_is_refused_in_words() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"));
+}
+
+/// Special files, links and permissions of the output.
+#[cfg(unix)]
+mod output_file {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    const FORWARD: [&str; 4] = ["--direction", "forward", "--device", "reference"];
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// Runs a forward under a umask of 022.
+    fn run(scratch: &Scratch) -> Output {
+        let apply = apply();
+        Command::new("sh")
+            .args(["-c", "umask 022; exec \"$@\"", "sh"])
+            .arg(apply.get_program())
+            .args(["xielu", "--input"])
+            .arg(scratch.path("in.safetensors"))
+            .arg("--output")
+            .arg(scratch.path("out.safetensors"))
+            .args(FORWARD)
+            .output()
+            .unwrap()
+    }
+
+    #[test]
+    fn has_the_usual_mode_or_keeps_its_own() {
+        let scratch = Scratch::new();
+        scratch.write(&forward_input::<f32>());
+        let out = scratch.path("out.safetensors");
+        assert!(run(&scratch).status.success());
+        assert_eq!(mode(&out), 0o644);
+        fs::set_permissions(&out, Permissions::from_mode(0o664)).unwrap();
+        assert!(run(&scratch).status.success());
+        assert_eq!(mode(&out), 0o664);
+        // Nothing is left beside it.
+        assert_eq!(fs::read_dir(scratch.folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn is_written_where_a_link_leads() {
+        let scratch = Scratch::new();
+        scratch.write(&forward_input::<f32>());
+        let (link, target) = (scratch.path("out.safetensors"), scratch.path("real/file"));
+        fs::create_dir(scratch.path("real")).unwrap();
+        fs::write(&target, b"old").unwrap();
+        symlink("real/file", &link).unwrap();
+        assert!(run(&scratch).status.success());
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert!(read(&target).contains_key("y"));
+        // Which need not exist yet.
+        fs::remove_file(&target).unwrap();
+        assert!(run(&scratch).status.success());
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert!(read(&target).contains_key("y"));
+        // Or can never.
+        fs::remove_file(&link).unwrap();
+        symlink("out.safetensors", &link).unwrap();
+        let output = run(&scratch);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+    }
+
+    #[test]
+    fn is_refused_if_it_is_no_file() {
+        let scratch = Scratch::new();
+        scratch.write(&forward_input::<f32>());
+        let (out, fifo) = (scratch.path("out.safetensors"), scratch.path("fifo"));
+        let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        let refused = || {
+            let output = run(&scratch);
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{text}");
+            assert!(text.contains("not a regular file"), "{text}");
+        };
+        symlink("fifo", &out).unwrap();
+        refused();
+        assert!(out.symlink_metadata().unwrap().is_symlink());
+        fs::remove_file(&out).unwrap();
+        fs::rename(&fifo, &out).unwrap();
+        refused();
+        assert!(fs::metadata(&out).unwrap().file_type().is_fifo());
+        fs::remove_file(&out).unwrap();
+        fs::create_dir(&out).unwrap();
+        refused();
+    }
+}
+
+/// `verify --json | head -1`.
+#[test]
+fn verify_stops_quietly_when_its_reader_has_gone() {
+    let mut verify = program("verify")
+        .args(["--json", "--op", "xielu", "--dtype", "f16"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    // Dropped after the line, which closes the pipe.
+    BufReader::new(verify.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(
+        line.starts_with('{') && line.contains("\"xielu\""),
+        "{line}"
+    );
+    let output = verify.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.is_empty(), "{text}");
 }

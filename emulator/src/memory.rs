@@ -22,6 +22,9 @@ const SPAN: u64 = 1 << 36;
 /// Aligned to 256 bytes, as CUDA promises, and to no more.
 const MIDDLE: u64 = SPAN / 2 + 256;
 
+/// The largest allocation: at least as much again lies between its end and the next one's addresses.
+pub(crate) const LARGEST: u64 = SPAN / 4;
+
 /// State of a byte.
 pub(crate) const NEVER_WRITTEN: u8 = 0;
 pub(crate) const WRITTEN: u8 = 1;

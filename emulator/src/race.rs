@@ -7,6 +7,8 @@
 //!
 //! Granules are 4 bytes, and become 2 or 1 when a buffer is first accessed in such parts.
 //!
+//! Reads through the non-coherent path are no matter of order: the launch may not write the same bytes.
+//!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
 //! schedule and found in another; atomics order whole blocks, whatever their address.
 
@@ -140,12 +142,16 @@ pub(crate) struct Shadow {
     shift: AtomicU8,
     /// Writer and reader of each granule, for granules of 1, 2 and 4 bytes.
     cells: [OnceLock<Box<[AtomicU64]>>; 3],
+    /// Last reader of each byte through the non-coherent path. Few buffers have one.
+    non_coherent: OnceLock<Box<[AtomicU64]>>,
 }
 
 /// The earlier access of a race: its stamp, and whether it wrote.
 pub(crate) struct Conflict {
     pub previous: u64,
     pub wrote: bool,
+    /// Whether one of the two reads through the non-coherent path, which no order makes right.
+    pub non_coherent: bool,
 }
 
 impl Shadow {
@@ -154,6 +160,7 @@ impl Shadow {
             len,
             shift: AtomicU8::new(2),
             cells: [const { OnceLock::new() }; 3],
+            non_coherent: OnceLock::new(),
         }
     }
 
@@ -190,6 +197,7 @@ impl Shadow {
                     return Err(Conflict {
                         previous: writer,
                         wrote: true,
+                        non_coherent: false,
                     });
                 }
             }
@@ -201,15 +209,64 @@ impl Shadow {
         Ok(())
     }
 
+    /// Records a read through the non-coherent path: nobody may write these bytes in this launch, not
+    /// even this thread before or after.
+    pub fn read_non_coherent(
+        &self,
+        offset: u64,
+        size: u64,
+        me: u64,
+        floor: u64,
+    ) -> Result<(), Conflict> {
+        // Accesses that used a granule were at least as large, so its writer wrote all of it.
+        for (shift, cells) in self.cells.iter().enumerate() {
+            let Some(cells) = cells.get() else { continue };
+            for granule in offset >> shift..=(offset + size - 1) >> shift {
+                let writer = cells[2 * granule as usize].load(Relaxed);
+                if writer >= floor {
+                    return Err(Conflict {
+                        previous: writer,
+                        wrote: true,
+                        non_coherent: true,
+                    });
+                }
+            }
+        }
+        let readers = self.non_coherent.get_or_init(|| zeroed(self.len as usize));
+        for reader in &readers[offset as usize..(offset + size) as usize] {
+            reader.store(me, Relaxed);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn non_coherent_reader(&self, offset: u64, size: u64, floor: u64) -> Option<u64> {
+        let readers = &self.non_coherent.get()?[offset as usize..(offset + size) as usize];
+        readers
+            .iter()
+            .map(|r| r.load(Relaxed))
+            .find(|&r| r >= floor)
+    }
+
     /// Records a write, or an atomic, according to the stamp.
     #[inline(always)]
     pub fn write(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        if self.non_coherent.get().is_some()
+            && let Some(previous) = self.non_coherent_reader(offset, size, order.floor)
+        {
+            return Err(Conflict {
+                previous,
+                wrote: false,
+                non_coherent: true,
+            });
+        }
         for cell in self.range(offset, size).chunks_exact(2) {
             let writer = cell[0].load(Relaxed);
             if writer >= order.floor && writer & me & ATOMIC == 0 && !order.ordered(writer, me) {
                 return Err(Conflict {
                     previous: writer,
                     wrote: true,
+                    non_coherent: false,
                 });
             }
             let reader = cell[1].load(Relaxed);
@@ -219,6 +276,7 @@ impl Shadow {
                     return Err(Conflict {
                         previous: reader,
                         wrote: false,
+                        non_coherent: false,
                     });
                 }
             }

@@ -19,6 +19,8 @@ pub enum Check {
     UseAfterFree,
     /// A write to constant memory or to parameters.
     ReadOnly,
+    /// Bytes that a launch reads through the non-coherent path (`ld.global.nc`) and also writes.
+    NonCoherent,
     /// Memory or a register was used that nobody had written.
     Uninitialised,
     /// Two threads touched a byte of global memory, one of them writing, and nothing ordered them.

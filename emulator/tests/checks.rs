@@ -165,6 +165,68 @@ fn read_only() {
     assert_eq!(f.unwrap().check, Check::ReadOnly);
 }
 
+/// What a launch reads through the non-coherent path it must not write, in whatever order.
+#[test]
+fn non_coherent() {
+    let nc = "ld.global.nc.u32 %r4, [%rd3];";
+    // In place; and the other way round, which nothing orders, not even the thread itself.
+    trips(
+        &format!("{nc} st.global.u32 [%rd3], %r4;"),
+        64,
+        Check::NonCoherent,
+    );
+    for barrier in ["", "bar.sync 0;", "membar.gl; bar.sync 0;"] {
+        trips(
+            &format!("st.global.u32 [%rd3], %r1; {barrier} {nc}"),
+            64,
+            Check::NonCoherent,
+        );
+    }
+    trips(
+        &format!("{nc} bar.sync 0; red.global.add.u32 [%rd3], 1;"),
+        64,
+        Check::NonCoherent,
+    );
+    // One byte of what a vector access covers, read before and after it is written.
+    let (vector, byte) = (
+        "ld.global.nc.v4.u32 {%r4, %r5, %r6, %r7}, [%rd1];",
+        "st.global.u8 [%rd1+15], %r1;",
+    );
+    trips(&format!("{vector} {byte}"), 1, Check::NonCoherent);
+    trips(&format!("{byte} {vector}"), 1, Check::NonCoherent);
+    let half = "ld.global.nc.u16 %h1, [%rd1+2];";
+    trips(
+        &format!("st.global.u32 [%rd1], %r1; {half}"),
+        1,
+        Check::NonCoherent,
+    );
+    // Another block: seen under every schedule, whichever runs first.
+    for schedule in SCHEDULES {
+        let body = "setp.eq.u32 %p1, %r2, 0; @%p1 bra W; ld.global.nc.u32 %r4, [%rd1]; bra E;
+            W: st.global.u32 [%rd1], %r1; E:";
+        let f = finding(&kernel(body), config(2, 1), schedule, 4).unwrap();
+        assert_eq!(f.check, Check::NonCoherent, "{f}");
+        assert!(
+            f.message.contains("offset 0 of allocation") && f.message.contains("non-coherent path"),
+            "{f}"
+        );
+    }
+    // Other bytes, and another launch, are fine.
+    passes(&format!("{nc} st.global.u32 [%rd3+256], %r4;"), 1, 64);
+    passes(&format!("{half} st.global.u8 [%rd1+1], %r1;"), 1, 1);
+    let (ctx, stream) = device(0);
+    let reads = function(
+        &ctx,
+        &kernel(&format!("{nc} st.global.u32 [%rd3+128], %r4;")),
+    );
+    let writes = function(&ctx, &kernel("st.global.u32 [%rd3], %r1;"));
+    let buffer = stream.alloc_zeros::<u32>(64).unwrap();
+    for f in [&reads, &writes, &reads] {
+        unsafe { stream.launch_builder(f).arg(&buffer).launch(config(1, 32)) }.unwrap();
+    }
+    assert_eq!(stream.clone_dtoh(&buffer).unwrap()[63], 31);
+}
+
 /// Shared memory: each thread writes its word and reads its neighbour's.
 const ROTATE: &str =
     ".shared .align 4 .b8 s[256]; mov.u32 %r4, s; shl.b32 %r5, %r1, 2; add.u32 %r6, %r4, %r5;

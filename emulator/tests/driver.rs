@@ -188,12 +188,19 @@ fn memory() {
     let (free, total) = ctx.mem_get_info().unwrap();
     assert!(free + (1 << 30) <= total);
     drop(big);
-    assert_eq!(
-        error(unsafe { stream.alloc::<u8>(81 << 30) }),
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY
-    );
     let data: Vec<u8> = (0..1001).map(|i| i as u8).collect();
     let a = stream.clone_htod(&data).unwrap();
+    // More than the device has, more than the addresses of an allocation, more than 64 bits can count
+    // together with what is in use.
+    for bytes in [81 << 30, 40 << 30, usize::MAX - 1000, usize::MAX] {
+        assert_eq!(
+            error(unsafe { stream.alloc::<u8>(bytes) }),
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY
+        );
+        let mut pinned = std::ptr::null_mut();
+        let status = unsafe { sys::cuMemHostAlloc(&mut pinned, bytes | 1 << 63, 0) };
+        assert_eq!(status, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    }
     let mut b = stream.alloc_zeros::<u8>(2000).unwrap();
     stream
         .memcpy_dtod(&a.slice(1..1000), &mut b.slice_mut(3..1002))

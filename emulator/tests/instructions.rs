@@ -67,6 +67,23 @@ fn native_arithmetic() {
     check_f32("max.NaN.f32 %d, %a, %b;", n, |a, b, _| {
         if nan(a, b) { f32::NAN } else { max(a, b) }
     });
+    check_f32("min.NaN.f32 %d, %a, %b;", n, |a, b, _| {
+        if nan(a, b) { f32::NAN } else { min(a, b) }
+    });
+    // In numbers, not by the formula above: a NaN of either side is kept, or without `.NaN` dropped.
+    let (a, b) = ([f32::NAN, 1.0, 0.0, -0.0], [1.0, f32::NAN, -0.0, 0.0]);
+    let minimum = |body| apply(body, F32, &bits(&a), &bits(&b), &[]);
+    let zeros = [0x8000_0000, 0x8000_0000];
+    let kept = minimum("min.NaN.f32 %d, %a, %b;");
+    assert_eq!(
+        (&kept[..2], &kept[2..]),
+        (&[0x7fff_ffff; 2][..], &zeros[..])
+    );
+    let dropped = minimum("min.f32 %d, %a, %b;");
+    assert_eq!(
+        (&dropped[..2], &dropped[2..]),
+        (&[0x3f80_0000; 2][..], &zeros[..])
+    );
 }
 
 #[test]
@@ -510,6 +527,25 @@ fn approximations() {
         for (x, y) in x.iter().zip(&y) {
             assert!((order(*y) - order(1.0 / x)).abs() <= 1);
         }
+        // Zeros and flushed subnormals become infinite; the reciprocal of MAX is flushed too.
+        let special = [
+            0.0,
+            -0.0,
+            5e-39,
+            -1e-45,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::NAN,
+        ];
+        let inf = f32::INFINITY;
+        let y = run(approx, "rcp.approx.ftz.f32 %d, %a;", &special);
+        let want = [inf, -inf, inf, -inf, 0.0, -0.0, 0.0];
+        assert_eq!(bits(&y[..7]), bits(&want));
+        assert_eq!(y[7].to_bits(), 0x7fff_ffff);
+        // Without `.ftz` only those whose reciprocal is beyond the range.
+        let y = run(approx, "rcp.approx.f32 %d, %a;", &special[..4]);
+        assert!(y[0] == inf && y[1] == -inf && y[3] == -inf);
         let positive: Vec<f32> = (1..20_000).map(|i| i as f32 * 0.0003).collect();
         let y = run(approx, "lg2.approx.f32 %d, %a;", &positive);
         for (x, y) in positive.iter().zip(&y) {

@@ -19,7 +19,8 @@ pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
         if bytes == 0 {
             return Err(Error::INVALID_VALUE);
         }
-        if memory::used(device) + bytes as u64 > DEVICES[device].memory {
+        let free = DEVICES[device].memory.saturating_sub(memory::used(device));
+        if bytes as u64 > free.min(memory::LARGEST) {
             return Err(Error::OUT_OF_MEMORY);
         }
         let buffer = memory::allocate(device, bytes as u64, None, false);
@@ -120,7 +121,7 @@ pub unsafe extern "C" fn cuMemHostAlloc(
     call(|| {
         context::current()?;
         stream::forbid_unsafe_call()?;
-        let layout = Layout::from_size_align(bytes, 4096).map_err(|_| Error::INVALID_VALUE)?;
+        let layout = Layout::from_size_align(bytes, 4096).map_err(|_| Error::OUT_OF_MEMORY)?;
         if bytes == 0 {
             return Err(Error::INVALID_VALUE);
         }

@@ -73,12 +73,7 @@ impl Launch<'_> {
                 } else {
                     self.floor
                 },
-                // A barrier does not reach the cache behind `.nc`.
-                barrier: if a.non_coherent {
-                    0
-                } else {
-                    block.barrier_clock
-                },
+                barrier: block.barrier_clock,
                 partial: &block.partial,
                 warp_syncs: &warp.syncs,
                 warp: warp.index,
@@ -91,7 +86,14 @@ impl Launch<'_> {
                 let offset = group.offsets[lane];
                 if racy {
                     let me = stamp + ((lane as u64) << 1);
-                    if let Err(c) = buffer.shadow.read(offset, size, me, &order) {
+                    let read = if a.non_coherent {
+                        buffer
+                            .shadow
+                            .read_non_coherent(offset, size, me, order.floor)
+                    } else {
+                        buffer.shadow.read(offset, size, me, &order)
+                    };
+                    if let Err(c) = read {
                         return Err(self.race(block.linear, lane, buffer, offset, &c, "read"));
                     }
                 }
@@ -568,6 +570,16 @@ impl Launch<'_> {
             ),
             None => format!("offset {offset} of {}", buffer.name),
         };
+        if c.non_coherent {
+            let path = "through the non-coherent path (`.nc`)";
+            let message = if c.wrote {
+                format!("{what} {path} of {place}, {did} {who}")
+            } else {
+                format!("{what} of {place}, {did} {who} {path}")
+            };
+            let rule = "memory read that way must not be written in the same launch";
+            return Trap::new(Check::NonCoherent, lane, format!("{message}; {rule}"));
+        }
         let check = if shared {
             Check::SharedRace
         } else {

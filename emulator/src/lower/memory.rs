@@ -23,7 +23,7 @@ pub(crate) struct Access {
     pub strong: bool,
     /// `.release` or `.acq_rel`: publishes what came before.
     pub releases: bool,
-    /// `.nc`: the hardware may cache it, so the buffer must not be written by this launch.
+    /// `.nc`: the hardware may cache it, so these bytes must not be written by this launch.
     pub non_coherent: bool,
     /// Destinations of a load, sources of a store, one per element of the vector.
     pub elements: Vec<Slot>,
