@@ -12,11 +12,11 @@ use cuda_emulator::{Approx, Settings};
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use support::choose::{Choice, Gpu, open};
-use support::inputs::{self, Random};
+use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::{check, run, table::table};
 use xact::activation::{NAMES, Sample, Visitor};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Dtype, Element};
+use xact::{Activation, Dtype, Element, Gated, Order};
 
 /// Verify every op, direction and type against the f64 reference
 ///
@@ -113,19 +113,62 @@ struct Jobs<'a> {
 
 impl Jobs<'_> {
     fn of_type<A: Activation, T: Element>(&mut self) {
-        let dtype = T::DTYPE;
-        let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
-        if !is(&self.arguments.op, A::NAME) || !is(&self.arguments.dtype, dtype.name()) {
-            return;
-        }
-        for direction in ["forward", "backward"] {
+        for backward in [false, true] {
             for sample in A::samples() {
-                self.list.push(Job {
-                    name: format!("{} {direction} {dtype} {}", A::NAME, sample.name),
-                    run: Box::new(move |gpu| verify::<A, T>(gpu, direction, &sample)),
+                self.add::<A, T>("", backward, sample, move |gpu, s, x, ulps| {
+                    if !backward {
+                        return check::forward(gpu, &s.op, &s.params, x, ulps);
+                    }
+                    let dy = Random(1).normal::<T>(x.len(), 1.0);
+                    check::backward(gpu, &s.op, &s.params, x, &dy, ulps)
                 });
             }
         }
+    }
+
+    fn gated<A: Gated, T: Element>(&mut self) {
+        for (form, order) in [("gated1 ", Order::First), ("gated2 ", Order::Second)] {
+            for backward in [false, true] {
+                for sample in A::samples() {
+                    self.add::<A, T>(form, backward, sample, move |gpu, s, x, ulps| {
+                        let v = inputs::cycle::<T>(&VALUES, x.len());
+                        let dy = inputs::cycle::<T>(&GRADIENTS, x.len());
+                        if backward {
+                            let tensors = [x, &v, &dy];
+                            check::gated_backward(gpu, &s.op, order, &s.params, tensors, ulps)
+                        } else {
+                            check::gated_forward(gpu, &s.op, order, &s.params, [x, &v], ulps)
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Adds the row of a form, unless the arguments exclude it.
+    fn add<A: Activation, T: Element>(
+        &mut self,
+        form: &'static str,
+        backward: bool,
+        sample: Sample<A>,
+        check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report + 'static,
+    ) {
+        let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
+        if !is(&self.arguments.op, A::NAME) || !is(&self.arguments.dtype, T::DTYPE.name()) {
+            return;
+        }
+        let direction = match (form, backward) {
+            ("", false) => "forward",
+            ("", true) => "backward",
+            ("gated1 ", false) => "gated1 forward",
+            ("gated1 ", true) => "gated1 backward",
+            (_, false) => "gated2 forward",
+            (_, true) => "gated2 backward",
+        };
+        self.list.push(Job {
+            name: format!("{} {direction} {} {}", A::NAME, T::DTYPE, sample.name),
+            run: Box::new(move |gpu| verify::<A, T>(gpu, direction, &sample, check)),
+        });
     }
 }
 
@@ -134,6 +177,12 @@ impl Visitor for Jobs<'_> {
         self.of_type::<A, f32>();
         self.of_type::<A, f16>();
         self.of_type::<A, bf16>();
+    }
+
+    fn visit_gated<A: Gated>(&mut self) {
+        self.gated::<A, f32>();
+        self.gated::<A, f16>();
+        self.gated::<A, bf16>();
     }
 }
 
@@ -161,7 +210,12 @@ const F32_POINTS: u32 = 1 << 15;
 /// The bound on the disagreement of the reference's derivatives with its differences.
 const DIFFERENCES: f64 = 1e-6;
 
-fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sample<A>) -> Row {
+fn verify<A: Activation, T: Element>(
+    gpu: &Gpu,
+    direction: &'static str,
+    s: &Sample<A>,
+    check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report,
+) -> Row {
     let modes: &[(Approx, f64)] = if gpu.emulated {
         &[
             (Approx::Nearest, ULPS_EXACT),
@@ -172,15 +226,20 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
         &[(Approx::Nearest, ULPS)]
     };
     let x = inputs::accuracy::<T>(F32_POINTS);
-    let backward = direction == "backward";
-    // Sums over inputs of 1e38 are infinite, and would say nothing.
-    let summed: Vec<T> = x
-        .iter()
-        .copied()
-        .filter(|x| x.to_f64().abs() < 1e4)
-        .collect();
-    let dy = Random(1).normal::<T>(x.len(), 1.0);
-    let bytes_of = |tensors: u64| tensors * x.len() as u64 * T::DTYPE.size();
+    let summable = inputs::summable(&x);
+    let backward = direction.ends_with("backward");
+    // Each input once, each output once.
+    let tensors = match direction {
+        "forward" => 2,
+        "backward" | "gated1 forward" | "gated2 forward" => 3,
+        _ => 5,
+    };
+    let mut floor_bytes = tensors * x.len() as u64 * T::DTYPE.size();
+    if backward {
+        // The partial sums, two f32 each, are written by the first stage and read by the second.
+        let partials = xact::raw::partials(T::DTYPE, x.len() as u64).expect("a small tensor");
+        floor_bytes += 2 * 8 * partials * s.params.len() as u64;
+    }
     let mut row = Row {
         op: A::NAME,
         dtype: T::DTYPE,
@@ -192,14 +251,7 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
         dparams_error: None,
         differences: differences(s),
         bytes: None,
-        floor_bytes: if backward {
-            // The partial sums are written by the first stage and read by the second.
-            let partials = xact::raw::partials(T::DTYPE, x.len() as u64).expect("a small tensor");
-            let partials = partials * 8 * s.params.len() as u64;
-            bytes_of(3) + 2 * partials
-        } else {
-            bytes_of(2)
-        },
+        floor_bytes,
         ok: true,
     };
     for &(approx, ulps) in modes {
@@ -209,13 +261,11 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
         };
         let (report, launches) = cuda_emulator::with_settings(settings, || {
             let check = || {
-                if !backward {
-                    return check::forward(gpu, &s.op, &s.params, &x, ulps);
+                let mut report = check(gpu, s, &x, ulps);
+                if backward {
+                    // Sums over all inputs are infinite, and would say nothing.
+                    report.parameters = check(gpu, s, &summable, ulps).parameters;
                 }
-                let mut report = check::backward(gpu, &s.op, &s.params, &x, &dy, ulps);
-                let of_finite =
-                    check::backward(gpu, &s.op, &s.params, &summed, &dy[..summed.len()], ulps);
-                report.parameters = of_finite.parameters;
                 report
             };
             if gpu.emulated {
@@ -225,7 +275,7 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, direction: &'static str, s: &Sam
             }
         });
         row.add(&report);
-        // The call itself; launches after it ask for the parameters that the kernel uses.
+        // The call itself; launches after it ask for the parameters that the kernel uses, or sum.
         let of_call = &launches[..launches.len().min(if backward { 2 } else { 1 })];
         if !of_call.is_empty() {
             let tensors = of_call.iter().flat_map(run::tensors);
@@ -335,11 +385,20 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         ]);
     }
     let failed = rows.iter().filter(|row| !row.ok).count();
+    let kernels = xact::images();
+    let ptx: usize = kernels.iter().map(|image| image.ptx.len()).sum();
+    let entries: usize = kernels
+        .iter()
+        .map(|image| image.ptx.matches(".entry ").count())
+        .sum();
     format!(
-        "{table}\ndevice: {}\n{} rows, {failed} failed. ulp: f32 of the formula's largest addend (at most {ULPS_EXACT}, or \
-         {ULPS} with approximate\ninstructions at an end of their bound); f16 and bf16 of the result (½ if correctly \
-         rounded). Bytes are\nper element, counted; parameters left out.\n",
+        "{table}\ndevice: {}\nkernels: {entries} entries in {} files, {:.1} MB of PTX\n{} rows, {failed} failed. ulp: \
+         f32 of the formula's largest addend (at most {ULPS_EXACT}, or {ULPS} with approximate\ninstructions at an \
+         end of their bound); f16 and bf16 of the result (½ if correctly rounded). Bytes are\nper element, \
+         counted; parameters left out.\n",
         gpu.name,
+        kernels.len(),
+        ptx as f64 / 1e6,
         rows.len()
     )
 }

@@ -14,10 +14,10 @@ use half::{bf16, f16};
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::check;
 use support::choose::{Choice, Gpu, open};
-use support::inputs::{self, Random};
+use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::run::{self, DPARAMS_BEFORE, How, Place, bits};
 use xact::activation::{Sample, Visitor};
-use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
+use xact::reference::{self, Bounds, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
 fn main() -> ExitCode {
@@ -147,25 +147,6 @@ impl Table {
     }
 }
 
-/// The values and upstream gradients of the exhaustive tests: signs, sizes, zeros, an exact 1.
-const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
-
-fn cycle<T: Element>(values: &[f64], len: usize) -> Vec<T> {
-    values
-        .iter()
-        .cycle()
-        .take(len)
-        .map(|&v| T::from_f64(v))
-        .collect()
-}
-
-fn measured_at(ulps: f64) -> Bounds {
-    Bounds {
-        ulps,
-        parameter_ulps: 0.0,
-    }
-}
-
 /// Every 16-bit gate, a dense sweep of f32, each with one of VALUES.
 fn gated_forward<A: Gated, T: Element>(
     gpu: &Gpu,
@@ -174,14 +155,11 @@ fn gated_forward<A: Gated, T: Element>(
     s: &Sample<A>,
 ) -> Outcome {
     let x = inputs::accuracy::<T>(points(full));
-    let v = cycle::<T>(&VALUES, x.len());
-    let stored: Vec<_> = s.params.iter().map(|&p| f64::from(p)).collect();
+    let v = inputs::cycle::<T>(&VALUES, x.len());
     for (settings, ulps) in modes(gpu) {
-        let y = cuda_emulator::with_settings(settings, || {
-            run::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], &How::default())
-        })?;
-        let bounds = measured_at(ulps);
-        let report = reference::check_gated_forward(&s.op, order, &stored, &x, &v, &y, bounds)?;
+        let report = cuda_emulator::with_settings(settings, || {
+            check::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], ulps)
+        });
         passed(&report, (settings, s))?;
     }
     Ok(())
@@ -194,38 +172,21 @@ fn gated_backward<A: Gated, T: Element>(
     order: Order,
     s: &Sample<A>,
 ) -> Outcome {
-    let all = inputs::accuracy::<T>(points(full));
-    let finite: Vec<T> = all
-        .iter()
-        .copied()
-        .filter(|x| x.to_f64().abs() < 1e4)
-        .collect();
-    let stored: Vec<_> = s.params.iter().map(|&p| f64::from(p)).collect();
+    let x = inputs::accuracy::<T>(points(full));
+    let summable = inputs::summable(&x);
+    let v = inputs::cycle::<T>(&VALUES, x.len());
+    let dy = inputs::cycle::<T>(&GRADIENTS, x.len());
     for (settings, ulps) in modes(gpu) {
-        for (x, sums) in [(&all, false), (&finite, true)] {
-            let v = cycle::<T>(&VALUES, x.len());
-            // Of another period, so that every value meets every gradient.
-            let dy = cycle::<T>(&[1.0, -2.5, 0.125], x.len());
-            let ([dx, dv], dparams) = cuda_emulator::with_settings(settings, || {
-                run::gated_backward(gpu, &s.op, order, &s.params, [x, &v, &dy], &How::default())
-            })?;
-            let dparams: Vec<_> = dparams.iter().map(|&p| f64::from(p)).collect();
-            let tensors = GatedGradients {
-                x,
-                v: &v,
-                dy: &dy,
-                dx: &dx,
-                dv: &dv,
-            };
-            let bounds = measured_at(ulps);
-            let mut report = reference::check_gated_gradients(
-                &s.op, order, &stored, &tensors, &dparams, bounds,
-            )?;
-            if !sums {
-                report.parameters.clear();
-            }
-            passed(&report, (settings, s))?;
-        }
+        let backward = |x: &[T]| {
+            let tensors = [x, &v[..x.len()], &dy[..x.len()]];
+            cuda_emulator::with_settings(settings, || {
+                check::gated_backward(gpu, &s.op, order, &s.params, tensors, ulps)
+            })
+        };
+        let mut report = backward(&x);
+        report.parameters.clear();
+        passed(&report, (settings, "all", s))?;
+        passed(&backward(&summable), (settings, "summable", s))?;
     }
     Ok(())
 }
@@ -416,11 +377,7 @@ fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
 /// finite.
 fn backward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<T>(points(full));
-    let finite: Vec<T> = x
-        .iter()
-        .copied()
-        .filter(|x| x.to_f64().abs() < 1e4)
-        .collect();
+    let finite = inputs::summable(&x);
     let ones = vec![T::from_f64(1.0); x.len()];
     let random = Random(7).normal::<T>(x.len(), 1.0);
     for (settings, ulps) in modes(gpu) {

@@ -1,7 +1,7 @@
 //! Runs an op on the device and holds the result against the reference.
 
-use xact::reference::{self, Bounds, Report};
-use xact::{Activation, Element};
+use xact::reference::{self, Bounds, GatedGradients, Report};
+use xact::{Activation, Element, Gated, Order};
 
 use super::choose::Gpu;
 use super::run::{self, How};
@@ -47,6 +47,46 @@ pub fn backward<A: Activation, T: Element>(
     let mut report = check(&measured(gpu, op, params));
     report.parameters = check(&stored).parameters;
     report
+}
+
+/// The gated forward of `op`, likewise. (The parameters of gated ops are used as they are stored.)
+pub fn gated_forward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v]: [&[T]; 2],
+    ulps: f64,
+) -> Report {
+    let y = run::gated_forward(gpu, op, order, params, [x, v], &How::default());
+    let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
+    let y = y.expect("gated forward");
+    reference::check_gated_forward(op, order, &stored, x, v, &y, at_measured(ulps))
+        .expect("equal lengths")
+}
+
+/// The gated backward of `op`, likewise.
+pub fn gated_backward<A: Gated, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v, dy]: [&[T]; 3],
+    ulps: f64,
+) -> Report {
+    let results = run::gated_backward(gpu, op, order, params, [x, v, dy], &How::default());
+    let ([dx, dv], dparams) = results.expect("gated backward");
+    let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
+    let dparams: Vec<_> = dparams.iter().map(|&p| f64::from(p)).collect();
+    let tensors = GatedGradients {
+        x,
+        v,
+        dy,
+        dx: &dx,
+        dv: &dv,
+    };
+    reference::check_gated_gradients(op, order, &stored, &tensors, &dparams, at_measured(ulps))
+        .expect("equal lengths")
 }
 
 /// See [`Activation::measured`].

@@ -75,6 +75,26 @@ pub fn accuracy<T: Element>(count: u32) -> Vec<T> {
     }
 }
 
+/// The values of the exhaustive gated tests: signs, sizes, zero, an exact 1.
+pub const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
+
+/// Their upstream gradients: of another period, so that every value meets every gradient.
+pub const GRADIENTS: [f64; 3] = [1.0, -2.5, 0.125];
+
+/// `len` elements that repeat `values`.
+pub fn cycle<T: Element>(values: &[f64], len: usize) -> Vec<T> {
+    let values = values.iter().cycle().take(len);
+    values.map(|&v| T::from_f64(v)).collect()
+}
+
+/// Those whose sums of squares are finite and say something.
+pub fn summable<T: Element>(x: &[T]) -> Vec<T> {
+    x.iter()
+        .copied()
+        .filter(|x| x.to_f64().abs() < 1e4)
+        .collect()
+}
+
 /// A cheap reproducible stream of numbers.
 pub struct Random(pub u64);
 
