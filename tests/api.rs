@@ -431,8 +431,11 @@ struct At {
     workspace_bytes: u64,
 }
 
-/// A change of a raw call that makes it wrong, and what it is refused with.
-type Refused<'a, C> = (Error, &'a dyn Fn(&mut C));
+/// A change of a raw call.
+type Change<'a, C> = &'a dyn Fn(&mut C);
+
+/// One that makes it wrong, and what it is refused with.
+type Refused<'a, C> = (Error, Change<'a, C>);
 
 fn null(what: &'static str) -> Error {
     Error::Null { what }
@@ -480,7 +483,7 @@ fn raw_backward_refuses_what_can_be_seen() {
         workspace: workspace.device_ptr_mut(&stream).0,
         workspace_bytes: needed,
     };
-    let call = |change: &dyn Fn(&mut At)| {
+    let call = |change: Change<'_, At>| {
         let mut at = at.clone();
         change(&mut at);
         let row = |ptr| Matrix::contiguous(ptr, N as u64);
@@ -558,7 +561,7 @@ fn raw_backward_refuses_what_can_be_seen() {
     for (expected, change) in cases {
         assert_eq!(call(*change).as_ref(), Err(expected));
     }
-    let misaligned: &[(&str, u64, &dyn Fn(&mut At))] = &[
+    let misaligned: &[(&str, u64, Change<'_, At>)] = &[
         ("dx", 4, &|at| at.dx += 1),
         ("dalpha_p", 4, &|at| at.dparams[0] += 2),
         ("the workspace", 8, &|at| at.workspace += 4),
@@ -627,7 +630,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
     };
     let dense =
         |buffer: &CudaSlice<f32>| Matrix::contiguous(buffer.device_ptr(&stream).0, COLS as u64);
-    let backward = |change: &dyn Fn(&mut At)| {
+    let backward = |change: Change<'_, At>| {
         let ([x, v], [dx, dv]) = (halves(&input), halves(&gradient));
         let (dy, y) = (dense(&dy), Some(dense(&y)));
         let mut at = At {
