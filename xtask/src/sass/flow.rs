@@ -63,9 +63,9 @@ impl Flow {
 }
 
 /// Operations whose operands are all read.
-const WRITE_NOTHING: [&str; 22] = [
-    "ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "EXIT", "RET", "CALL", "BSSY", "BSYNC",
-    "BREAK", "BAR", "NOP", "WARPSYNC", "MEMBAR", "DEPBAR", "ERRBAR", "CCTL", "YIELD",
+const WRITE_NOTHING: [&str; 23] = [
+    "ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "BRXU", "EXIT", "RET", "CALL", "BSSY",
+    "BSYNC", "BREAK", "BAR", "NOP", "WARPSYNC", "MEMBAR", "DEPBAR", "ERRBAR", "CCTL", "YIELD",
 ];
 
 struct Operands {
