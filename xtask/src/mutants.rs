@@ -292,8 +292,13 @@ impl Bench {
         let built = match self.build()? {
             Ok(built) => built,
             Err(message) => {
-                let mut lines = message.lines().filter(|line| line.contains("error"));
-                return Ok(Status::BuildError.with(lines.next().unwrap_or_default()));
+                // nvcc's own first, `x.cuh(12): error: …`; else cargo's.
+                let find = |what| message.lines().find(|line: &&str| line.contains(what));
+                let line = find("): error")
+                    .or_else(|| find("error"))
+                    .unwrap_or_default();
+                let words = line.rsplit_once("error: ").map_or(line, |(_, words)| words);
+                return Ok(Status::BuildError.with(words));
             }
         };
         if built.ptx == base.ptx {

@@ -203,7 +203,7 @@ impl Reader {
                 falls_through |= instruction.operands.len() > 1;
                 next.push(self.target(instruction)?);
             }
-            "BRX" => {
+            "BRX" | "BRXU" => {
                 let targets = self.indirect.get(&index).context("targets are not known")?;
                 for target in targets {
                     next.push(self.label(target)?);
@@ -297,7 +297,7 @@ mod tests {
             .L_x_1:\n\
             \x20 /*0030*/ BSYNC B0 ;\n\
             .L_x_2:\n\
-            \x20 /*0040*/ BRX R2 -0x50 (*\"BRANCH_TARGETS .L_x_1,.L_x_2\"*);\n\
+            \x20 /*0040*/ BRXU UR2 -0x50 (*\"BRANCH_TARGETS .L_x_1,.L_x_2\"*);\n\
             \x20 /*0050*/ @P1 EXIT ;\n\
             \x20 /*0060*/ CALL.REL.NOINC `($sub) ;\n\
             \x20 /*0070*/ BRA `(.L_x_2) ;\n\

@@ -6,9 +6,9 @@
 //!    those loads and stores as one iteration over whole packs needs: `packs` per input and output.
 //!    Narrow accesses, partial packs and outputs that were not asked for are thereby off the path.
 //! 3. Counting alone would accept a way that no thread takes, such as two outputs of the first pack
-//!    and none of the second. So the values are followed along the way: the loads and stores must fall
-//!    into `packs` groups that share no value, each with one load per input and one store per output.
-//!    Ways that fail are passed over, the next longer one is tried.
+//!    and none of the second. So the values are followed along the way: one pack after the other, its
+//!    stores must each depend on loads that no earlier pack's stores depend on, and together on exactly
+//!    one new load per input. Ways that fail are passed over, the next longer one is tried.
 //! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
 //!    be executed beside the way, until it is met again, is counted too: an upper bound.
 //! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant.
@@ -110,7 +110,7 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
         Some(path) => Ok(path),
         None => bail!(
             "{} loops have {} 128-bit loads and {} 128-bit stores, but no way round executes them as {} \
-             packs that share no value",
+             packs of their own",
             candidates.len(),
             work.packs * work.inputs,
             work.packs * work.outputs,
@@ -315,11 +315,11 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
     None
 }
 
-/// Follows the values along a way; `None` unless its loads and stores are those of separate packs. The
-/// places on the way of the branches on data.
+/// Follows the values along a way; `None` unless its loads and stores are those of one pack after the
+/// other. The places on the way of the branches on data.
 fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>> {
     let mut flow = Flow::default();
-    let mut groups: Vec<(Loads, usize)> = Vec::new();
+    let mut stored: Vec<Loads> = Vec::new();
     let mut loads = 0;
     let mut branches = Vec::new();
     for (place, &node) in way.iter().enumerate() {
@@ -328,16 +328,7 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>>
             branches.push(place);
         }
         if is_store(instruction) {
-            let mut group = (flow.stored(instruction), 1);
-            // What shares a load is one group.
-            groups.retain(|other| {
-                let shared = other.0 & group.0 != 0;
-                if shared {
-                    group = (other.0 | group.0, other.1 + group.1);
-                }
-                !shared
-            });
-            groups.push(group);
+            stored.push(flow.stored(instruction));
         }
         let load = if is_load(instruction) {
             loads += 1;
@@ -347,10 +338,21 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>>
         };
         flow.step(instruction, load);
     }
-    let is_pack = |(loads, stores): &(Loads, usize)| {
-        loads.count_ones() as usize == work.inputs && *stores == work.outputs
-    };
-    (groups.len() == work.packs && groups.iter().all(is_pack)).then_some(branches)
+    are_packs(&stored, work).then_some(branches)
+}
+
+/// Whether stores, each given by the loads that it depends on, are those of one pack after the other. A
+/// later store may seem to depend on an earlier pack too, by a register that held another value before.
+fn are_packs(stored: &[Loads], work: Work) -> bool {
+    let mut earlier = 0;
+    let mut packs = stored.chunks(work.outputs);
+    stored.len() == work.packs * work.outputs
+        && packs.all(|stores| {
+            let is_new = stores.iter().all(|loads| loads & !earlier != 0);
+            let new = stores.iter().fold(0, |all, loads| all | loads) & !earlier;
+            earlier |= new;
+            is_new && new.count_ones() as usize == work.inputs
+        })
 }
 
 /// Counts the way, and what lies beside it behind `branches`.
@@ -434,6 +436,39 @@ mod tests {
     }
 
     #[test]
+    fn packs_come_one_after_the_other() {
+        let work = Work {
+            packs: 2,
+            inputs: 3,
+            outputs: 2,
+        };
+        // dx of x, dy and v; dv of x and dy; y of x and v.
+        let (dx, dv, y) = (0b111, 0b011, 0b101);
+        assert!(are_packs(&[dx, dv, dx << 3, dv << 3], work));
+        assert!(
+            are_packs(&[dx, dv, dx << 3 | 1, dv << 3 | 1], work),
+            "a trace of the first"
+        );
+        assert!(
+            !are_packs(&[dx, y, dv, dx << 3], work),
+            "three of the first"
+        );
+        assert!(
+            !are_packs(&[dx, dx << 3, dv << 3, y << 3], work),
+            "three of the second"
+        );
+        assert!(
+            !are_packs(&[dv, dv, dv << 3, dv << 3], work),
+            "v is not used"
+        );
+        assert!(!are_packs(&[dx, dv, dx << 3], work));
+        assert!(
+            !are_packs(&[dx | 8, dv, dx << 3, dv << 3], work),
+            "the second in the first"
+        );
+    }
+
+    #[test]
     fn a_branch_on_no_data_costs_one_side() {
         let function = fixture(|text| text.replace("P2, PT, R4, RZ", "P2, PT, R50, RZ"));
         let path = main_loop(&function, WORK).expect("found");
@@ -465,8 +500,8 @@ mod tests {
         // Work that the loop does not do.
         let work = Work { inputs: 2, ..WORK };
         assert!(fails(&str::to_owned, work).starts_with("no loop has 4 128-bit loads"));
-        // The second pack's store holds the first pack's values.
-        let wrong = |text: &str| text.replace("FADD R8, R8, R9", "FADD R8, R4, R9");
+        // Nothing is stored of the second pack's load.
+        let wrong = |text: &str| text.replace("LDG.E.128 R8,", "LDG.E.128 R20,");
         assert!(fails(&wrong, WORK).contains("no way round"));
         // A subroutine on the only way.
         let call = |text: &str| text.replace("MOV R14, R12", "CALL.REL.NOINC `($sub)");
