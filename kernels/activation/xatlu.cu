@@ -38,7 +38,9 @@ struct ArctanGate {
     // arctan(z)/π
     __device__ float angle() const { return z * ratio; }
     __device__ float t() const { return far ? angle() : 0.5f - angle(); }
-    __device__ float s() const { return far ? ratio : u * (0.5f - angle()); }
+    __device__ float plus_ut(float a, float k) const {
+        return fmaf(k * (far ? ratio : 0.5f - angle()), far ? 1.0f : u, a);
+    }
     __device__ float v() const { return fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()); }
     __device__ float slope(float k) const {
         // 1/(1 + u²) with one reciprocal. Beyond 2^60, where u² may overflow, u is scaled down and the

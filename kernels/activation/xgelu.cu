@@ -44,13 +44,15 @@ struct NormalGate {
     }
 
     __device__ float t() const { return (e.m * mills()) * e.scale; }
-    __device__ float s() const { return (near_u * (e.m * mills())) * e.scale; }
+    __device__ float plus_ut(float a, float k) const {
+        return fmaf((k * (e.m * mills())) * near_u, e.scale, a);
+    }
     __device__ float v() const {
         return (e.m * fmaf(-0.39894228f, near_u, mills())) * e.scale;
     }
     __device__ float slope(float k) const { return ((k * 0.39894228f) * e.m) * e.scale; }
     __device__ float h() const { return u < 1.0f ? u * near() : fmaf(-2.0f, t(), 1.0f); }
-    __device__ float uh() const { return u < 1.0f ? u * u * near() : fmaf(-2.0f, s(), u); }
+    __device__ float uh() const { return u < 1.0f ? u * u * near() : plus_ut(u, -2.0f); }
 
     // erf(u/√2)/u for u < 1, minimax in u²: relative error 2^-30.4 before rounding.
     __device__ float near() const {

@@ -22,7 +22,9 @@ struct LogisticGate {
     }
 
     __device__ float t() const { return b * e.scale; }
-    __device__ float s() const { return (min_nan(u, kFar) * b) * e.scale; }
+    __device__ float plus_ut(float a, float k) const {
+        return fmaf((k * b) * min_nan(u, kFar), e.scale, a);
+    }
     __device__ float v() const {
         return (b * fmaf(-min_nan(u, kFar), one_minus_t, 1.0f)) * e.scale;
     }
@@ -30,7 +32,7 @@ struct LogisticGate {
         return ((k * b) * fmaf(-b, e.scale, 1.0f)) * e.scale;
     }
     __device__ float h() const { return u < 1.0f ? u * near() : fmaf(-2.0f, t(), 1.0f); }
-    __device__ float uh() const { return u < 1.0f ? u * u * near() : fmaf(-2.0f, s(), u); }
+    __device__ float uh() const { return u < 1.0f ? u * u * near() : plus_ut(u, -2.0f); }
 
     // tanh(u/2)/u for u < 1, minimax in u²: relative error 2^-31.5 before rounding.
     __device__ float near() const {

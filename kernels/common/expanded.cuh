@@ -10,7 +10,9 @@
 //   ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //
 // A gate provides the pieces, each accurate relative to itself (v to its larger addend):
-//   t = g(−u)    s = u·t    v = t − u·g'(u)    slope(k) = k·g'(u)    h = h(u)    uh = u·h(u)
+//   t = g(−u)    plus_ut(a, k) = a + k·u·t    v = t − u·g'(u)    slope(k) = k·g'(u)
+//   h = h(u)     uh = u·h(u)
+// where a subnormal intermediate is never multiplied: plus_ut and slope round once, at the end.
 //
 // Corners: f(±0) = ±0; f(+inf) = +inf for α > −1 and f(−inf) = ±inf for α ≠ 0 with the sign of α,
 // else the limit of (1 + 2α)·u·t with its sign; f'(±inf) = 1 + α, −α; NaN gives NaN.
@@ -50,14 +52,13 @@ struct Expanded {
 
     __device__ Point<1> at(Order<2>, float x) const {
         const Gate g(x);
-        const float u = fabsf(x);
-        const float c = signbit(x) ? alpha : one_plus;
+        const float c = x < 0.0f ? alpha : one_plus;
         Point<1> p;
-        // Near 0 as a product, which keeps the sign of 0 and does not round a subnormal u·t; far out as
-        // a sum, where 0·inf would be NaN if the linear part is absent.
-        const float near = u * fmaf(-k, g.t(), c);
-        const float far = fmaf(-k, g.s(), c == 0.0f ? 0.0f : c * u);
-        p.value = u < 1.0f ? near : far;
+        // 0·inf would be NaN where the linear part is absent. The sum loses the sign of 0, and has that
+        // of x wherever it vanishes. (Asked of the sum: asked of x it becomes a branch around it all.)
+        const float linear = c == 0.0f ? 0.0f : c * fabsf(x);
+        const float sum = g.plus_ut(linear, -k);
+        p.value = sum == 0.0f ? copysignf(0.0f, x) : sum;
         p.slope = fmaf(x < 0.0f ? k : -k, g.v(), x < 0.0f ? -alpha : one_plus);
         p.dparams[0] = g.uh();
         return p;
