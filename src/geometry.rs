@@ -10,20 +10,20 @@
 /// resident, so that a block which waits does not idle the SM.
 pub const BLOCK: u64 = 256;
 
-/// Blocks of a forward that must fit on an SM at once, which caps the registers of a thread at 64.
-pub const FORWARD_BLOCKS: u64 = 4;
+/// Blocks that must fit on an SM at once, which caps the registers of a thread: by the number of inputs of
+/// a kernel, so that each keeps 32 to 48 KiB in flight. One input, a forward: 64 registers.
+pub const BLOCKS_OF_1: u64 = 4;
 
-/// The same for a backward: 80 registers. Left alone, ptxas gives it 128, so two blocks.
-pub const BACKWARD_BLOCKS: u64 = 3;
+/// Two inputs, a backward or a gated forward: 80 registers.
+pub const BLOCKS_OF_2: u64 = 3;
 
-/// The same for a gated backward, which spills under 80: its three inputs keep as much in flight with two
-/// blocks as the two inputs of the plain one with three.
-pub const GATED_BACKWARD_BLOCKS: u64 = 2;
+/// Three inputs, a gated backward: 128 registers, of which it uses nearly all.
+pub const BLOCKS_OF_3: u64 = 2;
 
 /// 16-byte vectors that a thread has in flight per input buffer.
 ///
 /// CUB's rule wants 32 KiB in flight per SM on an H100: 2 vectors × 16 bytes × the 1024 threads of
-/// [`FORWARD_BLOCKS`] blocks; a backward has two inputs or three, and 768 threads.
+/// [`BLOCKS_OF_1`] blocks.
 pub const PACKS: u64 = 2;
 
 /// Bytes of the widest load and store.
@@ -39,9 +39,9 @@ pub const MAX_CHUNKS: u64 = 4096;
 #[allow(dead_code)] // read by build.rs, which includes this file
 pub const DEFINES: [(&str, u64); 5] = [
     ("XACT_BLOCK", BLOCK),
-    ("XACT_FORWARD_BLOCKS", FORWARD_BLOCKS),
-    ("XACT_BACKWARD_BLOCKS", BACKWARD_BLOCKS),
-    ("XACT_GATED_BACKWARD_BLOCKS", GATED_BACKWARD_BLOCKS),
+    ("XACT_BLOCKS_OF_1", BLOCKS_OF_1),
+    ("XACT_BLOCKS_OF_2", BLOCKS_OF_2),
+    ("XACT_BLOCKS_OF_3", BLOCKS_OF_3),
     ("XACT_PACKS", PACKS),
 ];
 

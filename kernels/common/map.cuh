@@ -23,8 +23,8 @@
 #include "pack.cuh"
 #include "reduce.cuh"
 
-#if !defined(XACT_BLOCK) || !defined(XACT_FORWARD_BLOCKS) || !defined(XACT_BACKWARD_BLOCKS) || \
-    !defined(XACT_GATED_BACKWARD_BLOCKS) || !defined(XACT_PACKS)
+#if !defined(XACT_BLOCK) || !defined(XACT_BLOCKS_OF_1) || !defined(XACT_BLOCKS_OF_2) || \
+    !defined(XACT_BLOCKS_OF_3) || !defined(XACT_PACKS)
 #error "the XACT_ numbers come from src/geometry.rs through build.rs"
 #endif
 
@@ -55,9 +55,10 @@ __device__ inline float read_param(const ActivationArgs& args, int i) {
                                : to_float(*reinterpret_cast<const T*>(args.params[i]));
 }
 
-// Calls body(row, first_pack) for each tile of the block's chunks, and end_of_chunk(chunk).
+// Calls body(row, tile, tiles) for each run of tiles of one row in the block's chunks, and
+// end_of_chunk(chunk).
 template <class Body, class End>
-__device__ inline void for_each_tile(const ActivationArgs& args, Body body, End end_of_chunk) {
+__device__ inline void for_each_run(const ActivationArgs& args, Body body, End end_of_chunk) {
     for (unsigned long long chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
         unsigned long long left = args.rows * args.tiles_per_row - chunk * args.tiles_per_chunk;
         if (left > args.tiles_per_chunk) left = args.tiles_per_chunk;
@@ -67,12 +68,13 @@ __device__ inline void for_each_tile(const ActivationArgs& args, Body body, End 
             row = tile / args.tiles_per_row;
             tile -= row * args.tiles_per_row;
         }
-        for (; left > 0; --left) {
-            body(row, tile * (XACT_BLOCK * XACT_PACKS));
-            if (++tile == args.tiles_per_row) {
-                tile = 0;
-                ++row;
-            }
+        while (left > 0) {
+            unsigned long long tiles = args.tiles_per_row - tile;
+            if (tiles > left) tiles = left;
+            body(row, tile, tiles);
+            left -= tiles;
+            tile = 0;
+            ++row;
         }
         end_of_chunk(chunk);
     }
@@ -85,7 +87,7 @@ __device__ inline void for_each_tile(const ActivationArgs& args, Body body, End 
 // where it is not asked for.
 template <class T, int kInputs, int kOutputs, class Compute>
 __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[kOutputs],
-                               const Row<T>& again, unsigned long long first_pack, long long cols,
+                               const Row<T>& again, unsigned long long index, long long cols,
                                Compute compute) {
     constexpr int N = Pack<T>::N;
     Pack<T> packs[XACT_PACKS][kInputs];
@@ -93,7 +95,7 @@ __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[
     bool whole[XACT_PACKS];
 #pragma unroll
     for (int k = 0; k < XACT_PACKS; ++k) {
-        const long long pack = static_cast<long long>(first_pack) + k * XACT_BLOCK + threadIdx.x;
+        const long long pack = index * (XACT_BLOCK * XACT_PACKS) + k * XACT_BLOCK + threadIdx.x;
         first[k] = pack * N - in[0].skew;
         whole[k] = first[k] >= 0 && first[k] + N <= cols;
         if (whole[k]) {
@@ -205,15 +207,15 @@ struct Backward {
 template <class T, Form kForm, class Functor>
 __device__ inline void run_forward(const ActivationArgs& args, const Functor& op) {
     const Forward<Functor, kForm> compute{op};
-    const auto tile = [&](unsigned long long row, unsigned long long first_pack) {
+    const auto run = [&](unsigned long long row, unsigned long long tile, unsigned long long tiles) {
         const unsigned phase = Row<T>::phase(args.x, row);
         Row<T> in[compute.kInputs], out[1] = {Row<T>(args.y, row, phase)};
         const Row<T> none;
         if (is_gated(kForm)) in[compute.kInputs - 1] = Row<T>(args.v, row, phase);
         in[0] = Row<T>(args.x, row, phase);
-        do_tile(in, out, none, first_pack, args.cols, compute);
+        for (; tiles > 0; --tiles, ++tile) do_tile(in, out, none, tile, args.cols, compute);
     };
-    for_each_tile(args, tile, [](unsigned long long) {});
+    for_each_run(args, run, [](unsigned long long) {});
 }
 
 template <class T, Form kForm, class Functor, int P>
@@ -221,7 +223,7 @@ __device__ inline void run_backward(const ActivationArgs& args, const Functor& o
                                     float2 (&scratch)[P][XACT_BLOCK / 32]) {
     Sum sums[P];
     const Backward<Functor, kForm> compute{op, args, sums};
-    const auto tile = [&](unsigned long long row, unsigned long long first_pack) {
+    const auto run = [&](unsigned long long row, unsigned long long tile, unsigned long long tiles) {
         const unsigned phase = Row<T>::phase(args.x, row);
         Row<T> in[compute.kInputs], out[compute.kOutputs];
         if (is_gated(kForm)) {
@@ -231,9 +233,10 @@ __device__ inline void run_backward(const ActivationArgs& args, const Functor& o
         in[0] = Row<T>(args.x, row, phase);
         in[1] = Row<T>(args.dy, row, phase);
         out[0] = Row<T>(args.dx, row, phase);
-        do_tile(in, out, Row<T>(args.y, row, phase), first_pack, args.cols, compute);
+        const Row<T> y(args.y, row, phase);
+        for (; tiles > 0; --tiles, ++tile) do_tile(in, out, y, tile, args.cols, compute);
     };
-    for_each_tile(args, tile, [&](unsigned long long chunk) {
+    for_each_run(args, run, [&](unsigned long long chunk) {
         if (chunk != blockIdx.x) __syncthreads();  // thread 0 may still be reading scratch
         float2* partials = reinterpret_cast<float2*>(args.partials);
 #pragma unroll
@@ -300,17 +303,17 @@ __device__ inline void dparams(const ActivationArgs& args) {
     }
 
 // The entries of an activation, named <name>_<task>_<dtype>.
-#define XACT_FORM(name, Op, suffix, T, prefix, form, backward_blocks)  \
-    XACT_ENTRY(name##_##prefix##forward_##suffix, XACT_FORWARD_BLOCKS, \
-               (xact::forward<Op, T, xact::Form::form>(args)))         \
-    XACT_ENTRY(name##_##prefix##backward_##suffix, backward_blocks,    \
+#define XACT_FORM(name, Op, suffix, T, prefix, form, forward_blocks, backward_blocks) \
+    XACT_ENTRY(name##_##prefix##forward_##suffix, forward_blocks,                     \
+               (xact::forward<Op, T, xact::Form::form>(args)))                        \
+    XACT_ENTRY(name##_##prefix##backward_##suffix, backward_blocks,                   \
                (xact::backward<Op, T, xact::Form::form>(args)))
-#define XACT_PLAIN_OF(name, Op, suffix, T)                        \
-    XACT_FORM(name, Op, suffix, T, , Plain, XACT_BACKWARD_BLOCKS) \
+#define XACT_PLAIN_OF(name, Op, suffix, T)                                      \
+    XACT_FORM(name, Op, suffix, T, , Plain, XACT_BLOCKS_OF_1, XACT_BLOCKS_OF_2) \
     XACT_ENTRY(name##_dparams_##suffix, 1, (xact::dparams<Op, T>(args)))
-#define XACT_GATED_OF(name, Op, suffix, T)                                      \
-    XACT_FORM(name, Op, suffix, T, gated1_, Gated1, XACT_GATED_BACKWARD_BLOCKS) \
-    XACT_FORM(name, Op, suffix, T, gated2_, Gated2, XACT_GATED_BACKWARD_BLOCKS)
+#define XACT_GATED_OF(name, Op, suffix, T)                                              \
+    XACT_FORM(name, Op, suffix, T, gated1_, Gated1, XACT_BLOCKS_OF_2, XACT_BLOCKS_OF_3) \
+    XACT_FORM(name, Op, suffix, T, gated2_, Gated2, XACT_BLOCKS_OF_2, XACT_BLOCKS_OF_3)
 
 // An activation, and its gated forms.
 #define XACT_ACTIVATION(name, Op)         \
