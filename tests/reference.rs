@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use xact::activation::Visitor;
+use xact::activation::expanded::{Gate, Tail};
 use xact::reference::finite_differences;
-use xact::{Activation, Compat, EpsGradient, Parameters, Xielu};
+use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xatlu, Xgelu, Xielu, Xsilu};
 
 /// What f64 arithmetic can lose in these formulas, relative to the largest addend.
 const F64_ROUNDING: f64 = 2e-15;
@@ -80,6 +81,90 @@ fn xielu_matches_60_digit_arithmetic() {
             }
         }
     }
+}
+
+#[test]
+fn expanded_gates_match_400_digit_arithmetic() {
+    #[derive(serde::Deserialize)]
+    struct Values {
+        dalpha: Vec<f64>,
+        gate_dalpha: Vec<f64>,
+        density: Vec<f64>,
+        y: Vec<Vec<f64>>,
+        slope: Vec<Vec<f64>>,
+        gate: Vec<Vec<f64>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Oracle {
+        x: Vec<f64>,
+        alpha: Vec<f64>,
+        gates: BTreeMap<String, Values>,
+    }
+
+    /// `argument(u)` is the relative error of g(−u) and g′(u) that comes from rounding the argument of erfc
+    /// or exp. It reaches f, f′ and G through the addends that hold these two only.
+    fn check<G: Gate + Gated>(oracle: &Oracle, argument: impl Fn(f64) -> f64) {
+        let values = &oracle.gates[G::NAME];
+        for (a, &alpha) in oracle.alpha.iter().enumerate() {
+            let (op, params, k) = (G::default(), [alpha], 1.0 + 2.0 * alpha);
+            for (i, &x) in oracle.x.iter().enumerate() {
+                let (f, g) = (op.evaluate(&params, x), op.evaluate_gate(&params, x));
+                let Tail { t, ut, density, .. } = G::tail(x.abs());
+                let lost = |part: f64| argument(x.abs()) * (k * part).abs();
+                for (part, got, exact, scale, lost) in [
+                    ("f", f.y.value, values.y[a][i], f.y.scale, lost(ut)),
+                    (
+                        "f'",
+                        f.slope.value,
+                        values.slope[a][i],
+                        f.slope.scale,
+                        lost(t + x.abs() * density),
+                    ),
+                    ("G", g.y.value, values.gate[a][i], g.y.scale, lost(t)),
+                    (
+                        "G'",
+                        g.slope.value,
+                        k * values.density[i],
+                        (k * values.density[i]).abs(),
+                        lost(density),
+                    ),
+                    (
+                        "df/dalpha",
+                        f.dparams[0],
+                        values.dalpha[i],
+                        values.dalpha[i].abs(),
+                        0.0,
+                    ),
+                    (
+                        "dG/dalpha",
+                        g.dparams[0],
+                        values.gate_dalpha[i],
+                        values.gate_dalpha[i].abs(),
+                        0.0,
+                    ),
+                ] {
+                    let what = format!("{} {part}, alpha {alpha:e},", G::NAME);
+                    close(
+                        &what,
+                        x,
+                        got,
+                        exact,
+                        scale + lost / F64_ROUNDING,
+                        F64_ROUNDING,
+                    );
+                }
+            }
+        }
+    }
+
+    let oracle: Oracle = serde_json::from_str(include_str!("golden/expanded_oracle.json")).unwrap();
+    assert!(oracle.x.len() > 350 && oracle.alpha.len() == 6 && oracle.gates.len() == 3);
+    let exact = |_| 0.0;
+    check::<Xatlu>(&oracle, exact);
+    check::<Xsilu>(&oracle, exact);
+    // u/√2 and u² are rounded: with 1/√2 to a relative 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond
+    // u = 64 nothing is left of either.
+    check::<Xgelu>(&oracle, |u| 2f64.powi(-52) * (u.min(64.0).powi(2) + 1.0));
 }
 
 #[test]
