@@ -60,6 +60,9 @@ enum Job {
         /// Print a JSON array instead of the table
         #[arg(long)]
         json: bool,
+        /// Do not fail for entries over the budget
+        #[arg(long)]
+        no_budget: bool,
     },
     /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
     ///
@@ -103,12 +106,14 @@ fn main() -> ExitCode {
             golden_update,
             op,
             json,
+            no_budget,
         } => sass::run(
             &folders,
             &sass::Options {
                 update: golden_update,
                 op,
                 json,
+                no_budget,
             },
         ),
         Job::Mutants {
