@@ -96,6 +96,7 @@ impl Table {
             same_bits_under_any_schedule::<A, T>,
         );
         self.add(name("traffic"), true, traffic::<A, T>);
+        self.add(name("widths"), true, widths::<A, T>);
         self.add(name("long_sums"), false, long_sums::<A, T>);
     }
 }
@@ -709,6 +710,35 @@ fn traffic<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
                     }
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// A buffer whose alignment differs from that of x is accessed with the widest vectors it allows.
+fn widths<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let (n, size) = (8192, size_of::<T>());
+    let x = Random(71).normal::<T>(n, 2.0);
+    for offset in 0..16 / size {
+        let how = How {
+            out: Place { offset, gap: 0 },
+            ..How::default()
+        };
+        let (y, launches) =
+            cuda_emulator::record(|| run::forward(gpu, &sample.op, &sample.params, &x, &how));
+        y?;
+        let width = if offset == 0 {
+            16
+        } else {
+            1 << (offset * size).trailing_zeros()
+        };
+        let mut expected = [0; 5];
+        expected[(width as u32).trailing_zeros() as usize] = (n * size / width) as u64;
+        let output = run::tensors(&launches[0]).find(|b| b.bytes_written > 0);
+        let stores = output.expect("y is written").stores.by_width;
+        if stores != expected {
+            return Err(format!("offset {offset}: {stores:?}, expected {expected:?}").into());
         }
     }
     Ok(())
