@@ -274,7 +274,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: Forward<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_forward(self, device, stream, call)
+        raw::safe::forward(self, device, stream, call)
     }
 
     /// x = f(x), in place.
@@ -288,7 +288,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: ForwardInPlace<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_forward_in_place(self, device, stream, call)
+        raw::safe::forward_in_place(self, device, stream, call)
     }
 
     /// dx = dy · f′(x), and the gradient of each parameter, Σ dy · ∂f/∂p.
@@ -303,7 +303,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: Backward<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_backward(self, device, stream, call)
+        raw::safe::backward(self, device, stream, call)
     }
 
     /// dy = dy · f′(x), in place, and the gradient of each parameter.
@@ -317,7 +317,7 @@ pub trait Activation:
         stream: &Arc<CudaStream>,
         call: BackwardInPlace<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_backward_in_place(self, device, stream, call)
+        raw::safe::backward_in_place(self, device, stream, call)
     }
 }
 
@@ -356,7 +356,7 @@ pub trait Gated: Activation {
         order: Order,
         call: GatedForward<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_gated_forward(self, device, stream, order, call)
+        raw::safe::gated_forward(self, device, stream, order, call)
     }
 
     /// dx = dy·v·g′(x), dv = dy·g(x), and the gradient of each parameter, Σ dy·v·∂g/∂p.
@@ -371,7 +371,7 @@ pub trait Gated: Activation {
         order: Order,
         call: GatedBackward<'_, Self, T, P>,
     ) -> Result<()> {
-        raw::safe_gated_backward(self, device, stream, order, call)
+        raw::safe::gated_backward(self, device, stream, order, call)
     }
 }
 
