@@ -6,7 +6,7 @@
 //
 //   x < 0:  G = −α + (1 + 2α)·t          f = α·u − (1 + 2α)·u·t
 //   x ≥ 0:  G = (1 + α) − (1 + 2α)·t     f = (1 + α)·u − (1 + 2α)·u·t
-//   f' = G ∓ (1 + 2α)·u·g'(u)            G' = (1 + 2α)·g'(u)
+//   f' = G + (1 + 2α)·x·g'(u)            G' = (1 + 2α)·g'(u)
 //   ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //
 // A gate provides the pieces, each accurate relative to itself (v to its larger addend):
