@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use cuda_emulator::{Approx, Settings};
+use cuda_emulator::Approx;
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use support::choose::{Choice, Gpu, open};
@@ -216,15 +216,7 @@ fn verify<A: Activation, T: Element>(
     s: &Sample<A>,
     check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report,
 ) -> Row {
-    let modes: &[(Approx, f64)] = if gpu.emulated {
-        &[
-            (Approx::Nearest, ULPS_EXACT),
-            (Approx::Lowest, ULPS),
-            (Approx::Highest, ULPS),
-        ]
-    } else {
-        &[(Approx::Nearest, ULPS)]
-    };
+    let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
     let x = inputs::accuracy::<T>(F32_POINTS);
     let summable = inputs::summable(&x);
     let backward = direction.ends_with("backward");
@@ -254,11 +246,7 @@ fn verify<A: Activation, T: Element>(
         floor_bytes,
         ok: true,
     };
-    for &(approx, ulps) in modes {
-        let settings = Settings {
-            approx,
-            ..Settings::default()
-        };
+    for (settings, ulps) in modes {
         let (report, launches) = cuda_emulator::with_settings(settings, || {
             let check = || {
                 let mut report = check(gpu, s, &x, ulps);

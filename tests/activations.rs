@@ -13,23 +13,19 @@ use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
 use half::{bf16, f16};
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::check;
-use support::choose::{Choice, Gpu, open};
+use support::choose::{Gpu, open_for_tests};
 use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::run::{self, DPARAMS_BEFORE, How, Place, bits};
 use xact::activation::{Sample, Visitor};
-use xact::reference::{self, Bounds, Report, ULPS, ULPS_EXACT};
+use xact::reference::{self, Bounds, Report};
 use xact::{Activation, Element, Gated, Order};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let gpu = match Choice::from_env().and_then(open) {
+    let gpu = match open_for_tests() {
         Ok(gpu) => gpu,
-        Err(e) => {
-            eprintln!("{e}");
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
-    eprintln!("device: {}", gpu.name);
     let mut table = Table {
         gpu,
         full: std::env::var("XACT_FULL").is_ok_and(|v| v == "1"),
@@ -311,31 +307,11 @@ fn gated_traffic<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
 
 /// What the approximate instructions return, and the bound that then holds. A device has one way.
 fn modes(gpu: &Gpu) -> Vec<(Settings, f64)> {
-    if !gpu.emulated {
-        return vec![(Settings::default(), ULPS)];
-    }
-    [
-        Approx::Nearest,
-        Approx::Lowest,
-        Approx::Highest,
-        Approx::Seeded(1),
-    ]
-    .into_iter()
-    .map(|approx| {
-        let settings = Settings {
-            approx,
-            ..Settings::default()
-        };
-        (
-            settings,
-            if approx == Approx::Nearest {
-                ULPS_EXACT
-            } else {
-                ULPS
-            },
-        )
-    })
-    .collect()
+    let seeded = Approx::Seeded(1);
+    check::modes(
+        gpu,
+        &[Approx::Nearest, Approx::Lowest, Approx::Highest, seeded],
+    )
 }
 
 fn passed(report: &Report, context: impl std::fmt::Debug) -> Outcome {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use half::f16;
 use libtest_mimic::{Arguments, Trial};
-use support::choose::{Choice, Gpu, open};
+use support::choose::{Choice, Gpu, open, open_for_tests};
 use xact::activation::xielu::{Gradients, Params};
 use xact::activation::{
     Backward, BackwardInPlace, Forward, ForwardInPlace, GateOutput, GatedBackward, GatedForward,
@@ -22,14 +22,9 @@ use xact::{Activation, Device, Dtype, Element, Error, Gated, Order, Workspace, X
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let gpu = match Choice::from_env().and_then(open) {
-        Ok(gpu) => gpu,
-        Err(e) => {
-            eprintln!("{e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    eprintln!("device: {}", gpu.name);
+    if let Err(code) = open_for_tests() {
+        return code;
+    }
     let second_device = Device::new(1).is_ok();
     let test = |name: &str, test: fn()| {
         Trial::test(name, move || {

@@ -1,10 +1,28 @@
 //! Runs an op on the device and holds the result against the reference.
 
-use xact::reference::{self, Bounds, GatedGradients, Report};
+use cuda_emulator::{Approx, Settings};
+use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
 use super::choose::Gpu;
 use super::run::{self, How};
+
+/// Settings for each of `approximations`, with the bound on y and dx that then holds. A real device has
+/// one way to approximate.
+pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {
+    if !gpu.emulated {
+        return vec![(Settings::default(), ULPS)];
+    }
+    let mode = |&approx: &Approx| {
+        let settings = Settings {
+            approx,
+            ..Settings::default()
+        };
+        let exact = approx == Approx::Nearest;
+        (settings, if exact { ULPS_EXACT } else { ULPS })
+    };
+    approximations.iter().map(mode).collect()
+}
 
 /// The bounds at the parameters that the kernel uses.
 fn at_measured(ulps: f64) -> Bounds {

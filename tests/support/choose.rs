@@ -1,5 +1,6 @@
 //! Which device runs: a real one, or the emulator. Chosen once per process.
 
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
@@ -80,4 +81,19 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
         emulated,
         name,
     })
+}
+
+/// The device that the environment chooses, for the main function of a test: names it, or says why there
+/// is none.
+pub fn open_for_tests() -> Result<Gpu, ExitCode> {
+    match Choice::from_env().and_then(open) {
+        Ok(gpu) => {
+            eprintln!("device: {}", gpu.name);
+            Ok(gpu)
+        }
+        Err(e) => {
+            eprintln!("{e}");
+            Err(ExitCode::FAILURE)
+        }
+    }
 }
