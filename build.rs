@@ -58,7 +58,9 @@ fn c_field(name: &str, rust_type: &str) -> String {
         "u64" => "unsigned long long",
         "u32" => "unsigned",
         "f32" => "float",
-        "Matrix" => "Matrix",
+        "i64" => "long long",
+        // Another of the blocks, declared before.
+        block if block.starts_with(char::is_uppercase) => block,
         other => panic!("src/args.rs: no C++ type for {other}"),
     };
     format!("    {c_type} {name}{count};\n")

@@ -4,7 +4,6 @@
 
 use cudarc::driver::sys::CUstream;
 
-use crate::activation::{Form, Order};
 use crate::device::{Device, driver_error};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -31,47 +30,31 @@ pub(crate) trait KernelArgs: Copy {}
 
 include!("args.rs");
 
-/// What an entry of an activation computes.
+/// A kernel entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Task {
-    Forward(Form),
-    Backward(Form),
-    /// The second stage of the parameter gradients.
-    Dparams,
+pub(crate) struct Entry {
+    /// Stem of the op and of its file.
+    pub(crate) stem: &'static str,
+    /// What it computes of the op.
+    pub(crate) task: &'static str,
+    /// The type of the tensors, unless the entry touches none of them.
+    pub(crate) dtype: Option<Dtype>,
 }
 
-impl Task {
-    /// The part of an entry's name that says so.
-    const fn name(self) -> &'static str {
-        match self {
-            Task::Forward(Form::Plain) => "forward",
-            Task::Forward(Form::Gated(Order::First)) => "gated1_forward",
-            Task::Forward(Form::Gated(Order::Second)) => "gated2_forward",
-            Task::Backward(Form::Plain) => "backward",
-            Task::Backward(Form::Gated(Order::First)) => "gated1_backward",
-            Task::Backward(Form::Gated(Order::Second)) => "gated2_backward",
-            Task::Dparams => "dparams",
+impl Entry {
+    /// `<stem>_<task>[_<dtype>]`, the name in the PTX.
+    pub(crate) fn name(&self) -> String {
+        let Entry { stem, task, dtype } = self;
+        match dtype {
+            Some(dtype) => format!("{stem}_{task}_{dtype}"),
+            None => format!("{stem}_{task}"),
         }
     }
 }
 
-/// A kernel entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Entry {
-    pub(crate) stem: &'static str,
-    pub(crate) task: Task,
-    pub(crate) dtype: Dtype,
-}
-
-impl Entry {
-    /// `<stem>_<task>_<dtype>`, the name in the PTX.
-    pub(crate) fn name(&self) -> String {
-        format!("{}_{}_{}", self.stem, self.task.name(), self.dtype)
-    }
-}
-
-/// Launches `entry` with `blocks` blocks of [`BLOCK`] threads on `stream`. Does not allocate,
-/// synchronise or choose a stream; loads the entry if [`Device::preload`] has not.
+/// Launches `entry` with `blocks` blocks of [`BLOCK`] threads on `stream`, each with `shared_bytes` of
+/// dynamic shared memory. Does not allocate, synchronise or choose a stream; loads the entry if
+/// [`Device::preload`] has not.
 ///
 /// # Safety
 /// - `args` is the parameter block of `entry`, filled as the kernel expects;
@@ -83,6 +66,7 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
     stream: CUstream,
     entry: Entry,
     blocks: u32,
+    shared_bytes: u32,
     args: &A,
 ) -> Result<()> {
     let function = device.function(entry)?;
@@ -100,7 +84,7 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
             function.cu_function(),
             (blocks, 1, 1),
             (BLOCK as u32, 1, 1),
-            0,
+            shared_bytes,
             stream,
             &mut params,
         )

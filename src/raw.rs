@@ -17,13 +17,13 @@ use std::num::NonZeroU32;
 
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
-use crate::activation::{self, Activation, Form, Gated, MAX_PARAMS, Order};
+use crate::activation::{self, Activation, DPARAMS, Form, Gated, MAX_PARAMS, Order};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::Cut;
 pub use crate::launch::Matrix;
-use crate::launch::{ActivationArgs, Entry, Task, launch};
+use crate::launch::{ActivationArgs, Entry, launch};
 
 use span::Span;
 
@@ -179,7 +179,7 @@ pub unsafe fn forward<A: Activation>(
     let mut plan = Plan::new(op, &call.common, &buffers)?;
     (plan.args.x, plan.args.y) = (call.x, call.y);
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.launch(device, stream, Task::Forward(Form::Plain)) }
+    unsafe { plan.launch(device, stream, Form::Plain.forward(), None) }
 }
 
 /// Launches the gated forward of `op` on `stream`.
@@ -202,7 +202,7 @@ pub unsafe fn gated_forward<A: Gated>(
     let mut plan = Plan::new(op, &call.common, &buffers)?;
     (plan.args.x, plan.args.v, plan.args.y) = (call.x, call.v, call.y);
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.launch(device, stream, Task::Forward(Form::Gated(call.order))) }
+    unsafe { plan.launch(device, stream, Form::Gated(call.order).forward(), None) }
 }
 
 /// Launches the backward of `op` on `stream`: one pass for dx and the partial sums, and a second small
@@ -229,7 +229,7 @@ pub unsafe fn backward<A: Activation>(
     (plan.args.x, plan.args.dy, plan.args.dx) = (call.x, call.dy, call.dx);
     plan.args.y = call.y.unwrap_or_default();
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.launch(device, stream, Task::Backward(Form::Plain)) }
+    unsafe { plan.launch(device, stream, Form::Plain.backward(), Some(DPARAMS)) }
 }
 
 /// Launches the gated backward of `op` on `stream`, in the two steps of [`backward`].
@@ -255,7 +255,14 @@ pub unsafe fn gated_backward<A: Gated>(
     (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
     plan.args.y = call.y.unwrap_or_default();
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.launch(device, stream, Task::Backward(Form::Gated(call.order))) }
+    unsafe {
+        plan.launch(
+            device,
+            stream,
+            Form::Gated(call.order).backward(),
+            Some(DPARAMS),
+        )
+    }
 }
 
 /// The matrices of a call, by name.
@@ -388,17 +395,23 @@ impl Plan {
         Ok(())
     }
 
-    /// Launches the task, and after a backward the second stage of the sums.
+    /// Launches the task, and then the second stage of its sums if it has one.
     ///
     /// # Safety
     /// As [`launch()`] for the buffers and the stream; the matrices of the task are filled in.
-    unsafe fn launch(&self, device: &Device, stream: CUstream, task: Task) -> Result<()> {
+    unsafe fn launch(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        task: &'static str,
+        sums: Option<&'static str>,
+    ) -> Result<()> {
         let entry = |task| Entry {
             stem: self.stem,
             task,
-            dtype: self.shape.dtype,
+            dtype: Some(self.shape.dtype),
         };
-        let sums = matches!(task, Task::Backward(_)).then_some(entry(Task::Dparams));
+        let sums = sums.map(entry);
         // All are loaded before anything is launched, so that a failure to load writes nothing.
         for entry in [Some(entry(task)), sums].into_iter().flatten() {
             device.function(entry)?;
@@ -408,12 +421,12 @@ impl Plan {
             let blocks = self.max_blocks.map_or(chunks, |max| chunks.min(max.get()));
             // SAFETY: the block of parameters is that of an activation's entries, filled for this task;
             // the caller vouches for the buffers and the stream.
-            unsafe { launch(device, stream, entry(task), blocks, &self.args) }?;
+            unsafe { launch(device, stream, entry(task), blocks, 0, &self.args) }?;
         }
         if let Some(sums) = sums {
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
-            unsafe { launch(device, stream, sums, 1, &self.args) }?;
+            unsafe { launch(device, stream, sums, 1, 0, &self.args) }?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::dtype::{Dtype, Element};
 #[cfg(feature = "cuda")]
 use crate::error::Result;
 #[cfg(feature = "cuda")]
-use crate::launch::{Entry, Task};
+use crate::launch::Entry;
 #[cfg(feature = "cuda")]
 use crate::raw;
 #[cfg(feature = "cuda")]
@@ -56,7 +56,29 @@ impl Form {
         Form::Gated(Order::First),
         Form::Gated(Order::Second),
     ];
+
+    /// The task of its forward.
+    pub(crate) const fn forward(self) -> &'static str {
+        match self {
+            Form::Plain => "forward",
+            Form::Gated(Order::First) => "gated1_forward",
+            Form::Gated(Order::Second) => "gated2_forward",
+        }
+    }
+
+    /// The task of its backward.
+    pub(crate) const fn backward(self) -> &'static str {
+        match self {
+            Form::Plain => "backward",
+            Form::Gated(Order::First) => "gated1_backward",
+            Form::Gated(Order::Second) => "gated2_backward",
+        }
+    }
 }
+
+/// The task of the second stage of the parameter gradients.
+#[cfg(feature = "cuda")]
+pub(crate) const DPARAMS: &str = "dparams";
 
 /// The registry: one word per op, which is its module, its kernel file and the stem of its entries.
 macro_rules! activations {
@@ -105,9 +127,15 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     FORMS.iter().flat_map(|&(stem, forms)| {
         let tasks = forms
             .iter()
-            .flat_map(|&form| [Task::Forward(form), Task::Backward(form)])
-            .chain([Task::Dparams]);
-        tasks.flat_map(move |task| Dtype::ALL.map(|dtype| Entry { stem, task, dtype }))
+            .flat_map(|&form| [form.forward(), form.backward()])
+            .chain([DPARAMS]);
+        tasks.flat_map(move |task| {
+            Dtype::ALL.map(|dtype| Entry {
+                stem,
+                task,
+                dtype: Some(dtype),
+            })
+        })
     })
 }
 
