@@ -39,6 +39,21 @@ macro_rules! kernel_args {
     };
 }
 
+/// What the numbers of `src/args.rs` become here: more of that header.
+macro_rules! kernel_numbers {
+    ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {
+        pub fn numbers() -> String {
+            let mut text = String::from("namespace xact {\n");
+            $(
+                $(text += concat!("//", $doc, "\n");)*
+                text += concat!("constexpr unsigned ", stringify!($name), " = ", stringify!($value), ";\n");
+            )*
+            text += "}  // namespace xact\n";
+            text
+        }
+    };
+}
+
 mod args {
     include!("src/args.rs");
 }
@@ -214,7 +229,10 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
         _ => {}
     }
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    write(&folder.join("args.cuh"), &args::header())?;
+    write(
+        &folder.join("args.cuh"),
+        &(args::header() + &args::numbers()),
+    )?;
     let jobs: Vec<_> = sources()?
         .into_iter()
         .flat_map(|source| TARGETS.iter().map(move |target| (source.clone(), target)))

@@ -141,7 +141,7 @@ impl Device {
     /// # Errors
     /// As a launch: [`Error::Driver`], [`Error::DriverTooOld`], [`Error::DeviceTooOld`].
     pub fn preload(&self) -> Result<()> {
-        for entry in crate::activation::entries() {
+        for entry in crate::launch::entries() {
             let function = self.function(entry)?;
             self.force_load(&function)?;
         }

@@ -104,6 +104,25 @@ pub enum Error {
         /// The argument.
         what: &'static str,
     },
+    /// A number of a strategy is out of range.
+    TooSmall {
+        /// Which.
+        what: &'static str,
+        /// The least that it may be.
+        least: u64,
+        /// What it is.
+        got: u64,
+    },
+    /// A table was given for a strategy that has none.
+    NoTable {
+        /// The strategy.
+        strategy: &'static str,
+    },
+    /// Offsets of documents decrease.
+    Offsets {
+        /// The first that is smaller than the one before it.
+        at: u64,
+    },
     /// A workspace was used on another stream than the one it was made for.
     WrongStream,
     /// A workspace is too small.
@@ -181,6 +200,17 @@ impl fmt::Display for Error {
                 f,
                 "{what} belongs to another CUDA context than the device it was used with; open the device \
                  with Device::from_context on the context that owns your streams"
+            ),
+            Error::TooSmall { what, least, got } => {
+                write!(f, "{what} is {got}; it must be at least {least}")
+            }
+            Error::NoTable { strategy } => write!(
+                f,
+                "the strategy {strategy} looks nothing up in a table; give one to product-table or dot-table"
+            ),
+            Error::Offsets { at } => write!(
+                f,
+                "cu_seqlens[{at}] is smaller than the offset before it; offsets must not decrease"
             ),
             Error::WrongStream => f.write_str(
                 "the workspace belongs to another stream; make one workspace for each stream",

@@ -25,6 +25,15 @@ macro_rules! kernel_args {
     )*};
 }
 
+/// What the numbers of `src/args.rs` become here.
+macro_rules! kernel_numbers {
+    ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {$(
+        $(#[doc = $doc])*
+        #[allow(dead_code)] // some are for the kernels alone
+        pub(crate) const $name: u32 = $value;
+    )*};
+}
+
 /// A parameter block declared in `src/args.rs`.
 pub(crate) trait KernelArgs: Copy {}
 
@@ -50,6 +59,17 @@ impl Entry {
             None => format!("{stem}_{task}"),
         }
     }
+}
+
+/// Every entry of the crate.
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    crate::activation::entries().chain(crate::loss::entries())
+}
+
+/// The names that the embedded PTX must hold, for the test that compares them.
+#[doc(hidden)]
+pub fn entry_names() -> Vec<String> {
+    entries().map(|entry| entry.name()).collect()
 }
 
 /// Launches `entry` with `blocks` blocks of [`BLOCK`] threads on `stream`, each with `shared_bytes` of

@@ -7,6 +7,7 @@
 pub mod activation;
 mod dtype;
 mod error;
+pub mod loss;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
@@ -30,5 +31,9 @@ pub use error::{Error, Result};
 pub use cudarc;
 #[cfg(feature = "cuda")]
 pub use device::{Device, Image, Workspace, images};
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use launch::entry_names;
+pub use loss::{Goldfish, Strategy};
 
 pub use half;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use xact::activation::{NAMES, entry_names};
+use xact::{activation, entry_names, loss};
 
 /// The names of the entries of a PTX text.
 fn entries(ptx: &str) -> BTreeSet<String> {
@@ -26,7 +26,8 @@ fn the_ptx_holds_exactly_the_entries_of_the_registry() {
 #[test]
 fn every_image_is_of_an_op_and_every_op_has_one() {
     let stems: BTreeSet<_> = xact::images().iter().map(|image| image.stem).collect();
-    assert_eq!(stems, NAMES.iter().copied().collect());
+    let names = [activation::NAMES, loss::NAMES].concat();
+    assert_eq!(stems, names.into_iter().collect());
 }
 
 /// Old drivers load it: the version is the oldest that the target has, not nvcc's own.
@@ -53,12 +54,14 @@ fn the_version_is_lowered() {
 #[test]
 fn every_op_has_its_two_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for stem in NAMES {
-        for path in [
-            format!("kernels/activation/{stem}.cu"),
-            format!("src/activation/{stem}.rs"),
-        ] {
-            assert!(root.join(&path).is_file(), "{path}");
+    for (folder, names) in [("activation", activation::NAMES), ("loss", loss::NAMES)] {
+        for stem in names {
+            for path in [
+                format!("kernels/{folder}/{stem}.cu"),
+                format!("src/{folder}/{stem}.rs"),
+            ] {
+                assert!(root.join(&path).is_file(), "{path}");
+            }
         }
     }
 }

@@ -196,6 +196,13 @@ fn comparisons() {
         n,
         |a, b, c| if a < b && c.is_nan() { 1.0 } else { 2.0 },
     );
+    for (value, expected) in [("-1", 1.0), ("0", 2.0)] {
+        check_f32(
+            &format!("mov.pred %p1, {value}; selp.f32 %d, 0f3F800000, 0f40000000, %p1;"),
+            n,
+            |_, _, _| expected,
+        );
+    }
 }
 
 #[test]

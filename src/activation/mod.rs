@@ -139,13 +139,6 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     })
 }
 
-/// The names that the embedded PTX must hold, for the test that compares them.
-#[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub fn entry_names() -> Vec<String> {
-    entries().map(|entry| entry.name()).collect()
-}
-
 pub(crate) mod sealed {
     /// What the registry gives an op.
     pub trait Named {

@@ -4,6 +4,8 @@
 
 pub mod check;
 pub mod choose;
+pub mod goldfish;
+pub mod goldfish_golden;
 pub mod inputs;
 pub mod run;
 pub mod table;

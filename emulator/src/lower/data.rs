@@ -49,6 +49,11 @@ impl<'a> Lowerer<'a> {
         let ops = &w.inst.operands;
         if ty == "pred" {
             let d = self.pred_dest(&w, &ops[0])?;
+            // As nvcc writes true and false: any number but 0, and 0.
+            if let Operand::Integer(value) = ops[1] {
+                let all = if value == 0 { 0 } else { u32::MAX };
+                return self.alu(&w, pred_exec(d, move |_| all));
+            }
             let (p, negated) = self.pred(&w, &ops[1])?;
             return self.alu(
                 &w,

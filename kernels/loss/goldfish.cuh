@@ -1,0 +1,169 @@
+// Whether Goldfish drops a label: a function of the ids alone, in integers, so that every device and
+// every grid decides alike. The rule of each strategy is documented, and implemented once more, in
+// src/loss/goldfish.rs.
+//
+// A window is the h ids that end at the label. Its key is a product or a sum of one term per id, so
+// the lanes of a warp may each take a part of the window and combine their parts in any order.
+#pragma once
+
+#include "args.cuh"
+
+namespace xact {
+
+// Where a label is.
+struct GoldfishPlace {
+    unsigned long long segment;
+    // In the segment.
+    unsigned long long column;
+    // In the segment or the document.
+    unsigned long long position;
+    // The ids before it that a window may hold.
+    unsigned long long previous;
+};
+
+__device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigned long long index) {
+    GoldfishPlace at;
+    // Nearly always true, and a 64-bit division is a hundred instructions.
+    at.segment = index < args.len ? 0 : index / args.len;
+    at.column = index - at.segment * args.len;
+    at.position = at.column;
+    at.previous = at.column + args.halo_len;
+    if (args.offsets == 0) return at;
+    // The last boundary that is not after the label. Whatever the offsets hold, the search ends,
+    // offset low - 1 has been compared, and a window only ever gets shorter by it.
+    const int* cu_seqlens = reinterpret_cast<const int*>(args.cu_seqlens);
+    unsigned long long low = 0;
+    unsigned long long high = args.offsets;
+    while (low < high) {
+        const unsigned long long middle = low + (high - low) / 2;
+        if (cu_seqlens[middle] <= static_cast<long long>(index)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if (low > 0) {
+        at.position = index - static_cast<long long>(cu_seqlens[low - 1]);
+        if (at.position < at.previous) at.previous = at.position;
+    }
+    return at;
+}
+
+__device__ inline long long goldfish_id(const GoldfishArgs& args, unsigned long long ids,
+                                        unsigned long long index) {
+    return args.ids_are_i64 ? reinterpret_cast<const long long*>(ids)[index]
+                            : reinterpret_cast<const int*>(ids)[index];
+}
+
+// The id `distance` before the label `index`; `distance` is at most at.previous.
+__device__ inline long long goldfish_id_before(const GoldfishArgs& args, const GoldfishPlace& at,
+                                               unsigned long long index, unsigned distance) {
+    if (distance <= at.column) return goldfish_id(args, args.ids, index - distance);
+    return goldfish_id(args, args.halo,
+                       (at.segment + 1) * args.halo_len - (distance - at.column));
+}
+
+// The finaliser of SplitMix64, a bijection in which every bit of the input moves every bit of the
+// output (variant 13 of Stafford, "Better Bit Mixing", 2011).
+__device__ inline unsigned long long mix64(unsigned long long z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+// The `index`-th output of SplitMix64.
+__device__ inline unsigned long long split_mix(unsigned long long seed, unsigned long long index) {
+    return mix64(seed + (index + 1) * 0x9e3779b97f4a7c15ull);
+}
+
+// `hashint` of the official code, whose masks keep 32 bits after some of the steps only.
+__device__ inline unsigned long long avalanche(unsigned long long a) {
+    constexpr unsigned long long kMask = 0xffffffffull;
+    a = (~a + (a << 21)) & kMask;
+    a = (a << 21) - a - 1;
+    a ^= a >> 24;
+    a = (a + (a << 3) + (a << 8)) & kMask;
+    a *= 265;
+    a ^= a >> 14;
+    a = (a + (a << 2) + (a << 4)) & kMask;
+    a *= 21;
+    a ^= a >> 28;
+    return (a + (a << 31)) & kMask;
+}
+
+// The key of the window that ends at `index`. kLanes threads, one or a converged warp, share the work
+// and all get it.
+template <int kLanes>
+__device__ inline unsigned long long goldfish_key(const GoldfishArgs& args, const GoldfishPlace& at,
+                                                  unsigned long long index) {
+    static_assert(kLanes == 1 || kLanes == 32, "a thread or a warp");
+    const bool product = args.strategy == GOLDFISH_PRODUCT_TABLE ||
+                         args.strategy == GOLDFISH_PRODUCT_AVALANCHE;
+    const unsigned long long* coefficients =
+        reinterpret_cast<const unsigned long long*>(args.coefficients);
+    unsigned long long key = product ? 1 : 0;
+    for (unsigned j = kLanes == 1 ? 0 : threadIdx.x % kLanes; j < args.h; j += kLanes) {
+        const unsigned long long id = goldfish_id_before(args, at, index, j);
+        if (product) {
+            key *= id;
+        } else if (args.strategy == GOLDFISH_DOT_TABLE) {
+            key += coefficients[args.h - 1 - j] * id;
+        } else {
+            key += mix64(id + split_mix(args.seed, j));
+        }
+    }
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+        const unsigned long long other = __shfl_xor_sync(0xffffffffu, key, offset);
+        key = product ? key * other : key + other;
+    }
+    return key;
+}
+
+// Whether an id is among the exempt ones.
+template <int kLanes>
+__device__ inline bool goldfish_exempts(const GoldfishArgs& args, unsigned long long index) {
+    const long long id = goldfish_id(args, args.ids, index);
+    const long long* exempt = reinterpret_cast<const long long*>(args.exempt);
+    bool found = false;
+    for (unsigned long long i = kLanes == 1 ? 0 : threadIdx.x % kLanes; i < args.exempts;
+         i += kLanes) {
+        found |= exempt[i] == id;
+    }
+    return kLanes == 1 ? found : __any_sync(0xffffffffu, found);
+}
+
+// Whether the label `index` is dropped. With kLanes = 1 the calling thread works alone; with
+// kLanes = 32 all lanes of a converged warp call it with the same index, and all get the answer.
+template <int kLanes>
+__device__ inline bool goldfish_drops(const GoldfishArgs& args, unsigned long long index) {
+    if (args.strategy == GOLDFISH_NONE) return false;
+    bool drops;
+    if (args.strategy == GOLDFISH_RANDOM) {
+        drops = split_mix(args.seed, index) < args.cut;
+    } else {
+        const GoldfishPlace at = goldfish_place(args, index);
+        if (args.strategy == GOLDFISH_STATIC) {
+            drops = at.position >= args.start && (at.position - args.start) % args.k == 0;
+        } else {
+            if (at.previous < args.h - 1) return false;
+            const unsigned long long key = goldfish_key<kLanes>(args, at, index);
+            if (args.strategy == GOLDFISH_HASH64) {
+                drops = mix64(key) < args.cut;
+            } else if (args.strategy == GOLDFISH_PRODUCT_AVALANCHE) {
+                drops = avalanche(key) < args.cut;
+            } else {
+                // The key is signed, and the remainder is that of a floored division.
+                const long long len = args.table_len;
+                long long entry = static_cast<long long>(key) % len;
+                if (entry < 0) entry += len;
+                const unsigned* bitmap = reinterpret_cast<const unsigned*>(args.bitmap);
+                drops = (bitmap[entry / 32] >> (entry % 32)) & 1;
+            }
+        }
+    }
+    if (drops && args.exempts != 0) drops = !goldfish_exempts<kLanes>(args, index);
+    return drops;
+}
+
+}  // namespace xact
