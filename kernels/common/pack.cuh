@@ -128,6 +128,16 @@ struct Row {
         return p;
     }
 
+    // The same for the anchor's own row, whose width is 16 by construction.
+    __device__ Pack<T> load_aligned(long long first) const {
+        Pack<T> p;
+        p.v16 = load_vector(reinterpret_cast<const uint4*>(base + first));
+        return p;
+    }
+    __device__ void store_aligned(long long first, const Pack<T>& p) const {
+        store_vector(reinterpret_cast<uint4*>(base + first), p.v16);
+    }
+
     __device__ void store(long long first, const Pack<T>& p) const {
         T* at = base + first;
         const unsigned width = opaque_width();

@@ -7,5 +7,6 @@ pub mod choose;
 pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
+pub mod loss;
 pub mod run;
 pub mod table;
