@@ -131,8 +131,8 @@ impl Jobs<'_> {
             for backward in [false, true] {
                 for sample in A::samples() {
                     self.add::<A, T>(form, backward, sample, move |gpu, s, x, ulps| {
-                        let v = inputs::cycle::<T>(&VALUES, x.len());
-                        let dy = inputs::cycle::<T>(&GRADIENTS, x.len());
+                        let v = inputs::cycle::<T>(&VALUES, 0, x.len());
+                        let dy = inputs::cycle::<T>(&GRADIENTS, 0, x.len());
                         if backward {
                             let tensors = [x, &v, &dy];
                             check::gated_backward(gpu, &s.op, order, &s.params, tensors, ulps)
@@ -217,7 +217,7 @@ fn verify<A: Activation, T: Element>(
     check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report,
 ) -> Row {
     let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
-    let x = inputs::accuracy::<T>(F32_POINTS);
+    let x = inputs::accuracy::<A, T>(s, F32_POINTS);
     let summable = inputs::summable(&x);
     let backward = direction.ends_with("backward");
     // Each input once, each output once.
