@@ -2,8 +2,10 @@
 
 #![allow(dead_code)] // each user takes a part
 
+pub mod cases;
 pub mod check;
 pub mod choose;
 pub mod inputs;
+pub mod progress;
 pub mod run;
 pub mod table;
