@@ -6,6 +6,7 @@ pub mod cases;
 pub mod check;
 pub mod choose;
 pub mod inputs;
+pub mod plot;
 pub mod progress;
 pub mod run;
 pub mod table;
