@@ -43,8 +43,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
             .needs("clippy", "clippy"),
         tests("test --workspace"),
         tests("test --package xact --no-default-features --tests"),
-        // Without the budget while the plain xGELU kernels are over it.
-        Step::cargo("xtask sass --no-budget").skip_if(sass::why_not(folders, &toolkit)?),
+        Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
     ];
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
