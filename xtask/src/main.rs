@@ -71,7 +71,7 @@ enum Job {
     /// less than 97 % of the mutants that change the kernels are noticed, not counting those that
     /// xtask/mutants.txt explains.
     Mutants {
-        /// Only the kernels of this op and the common headers, against the trials of this op
+        /// Only the kernels of this op and the headers that they include
         #[arg(long)]
         op: Option<String>,
         /// Print the mutants and run nothing
