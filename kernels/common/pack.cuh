@@ -73,7 +73,7 @@ struct alignas(16) Pack {
     // The elements as f32, exactly.
     __device__ void unpack(float (&out)[N]) const {
 #pragma unroll
-        for (int i = 0; i < N; ++i) out[i] = to_float(reinterpret_cast<const T*>(this)[i]);
+        for (int i = 0; i < N; ++i) out[i] = element<T>(v4, i);
     }
 };
 
