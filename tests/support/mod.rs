@@ -8,4 +8,5 @@ pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
 pub mod run;
+pub mod strategy;
 pub mod table;
