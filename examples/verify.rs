@@ -4,19 +4,17 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use cuda_emulator::Approx;
-use half::{bf16, f16};
-use indicatif::{ProgressBar, ProgressStyle};
+use support::cases::{self, Case, CaseVisitor};
 use support::choose::{Choice, Gpu, open};
-use support::inputs::{self, GRADIENTS, Random, VALUES};
-use support::{check, run, table::table};
-use xact::activation::{NAMES, Sample, Visitor};
+use support::progress::{self, print};
+use support::{check, inputs, run, table::table};
+use xact::activation::{NAMES, Sample};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Dtype, Element, Gated, Order};
+use xact::{Activation, Dtype, Element};
 
 /// Verify every op, direction and type against the f64 reference
 ///
@@ -53,15 +51,8 @@ fn main() -> ExitCode {
         arguments: &arguments,
         list: Vec::new(),
     };
-    xact::activation::for_each(&mut jobs);
-    let bar = ProgressBar::new(jobs.list.len() as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} to go)")
-            .expect("a valid template"),
-    );
-    if !io::stderr().is_terminal() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
+    cases::for_each(&mut jobs);
+    let bar = progress::bar(jobs.list.len());
     let (mut rows, mut reader_gone) = (Vec::new(), false);
     for job in jobs.list {
         bar.set_message(job.name);
@@ -86,19 +77,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints; false if the reader has gone, as `head` goes when it has seen enough.
-///
-/// # Panics
-/// If stdout cannot be written for another reason.
-fn print(text: &str) -> bool {
-    let mut out = io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => true,
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => false,
-        Err(e) => panic!("cannot write to stdout: {e}"),
-    }
-}
-
 /// A row of the table, still to be computed.
 struct Job {
     name: String,
@@ -111,78 +89,18 @@ struct Jobs<'a> {
     list: Vec<Job>,
 }
 
-impl Jobs<'_> {
-    fn of_type<A: Activation, T: Element>(&mut self) {
-        for backward in [false, true] {
-            for sample in A::samples() {
-                self.add::<A, T>("", backward, sample, move |gpu, s, x, ulps| {
-                    if !backward {
-                        return check::forward(gpu, &s.op, &s.params, x, ulps);
-                    }
-                    let dy = Random(1).normal::<T>(x.len(), 1.0);
-                    check::backward(gpu, &s.op, &s.params, x, &dy, ulps)
-                });
-            }
-        }
-    }
-
-    fn gated<A: Gated, T: Element>(&mut self) {
-        for (form, order) in [("gated1 ", Order::First), ("gated2 ", Order::Second)] {
-            for backward in [false, true] {
-                for sample in A::samples() {
-                    self.add::<A, T>(form, backward, sample, move |gpu, s, x, ulps| {
-                        let v = inputs::cycle::<T>(&VALUES, x.len());
-                        let dy = inputs::cycle::<T>(&GRADIENTS, x.len());
-                        if backward {
-                            let tensors = [x, &v, &dy];
-                            check::gated_backward(gpu, &s.op, order, &s.params, tensors, ulps)
-                        } else {
-                            check::gated_forward(gpu, &s.op, order, &s.params, [x, &v], ulps)
-                        }
-                    });
-                }
-            }
-        }
-    }
-
-    /// Adds the row of a form, unless the arguments exclude it.
-    fn add<A: Activation, T: Element>(
-        &mut self,
-        form: &'static str,
-        backward: bool,
-        sample: Sample<A>,
-        check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report + 'static,
-    ) {
+impl CaseVisitor for Jobs<'_> {
+    /// Adds the row of a case, unless the arguments exclude it.
+    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
         let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
         if !is(&self.arguments.op, A::NAME) || !is(&self.arguments.dtype, T::DTYPE.name()) {
             return;
         }
-        let direction = match (form, backward) {
-            ("", false) => "forward",
-            ("", true) => "backward",
-            ("gated1 ", false) => "gated1 forward",
-            ("gated1 ", true) => "gated1 backward",
-            (_, false) => "gated2 forward",
-            (_, true) => "gated2 backward",
-        };
+        let (direction, params) = (case.direction, case.sample.name);
         self.list.push(Job {
-            name: format!("{} {direction} {} {}", A::NAME, T::DTYPE, sample.name),
-            run: Box::new(move |gpu| verify::<A, T>(gpu, direction, &sample, check)),
+            name: format!("{} {direction} {} {params}", A::NAME, T::DTYPE),
+            run: Box::new(move |gpu| verify(gpu, &case)),
         });
-    }
-}
-
-impl Visitor for Jobs<'_> {
-    fn visit<A: Activation>(&mut self) {
-        self.of_type::<A, f32>();
-        self.of_type::<A, f16>();
-        self.of_type::<A, bf16>();
-    }
-
-    fn visit_gated<A: Gated>(&mut self) {
-        self.gated::<A, f32>();
-        self.gated::<A, f16>();
-        self.gated::<A, bf16>();
     }
 }
 
@@ -210,14 +128,10 @@ const F32_POINTS: u32 = 1 << 15;
 /// The bound on the disagreement of the reference's derivatives with its differences.
 const DIFFERENCES: f64 = 1e-6;
 
-fn verify<A: Activation, T: Element>(
-    gpu: &Gpu,
-    direction: &'static str,
-    s: &Sample<A>,
-    check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report,
-) -> Row {
+fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Row {
+    let (direction, s) = (case.direction, &case.sample);
     let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
-    let x = inputs::accuracy::<T>(F32_POINTS);
+    let x = inputs::accuracy::<A, T>(s, F32_POINTS);
     let summable = inputs::summable(&x);
     let backward = direction.ends_with("backward");
     // Each input once, each output once.
@@ -249,10 +163,10 @@ fn verify<A: Activation, T: Element>(
     for (settings, ulps) in modes {
         let (report, launches) = cuda_emulator::with_settings(settings, || {
             let check = || {
-                let mut report = check(gpu, s, &x, ulps);
+                let mut report = case.check(gpu, &x, ulps);
                 if backward {
                     // Sums over all inputs are infinite, and would say nothing.
-                    report.parameters = check(gpu, s, &summable, ulps).parameters;
+                    report.parameters = case.check(gpu, &summable, ulps).parameters;
                 }
                 report
             };

@@ -144,46 +144,60 @@ impl Table {
     }
 }
 
-/// Every 16-bit gate, a dense sweep of f32, each with one of VALUES.
+/// How many of the `all` ways to combine gates, values and gradients to run: with exact instructions all,
+/// else only one of each gate, unless there is time.
+fn turns(full: bool, settings: Settings, all: usize) -> usize {
+    if full || settings.approx == Approx::Nearest {
+        all
+    } else {
+        1
+    }
+}
+
+/// Every 16-bit gate, a dense sweep of f32, each with every one of VALUES.
 fn gated_forward<A: Gated, T: Element>(
     gpu: &Gpu,
     full: bool,
     order: Order,
     s: &Sample<A>,
 ) -> Outcome {
-    let x = inputs::accuracy::<T>(points(full));
-    let v = inputs::cycle::<T>(&VALUES, x.len());
+    let x = inputs::accuracy::<A, T>(s, points(full));
     for (settings, ulps) in modes(gpu) {
-        let report = cuda_emulator::with_settings(settings, || {
-            check::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], ulps)
-        });
-        passed(&report, (settings, s))?;
+        for first in 0..turns(full, settings, VALUES.len()) {
+            let v = inputs::cycle::<T>(&VALUES, first, x.len());
+            let report = cuda_emulator::with_settings(settings, || {
+                check::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], ulps)
+            });
+            passed(&report, (settings, first, s))?;
+        }
     }
     Ok(())
 }
 
-/// The same for dx and dv; dα over inputs whose sums are finite.
+/// The same for dx and dv, with every one of GRADIENTS besides; dα over inputs whose sums are finite.
 fn gated_backward<A: Gated, T: Element>(
     gpu: &Gpu,
     full: bool,
     order: Order,
     s: &Sample<A>,
 ) -> Outcome {
-    let x = inputs::accuracy::<T>(points(full));
+    let x = inputs::accuracy::<A, T>(s, points(full));
     let summable = inputs::summable(&x);
-    let v = inputs::cycle::<T>(&VALUES, x.len());
-    let dy = inputs::cycle::<T>(&GRADIENTS, x.len());
     for (settings, ulps) in modes(gpu) {
-        let backward = |x: &[T]| {
-            let tensors = [x, &v[..x.len()], &dy[..x.len()]];
+        let backward = |x: &[T], [v, dy]: [usize; 2]| {
+            let v = inputs::cycle::<T>(&VALUES, v, x.len());
+            let dy = inputs::cycle::<T>(&GRADIENTS, dy, x.len());
             cuda_emulator::with_settings(settings, || {
-                check::gated_backward(gpu, &s.op, order, &s.params, tensors, ulps)
+                check::gated_backward(gpu, &s.op, order, &s.params, [x, &v, &dy], ulps)
             })
         };
-        let mut report = backward(&x);
-        report.parameters.clear();
-        passed(&report, (settings, "all", s))?;
-        passed(&backward(&summable), (settings, "summable", s))?;
+        for first in 0..turns(full, settings, VALUES.len() * GRADIENTS.len()) {
+            let firsts = [first % VALUES.len(), first % GRADIENTS.len()];
+            let mut report = backward(&x, firsts);
+            report.parameters.clear();
+            passed(&report, (settings, firsts, s))?;
+        }
+        passed(&backward(&summable, [0, 0]), (settings, "summable", s))?;
     }
     Ok(())
 }
@@ -307,11 +321,7 @@ fn gated_traffic<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
 
 /// What the approximate instructions return, and the bound that then holds. A device has one way.
 fn modes(gpu: &Gpu) -> Vec<(Settings, f64)> {
-    let seeded = Approx::Seeded(1);
-    check::modes(
-        gpu,
-        &[Approx::Nearest, Approx::Lowest, Approx::Highest, seeded],
-    )
+    check::modes(gpu, &check::EVERY)
 }
 
 fn passed(report: &Report, context: impl std::fmt::Debug) -> Outcome {
@@ -340,7 +350,7 @@ fn points(full: bool) -> u32 {
 
 /// Every 16-bit input, a dense sweep of f32, in each mode of the approximate instructions.
 fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
-    let x = inputs::accuracy::<T>(points(full));
+    let x = inputs::accuracy::<A, T>(&s, points(full));
     for (settings, ulps) in modes(gpu) {
         let report = cuda_emulator::with_settings(settings, || {
             check::forward(gpu, &s.op, &s.params, &x, ulps)
@@ -353,7 +363,7 @@ fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
 /// The same for dx, with dy = 1 and random dy; the parameter gradients over inputs whose sums are
 /// finite.
 fn backward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
-    let x = inputs::accuracy::<T>(points(full));
+    let x = inputs::accuracy::<A, T>(&s, points(full));
     let finite = inputs::summable(&x);
     let ones = vec![T::from_f64(1.0); x.len()];
     let random = Random(7).normal::<T>(x.len(), 1.0);

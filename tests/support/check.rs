@@ -7,6 +7,14 @@ use xact::{Activation, Element, Gated, Order};
 use super::choose::Gpu;
 use super::run::{self, How};
 
+/// Every way to approximate.
+pub const EVERY: [Approx; 4] = [
+    Approx::Nearest,
+    Approx::Lowest,
+    Approx::Highest,
+    Approx::Seeded(1),
+];
+
 /// Settings for each of `approximations`, with the bound on y and dx that then holds. A real device has
 /// one way to approximate.
 pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {

@@ -1,6 +1,7 @@
 //! Inputs worth testing.
 
-use xact::Element;
+use xact::activation::Sample;
+use xact::{Activation, Element};
 
 /// Every one of the 65,536 values of a 16-bit type.
 pub fn every_16_bit<T: Element>() -> Vec<T> {
@@ -63,16 +64,88 @@ pub fn cruel() -> Vec<f32> {
     values
 }
 
-/// The inputs of an accuracy test in T: all values of a 16-bit type, `2 · count` and some of f32.
-pub fn accuracy<T: Element>(count: u32) -> Vec<T> {
-    if size_of::<T>() == 2 {
-        every_16_bit()
-    } else {
-        f32_sweep(count)
-            .into_iter()
-            .map(|v| T::from_f64(f64::from(v)))
-            .collect()
+/// Where the kernels change from one formula to another, in |x|: expm1 of xIELU; arctan(u) to arctan(1/u) and
+/// the scaling of u² of xATLU; the series of h, and the far ends of the exponentials, of xGELU and xSiLU.
+const SWITCH_OVERS: [f64; 9] = [
+    1.25,
+    1.0,
+    1.152_921_504_606_847e18, // 2^60
+    // Where e^(−u²/2) and e^−u reach 2^−126, the last exponent that scales.
+    13.215_9,
+    87.336_5,
+    // Where they are taken to be 0.
+    14.5,
+    16.0,
+    104.0,
+    120.0,
+];
+
+/// Where f or f′ changes its sign, 0 excepted, to the last digits of f64.
+fn roots<A: Activation>(op: &A, params: &[f64]) -> Vec<f64> {
+    /// From 1e-6 to 1e6, a factor of 1.05 apart.
+    const STEPS: i32 = 566;
+    let mut roots = Vec::new();
+    for sign in [-1.0, 1.0] {
+        for part in [false, true] {
+            let f = |x: f64| {
+                let point = op.evaluate(params, sign * x);
+                if part { point.slope } else { point.y }.value
+            };
+            let grid = (0..=STEPS).map(|i| 1e-6 * 1.05f64.powi(i));
+            for (mut low, mut high) in grid.clone().zip(grid.skip(1)) {
+                if f(low) * f(high) >= 0.0 {
+                    continue;
+                }
+                while let middle = f64::midpoint(low, high)
+                    && low < middle
+                    && middle < high
+                {
+                    if f(low) * f(middle) <= 0.0 {
+                        high = middle;
+                    } else {
+                        low = middle;
+                    }
+                }
+                roots.push(sign * low);
+            }
+        }
     }
+    roots
+}
+
+/// `point`, and what lies at distances from it of every power of two from its own size to an ulp.
+fn around(point: f64) -> impl Iterator<Item = f64> {
+    let near = (1..24).map(|k| 2f64.powi(-k)).flat_map(|d| [d, -d]);
+    near.chain([0.0]).map(move |d| point * (1.0 + d))
+}
+
+/// The inputs of an accuracy test in T: all values of a 16-bit type; of f32 `2 · count`, those that are
+/// cruel, and the neighbourhoods of the roots of f and f′ and of the switch-over points.
+pub fn accuracy<A: Activation, T: Element>(sample: &Sample<A>, count: u32) -> Vec<T> {
+    if size_of::<T>() == 2 {
+        return every_16_bit();
+    }
+    let params: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
+    let points = roots(&sample.op, &params)
+        .into_iter()
+        .chain(SWITCH_OVERS.iter().flat_map(|&u| [u, -u]));
+    f32_sweep(count)
+        .into_iter()
+        .map(f64::from)
+        .chain(points.flat_map(around))
+        .map(T::from_f64)
+        .collect()
+}
+
+/// f32 values from `min` < 0 to `max` > 0, as dense on a linear axis as on a logarithmic one.
+pub fn along(min: f64, max: f64) -> Vec<f32> {
+    const COUNT: i32 = 1 << 15;
+    /// The smallest, as a part of the ends.
+    const DEPTH: f64 = 1e-12;
+    let part = |i: i32| f64::from(i) / f64::from(COUNT);
+    let linear = (0..=COUNT).map(|i| min + (max - min) * part(i));
+    let by_size = (0..=COUNT).flat_map(|i| [min, max].map(|end| end * DEPTH.powf(part(i))));
+    linear.chain(by_size).map(|x| x as f32).collect()
 }
 
 /// The values of the exhaustive gated tests: signs, sizes, zero, an exact 1.
@@ -81,9 +154,10 @@ pub const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
 /// Their upstream gradients: of another period, so that every value meets every gradient.
 pub const GRADIENTS: [f64; 3] = [1.0, -2.5, 0.125];
 
-/// `len` elements that repeat `values`.
-pub fn cycle<T: Element>(values: &[f64], len: usize) -> Vec<T> {
-    let values = values.iter().cycle().take(len);
+/// `len` elements that repeat `values`, from the one at `first` on: with every `first` in turn, every
+/// element meets every value.
+pub fn cycle<T: Element>(values: &[f64], first: usize, len: usize) -> Vec<T> {
+    let values = values.iter().cycle().skip(first).take(len);
     values.map(|&v| T::from_f64(v)).collect()
 }
 

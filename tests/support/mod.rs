@@ -2,11 +2,14 @@
 
 #![allow(dead_code)] // each user takes a part
 
+pub mod cases;
 pub mod check;
 pub mod choose;
 pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
+pub mod plot;
+pub mod progress;
 pub mod run;
 pub mod strategy;
 pub mod table;

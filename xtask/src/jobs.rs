@@ -43,6 +43,8 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
             .needs("clippy", "clippy"),
         tests("test --workspace"),
         tests("test --package xact --no-default-features --tests"),
+        // The figures of README.md and docs/ are those of the emulator.
+        Step::cargo("run --package xact --example accuracy -- --check --device emulated"),
         // Without the budget while the plain xGELU kernels are over it.
         Step::cargo("xtask sass --no-budget").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
@@ -56,8 +58,8 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The example `verify`, built for speed: the emulator executes every instruction.
-pub fn verify(folders: &Folders, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+/// An example of the crate, built for speed: the emulator executes every instruction.
+pub fn example(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     let status = Command::new(steps::cargo())
         .args([
@@ -66,7 +68,7 @@ pub fn verify(folders: &Folders, arguments: &[OsString]) -> anyhow::Result<ExitC
             "--package",
             "xact",
             "--example",
-            "verify",
+            name,
             "--",
         ])
         .args(arguments)

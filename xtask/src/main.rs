@@ -84,6 +84,17 @@ enum Job {
         #[arg(long)]
         max: Option<usize>,
     },
+    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of the example `accuracy`
+    #[command(disable_help_flag = true)]
+    Accuracy {
+        /// Passed through; `cargo xtask accuracy --help` lists them
+        #[arg(
+            value_name = "ARGUMENTS",
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        arguments: Vec<OsString>,
+    },
     /// Verify every kernel on the best device present; the arguments are those of the example `verify`
     #[command(disable_help_flag = true)]
     Verify {
@@ -130,7 +141,8 @@ fn main() -> ExitCode {
                 max,
             },
         ),
-        Job::Verify { arguments } => jobs::verify(&folders, &arguments),
+        Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
+        Job::Verify { arguments } => jobs::example(&folders, "verify", &arguments),
     });
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -150,18 +162,23 @@ mod tests {
     }
 
     #[test]
-    fn verify_passes_every_argument_through() {
+    fn the_examples_get_every_argument() {
         for given in [
             &["--help"][..],
             &["--json", "-v", "xielu"],
             &["xielu", "--help"],
             &["-h"],
         ] {
-            let line = ["cargo xtask", "verify"].iter().chain(given);
-            match Arguments::try_parse_from(line).map(|arguments| arguments.job) {
-                Ok(Job::Verify { arguments }) => assert_eq!(arguments, given),
-                Ok(_) => panic!("another job"),
-                Err(error) => panic!("{error}"),
+            for job in ["verify", "accuracy"] {
+                let words = ["cargo xtask", job];
+                let line = words.iter().chain(given);
+                match Arguments::try_parse_from(line).map(|arguments| arguments.job) {
+                    Ok(Job::Verify { arguments } | Job::Accuracy { arguments }) => {
+                        assert_eq!(arguments, given);
+                    }
+                    Ok(_) => panic!("another job"),
+                    Err(error) => panic!("{error}"),
+                }
             }
         }
     }

@@ -1,0 +1,309 @@
+//! The plots that commands write: panels of lines one above the other, as SVG. The same data give the same
+//! bytes.
+
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+/// A plot.
+pub struct Plot {
+    pub title: String,
+    /// What the reader has to know to read it, a line each.
+    pub notes: Vec<String>,
+    pub panels: Vec<Panel>,
+}
+
+/// Axes, and the lines between them.
+pub struct Panel {
+    pub title: String,
+    pub x: Axis,
+    pub y: Axis,
+    /// The first is what the plot is about, and is drawn over the others.
+    pub lines: Vec<Line>,
+    /// A value of y to compare with, and what it is.
+    pub level: (f64, String),
+}
+
+/// A line and its name in the legend, broken by ` / ` into rows.
+pub struct Line {
+    pub name: String,
+    pub colour: RGBColor,
+    /// Those outside the axes are drawn at their ends.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// An axis from `min` to `max`.
+#[derive(Clone)]
+pub struct Axis {
+    pub label: String,
+    pub scale: Scale,
+    pub min: f64,
+    pub max: f64,
+}
+
+/// How values lie along an axis.
+#[derive(Clone, Copy)]
+pub enum Scale {
+    Linear,
+    /// By their logarithm; all positive.
+    Log,
+    /// By the logarithm of their magnitude on both sides of 0, and linearly from `-linear` to `linear`,
+    /// which takes as much room as a decade on either side.
+    SymmetricLog {
+        linear: f64,
+    },
+}
+
+/// The colours of lines: of Okabe and Ito's palette, which people who do not see all colours can tell apart.
+pub mod colour {
+    use plotters::style::RGBColor;
+
+    pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
+    pub const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
+    pub const VERMILION: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+    pub const PURPLE: RGBColor = RGBColor(0xcc, 0x79, 0xa7);
+}
+
+const WIDTH: i32 = 960;
+const PANEL: i32 = 350;
+/// Room for the legend, right of a panel.
+const LEGEND: i32 = 230;
+/// Room for the labels of y, left of it.
+const LABELS: i32 = 64;
+/// Left of them.
+const MARGIN: i32 = 8;
+/// Pixel columns of a panel.
+const COLUMNS: i32 = WIDTH - LEGEND - LABELS - MARGIN;
+
+const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+const GREY: RGBColor = RGBColor(0x66, 0x66, 0x66);
+const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
+impl Line {
+    /// The highest of `points` in each pixel column of a panel with the axis `x`: what the eye would see
+    /// of them all, in a file of a tenth of the size. Points beyond the axis are left out.
+    pub fn envelope(
+        name: &str,
+        colour: RGBColor,
+        x: &Axis,
+        points: impl IntoIterator<Item = (f64, f64)>,
+    ) -> Line {
+        let mut columns = vec![None; COLUMNS as usize + 1];
+        for (at, value) in points {
+            if !(x.min <= at && at <= x.max) {
+                continue;
+            }
+            let column = &mut columns[x.map(&at, (0, COLUMNS)) as usize];
+            if column.is_none_or(|(_, highest)| value > highest) {
+                *column = Some((at, value));
+            }
+        }
+        Line {
+            name: name.to_owned(),
+            colour,
+            points: columns.into_iter().flatten().collect(),
+        }
+    }
+}
+
+impl Axis {
+    /// Where `value` lies, in units that are linear along the axis.
+    fn place(&self, value: f64) -> f64 {
+        match self.scale {
+            Scale::Linear => value,
+            Scale::Log => value.log10(),
+            Scale::SymmetricLog { linear } if value.abs() <= linear => value / linear,
+            Scale::SymmetricLog { linear } => {
+                (1.0 + (value.abs() / linear).log10()).copysign(value)
+            }
+        }
+    }
+
+    /// Values worth a label: the fewer, the larger `sparsity` is.
+    fn ticks(&self, sparsity: i32) -> Vec<f64> {
+        let powers = (-330..=308)
+            .filter(|n| n % (sparsity + 1) == 0)
+            .map(|n| 10f64.powi(n));
+        let values: Vec<f64> = match self.scale {
+            Scale::Linear => {
+                let (step, power) = ([1.0, 2.0, 5.0][sparsity as usize % 3], sparsity / 3 - 3);
+                // Divided, so that a tenth is the float that prints as one.
+                let value = |k: i32| {
+                    let k = f64::from(k) * step;
+                    if power < 0 {
+                        k / 10f64.powi(-power)
+                    } else {
+                        k * 10f64.powi(power)
+                    }
+                };
+                let unit = value(1);
+                let ends = [self.min, self.max].map(|end| (end / unit).round() as i32);
+                (ends[0]..=ends[1]).map(value).collect()
+            }
+            Scale::Log => powers.collect(),
+            Scale::SymmetricLog { linear } => {
+                // Rounding may put the end of the linear part on either side.
+                let positive: Vec<_> = powers.filter(|v| *v > 0.99 * linear).collect();
+                let negative = positive.iter().rev().map(|v| -v);
+                negative
+                    .chain([0.0])
+                    .chain(positive.iter().copied())
+                    .collect()
+            }
+        };
+        let on_axis = |v: &f64| self.min <= *v && *v <= self.max;
+        values.into_iter().filter(on_axis).collect()
+    }
+}
+
+impl Ranged for Axis {
+    type ValueType = f64;
+    type FormatOption = NoDefaultFormatting;
+
+    fn map(&self, value: &f64, (start, end): (i32, i32)) -> i32 {
+        let (min, max) = (self.place(self.min), self.place(self.max));
+        let part = (self.place(value.clamp(self.min, self.max)) - min) / (max - min);
+        start + (part * f64::from(end - start)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        let mut choices = (0..300).map(|sparsity| self.ticks(sparsity));
+        let fitting = choices.find(|ticks| ticks.len() <= hint.max_num_points());
+        fitting.unwrap_or_default()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.min..self.max
+    }
+}
+
+/// Digits, but for the powers of ten far from 1.
+impl ValueFormatter<f64> for Axis {
+    fn format_ext(&self, value: &f64) -> String {
+        let sign = if *value < 0.0 { "−" } else { "" };
+        let size = value.abs();
+        if matches!(self.scale, Scale::Linear) || size == 0.0 || (1e-2..=1e3).contains(&size) {
+            return format!("{sign}{size}");
+        }
+        let superscript = |c: char| match c {
+            '-' => '⁻',
+            '1' => '¹',
+            '2' => '²',
+            '3' => '³',
+            '0'..='9' => {
+                char::from_u32(u32::from('⁰') + u32::from(c) - u32::from('0')).unwrap_or(c)
+            }
+            c => c,
+        };
+        let exponent = (size.log10().round() as i32).to_string();
+        format!(
+            "{sign}10{}",
+            exponent.chars().map(superscript).collect::<String>()
+        )
+    }
+}
+
+/// The plot as an SVG file, on white, to be readable on pages of any colour.
+pub fn svg(plot: &Plot) -> String {
+    let mut text = String::new();
+    draw(plot, &mut text).expect("writing to a string");
+    text
+}
+
+type Drawn<'a> = Result<(), Box<dyn std::error::Error + 'a>>;
+
+fn draw<'a>(plot: &Plot, text: &'a mut String) -> Drawn<'a> {
+    /// Heights of the title and of a note.
+    const TITLE: i32 = 40;
+    const NOTE: i32 = 18;
+    let head = TITLE + NOTE * plot.notes.len() as i32;
+    let height = head + PANEL * plot.panels.len() as i32;
+    let root = SVGBackend::with_string(text, (WIDTH as u32, height as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let bold = ("sans-serif", 20).into_font().style(FontStyle::Bold);
+    root.draw(&Text::new(plot.title.as_str(), (16, 12), bold.color(&INK)))?;
+    for (i, note) in (0..).zip(&plot.notes) {
+        let at = (16, TITLE + NOTE * i);
+        root.draw(&Text::new(
+            note.as_str(),
+            at,
+            ("sans-serif", 14).into_font().color(&GREY),
+        ))?;
+    }
+    let (_, body) = root.split_vertically(head);
+    for (area, panel) in body
+        .split_evenly((plot.panels.len(), 1))
+        .iter()
+        .zip(&plot.panels)
+    {
+        draw_panel(area, panel)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw_panel<'a>(
+    area: &Area<'a>,
+    panel: &Panel,
+) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    let (left, right) = area.split_horizontally(WIDTH - LEGEND);
+    let mut chart = ChartBuilder::on(&left)
+        .margin_top(12)
+        .margin_left(MARGIN)
+        .caption(
+            panel.title.as_str(),
+            ("sans-serif", 15).into_font().color(&INK),
+        )
+        .set_label_area_size(LabelAreaPosition::Left, LABELS)
+        .set_label_area_size(LabelAreaPosition::Bottom, 44)
+        .build_cartesian_2d(panel.x.clone(), panel.y.clone())?;
+    chart
+        .configure_mesh()
+        .x_labels(19)
+        .y_labels(8)
+        .max_light_lines(0)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .axis_style(GREY)
+        .label_style(("sans-serif", 13).into_font().color(&INK))
+        .axis_desc_style(("sans-serif", 14).into_font().color(&INK))
+        .x_desc(panel.x.label.as_str())
+        .y_desc(panel.y.label.as_str())
+        .draw()?;
+    let (level, _) = panel.level;
+    let ends = [(panel.x.min, level), (panel.x.max, level)];
+    chart.draw_series(LineSeries::new(ends, INK.stroke_width(1)))?;
+    for (i, line) in panel.lines.iter().enumerate().rev() {
+        let points = line.points.iter().copied();
+        let width = if i == 0 { 3 } else { 2 };
+        chart.draw_series(LineSeries::new(points, line.colour.stroke_width(width)))?;
+    }
+    draw_legend(&right, panel)
+}
+
+fn draw_legend<'a>(
+    area: &Area<'a>,
+    panel: &Panel,
+) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    /// Height of a row, and the room between two entries.
+    const ROW: i32 = 18;
+    const GAP: i32 = 8;
+    let mut y = 56;
+    let (_, level) = &panel.level;
+    let lines = panel.lines.iter().map(|line| (&line.name, line.colour, 3));
+    for (name, colour, width) in lines.chain([(level, INK, 1)]) {
+        let stroke = colour.stroke_width(width);
+        area.draw(&PathElement::new([(14, y), (38, y)], stroke))?;
+        for row in name.split(" / ") {
+            let style = ("sans-serif", 14).into_font().color(&INK);
+            let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+            area.draw(&Text::new(row, (46, y), style))?;
+            y += ROW;
+        }
+        y += GAP;
+    }
+    Ok(())
+}
