@@ -1,6 +1,8 @@
 //! Runs an op on the tensors of a `.safetensors` file, so that people of other stacks can compare
 //! theirs with ours without writing Rust.
 
+#[path = "apply/goldfish.rs"]
+mod goldfish;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -13,6 +15,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use support::choose::{self, Choice, Gpu};
 use support::run::{self, How};
+use support::strategy::{Name, Numbers};
 use xact::activation::expanded::{self, Gate};
 use xact::activation::{GateOutput, GatedBackward, GatedForward, Input, Order, ParamGradients};
 use xact::cudarc::driver::CudaSlice;
@@ -35,7 +38,7 @@ enum Op {
     /// backward also dy (type and shape of x); writes y, or dx, dalpha_p and dalpha_n
     Xielu {
         #[command(flatten)]
-        files: Files,
+        task: Task,
         /// alpha_p and alpha_n are used as they are, not passed through a softplus
         #[arg(long)]
         effective: bool,
@@ -56,12 +59,24 @@ enum Op {
     Xgelu(Expanded),
     /// xSiLU: tensors as for xatlu
     Xsilu(Expanded),
+    /// The labels that Goldfish keeps: reads labels (i32 or i64, [rows, labels of a row]) and, if they are
+    /// there, cu_seqlens (i32, offsets of documents into the labels of all rows) and exempt (i64, ids that
+    /// are never dropped); writes keep (u8, shape of labels) and kept (i64, one element)
+    GoldfishMask {
+        #[command(flatten)]
+        files: Files,
+        /// How it is decided
+        #[arg(long, value_enum, default_value = "hash64")]
+        strategy: Name,
+        #[command(flatten)]
+        numbers: Numbers,
+    },
 }
 
 #[derive(clap::Args)]
 struct Expanded {
     #[command(flatten)]
-    files: Files,
+    task: Task,
     /// The gated form of this order: the last dimension of x holds gate, then value, and that of y and
     /// dy is half as long
     #[arg(long, value_enum)]
@@ -95,6 +110,15 @@ fn finite(text: &str) -> Result<f32, String> {
 }
 
 #[derive(clap::Args)]
+struct Task {
+    #[command(flatten)]
+    files: Files,
+    /// What is computed
+    #[arg(long, value_enum)]
+    direction: Direction,
+}
+
+#[derive(clap::Args)]
 struct Files {
     /// The .safetensors file to read
     #[arg(long)]
@@ -102,13 +126,10 @@ struct Files {
     /// The .safetensors file to write
     #[arg(long)]
     output: PathBuf,
-    /// Who computes: the f64 reference on the CPU (rounded once), the emulated or a real device, or
+    /// Who computes: the reference on the CPU (in f64, rounded once), the emulated or a real device, or
     /// the best device there is
     #[arg(long, value_enum, default_value = "auto")]
     device: Backend,
-    /// What is computed
-    #[arg(long, value_enum)]
-    direction: Direction,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -144,7 +165,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), String> {
     match arguments.op {
         Op::Xielu {
-            files,
+            task,
             effective,
             beta,
             eps,
@@ -165,21 +186,29 @@ fn run(arguments: Arguments) -> Result<(), String> {
                     },
                 }),
             };
-            apply(&Plain(op), &files)
+            apply(&Plain(op), &task)
         }
         Op::Xatlu(arguments) => apply_expanded(Xatlu, &arguments),
         Op::Xgelu(arguments) => apply_expanded(Xgelu, &arguments),
         Op::Xsilu(arguments) => apply_expanded(Xsilu, &arguments),
+        Op::GoldfishMask {
+            files,
+            strategy,
+            numbers,
+        } => convert(&files, |tensors| {
+            let gpu = device(&files)?;
+            goldfish::mask(numbers.of(strategy), gpu.as_ref(), tensors)
+        }),
     }
 }
 
 fn apply_expanded<G: Gate>(op: G, arguments: &Expanded) -> Result<(), String> {
     let order = match arguments.gated {
-        None => return apply(&Plain(op), &arguments.files),
+        None => return apply(&Plain(op), &arguments.task),
         Some(OrderName::First) => Order::First,
         Some(OrderName::Second) => Order::Second,
     };
-    apply(&InGate(op, order), &arguments.files)
+    apply(&InGate(op, order), &arguments.task)
 }
 
 /// A tensor to be written.
@@ -194,23 +223,30 @@ struct Output {
 trait Compute {
     fn compute<T: Element>(
         &self,
-        files: &Files,
+        task: &Task,
         tensors: &SafeTensors<'_>,
     ) -> Result<Vec<Output>, String>;
 }
 
-fn apply(op: &impl Compute, files: &Files) -> Result<(), String> {
+fn apply(op: &impl Compute, task: &Task) -> Result<(), String> {
+    convert(&task.files, |tensors| match tensor(tensors, "x")?.dtype() {
+        Dtype::F32 => op.compute::<f32>(task, tensors),
+        Dtype::F16 => op.compute::<f16>(task, tensors),
+        Dtype::BF16 => op.compute::<bf16>(task, tensors),
+        other => Err(format!("x is {other:?}; it must be F32, F16 or BF16")),
+    })
+}
+
+/// Writes what `compute` makes of the tensors that are read.
+fn convert(
+    files: &Files,
+    compute: impl FnOnce(&SafeTensors<'_>) -> Result<Vec<Output>, String>,
+) -> Result<(), String> {
     let path = files.input.display();
     let bytes = std::fs::read(&files.input).map_err(|e| format!("cannot read {path}: {e}"))?;
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| format!("{path} is not a safetensors file: {e}"))?;
-    let outputs = match tensor(&tensors, "x")?.dtype() {
-        Dtype::F32 => op.compute::<f32>(files, &tensors),
-        Dtype::F16 => op.compute::<f16>(files, &tensors),
-        Dtype::BF16 => op.compute::<bf16>(files, &tensors),
-        other => Err(format!("x is {other:?}; it must be F32, F16 or BF16")),
-    }?;
-    write(&files.output, &outputs)
+    write(&files.output, &compute(&tensors)?)
 }
 
 /// The device; `None` for the reference.
@@ -221,7 +257,9 @@ fn device(files: &Files) -> Result<Option<Gpu>, String> {
         Backend::Gpu => Some(choose::open(Choice::Gpu)?),
         Backend::Auto => Some(choose::open(Choice::Auto)?),
     };
-    let name = gpu.as_ref().map_or("f64 reference", |gpu| &gpu.name);
+    let name = gpu
+        .as_ref()
+        .map_or("the reference on the CPU", |gpu| &gpu.name);
     eprintln!("device: {name}");
     Ok(gpu)
 }
@@ -261,7 +299,7 @@ struct Plain<A>(A);
 impl<A: Activation> Compute for Plain<A> {
     fn compute<T: Element>(
         &self,
-        files: &Files,
+        task: &Task,
         tensors: &SafeTensors<'_>,
     ) -> Result<Vec<Output>, String> {
         let Plain(op) = self;
@@ -277,8 +315,8 @@ impl<A: Activation> Compute for Plain<A> {
             .collect::<Result<Vec<f32>, _>>()?;
         let params_f64: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
         let how = How::default();
-        if files.direction == Direction::Forward {
-            let y = match device(files)? {
+        if task.direction == Direction::Forward {
+            let y = match device(&task.files)? {
                 None => round(&reference::forward(op, &params_f64, &x)),
                 Some(gpu) => {
                     run::forward(&gpu, op, &params, &x, &how).map_err(|e| e.to_string())?
@@ -287,7 +325,7 @@ impl<A: Activation> Compute for Plain<A> {
             return Ok(vec![output("y", &x_view, &y)]);
         }
         let dy = upstream::<T>(tensors, &x_view, x_view.shape())?;
-        let (dx, dparams) = match device(files)? {
+        let (dx, dparams) = match device(&task.files)? {
             None => {
                 let (dx, dparams) =
                     reference::backward(op, &params_f64, &x, &dy).map_err(|e| e.to_string())?;
@@ -311,7 +349,7 @@ struct InGate<G>(G, Order);
 impl<G: Gate> Compute for InGate<G> {
     fn compute<T: Element>(
         &self,
-        files: &Files,
+        task: &Task,
         tensors: &SafeTensors<'_>,
     ) -> Result<Vec<Output>, String> {
         let x_view = tensor(tensors, "x")?;
@@ -333,8 +371,8 @@ impl<G: Gate> Compute for InGate<G> {
             rows: outer.iter().product(),
             alpha,
         };
-        if files.direction == Direction::Forward {
-            let y = match device(files)? {
+        if task.direction == Direction::Forward {
+            let y = match device(&task.files)? {
                 None => self.reference_forward(&call),
                 Some(gpu) => self.forward(&gpu, &call).map_err(|e| e.to_string())?,
             };
@@ -343,7 +381,7 @@ impl<G: Gate> Compute for InGate<G> {
             return Ok(vec![y]);
         }
         let dy = upstream::<T>(tensors, &x_view, &shape)?;
-        let (dx, dalpha) = match device(files)? {
+        let (dx, dalpha) = match device(&task.files)? {
             None => self.reference_backward(&call, &dy),
             Some(gpu) => self.backward(&gpu, &call, &dy).map_err(|e| e.to_string())?,
         };

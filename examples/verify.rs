@@ -10,17 +10,20 @@ use clap::Parser;
 use cuda_emulator::Approx;
 use support::cases::{self, Case, CaseVisitor};
 use support::choose::{Choice, Gpu, open};
+use support::goldfish;
+use support::inputs::Random;
 use support::progress::{self, print};
 use support::{check, inputs, run, table::table};
-use xact::activation::{NAMES, Sample};
+use xact::activation::{self, Sample};
+use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Dtype, Element};
+use xact::{Activation, Element, Goldfish, Strategy, loss};
 
 /// Verify every op, direction and type against the f64 reference
 ///
 /// Inputs are all 65,536 values of the 16-bit types and a sweep of f32. On the emulator every row is run
 /// with the approximate instructions exact, at the lower and at the upper end of their documented
-/// error. Exit status 1 if any row fails.
+/// error. Masks of Goldfish must be those of the reference, label for label. Exit status 1 if any row fails.
 #[derive(Parser)]
 #[command(name = "verify")]
 struct Arguments {
@@ -28,10 +31,10 @@ struct Arguments {
     #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
     device: Choice,
     /// Only this op
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(NAMES))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Option<String>,
     /// Only this element type
-    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    #[arg(long, value_parser = ["f32", "f16", "bf16", "i32", "i64"])]
     dtype: Option<String>,
     /// One JSON object a line instead of the table
     #[arg(long)]
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         list: Vec::new(),
     };
     cases::for_each(&mut jobs);
+    jobs.goldfish::<i32>("i32");
+    jobs.goldfish::<i64>("i64");
     let bar = progress::bar(jobs.list.len());
     let (mut rows, mut reader_gone) = (Vec::new(), false);
     for job in jobs.list {
@@ -89,37 +94,78 @@ struct Jobs<'a> {
     list: Vec<Job>,
 }
 
-impl CaseVisitor for Jobs<'_> {
-    /// Adds the row of a case, unless the arguments exclude it.
-    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
+impl Jobs<'_> {
+    /// Adds a row, unless the arguments exclude it.
+    fn add(
+        &mut self,
+        [op, dtype, direction, params]: [&'static str; 4],
+        run: impl FnOnce(&Gpu, Row) -> Row + 'static,
+    ) {
         let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
-        if !is(&self.arguments.op, A::NAME) || !is(&self.arguments.dtype, T::DTYPE.name()) {
+        if !is(&self.arguments.op, op) || !is(&self.arguments.dtype, dtype) {
             return;
         }
-        let (direction, params) = (case.direction, case.sample.name);
+        let row = Row {
+            op,
+            dtype,
+            direction,
+            params,
+            n: 0,
+            worst: None,
+            dparams_error: None,
+            differences: None,
+            bytes: None,
+            floor_bytes: None,
+            ok: true,
+        };
         self.list.push(Job {
-            name: format!("{} {direction} {} {params}", A::NAME, T::DTYPE),
-            run: Box::new(move |gpu| verify(gpu, &case)),
+            name: format!("{op} {direction} {dtype} {params}"),
+            run: Box::new(|gpu| run(gpu, row)),
         });
+    }
+
+    /// The masks of every strategy for ids of type `I`.
+    fn goldfish<I: TokenId + TryFrom<i64>>(&mut self, dtype: &'static str) {
+        let (k, h, seed) = (4, 13, 0);
+        for strategy in [
+            Strategy::Static { k, start: 3 },
+            Strategy::Random { k, seed },
+            Strategy::ProductTable { k, h },
+            Strategy::ProductAvalanche { k, h },
+            Strategy::DotTable { k, h },
+            Strategy::Hash64 { k, h, seed },
+        ] {
+            let name = strategy.name();
+            self.add(["goldfish", dtype, "mask", name], move |gpu, row| {
+                verify_mask::<I>(gpu, strategy, row)
+            });
+        }
     }
 }
 
-/// What was found for one op, type, direction and sample.
+impl CaseVisitor for Jobs<'_> {
+    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
+        let names = [A::NAME, T::DTYPE.name(), case.direction, case.sample.name];
+        self.add(names, move |gpu, row| verify(gpu, &case, row));
+    }
+}
+
+/// What was found for one op, type, direction and sample; `None` for what has no meaning there.
 struct Row {
     op: &'static str,
-    dtype: Dtype,
+    dtype: &'static str,
     direction: &'static str,
     params: &'static str,
     n: usize,
-    worst_ulp: f64,
-    worst_at: f64,
+    /// Worst error in ulp, and where it is.
+    worst: Option<(f64, f64)>,
     /// Worst error of a parameter gradient, relative to the sum of magnitudes.
     dparams_error: Option<f64>,
     /// Disagreement of the reference with finite differences.
-    differences: f64,
+    differences: Option<f64>,
     /// Read and written, as counted; a real device does not tell.
     bytes: Option<u64>,
-    floor_bytes: u64,
+    floor_bytes: Option<u64>,
     ok: bool,
 }
 
@@ -128,7 +174,7 @@ const F32_POINTS: u32 = 1 << 15;
 /// The bound on the disagreement of the reference's derivatives with its differences.
 const DIFFERENCES: f64 = 1e-6;
 
-fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Row {
+fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row) -> Row {
     let (direction, s) = (case.direction, &case.sample);
     let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
@@ -146,20 +192,10 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Row {
         let partials = xact::raw::partials(T::DTYPE, x.len() as u64).expect("a small tensor");
         floor_bytes += 2 * 8 * partials * s.params.len() as u64;
     }
-    let mut row = Row {
-        op: A::NAME,
-        dtype: T::DTYPE,
-        direction,
-        params: s.name,
-        n: x.len(),
-        worst_ulp: 0.0,
-        worst_at: f64::NAN,
-        dparams_error: None,
-        differences: differences(s),
-        bytes: None,
-        floor_bytes,
-        ok: true,
-    };
+    let differences = differences(s);
+    row.n = x.len();
+    row.floor_bytes = Some(floor_bytes);
+    row.differences = Some(differences);
     for (settings, ulps) in modes {
         let (report, launches) = cuda_emulator::with_settings(settings, || {
             let check = || {
@@ -184,8 +220,26 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Row {
             row.bytes = Some(tensors.map(|b| b.bytes_read + b.bytes_written).sum());
         }
     }
-    row.ok &= row.differences <= DIFFERENCES;
-    row.ok &= row.bytes.is_none_or(|bytes| bytes == row.floor_bytes);
+    row.ok &= differences <= DIFFERENCES;
+    row.ok &= row.bytes.is_none_or(|bytes| bytes == floor_bytes);
+    row
+}
+
+/// The mask of random ids in rows, with exempt ones, against the reference.
+fn verify_mask<I: TokenId + TryFrom<i64>>(gpu: &Gpu, strategy: Strategy, mut row: Row) -> Row {
+    let mut random = Random(1);
+    let ids: Vec<I> = (0..1 << 16)
+        .filter_map(|_| I::try_from((random.bits() >> 33) as i64 % 131_072).ok())
+        .collect();
+    let tokens = Tokens {
+        layout: Layout::Rows { len: 4096 },
+        exempt: &[1, 2, 3],
+        ..Tokens::row(&ids)
+    };
+    row.n = ids.len();
+    let goldfish = Goldfish::new(strategy).expect("a strategy");
+    let expected = goldfish.keep(&tokens).expect("whole rows");
+    row.ok = goldfish::keep(gpu, &goldfish, &tokens, goldfish::How::default()) == Ok(expected);
     row
 }
 
@@ -205,8 +259,8 @@ impl Row {
     fn add(&mut self, report: &Report) {
         self.ok &= report.ok();
         for worst in report.tensors.iter().filter_map(|t| t.worst) {
-            if self.worst_at.is_nan() || worst.ulps > self.worst_ulp {
-                (self.worst_ulp, self.worst_at) = (worst.ulps, worst.x);
+            if self.worst.is_none_or(|(ulps, _)| worst.ulps > ulps) {
+                self.worst = Some((worst.ulps, worst.x));
             }
         }
         for p in &report.parameters {
@@ -216,22 +270,16 @@ impl Row {
 
     fn json(&self, gpu: &Gpu) -> serde_json::Value {
         // JSON has no infinity; a result of the wrong kind is infinitely far off.
-        let number = |v: f64| {
-            if v.is_finite() {
-                v.into()
-            } else {
-                serde_json::Value::Null
-            }
-        };
+        let number = |v: Option<f64>| v.filter(|v| v.is_finite());
         serde_json::json!({
             "op": self.op,
-            "dtype": self.dtype.name(),
+            "dtype": self.dtype,
             "direction": self.direction,
             "params": self.params,
             "device": gpu.name,
             "n": self.n,
-            "worst_ulp": number(self.worst_ulp),
-            "worst_at": number(self.worst_at),
+            "worst_ulp": number(self.worst.map(|(ulps, _)| ulps)),
+            "worst_at": number(self.worst.map(|(_, at)| at)),
             "dparams_error": self.dparams_error,
             "finite_difference": number(self.differences),
             "bytes": self.bytes,
@@ -269,20 +317,23 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
     let mut table = table(&heads, &numbers);
     for row in rows {
         let per_element = |bytes: u64| format!("{:.3}", bytes as f64 / row.n as f64);
+        let cell = |text: Option<String>| text.unwrap_or_default();
+        let counted = || match row.bytes {
+            Some(bytes) => per_element(bytes),
+            None => "not counted".to_owned(),
+        };
         table.add_row([
             row.op.to_owned(),
-            row.dtype.to_string(),
+            row.dtype.to_owned(),
             row.direction.to_owned(),
             row.params.to_owned(),
             row.n.to_string(),
-            format!("{:.2}", row.worst_ulp),
-            format!("{:.4e}", row.worst_at),
-            row.dparams_error
-                .map_or_else(String::new, |e| format!("{e:.0e}")),
-            format!("{:.0e}", row.differences),
-            row.bytes
-                .map_or_else(|| "not counted".to_owned(), per_element),
-            per_element(row.floor_bytes),
+            cell(row.worst.map(|(ulps, _)| format!("{ulps:.2}"))),
+            cell(row.worst.map(|(_, at)| format!("{at:.4e}"))),
+            cell(row.dparams_error.map(|e| format!("{e:.0e}"))),
+            cell(row.differences.map(|e| format!("{e:.0e}"))),
+            cell(row.floor_bytes.map(|_| counted())),
+            cell(row.floor_bytes.map(per_element)),
             if row.ok { "ok" } else { "FAILED" }.to_owned(),
         ]);
     }
@@ -297,7 +348,7 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         "{table}\ndevice: {}\nkernels: {entries} entries in {} files, {:.1} MB of PTX\n{} rows, {failed} failed. ulp: \
          f32 of the formula's largest addend (at most {ULPS_EXACT}, or {ULPS} with approximate\ninstructions at an \
          end of their bound); f16 and bf16 of the result (½ if correctly rounded). Bytes are\nper element, \
-         counted; parameters left out.\n",
+         counted; parameters left out. The masks of goldfish are equal to the reference's or the row fails.\n",
         gpu.name,
         kernels.len(),
         ptx as f64 / 1e6,

@@ -9,8 +9,12 @@ use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xact::activation::{Visitor, for_each};
+use xact::loss::goldfish::{Layout, Tokens};
 use xact::reference::{Bounds, GatedGradients};
-use xact::{Activation, Compat, Element, EpsGradient, Gated, Order, Parameters, Xielu, reference};
+use xact::{
+    Activation, Compat, Element, EpsGradient, Gated, Goldfish, Order, Parameters, Strategy, Xielu,
+    reference,
+};
 
 /// The program of an example, built now: `cargo test --test apply` alone does not build examples.
 fn program(example: &str) -> Command {
@@ -651,4 +655,100 @@ fn verify_stops_quietly_when_its_reader_has_gone() {
     let output = verify.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.is_empty(), "{text}");
+}
+
+/// A tensor of integers.
+fn integers(dtype: Dtype, shape: &[usize], values: &[i64]) -> Tensor {
+    let size = if dtype == Dtype::I64 { 8 } else { 4 };
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()[..size].to_vec());
+    Tensor(dtype, shape.to_vec(), bytes.collect())
+}
+
+#[test]
+fn goldfish_masks_are_those_of_the_reference_on_every_backend() {
+    let (k, h, start, seed) = (3, 5, 1, 11);
+    let ids: Vec<i64> = (0..60).map(|i| i * i % 17 - 3).collect();
+    let (cu_seqlens, exempt) = ([0, 9, 9, 40, 60], [1i64, -3]);
+    for (name, strategy) in [
+        ("static", Strategy::Static { k, start }),
+        ("random", Strategy::Random { k, seed }),
+        ("product-table", Strategy::ProductTable { k, h }),
+        ("product-avalanche", Strategy::ProductAvalanche { k, h }),
+        ("dot-table", Strategy::DotTable { k, h }),
+        ("hash64", Strategy::Hash64 { k, h, seed }),
+    ] {
+        assert_eq!(strategy.name(), name);
+        let goldfish = Goldfish::new(strategy).unwrap();
+        for (dtype, packed) in [(Dtype::I32, false), (Dtype::I64, true), (Dtype::I32, true)] {
+            let scratch = Scratch::new();
+            let labels = integers(dtype, &[3, 20], &ids);
+            let mut tokens = Tokens::row(&ids);
+            tokens.layout = Layout::Rows { len: 20 };
+            if packed {
+                let offsets = cu_seqlens.map(i64::from);
+                scratch.write(&[
+                    ("labels", labels),
+                    ("cu_seqlens", integers(Dtype::I32, &[5], &offsets)),
+                    ("exempt", integers(Dtype::I64, &[2], &exempt)),
+                ]);
+                tokens.exempt = &exempt;
+                tokens.layout = Layout::Documents {
+                    cu_seqlens: &cu_seqlens,
+                };
+            } else {
+                scratch.write(&[("labels", labels)]);
+            }
+            let expected = goldfish.keep(&tokens).unwrap();
+            let kept = expected.iter().filter(|&&keep| keep).count() as i64;
+            let numbers = "--k 3 --h 5 --start 1 --seed 11";
+            for device in ["reference", "emulated"] {
+                let arguments = format!("--device {device} --strategy {name} {numbers}");
+                let arguments: Vec<_> = arguments.split(' ').collect();
+                let outputs = scratch.outputs_of("goldfish-mask", &arguments);
+                assert_eq!(outputs.len(), 2);
+                let Tensor(dtype, shape, bytes) = &outputs["keep"];
+                assert_eq!((*dtype, &shape[..]), (Dtype::U8, &[3, 20][..]));
+                let keep: Vec<bool> = bytes.iter().map(|&byte| byte == 1).collect();
+                assert_eq!(keep, expected, "{name} on {device}");
+                let Tensor(dtype, shape, bytes) = &outputs["kept"];
+                assert_eq!((*dtype, &shape[..]), (Dtype::I64, &[1][..]));
+                assert_eq!(**bytes, kept.to_le_bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
+    let op = "goldfish-mask";
+    for device in ["reference", "emulated"] {
+        let on = ["--device", device];
+        let with = |arguments: &[&'static str]| [&on[..], arguments].concat();
+        let scratch = Scratch::new();
+        scratch.write(&[("labels", integers(Dtype::I64, &[2, 0], &[]))]);
+        let outputs = scratch.outputs_of(op, &on);
+        assert_eq!(
+            (&outputs["keep"].1[..], &outputs["keep"].2[..]),
+            (&[2, 0][..], &[][..])
+        );
+        assert_eq!(outputs["kept"].2, [0; 8]);
+
+        let scratch = Scratch::new();
+        let labels = || ("labels", integers(Dtype::I32, &[2, 2], &[1, 2, 3, 4]));
+        scratch.write(&[labels()]);
+        scratch.refused(op, &with(&["--k", "1"]), &["k is 1", "at least 2"]);
+        scratch.refused(op, &with(&["--h", "0"]), &["h is 0", "at least 1"]);
+        scratch.refused(op, &with(&["--strategy", "best"]), &["best", "hash64"]);
+        scratch.write(&[("ids", integers(Dtype::I32, &[1], &[1]))]);
+        scratch.refused(op, &on, &["no tensor labels", "ids"]);
+        scratch.write(&[("labels", tensor::<f32>(&[2], &[1.0, 2.0]))]);
+        scratch.refused(op, &on, &["labels is F32", "I32 or I64"]);
+        scratch.write(&[("labels", integers(Dtype::I32, &[], &[1]))]);
+        scratch.refused(op, &on, &["labels is a scalar"]);
+        scratch.write(&[labels(), ("exempt", integers(Dtype::I32, &[1], &[1]))]);
+        scratch.refused(op, &on, &["exempt is I32", "I64"]);
+        let falling = integers(Dtype::I32, &[3], &[0, 3, 2]);
+        scratch.write(&[labels(), ("cu_seqlens", falling)]);
+        scratch.refused(op, &on, &["cu_seqlens[2]", "must not decrease"]);
+    }
 }

@@ -1,18 +1,80 @@
-//! The Goldfish kernels against the reference, and against what the official code and its ports compute.
+//! The Goldfish kernels against the reference, and against what the official code and its ports compute; what
+//! their calls refuse.
+
+#![allow(unsafe_code)]
 
 mod support;
 
-use support::choose::{Choice, Gpu, open};
+use std::num::NonZeroU32;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use proptest::prelude::*;
+use proptest::strategy::Strategy as _;
+use support::choose::{Choice, Gpu, open, open_for_tests};
 use support::goldfish::{How, keep};
 use support::goldfish_golden::{Golden, dropped};
-use xact::Goldfish;
-use xact::loss::goldfish::Tokens;
+use support::inputs::Random;
+use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use xact::cudarc::driver::{CudaSlice, DevicePtr};
+use xact::loss::goldfish::device::{Counts, DeviceLayout, DeviceTokens, Mask};
+use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::raw::goldfish as raw;
+use xact::{Device, Error, Goldfish, Strategy, Workspace};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if let Err(code) = open_for_tests() {
+        return code;
+    }
+    let second_device = Device::new(1).is_ok();
+    let test = |name: &str, test: fn()| {
+        Trial::test(format!("goldfish::{name}"), move || {
+            test();
+            Ok(())
+        })
+    };
+    macro_rules! tests {
+        ($($name:ident),+ $(,)?) => { vec![$(test(stringify!($name), $name)),+] };
+    }
+    let mut trials = tests![
+        the_kernel_makes_the_official_masks,
+        the_kernel_decides_as_the_reference,
+        hostile_offsets_read_nothing_outside,
+        every_grid_gives_the_same,
+        every_schedule_gives_the_same,
+        the_safe_call_decides_as_the_reference,
+        each_output_can_be_left_out,
+        wrong_calls_are_refused_and_nothing_is_written,
+        raw_calls_refuse_what_can_be_seen,
+        a_mask_can_be_captured_and_replayed,
+    ];
+    trials.push(
+        test(
+            "buffers_of_another_device_are_refused",
+            buffers_of_another_device_are_refused,
+        )
+        .with_ignored_flag(!second_device),
+    );
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
 
 fn gpu() -> Gpu {
     open(Choice::from_env().unwrap()).unwrap()
 }
 
-#[test]
+/// All strategies.
+fn strategies(k: u32, h: u32, seed: u64) -> [Strategy; 6] {
+    [
+        Strategy::Static { k, start: seed % 9 },
+        Strategy::Random { k, seed },
+        Strategy::ProductTable { k, h },
+        Strategy::ProductAvalanche { k, h },
+        Strategy::DotTable { k, h },
+        Strategy::Hash64 { k, h, seed },
+    ]
+}
+
 fn the_kernel_makes_the_official_masks() {
     let (gpu, golden) = (gpu(), Golden::read());
     let mut labels = 0;
@@ -23,4 +85,597 @@ fn the_kernel_makes_the_official_masks() {
         labels += mask.len();
     }
     assert_eq!(labels, 31 * (4 * 96 + 150));
+}
+
+/// What a call is made of, in numbers.
+#[derive(Clone, Debug)]
+struct Call {
+    strategy: usize,
+    k: u32,
+    h: u32,
+    seed: u64,
+    rows: usize,
+    len: usize,
+    halo_len: usize,
+    /// Documents in the place of rows.
+    cu_seqlens: Option<Vec<i32>>,
+    /// Small numbers, with 0 and negative ones; or any.
+    small: bool,
+    exempt: Vec<i64>,
+    how: How,
+}
+
+fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
+    let numbers = (0..6usize, 2..9u32, 1..70u32, any::<u64>(), any::<bool>());
+    let shape = (0..5usize, 0..300usize, 0..80usize);
+    let offsets = prop::option::of(prop::collection::vec(-90..700i32, 0..9));
+    let rest = (prop::collection::vec(-3..9i64, 0..40), 0..4usize, 0..4u32);
+    (numbers, shape, offsets, rest).prop_map(
+        |((strategy, k, h, seed, small), (rows, len, halo_len), mut cu_seqlens, rest)| {
+            if let Some(offsets) = &mut cu_seqlens {
+                offsets.sort_unstable();
+            }
+            let (exempt, offset, max_blocks) = rest;
+            Call {
+                strategy,
+                k,
+                h,
+                seed,
+                rows,
+                // A row of no labels is no row.
+                len: len.max(1),
+                halo_len: if rows == 0 { 0 } else { halo_len },
+                cu_seqlens,
+                small,
+                exempt,
+                how: How {
+                    offset,
+                    max_blocks: NonZeroU32::new(max_blocks),
+                },
+            }
+        },
+    )
+}
+
+/// Ids of a call, and its halo.
+fn ids_of(call: &Call) -> [Vec<i64>; 2] {
+    let mut random = Random(call.seed);
+    let segments = if call.cu_seqlens.is_some() {
+        1
+    } else {
+        call.rows
+    };
+    [call.rows * call.len, segments * call.halo_len].map(|n| {
+        let ids = (0..n).map(|_| random.bits() as i64);
+        ids.map(|id| if call.small { id % 6 } else { id }).collect()
+    })
+}
+
+fn compare<I: TokenId>(gpu: &Gpu, call: &Call, ids: &[I], halo: &[I]) {
+    let strategy = strategies(call.k, call.h, call.seed)[call.strategy];
+    let goldfish = Goldfish::new(strategy).unwrap();
+    let tokens = Tokens {
+        hash_ids: ids,
+        layout: match &call.cu_seqlens {
+            Some(cu_seqlens) => Layout::Documents { cu_seqlens },
+            None => Layout::Rows { len: call.len },
+        },
+        halo,
+        exempt: &call.exempt,
+    };
+    let expected = goldfish.keep(&tokens).unwrap();
+    assert_eq!(keep(gpu, &goldfish, &tokens, call.how).unwrap(), expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    fn the_kernel_decides_as_the_reference(call in calls()) {
+        let gpu = gpu();
+        let [ids, halo] = ids_of(&call);
+        compare(&gpu, &call, &ids, &halo);
+        let narrow = |ids: &[i64]| ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
+        compare(&gpu, &call, &narrow(&ids), &narrow(&halo));
+    }
+
+    /// Offsets that cannot be, which a host does not see: the emulator reports any stray access.
+    fn hostile_offsets_read_nothing_outside(
+        call in calls(),
+        cu_seqlens in prop::collection::vec(prop_oneof![any::<i32>(), -90..700i32], 1..20),
+    ) {
+        let gpu = gpu();
+        let call = Call { cu_seqlens: Some(vec![]), ..call };
+        let [ids, halo] = ids_of(&call);
+        let goldfish = Goldfish::new(strategies(call.k, call.h, call.seed)[call.strategy]).unwrap();
+        let tokens = Tokens {
+            hash_ids: &ids,
+            layout: Layout::Documents { cu_seqlens: &cu_seqlens },
+            halo: &halo,
+            exempt: &call.exempt,
+        };
+        let mask = keep(&gpu, &goldfish, &tokens, call.how).unwrap();
+        prop_assert_eq!(mask.len(), ids.len());
+    }
+}
+
+/// More labels than a pass of the largest grid tried here takes, more blocks than a pass of the second stage.
+fn every_grid_gives_the_same() {
+    let gpu = gpu();
+    let mut random = Random(1);
+    let ids: Vec<i32> = (0..70_001).map(|_| random.bits() as i32 % 1000).collect();
+    let goldfish = Goldfish::new(Strategy::Hash64 {
+        k: 3,
+        h: 2,
+        seed: 0,
+    })
+    .unwrap();
+    let expected = goldfish.keep(&Tokens::row(&ids)).unwrap();
+    for max_blocks in [
+        None,
+        NonZeroU32::new(1),
+        NonZeroU32::new(2),
+        NonZeroU32::new(200),
+    ] {
+        let how = How {
+            max_blocks,
+            ..How::default()
+        };
+        let mask = keep(&gpu, &goldfish, &Tokens::row(&ids), how).unwrap();
+        assert!(mask == expected, "{max_blocks:?}");
+    }
+}
+
+/// Under other orders of the threads there is no race, and the result is the same.
+fn every_schedule_gives_the_same() {
+    use cuda_emulator::{Schedule, Settings};
+    let gpu = gpu();
+    let golden = Golden::read();
+    let ids = golden.sequence("rand_v131072_len256").repeat(3);
+    let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 5 }).unwrap();
+    let tokens = Tokens::row(&ids);
+    let expected = goldfish.keep(&tokens).unwrap();
+    for schedule in [
+        Schedule::Reversed,
+        Schedule::Seeded(1),
+        Schedule::Seeded(2),
+        Schedule::Seeded(3),
+    ] {
+        let settings = Settings {
+            schedule,
+            ..Settings::default()
+        };
+        let mask = cuda_emulator::with_settings(settings, || {
+            keep(&gpu, &goldfish, &tokens, How::default()).unwrap()
+        });
+        assert_eq!(mask, expected, "{schedule:?}");
+    }
+}
+
+/// Buffers of a safe call over a row of ids.
+struct Buffers {
+    ids: CudaSlice<i32>,
+    keep: CudaSlice<u8>,
+    weights: CudaSlice<f32>,
+    counts: CudaSlice<i64>,
+    workspace: Workspace,
+}
+
+const N: usize = 600;
+
+impl Buffers {
+    fn new(gpu: &Gpu) -> Buffers {
+        let mut random = Random(2);
+        let ids: Vec<i32> = (0..N).map(|_| random.bits() as i32 % 1000).collect();
+        let bytes = raw::workspace_bytes(N as u64);
+        Buffers {
+            ids: gpu.stream.clone_htod(&ids).unwrap(),
+            keep: gpu.stream.clone_htod(&[7; N]).unwrap(),
+            weights: gpu.stream.clone_htod(&[7.0; N]).unwrap(),
+            counts: gpu.stream.clone_htod(&[7; 2]).unwrap(),
+            workspace: Workspace::new(&gpu.stream, bytes).unwrap(),
+        }
+    }
+
+    fn call(&mut self) -> Mask<'_, i32> {
+        Mask {
+            tokens: DeviceTokens::rows(&self.ids, N),
+            keep: Some(&mut self.keep),
+            weights: Some(&mut self.weights),
+            counts: Some(Counts {
+                out: &mut self.counts,
+                workspace: &mut self.workspace,
+            }),
+        }
+    }
+
+    fn written(&self, gpu: &Gpu) -> bool {
+        let stream = &gpu.stream;
+        stream.clone_dtoh(&self.keep).unwrap() != [7; N]
+            || stream.clone_dtoh(&self.weights).unwrap() != [7.0; N]
+            || stream.clone_dtoh(&self.counts).unwrap() != [7; 2]
+    }
+}
+
+fn the_safe_call_decides_as_the_reference() {
+    let gpu = gpu();
+    let mut buffers = Buffers::new(&gpu);
+    let ids = gpu.stream.clone_dtoh(&buffers.ids).unwrap();
+    let (halo, exempt, cu_seqlens) = ([5i32; 12], [1i64, 2, 3], [-4i32, 100, 350, 600]);
+    let on_device = (
+        gpu.stream.clone_htod(&halo).unwrap(),
+        gpu.stream.clone_htod(&exempt).unwrap(),
+        gpu.stream.clone_htod(&cu_seqlens).unwrap(),
+    );
+    for strategy in strategies(3, 9, 4) {
+        let goldfish = Goldfish::new(strategy).unwrap();
+        let uploaded = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+        assert_eq!(uploaded.goldfish().strategy(), strategy);
+        for documents in [false, true] {
+            let (layout, device_layout) = if documents {
+                let device = DeviceLayout::Documents {
+                    cu_seqlens: &on_device.2,
+                };
+                (
+                    Layout::Documents {
+                        cu_seqlens: &cu_seqlens,
+                    },
+                    device,
+                )
+            } else {
+                (
+                    Layout::Rows { len: N / 4 },
+                    DeviceLayout::Rows { len: N / 4 },
+                )
+            };
+            let expected = goldfish.keep(&Tokens {
+                hash_ids: &ids,
+                layout,
+                halo: &halo,
+                exempt: &exempt,
+            });
+            let expected = expected.unwrap();
+            let ids = buffers.ids.clone();
+            let mut call = buffers.call();
+            call.tokens = DeviceTokens {
+                hash_ids: &ids,
+                layout: device_layout,
+                halo: Some(&on_device.0),
+                exempt: Some(&on_device.1),
+            };
+            uploaded.mask(&gpu.device, &gpu.stream, call).unwrap();
+            let keep = gpu.stream.clone_dtoh(&buffers.keep).unwrap();
+            assert_eq!(
+                keep,
+                expected.iter().map(|&k| u8::from(k)).collect::<Vec<_>>()
+            );
+            let kept = expected.iter().filter(|&&k| k).count() as i64;
+            let counts = gpu.stream.clone_dtoh(&buffers.counts).unwrap();
+            assert_eq!(counts, [kept, N as i64 - kept]);
+        }
+    }
+}
+
+fn each_output_can_be_left_out() {
+    let gpu = gpu();
+    let goldfish = Goldfish::new(Strategy::Hash64 {
+        k: 3,
+        h: 2,
+        seed: 0,
+    })
+    .unwrap();
+    let goldfish = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let mut all = Buffers::new(&gpu);
+    goldfish.mask(&gpu.device, &gpu.stream, all.call()).unwrap();
+    for left in 0..8 {
+        let mut buffers = Buffers::new(&gpu);
+        let mut call = buffers.call();
+        if left & 1 == 0 {
+            call.keep = None;
+        }
+        if left & 2 == 0 {
+            call.weights = None;
+        }
+        if left & 4 == 0 {
+            call.counts = None;
+        }
+        goldfish.mask(&gpu.device, &gpu.stream, call).unwrap();
+        let same = |a: bool, b: bool| assert_eq!(a, b, "{left}");
+        let download = |b: &Buffers| {
+            (
+                gpu.stream.clone_dtoh(&b.keep).unwrap(),
+                gpu.stream.clone_dtoh(&b.weights).unwrap(),
+                gpu.stream.clone_dtoh(&b.counts).unwrap(),
+            )
+        };
+        let (got, expected) = (download(&buffers), download(&all));
+        same(got.0 == expected.0, left & 1 != 0);
+        same(got.1 == expected.1, left & 2 != 0);
+        same(got.2 == expected.2, left & 4 != 0);
+    }
+}
+
+fn wrong_calls_are_refused_and_nothing_is_written() {
+    let gpu = gpu();
+    let goldfish = Goldfish::new(Strategy::ProductTable { k: 3, h: 2 }).unwrap();
+    let goldfish = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let mut buffers = Buffers::new(&gpu);
+    let halo = gpu.stream.clone_htod(&[1i32; 3]).unwrap();
+    let mut short = gpu.stream.clone_htod(&[7u8; N - 1]).unwrap();
+    let mut weights = gpu.stream.clone_htod(&[7.0f32; N + 1]).unwrap();
+    let mut one = gpu.stream.clone_htod(&[7i64]).unwrap();
+    let mut small = Workspace::new(&gpu.stream, 8).unwrap();
+    let other = gpu.device.context().new_stream().unwrap();
+    let mut foreign = Workspace::new(&other, 1 << 20).unwrap();
+    let length = |what, expected, got| Error::Length {
+        what,
+        expected,
+        got,
+    };
+    let n = N as u64;
+    macro_rules! refused {
+        ($expected:expr, $call:ident: $change:expr) => {{
+            let mut $call = buffers.call();
+            $change;
+            let refusal = goldfish.mask(&gpu.device, &gpu.stream, $call);
+            assert_eq!(refusal, Err($expected));
+            assert!(!buffers.written(&gpu));
+        }};
+    }
+    let rows = |len| DeviceLayout::Rows { len };
+    refused!(length("hash_ids", 602, n), call: call.tokens.layout = rows(7));
+    refused!(length("hash_ids", 0, n), call: call.tokens.layout = rows(0));
+    refused!(length("the halo", 4, 3), call: {
+        call.tokens.layout = rows(N / 2);
+        call.tokens.halo = Some(&halo);
+    });
+    refused!(length("keep", n, n - 1), call: call.keep = Some(&mut short));
+    refused!(length("weights", n, n + 1), call: call.weights = Some(&mut weights));
+    refused!(length("counts", 2, 1), call: {
+        if let Some(counts) = &mut call.counts {
+            counts.out = &mut one;
+        }
+    });
+    refused!(Error::Workspace { needed: 24, got: 8 }, call: {
+        if let Some(counts) = &mut call.counts {
+            counts.workspace = &mut small;
+        }
+    });
+    refused!(Error::WrongStream, call: {
+        if let Some(counts) = &mut call.counts {
+            counts.workspace = &mut foreign;
+        }
+    });
+}
+
+fn buffers_of_another_device_are_refused() {
+    let gpu = gpu();
+    let second = Device::new(1).unwrap();
+    let stream = second.context().new_stream().unwrap();
+    let wrong = |what| Error::WrongContext { what };
+    let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 2 }).unwrap();
+    assert_eq!(
+        goldfish.upload(&gpu.device, &stream).err(),
+        Some(wrong("the stream"))
+    );
+    let there = goldfish.upload(&second, &stream).unwrap();
+    let mut buffers = Buffers::new(&gpu);
+    assert_eq!(
+        there.mask(&gpu.device, &gpu.stream, buffers.call()),
+        Err(wrong("the bitmap"))
+    );
+    assert_eq!(
+        there.mask(&second, &stream, buffers.call()),
+        Err(wrong("hash_ids"))
+    );
+    let here = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let (halo, exempt) = (
+        stream.clone_htod(&[1i32; 3]).unwrap(),
+        stream.clone_htod(&[1i64; 3]).unwrap(),
+    );
+    let mut keep = stream.clone_htod(&[7u8; N]).unwrap();
+    let mut weights = stream.clone_htod(&[7.0f32; N]).unwrap();
+    let mut out = stream.clone_htod(&[7i64; 2]).unwrap();
+    macro_rules! refused {
+        ($what:literal, $call:ident: $change:expr) => {{
+            let mut $call = buffers.call();
+            $change;
+            let refusal = here.mask(&gpu.device, &gpu.stream, $call);
+            assert_eq!(refusal, Err(wrong($what)));
+            assert!(!buffers.written(&gpu));
+        }};
+    }
+    refused!("the halo", call: call.tokens.halo = Some(&halo));
+    refused!("the exempt ids", call: call.tokens.exempt = Some(&exempt));
+    refused!("cu_seqlens", call: call.tokens.layout = DeviceLayout::Documents { cu_seqlens: &halo });
+    refused!("keep", call: call.keep = Some(&mut keep));
+    refused!("weights", call: call.weights = Some(&mut weights));
+    refused!("counts", call: {
+        if let Some(counts) = &mut call.counts {
+            counts.out = &mut out;
+        }
+    });
+}
+
+fn raw_calls_refuse_what_can_be_seen() {
+    let gpu = gpu();
+    let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 2 }).unwrap();
+    let uploaded = gpu.stream.clone_htod(&vec![7u8; 1 << 20]).unwrap();
+    let base = uploaded.device_ptr(&gpu.stream).0;
+    let run = |at, len| raw::Run {
+        ptr: base + at,
+        len,
+    };
+    // A region of 64 kB for each buffer.
+    let at = |n: u64| base + n * 0x10000;
+    let call = raw::Mask {
+        decision: raw::Decision {
+            goldfish: &goldfish,
+            bitmap: at(0),
+            coefficients: at(2),
+            tokens: raw::Tokens {
+                hash_ids: at(3),
+                id_type: raw::IdType::I32,
+                layout: raw::Layout::Rows { len: 100 },
+                halo: run(0x40000, 10),
+                exempt: run(0x50000, 10),
+            },
+        },
+        labels: 1000,
+        keep: Some(at(6)),
+        weights: Some(at(7)),
+        counts: Some(raw::Counts {
+            out: at(8),
+            workspace: at(9),
+            workspace_bytes: 32,
+        }),
+        max_blocks: None,
+    };
+    let refused = |change: &dyn Fn(&mut raw::Mask<'_>), expected: Error| {
+        let mut call = call;
+        change(&mut call);
+        // SAFETY: all pointers are into `uploaded`, or the call is refused.
+        let refusal = unsafe { raw::mask(&gpu.device, gpu.stream.cu_stream(), &call) };
+        assert_eq!(refusal, Err(expected));
+        let after = gpu.stream.clone_dtoh(&uploaded).unwrap();
+        assert!(after.iter().all(|&byte| byte == 7));
+    };
+    let null = |what| Error::Null { what };
+    let misaligned = |what, address, alignment| Error::Misaligned {
+        what,
+        address,
+        alignment,
+    };
+    let overlap = |output, other| Error::Overlap { output, other };
+    let documents = |ptr, len| raw::Layout::Documents {
+        cu_seqlens: raw::Run { ptr, len },
+    };
+    refused(&|c| c.decision.tokens.hash_ids = 0, null("hash_ids"));
+    refused(&|c| c.decision.tokens.halo.ptr = 0, null("the halo"));
+    refused(
+        &|c| c.decision.tokens.exempt.ptr = 0,
+        null("the exempt ids"),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = documents(0, 3),
+        null("cu_seqlens"),
+    );
+    refused(&|c| c.decision.bitmap = 0, null("the bitmap"));
+    refused(&|c| c.decision.coefficients = 0, null("the coefficients"));
+    refused(&|c| c.keep = Some(0), null("keep"));
+    refused(&|c| c.weights = Some(0), null("weights"));
+    refused(
+        &|c| c.decision.tokens.hash_ids += 2,
+        misaligned("hash_ids", at(3) + 2, 4),
+    );
+    refused(
+        &|c| {
+            c.decision.tokens.hash_ids += 4;
+            c.decision.tokens.id_type = raw::IdType::I64;
+        },
+        misaligned("hash_ids", at(3) + 4, 8),
+    );
+    refused(
+        &|c| c.decision.tokens.exempt.ptr += 4,
+        misaligned("the exempt ids", at(5) + 4, 8),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = documents(at(10) + 2, 3),
+        misaligned("cu_seqlens", at(10) + 2, 4),
+    );
+    refused(
+        &|c| c.decision.bitmap += 1,
+        misaligned("the bitmap", at(0) + 1, 4),
+    );
+    refused(
+        &|c| c.decision.coefficients += 4,
+        misaligned("the coefficients", at(2) + 4, 8),
+    );
+    refused(
+        &|c| c.weights = Some(at(7) + 2),
+        misaligned("weights", at(7) + 2, 4),
+    );
+    refused(
+        &|c| c.keep = Some(at(3) + 3999),
+        overlap("keep", "hash_ids"),
+    );
+    refused(
+        &|c| c.keep = Some(at(0) + 125_003),
+        overlap("keep", "the bitmap"),
+    );
+    refused(&|c| c.weights = Some(at(6)), overlap("weights", "keep"));
+    let counts = |c: &mut raw::Mask<'_>, change: &dyn Fn(&mut raw::Counts)| {
+        if let Some(counts) = &mut c.counts {
+            change(counts);
+        }
+    };
+    refused(&|c| counts(c, &|c| c.out = 0), null("counts"));
+    refused(&|c| counts(c, &|c| c.workspace = 0), null("the workspace"));
+    refused(
+        &|c| counts(c, &|c| c.out += 4),
+        misaligned("counts", at(8) + 4, 8),
+    );
+    refused(
+        &|c| counts(c, &|c| c.workspace_bytes = 31),
+        Error::Workspace {
+            needed: 32,
+            got: 31,
+        },
+    );
+    refused(
+        &|c| counts(c, &|c| c.workspace = at(8) + 8),
+        overlap("the workspace", "counts"),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = raw::Layout::Rows { len: 300 },
+        Error::Length {
+            what: "hash_ids",
+            expected: 1200,
+            got: 1000,
+        },
+    );
+    refused(
+        &|c| {
+            c.labels = u64::MAX - 1;
+            c.decision.tokens.layout = raw::Layout::Rows { len: 2 };
+            c.decision.tokens.halo.len = 0;
+        },
+        Error::TooLarge {
+            rows: 1,
+            cols: u64::MAX - 1,
+        },
+    );
+}
+
+fn a_mask_can_be_captured_and_replayed() {
+    let Gpu { device, .. } = gpu();
+    device.preload().unwrap();
+    // As cudarc's documentation asks: waits on events from outside would break the capture.
+    // SAFETY: everything below runs on one stream, as does each of the other tests.
+    unsafe { device.context().disable_event_tracking() };
+    let stream = device.context().new_stream().unwrap();
+    let gpu = Gpu {
+        stream: stream.clone(),
+        ..gpu()
+    };
+    let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 4 }).unwrap();
+    let uploaded = goldfish.upload(&device, &stream).unwrap();
+    let mut buffers = Buffers::new(&gpu);
+    stream.synchronize().unwrap();
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).unwrap();
+    uploaded.mask(&device, &stream, buffers.call()).unwrap();
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).unwrap().expect("launches");
+    assert!(!buffers.written(&gpu));
+    let ids = stream.clone_dtoh(&buffers.ids).unwrap();
+    let expected = goldfish.keep(&Tokens::row(&ids)).unwrap();
+    for _ in 0..2 {
+        graph.launch().unwrap();
+        let keep = stream.clone_dtoh(&buffers.keep).unwrap();
+        assert!(
+            keep.iter()
+                .zip(&expected)
+                .all(|(&got, &keep)| got == u8::from(keep))
+        );
+    }
 }

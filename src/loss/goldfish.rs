@@ -92,7 +92,8 @@ pub enum Strategy {
         h: u32,
     },
     /// The same product, mixed to 32 bits that are compared with (2³² − 1)/k in f32: `hash-avalanche` of the
-    /// official code (`hashint`). What the product loses is lost here too.
+    /// official code (`hashint`). It begins with the lower 32 bits of the product, which for random ids are all 0
+    /// for 0.2 % of the windows at `h = 13`, for 14 % at 24 and for half of them at 32.
     ProductAvalanche {
         /// About one label in k is dropped.
         k: u32,

@@ -12,4 +12,5 @@ pub mod loss;
 pub mod plot;
 pub mod progress;
 pub mod run;
+pub mod strategy;
 pub mod table;

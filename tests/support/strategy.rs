@@ -1,0 +1,53 @@
+//! A Goldfish strategy on the command line.
+
+use clap::ValueEnum;
+use xact::Strategy;
+
+/// The names of the strategies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// Every k-th label
+    Static,
+    /// One label in k, whatever the text
+    Random,
+    /// Product of the ids, table lookup: the official hash-table, Apertus v1
+    ProductTable,
+    /// Product of the ids, mixed: the official hash-avalanche
+    ProductAvalanche,
+    /// Weighted sum of the ids, table lookup: the successor in Apertus 2
+    DotTable,
+    /// The hash of this crate
+    Hash64,
+}
+
+/// The numbers of a strategy.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Numbers {
+    /// About one label in this many is dropped
+    #[arg(long, default_value_t = 50)]
+    pub k: u32,
+    /// Ids in a window
+    #[arg(long, default_value_t = 50)]
+    pub h: u32,
+    /// static: the first label of a row that is dropped
+    #[arg(long, default_value_t = 0)]
+    pub start: u64,
+    /// random and hash64: any number
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl Numbers {
+    /// The strategy of this name; numbers that it does not have are not used.
+    pub fn of(&self, name: Name) -> Strategy {
+        let Numbers { k, h, start, seed } = *self;
+        match name {
+            Name::Static => Strategy::Static { k, start },
+            Name::Random => Strategy::Random { k, seed },
+            Name::ProductTable => Strategy::ProductTable { k, h },
+            Name::ProductAvalanche => Strategy::ProductAvalanche { k, h },
+            Name::DotTable => Strategy::DotTable { k, h },
+            Name::Hash64 => Strategy::Hash64 { k, h, seed },
+        }
+    }
+}
