@@ -33,7 +33,6 @@ mod reference;
 
 #[cfg(feature = "cuda")]
 use crate::dtype::Dtype;
-#[cfg(feature = "cuda")]
 use crate::error::{Error, Result};
 
 pub use reference::{Fate, Row};
@@ -91,10 +90,12 @@ impl Default for CrossEntropy {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl CrossEntropy {
-    /// Fails unless every option is in its range.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Fails unless every option is in its range. All calls check it themselves.
+    ///
+    /// # Errors
+    /// [`Error::Option`]; [`Error::Classes`] if there are none.
+    pub fn check(&self) -> Result<()> {
         let option = |what, got: f32, range| Err(Error::Option { what, got, range });
         let CrossEntropy {
             label_smoothing,
