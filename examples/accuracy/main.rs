@@ -4,6 +4,7 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+mod losses;
 mod pages;
 mod peers;
 
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cuda_emulator::Approx;
-use half::bf16;
+use half::{bf16, f16};
 use pages::Page;
 use peers::{Peer, Subject};
 use support::cases::{self, Case, CaseVisitor};
@@ -56,6 +57,9 @@ fn main() -> ExitCode {
     };
     let (mut measurements, mut plots) = (Jobs(Vec::new()), Plots(Vec::new()));
     cases::for_each(&mut measurements);
+    measurements.losses::<f32>();
+    measurements.losses::<f16>();
+    measurements.losses::<bf16>();
     if !arguments.json {
         xact::activation::for_each(&mut plots);
     }
@@ -138,7 +142,7 @@ struct Row {
     op: &'static str,
     dtype: Dtype,
     direction: &'static str,
-    /// `y`, `dx` or `dv`.
+    /// `y`, `dx` or `dv`; `loss` or `dlogits`.
     result: &'static str,
     params: &'static str,
     /// The parameters of this name.

@@ -124,10 +124,10 @@ pub fn summary(gpu: &Gpu, rows: &[Row]) -> String {
     let heads = [
         "op",
         "type",
-        "y: worst ulp",
+        "y or loss: worst ulp",
         "at x",
         "correctly rounded",
-        "dx: worst ulp",
+        "dx or dlogits: worst ulp",
         "at x",
         "correctly rounded",
     ];
@@ -213,6 +213,10 @@ fn page(gpu: &Gpu, rows: &[Row], plots: &[&str]) -> String {
         Inputs are all 65,536 values of f16 and bf16, and of f32 a sweep over all magnitudes with the neighbourhoods \
         of roots and switch-over points. The upstream gradient of the plain forms is random. `gated1` is y = G(x)·v, \
         `gated2` y = f(x)·v, with v of {values} and dy of {gradients} in turn.\n\n\
+        Of cross-entropy, an ulp of a loss is that of the largest term of lse (the bound is 4, and 1e-6 of the loss \
+        itself where p > ½), and x is the loss; an ulp of a gradient is that of the gradient, in the type of the \
+        logits, x is how far below the row's largest logit its own lies, and in f32 the bound grows with that \
+        distance: (8 + |t|)/2 ulp or less, t being x in powers of two.\n\n\
         {results}\n\n\
         ## Parameters\n\n\
         {parameters}\n",

@@ -4,8 +4,8 @@
 //
 // The largest e_j is near 1. Because n is an integer, sums of e_j taken with different n are brought
 // together by exact factors 2^(n' − n): how a row is cut, and how often a running maximum moved, leaves no
-// rounding behind. The rounding of the constant log2 e moves all z_j·log2 e by the same relative 2^-26,
-// which cancels between z_j and the largest of them.
+// rounding behind. The constant log2 e falls short by a relative kShort. What that does to z_j and to the
+// largest of them is nearly the same; left over is e_j·(1 + kShort·d) where it is d below.
 #pragma once
 
 #include "math.cuh"
@@ -14,20 +14,21 @@ namespace xact {
 
 // n, as a sum of two f32: where it exceeds 2^23 one f32 does not hold it to the unit.
 struct Base {
-    static constexpr float kLog2e = 1.44269504f;
+    static constexpr float kLog2e = 1.44269502f;
+    static constexpr float kShort = 1.33498e-08f;
 
     float hi;
     float lo;
 
     Base() = default;
     __device__ explicit Base(float max) {
-        // Logits up to the largest f32 have a base. What fmaf leaves is exact.
+        // Logits up to the largest f32 have a base.
         hi = rintf(fminf(fmaxf(max * kLog2e, -kMax), kMax));
-        lo = max == -INFINITY ? 0.0f : rintf(fmaf(max, kLog2e, -hi));
+        lo = max == -INFINITY ? 0.0f : rintf(above_hi(max));
     }
 
     // z·log2 e − n. +inf, and a base of +inf, give NaN.
-    __device__ float exponent(float z) const { return fmaf(z, kLog2e, -hi) - lo; }
+    __device__ float exponent(float z) const { return above_hi(z) - lo; }
 
     // e^z / 2^n.
     __device__ float exp(float z) const { return exp2_approx(exponent(z)); }
@@ -40,6 +41,10 @@ struct Base {
     }
 
   private:
+    // z·log2 e − hi, in the same steps for a logit and for the maximum: where z is the maximum, what is left
+    // after lo is at most ½, however large it is.
+    __device__ float above_hi(float z) const { return fmaf(z, kLog2e, -hi); }
+
     static constexpr float kMax = 3.40282347e+38f;
 };
 

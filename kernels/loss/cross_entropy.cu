@@ -9,7 +9,7 @@
 // With e_j and s = Σ_j e_j relative to a power of two (softmax.cuh), the target's e_t is kept apart:
 //
 //   rest = Σ_{j≠t} e_j    s = rest + e_t    p_j = e_j/s    1 − p_t = rest/s
-//   lse − z_t = log s − (z_t − n·ln 2), or log1p(rest/e_t) where p_t > ½
+//   lse − z_t = log s − (z_t − n·ln 2), or log1p(rest/e_t) where p_t > ½, and then lse = z_t + (lse − z_t)
 //   dz_t = g·[ 2λ·lse·p_t − rest/s + ε − ε/V ]·cap'(z_t)
 //
 // so that a confident row keeps the digits of 1 − p_t, in its loss and in its gradient.
@@ -302,6 +302,8 @@ struct RowLoss {
     float s;
     float lse;
 
+    float surprise;  // lse − z_t
+
     __device__ RowLoss(const Args& args, const RowStats& stats) {
         const Cap<kCap> cap(args);
         base = Base(cap(stats.max));
@@ -309,14 +311,19 @@ struct RowLoss {
         e_target = base.exp(target);
         rest = stats.rest;
         s = rest + e_target;
-        lse = base.natural(logf(s));
-    }
-
-    // lse − z_t.
-    __device__ float surprise() const {
-        if (e_target > rest) return log1pf(rest / e_target);
-        constexpr float kLn2 = 0.693147182f;
-        return fmaf(-kLn2, base.exponent(target), logf(s));
+        if (e_target > rest) {
+            const float ratio = rest / e_target;
+            // kShort makes up a quarter of the error that the loss of a confident row may have. The others are
+            // −log(ratio) below the target, and half the logarithm of their number more or less.
+            const float below = 0.5f * logf(static_cast<float>(args.classes)) - fmaxf(logf(ratio), -128.0f);
+            surprise = log1pf(fmaf(ratio, -Base::kShort * below, ratio));
+            lse = target + surprise;
+        } else {
+            constexpr float kLn2 = 0.693147182f;
+            const float log_s = logf(s);
+            surprise = fmaf(-kLn2, base.exponent(target), log_s);
+            lse = base.natural(log_s);
+        }
     }
 };
 
@@ -557,7 +564,7 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
             stats = merged<cap.value>(args, row);
             const RowLoss<cap.value> loss(args, stats);
             lse = loss.lse;
-            value = loss.surprise();
+            value = loss.surprise;
         });
         if (args.label_smoothing != 0.0f) {
             const float mean = stats.sum / static_cast<float>(args.classes);

@@ -32,7 +32,8 @@ pub struct Row {
     pub dlogits: Vec<f64>,
     /// How far an f32 loss may be off: 4 ulp of the largest term of lse, and 1e-6 of itself where p > ½.
     pub loss_bound: f64,
-    /// How far an f32 lse may be off: 4 ulp of its largest term.
+    /// How far an f32 lse may be off: 4 ulp of its largest term, and of 1: the sum of exponentials whose
+    /// logarithm it is has a rounding of its own.
     pub lse_bound: f64,
     /// How far an f32 gradient may be off: (8 + |t|)·2⁻²⁴ of its terms, t being the logit's distance from the
     /// largest in powers of two.
@@ -139,8 +140,8 @@ impl CrossEntropy {
             surprise,
             if smooth > 0.0 { mean } else { 0.0 },
         ];
-        let largest = terms.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-        let lse_bound = 4.0 * ulp(max.abs().max(total.ln().abs())) + cap_error(max);
+        let largest = terms.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
+        let lse_bound = 4.0 * ulp(max.abs().max(total.ln()).max(1.0)) + cap_error(max);
         let mut loss_bound = weight.abs()
             * (4.0 * ulp(largest) + 2.0 * cap_error(largest))
             * (1.0 + 2.0 * lambda * lse.abs())
