@@ -1,6 +1,8 @@
 //! Runs an op on the tensors of a `.safetensors` file, so that people of other stacks can compare
 //! theirs with ours without writing Rust.
 
+#[path = "apply/cross_entropy.rs"]
+mod cross_entropy;
 #[path = "apply/goldfish.rs"]
 mod goldfish;
 #[path = "../tests/support/mod.rs"]
@@ -59,6 +61,10 @@ enum Op {
     Xgelu(Expanded),
     /// xSiLU: tensors as for xatlu
     Xsilu(Expanded),
+    /// Cross-entropy: reads logits (f32, f16 or bf16, [N, V]), labels (i32 or i64, [N]) and, if they are
+    /// there, weights and, for backward, dloss (f32, [N]); with --goldfish also hash_ids (i32 or i64, [rows, ids
+    /// of a row], N in all), cu_seqlens and exempt as for goldfish-mask; writes loss and lse, or dlogits
+    CrossEntropy(cross_entropy::Arguments),
     /// The labels that Goldfish keeps: reads labels (i32 or i64, [rows, labels of a row]) and, if they are
     /// there, cu_seqlens (i32, offsets of documents into the labels of all rows) and exempt (i64, ids that
     /// are never dropped); writes keep (u8, shape of labels) and kept (i64, one element)
@@ -191,6 +197,9 @@ fn run(arguments: Arguments) -> Result<(), String> {
         Op::Xatlu(arguments) => apply_expanded(Xatlu, &arguments),
         Op::Xgelu(arguments) => apply_expanded(Xgelu, &arguments),
         Op::Xsilu(arguments) => apply_expanded(Xsilu, &arguments),
+        Op::CrossEntropy(arguments) => convert(&arguments.task.files, |tensors| {
+            cross_entropy::apply(&arguments, tensors)
+        }),
         Op::GoldfishMask {
             files,
             strategy,

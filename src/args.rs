@@ -99,6 +99,118 @@ kernel_args! {
         /// Labels kept and labels dropped, u64.
         pub(crate) counts: u64,
     }
+
+    /// What a part of a row of logits comes to: the columns of one block, or of one rank. 20 bytes.
+    RowStats {
+        /// The largest logit, before the cap; -inf of no columns.
+        pub max: f32,
+        /// Σ e^z of the capped logits without the target's, relative to the power of two that belongs to
+        /// `max` (kernels/common/softmax.cuh).
+        pub rest: f32,
+        /// The target's logit, before the cap; -inf where the target is in another part.
+        pub target: f32,
+        /// Σ z of the capped logits, with label smoothing; else 0.
+        pub sum: f32,
+        /// Class of the largest logit, the first of several, if asked for; else `u32::MAX`.
+        pub argmax: u32,
+    }
+
+    /// What a batch comes to, on the device.
+    CrossEntropySummary {
+        /// Σ of the losses of the kept rows.
+        pub loss: f32,
+        /// `loss / normalizer`. 0 if no row is kept, or NaN if that was asked for.
+        pub mean: f32,
+        /// The part of `loss` that is z-loss.
+        pub z_loss: f32,
+        /// Σ of the weights of the kept rows.
+        pub weight: f32,
+        /// What gradients are divided by.
+        pub normalizer: f32,
+        /// Σ of the losses of the rows that Goldfish dropped, if asked for; else 0.
+        pub dropped_loss: f32,
+        /// Rows that count: not ignored, weight not 0, not dropped.
+        pub kept: u64,
+        /// Rows that would count, had Goldfish not dropped them.
+        pub dropped: u64,
+        /// Kept rows whose label is the argmax, if that was asked for; else 0.
+        pub correct: u64,
+        /// The first row whose label is not a class; `u64::MAX` if there is none.
+        pub bad_row: u64,
+    }
+
+    /// What some rows come to. Sums are pairs of sum and compensation.
+    CrossEntropyTotals {
+        pub(crate) loss: [f32; 2],
+        pub(crate) z_loss: [f32; 2],
+        pub(crate) weight: [f32; 2],
+        pub(crate) dropped_loss: [f32; 2],
+        pub(crate) kept: u64,
+        pub(crate) dropped: u64,
+        pub(crate) correct: u64,
+        pub(crate) bad_row: u64,
+    }
+
+    /// What the entries of cross-entropy take. Addresses are of the device; what has address 0 is absent.
+    CrossEntropyArgs {
+        pub(crate) logits: Matrix,
+        pub(crate) dlogits: Matrix,
+        pub(crate) rows: u64,
+        /// Columns that are classes.
+        pub(crate) cols: u64,
+        /// Columns of dlogits; 0 is written beyond `cols`.
+        pub(crate) padded_cols: u64,
+        /// Blocks per row.
+        pub(crate) splits: u64,
+        pub(crate) packs_per_split: u64,
+        /// The class of column 0.
+        pub(crate) first_class: u64,
+        /// Classes of all ranks.
+        pub(crate) classes: u64,
+        pub(crate) labels: u64,
+        pub(crate) ignore_index: i64,
+        /// f32 each.
+        pub(crate) weights: u64,
+        /// f32, `dloss_stride` elements apart.
+        pub(crate) dloss: u64,
+        pub(crate) dloss_stride: i64,
+        /// An f32 by which gradients are divided.
+        pub(crate) normalizer: u64,
+        /// RowStats of [parts][rows], to be merged.
+        pub(crate) parts: u64,
+        pub(crate) part_count: u64,
+        /// RowStats of [splits][rows] or, merged, of [rows]; written.
+        pub(crate) stats: u64,
+        /// Per row, f32.
+        pub(crate) loss: u64,
+        pub(crate) z_loss_out: u64,
+        pub(crate) lse: u64,
+        /// Per row, i32.
+        pub(crate) argmax: u64,
+        pub(crate) rows_per_chunk: u64,
+        pub(crate) chunks: u64,
+        /// CrossEntropyTotals of each chunk of rows.
+        pub(crate) totals: u64,
+        /// CrossEntropySummary.
+        pub(crate) summary: u64,
+        pub(crate) label_smoothing: f32,
+        pub(crate) z_loss: f32,
+        /// 0: none.
+        pub(crate) softcap: f32,
+        /// 1: i64; 0: i32.
+        pub(crate) labels_are_i64: u32,
+        /// 1: find the argmax.
+        pub(crate) with_argmax: u32,
+        /// 1: the loss of dropped rows is computed too.
+        pub(crate) with_dropped: u32,
+        /// A row of logits fits into the dynamic shared memory.
+        pub(crate) on_chip: u32,
+        /// One of the NORMALIZE_BY numbers.
+        pub(crate) normalize_by: u32,
+        /// 1: the mean of no rows is NaN, not 0.
+        pub(crate) empty_is_nan: u32,
+        pub(crate) goldfish: GoldfishArgs,
+    }
 }
 
 kernel_numbers! {
@@ -110,4 +222,12 @@ kernel_numbers! {
     GOLDFISH_PRODUCT_AVALANCHE = 4,
     GOLDFISH_DOT_TABLE = 5,
     GOLDFISH_HASH64 = 6,
+    /// The values of `CrossEntropyArgs::normalize_by`: what the mean is divided by. 1.
+    NORMALIZE_BY_NONE = 0,
+    /// The number of kept rows.
+    NORMALIZE_BY_KEPT = 1,
+    /// Their weight.
+    NORMALIZE_BY_WEIGHT = 2,
+    /// `CrossEntropyArgs::normalizer`.
+    NORMALIZE_BY_EXTERNAL = 3,
 }

@@ -70,6 +70,9 @@ pub(crate) fn driver_error(doing: &'static str, error: DriverError) -> Error {
     }
 }
 
+/// Shared memory of a block that is left to what the compiler places there.
+const STATIC_SHARED_BYTES: u32 = 1024;
+
 /// A CUDA device, ready to run this crate's kernels: its primary context and the functions loaded
 /// into it. Cheap to clone; all clones share what is loaded.
 ///
@@ -83,6 +86,7 @@ struct Inner {
     context: Arc<CudaContext>,
     /// Compute capability times ten.
     capability: u32,
+    dynamic_shared_bytes: u32,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: RwLock<HashMap<Entry, CudaFunction>>,
 }
@@ -111,9 +115,15 @@ impl Device {
         let (major, minor) = context
             .compute_capability()
             .map_err(|e| driver_error("asking for the compute capability", e))?;
+        let shared = context
+            .attribute(
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )
+            .map_err(|e| driver_error("asking for the size of shared memory", e))?;
         Ok(Device(Arc::new(Inner {
             context: context.clone(),
             capability: (major * 10 + minor) as u32,
+            dynamic_shared_bytes: (shared as u32).saturating_sub(STATIC_SHARED_BYTES),
             modules: Mutex::default(),
             functions: RwLock::default(),
         })))
@@ -122,6 +132,11 @@ impl Device {
     /// The context.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
+    }
+
+    /// The most dynamic shared memory that an entry may be launched with.
+    pub(crate) fn dynamic_shared_bytes(&self) -> u32 {
+        self.0.dynamic_shared_bytes
     }
 
     /// The device's name, such as `NVIDIA H100 80GB HBM3`.
@@ -188,6 +203,15 @@ impl Device {
             .module(entry.stem)?
             .load_function(&entry.name())
             .map_err(|e| driver_error("finding a kernel in its module", e))?;
+        if entry.task == crate::loss::cross_entropy::FUSED {
+            // Beyond 48 KiB it must be asked for.
+            function
+                .set_attribute(
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    self.0.dynamic_shared_bytes as i32,
+                )
+                .map_err(|e| driver_error("asking for shared memory", e))?;
+        }
         functions
             .write()
             .unwrap_or_else(PoisonError::into_inner)

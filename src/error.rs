@@ -5,7 +5,7 @@ use std::fmt;
 /// Why a call did not happen. Nothing was launched and nothing was written when a check fails.
 ///
 /// The messages say what to do next, and print without a driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
     /// The crate was compiled without nvcc, so it holds no kernels.
@@ -123,6 +123,22 @@ pub enum Error {
         /// The first that is smaller than the one before it.
         at: u64,
     },
+    /// An option is out of its range.
+    Option {
+        /// Which.
+        what: &'static str,
+        /// What it is.
+        got: f32,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// There are no classes, more than 32 bits count, or a rank's columns reach beyond them.
+    Classes {
+        /// Classes of all ranks.
+        classes: u64,
+        /// One past the rank's last.
+        end: u64,
+    },
     /// A workspace was used on another stream than the one it was made for.
     WrongStream,
     /// A workspace is too small.
@@ -211,6 +227,14 @@ impl fmt::Display for Error {
             Error::Offsets { at } => write!(
                 f,
                 "cu_seqlens[{at}] is smaller than the offset before it; offsets must not decrease"
+            ),
+            Error::Option { what, got, range } => {
+                write!(f, "{what} is {got}; it must be in {range}")
+            }
+            Error::Classes { classes, end } => write!(
+                f,
+                "columns up to class {end} of {classes}: there must be at least one class, fewer than 2^32 - 1, and \
+                 a rank's must be among those of all ranks"
             ),
             Error::WrongStream => f.write_str(
                 "the workspace belongs to another stream; make one workspace for each stream",

@@ -26,6 +26,15 @@ pub const BLOCKS_OF_3: u64 = 2;
 /// [`BLOCKS_OF_1`] blocks.
 pub const PACKS: u64 = 2;
 
+/// 16-byte vectors of a row of logits that a thread has in flight.
+///
+/// With the 768 threads of [`BLOCKS_OF_ROWS`] blocks that is the 48 KiB per SM that an H200 wants; a row of
+/// 131,072 16-bit logits is 16 batches of a block.
+pub const ROW_PACKS: u64 = 4;
+
+/// Blocks of the row kernels that must fit on an SM at once: 80 registers, of which a batch holds 16.
+pub const BLOCKS_OF_ROWS: u64 = 3;
+
 /// Bytes of the widest load and store.
 pub const VECTOR_BYTES: u64 = 16;
 
@@ -35,14 +44,21 @@ pub const VECTOR_BYTES: u64 = 16;
 /// to even out; and the second stage reads at most 64 KiB, which one block does in a few µs.
 pub const MAX_CHUNKS: u64 = 4096;
 
+/// Blocks that rows of logits are cut into if there are fewer rows: about two waves of
+/// [`BLOCKS_OF_ROWS`] blocks on the 132 SMs of an H100, enough that one long row uses the device.
+#[allow(dead_code)] // unused by build.rs, which includes this file
+pub const SPLIT_BLOCKS: u64 = 1024;
+
 /// What the CUDA sources are compiled with.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 5] = [
+pub const DEFINES: [(&str, u64); 7] = [
     ("XACT_BLOCK", BLOCK),
     ("XACT_BLOCKS_OF_1", BLOCKS_OF_1),
     ("XACT_BLOCKS_OF_2", BLOCKS_OF_2),
     ("XACT_BLOCKS_OF_3", BLOCKS_OF_3),
+    ("XACT_BLOCKS_OF_ROWS", BLOCKS_OF_ROWS),
     ("XACT_PACKS", PACKS),
+    ("XACT_ROW_PACKS", ROW_PACKS),
 ];
 
 /// How a tensor is cut.
@@ -90,9 +106,99 @@ impl Cut {
     }
 }
 
+/// How the rows of a matrix of logits are cut into the parts of blocks: by the shape alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // unused by build.rs, which includes this file
+pub struct RowCut {
+    /// Parts of a row.
+    pub splits: u64,
+    /// Packs of all parts but the last, which may have fewer.
+    pub packs_per_split: u64,
+}
+
+#[allow(dead_code)] // unused by build.rs, which includes this file
+impl RowCut {
+    /// Cuts `rows` rows of `cols` elements: at most [`SPLIT_BLOCKS`] parts in all, unless there are more rows.
+    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> RowCut {
+        // A step of a block is one pack per thread.
+        let steps = (Self::row_bytes(cols, element_bytes) / VECTOR_BYTES).div_ceil(BLOCK);
+        let wanted = (SPLIT_BLOCKS / rows.max(1)).clamp(1, steps.max(1));
+        let steps_per_split = steps.div_ceil(wanted).max(1);
+        RowCut {
+            splits: steps.div_ceil(steps_per_split).max(1),
+            packs_per_split: steps_per_split * BLOCK,
+        }
+    }
+
+    /// Bytes of the packs that hold a row, whatever its alignment.
+    pub fn row_bytes(cols: u64, element_bytes: u64) -> u64 {
+        let per_pack = VECTOR_BYTES / element_bytes;
+        // A row may begin up to `per_pack - 1` elements past a vector boundary.
+        cols.saturating_add(per_pack - 1).div_ceil(per_pack) * VECTOR_BYTES
+    }
+}
+
+/// How rows are cut into the chunks whose sums are taken together: by their number alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // unused by build.rs, which includes this file
+pub struct RowChunks {
+    /// Rows of all chunks but the last, which may have fewer.
+    pub rows_per_chunk: u64,
+    /// At most [`MAX_CHUNKS`].
+    pub chunks: u64,
+    /// At least as many as `chunks`, and as those of fewer rows.
+    pub chunks_bound: u64,
+}
+
+#[allow(dead_code)] // unused by build.rs, which includes this file
+impl RowChunks {
+    /// Cuts `rows` rows.
+    pub fn new(rows: u64) -> RowChunks {
+        let rows_per_chunk = BLOCK * rows.div_ceil(BLOCK * MAX_CHUNKS).max(1);
+        RowChunks {
+            rows_per_chunk,
+            chunks: rows.div_ceil(rows_per_chunk),
+            chunks_bound: rows.div_ceil(BLOCK).min(MAX_CHUNKS),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_logits_are_covered_and_few_long_ones_use_many_blocks() {
+        for bytes in [2, 4] {
+            for rows in [0, 1, 2, 3, 500, 513, 1024, 5000] {
+                for cols in [0, 1, 7, 2048, 2049, 50257, 131_072, 262_144] {
+                    let cut = RowCut::new(rows, cols, bytes);
+                    let packs = RowCut::row_bytes(cols, bytes) / VECTOR_BYTES;
+                    assert!(cut.splits * cut.packs_per_split >= packs);
+                    assert!((cut.splits - 1) * cut.packs_per_split < packs.max(1));
+                    assert!(rows * cut.splits <= SPLIT_BLOCKS.max(rows));
+                }
+            }
+        }
+        assert_eq!(RowCut::new(1, 262_144, 2).splits, 129);
+        assert_eq!(RowCut::new(16_384, 131_072, 2).splits, 1);
+    }
+
+    #[test]
+    fn chunks_of_rows_cover_them() {
+        let mut last = 0;
+        for rows in [0, 1, 255, 256, 257, 1 << 20, (1 << 20) + 1, 5_000_000] {
+            let RowChunks {
+                rows_per_chunk,
+                chunks,
+                chunks_bound,
+            } = RowChunks::new(rows);
+            assert!(chunks * rows_per_chunk >= rows);
+            assert!(chunks == 0 || (chunks - 1) * rows_per_chunk < rows);
+            assert!(chunks <= chunks_bound && last <= chunks_bound);
+            last = chunks_bound;
+        }
+    }
 
     #[test]
     fn a_cut_covers_every_tile_exactly_once() {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use cudarc::driver::sys::CUstream;
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use crate::device::{Device, driver_error};
 use crate::dtype::Dtype;
@@ -38,6 +39,15 @@ macro_rules! kernel_numbers {
 pub(crate) trait KernelArgs: Copy {}
 
 include!("args.rs");
+
+// SAFETY: structs of numbers without padding, laid out by the C rules on both sides.
+unsafe impl DeviceRepr for RowStats {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for CrossEntropySummary {}
+// SAFETY: every field is a number, of which all bits zero is one.
+unsafe impl ValidAsZeroBits for RowStats {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for CrossEntropySummary {}
 
 /// A kernel entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

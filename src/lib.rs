@@ -34,6 +34,8 @@ pub use device::{Device, Image, Workspace, images};
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use launch::entry_names;
-pub use loss::{Goldfish, Strategy};
+#[cfg(feature = "cuda")]
+pub use launch::{CrossEntropySummary, RowStats};
+pub use loss::{CrossEntropy, Goldfish, Normalizer, Strategy};
 
 pub use half;

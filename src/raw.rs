@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cross_entropy;
 pub mod goldfish;
 pub(crate) mod safe;
 mod span;

@@ -12,8 +12,8 @@ use xact::activation::{Visitor, for_each};
 use xact::loss::goldfish::{Layout, Tokens};
 use xact::reference::{Bounds, GatedGradients};
 use xact::{
-    Activation, Compat, Element, EpsGradient, Gated, Goldfish, Order, Parameters, Strategy, Xielu,
-    reference,
+    Activation, Compat, CrossEntropy, Element, EpsGradient, Gated, Goldfish, Order, Parameters,
+    Strategy, Xielu, reference,
 };
 
 /// The program of an example, built now: `cargo test --test apply` alone does not build examples.
@@ -750,5 +750,205 @@ fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
         let falling = integers(Dtype::I32, &[3], &[0, 3, 2]);
         scratch.write(&[labels(), ("cu_seqlens", falling)]);
         scratch.refused(op, &on, &["cu_seqlens[2]", "must not decrease"]);
+    }
+}
+
+const CLASSES: usize = 9;
+
+/// Six rows of eleven columns, of which nine are classes.
+fn loss_input<T: Element>(dtype: Dtype) -> Vec<(&'static str, Tensor)> {
+    let logits: Vec<f64> = (0..66)
+        .map(|i| f64::from(i * 37 % 29) * 0.25 - 3.0)
+        .collect();
+    vec![
+        ("logits", tensor::<T>(&[6, 11], &logits)),
+        ("labels", integers(dtype, &[6], &[0, 8, -1, 3, 3, 5])),
+        (
+            "weights",
+            tensor::<f32>(&[6], &[1.0, 0.5, 1.0, 2.0, 0.0, 1.0]),
+        ),
+        (
+            "dloss",
+            tensor::<f32>(&[6], &[1.0, -2.0, 1.0, 0.25, 1.0, 3.0]),
+        ),
+        (
+            "hash_ids",
+            integers(Dtype::I32, &[2, 3], &[0, 8, 4, 3, 3, 5]),
+        ),
+    ]
+}
+
+/// Row 2 is ignored, row 4 weighs nothing, and Goldfish drops the second of each row of ids.
+fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str) {
+    let op = CrossEntropy {
+        ignore_index: -1,
+        label_smoothing: 0.125,
+        z_loss: 0.0625,
+        softcap: Some(5.0),
+        vocab: Some(CLASSES as u64),
+        ..CrossEntropy::default()
+    };
+    let scratch = Scratch::new();
+    let input = loss_input::<T>(dtype);
+    let logits: Vec<T> = values(&input[0].1);
+    let labels = [0, 8, -1, 3, 3, 5];
+    let [weights, dloss] = [2, 3].map(|i| values::<f32>(&input[i].1));
+    scratch.write(&input);
+    let options = "--ignore-index -1 --label-smoothing 0.125 --z-loss 0.0625 --softcap 5 --vocab 9";
+    for (goldfish, kept) in [
+        ("", &[0, 1, 3, 5][..]),
+        ("--goldfish static --k 3 --start 1", &[0, 3, 5]),
+    ] {
+        for reduction in ["none", "mean", "sum"] {
+            let run = |direction| {
+                let line = format!(
+                    "--device {device} --direction {direction} --reduction {reduction} {options} {goldfish}"
+                );
+                scratch.outputs_of(
+                    "cross-entropy",
+                    &line.split_whitespace().collect::<Vec<_>>(),
+                )
+            };
+            let total: f32 = kept.iter().map(|&r| weights[r]).sum();
+            let divisor = if reduction == "mean" {
+                f64::from(total)
+            } else {
+                1.0
+            };
+            let rows: BTreeMap<usize, _> = (kept.iter())
+                .map(|&r| {
+                    let row = &logits[r * 11..][..CLASSES];
+                    let upstream = f64::from(dloss[r]) / divisor;
+                    (
+                        r,
+                        op.evaluate(row, labels[r] as usize, f64::from(weights[r]), upstream),
+                    )
+                })
+                .collect();
+            let forward = run("forward");
+            assert_eq!(forward.len(), 2);
+            let (loss, lse) = (&forward["loss"], &forward["lse"]);
+            assert_eq!(
+                (loss.0, lse.0, &lse.1[..]),
+                (Dtype::F32, Dtype::F32, &[6][..])
+            );
+            let near = |got: f32, expected: f64, bound: f64| {
+                assert!(
+                    (f64::from(got) - expected).abs() <= bound,
+                    "{got} for {expected} ± {bound}"
+                );
+            };
+            for (r, &got) in values::<f32>(lse).iter().enumerate() {
+                rows.get(&r).map_or_else(
+                    || assert_eq!(got, 0.0),
+                    |row| near(got, row.lse, row.lse_bound),
+                );
+            }
+            if reduction == "none" {
+                assert_eq!(loss.1, [6]);
+                for (r, &got) in values::<f32>(loss).iter().enumerate() {
+                    rows.get(&r).map_or_else(
+                        || assert_eq!(got, 0.0),
+                        |row| near(got, row.loss, row.loss_bound),
+                    );
+                }
+            } else {
+                assert_eq!(loss.1, [0usize; 0]);
+                let sum = |f: &dyn Fn(&xact::loss::cross_entropy::Row) -> f64| -> f64 {
+                    rows.values().map(f).sum()
+                };
+                // Beside the errors of the rows, one rounding of the sum and one of the quotient.
+                let expected = sum(&|row| row.loss) / divisor;
+                near(
+                    values::<f32>(loss)[0],
+                    expected,
+                    sum(&|row| row.loss_bound) / divisor + expected.abs() / f64::from(1 << 23),
+                );
+            }
+            let backward = run("backward");
+            assert_eq!(backward.len(), 1);
+            let Tensor(of, shape, _) = &backward["dlogits"];
+            assert_eq!((*of, &shape[..]), (input[0].1.0, &[6, 11][..]));
+            for (i, got) in values::<T>(&backward["dlogits"]).into_iter().enumerate() {
+                let (r, class) = (i / 11, i % 11);
+                match rows.get(&r).filter(|_| class < CLASSES) {
+                    None => assert_eq!(got.to_f64(), 0.0),
+                    Some(row) => {
+                        let (d, bound) = (row.dlogits[class], row.dlogits_bound[class]);
+                        let ends = [d - bound, d + bound].map(|end| T::from_f64(end).to_f64());
+                        assert!(
+                            (ends[0]..=ends[1]).contains(&got.to_f64()),
+                            "{got:?} for {d} ± {bound}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_and_their_gradients_are_within_the_bounds_on_every_backend() {
+    for device in ["reference", &the_device()] {
+        losses_are_within_the_bounds::<f32>(Dtype::I64, device);
+        losses_are_within_the_bounds::<half::f16>(Dtype::I32, device);
+        losses_are_within_the_bounds::<half::bf16>(Dtype::I64, device);
+    }
+}
+
+#[test]
+fn losses_of_nothing_and_of_what_cannot_be() {
+    let op = "cross-entropy";
+    for device in ["reference", "emulated"] {
+        let with = |line: &str| format!("--device {device} --direction forward {line}");
+        let scratch = Scratch::new();
+        scratch.write(&[
+            ("logits", tensor::<f32>(&[0, 5], &[])),
+            ("labels", integers(Dtype::I32, &[0], &[])),
+        ]);
+        let line = with("");
+        let outputs = scratch.outputs_of(op, &line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(values::<f32>(&outputs["loss"]), [0.0]);
+        assert!(outputs["lse"].2.is_empty());
+
+        let scratch = Scratch::new();
+        let input = || loss_input::<f32>(Dtype::I64);
+        scratch.write(&input());
+        for (line, words) in [
+            (
+                "--label-smoothing 1",
+                &["label_smoothing is 1", "[0, 1)"][..],
+            ),
+            ("--z-loss=-1", &["z_loss is -1"]),
+            ("--softcap=-2", &["softcap is -2"]),
+            ("--vocab 0", &["at least one class"]),
+            ("--vocab 12", &["12 are needed"]),
+            ("--goldfish hash64 --h 0", &["h is 0"]),
+            ("--reduction all", &["all", "mean"]),
+        ] {
+            let line = with(line);
+            scratch.refused(op, &line.split_whitespace().collect::<Vec<_>>(), words);
+        }
+        let replaced = |name: &'static str, by: Tensor| {
+            let mut input: Vec<_> = input().into_iter().filter(|(n, _)| *n != name).collect();
+            input.push((name, by));
+            scratch.write(&input);
+        };
+        let refused = |line: &str, words: &[&str]| {
+            let line = with(line);
+            scratch.refused(op, &line.split_whitespace().collect::<Vec<_>>(), words);
+        };
+        replaced("labels", integers(Dtype::I64, &[5], &[0; 5]));
+        refused("", &["labels has 5", "6 rows"]);
+        replaced("labels", tensor::<f32>(&[6], &[0.0; 6]));
+        refused("", &["labels is F32"]);
+        replaced("weights", tensor::<f32>(&[2], &[0.0; 2]));
+        refused("", &["weights has 2"]);
+        replaced("weights", tensor::<half::f16>(&[6], &[0.0; 6]));
+        refused("", &["weights is F16", "F32"]);
+        replaced("logits", tensor::<f32>(&[6], &[0.0; 6]));
+        refused("", &["logits is [6]", "[N, V]"]);
+        replaced("hash_ids", integers(Dtype::I64, &[2, 2], &[0; 4]));
+        refused("--goldfish hash64", &["hash_ids is [2, 2]"]);
     }
 }

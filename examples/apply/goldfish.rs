@@ -72,7 +72,7 @@ fn mask_of<I: TokenId + bytemuck::Pod + DeviceRepr + ValidAsZeroBits>(
 }
 
 /// The elements of a tensor that need not be there.
-fn list<T: bytemuck::Pod>(
+pub fn list<T: bytemuck::Pod>(
     tensors: &SafeTensors<'_>,
     name: &str,
     dtype: Dtype,
@@ -149,7 +149,7 @@ impl<I: TokenId + DeviceRepr + ValidAsZeroBits> Inputs<'_, I> {
 }
 
 /// The buffer of `values` on the device, which has none of length 0.
-fn upload<T: DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
+pub fn upload<T: DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
     if values.is_empty() {
         gpu.stream.alloc_zeros(1)
     } else {
@@ -158,6 +158,6 @@ fn upload<T: DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice
     .expect("memory on the device")
 }
 
-fn view<T: DeviceRepr>(buffer: &CudaSlice<T>, len: usize) -> CudaView<'_, T> {
+pub fn view<T: DeviceRepr>(buffer: &CudaSlice<T>, len: usize) -> CudaView<'_, T> {
     buffer.slice(..len)
 }

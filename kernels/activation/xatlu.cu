@@ -8,7 +8,9 @@
 
 namespace xact {
 
+template <class>
 struct ArctanGate {
+    static constexpr float kUnit = 1.0f;
     static constexpr float kInvPi = 0.318309886f;
 
     float u;
@@ -38,10 +40,13 @@ struct ArctanGate {
     // arctan(z)/π
     __device__ float angle() const { return z * ratio; }
     __device__ float t() const { return far ? angle() : 0.5f - angle(); }
-    __device__ float plus_ut(float a, float k) const {
-        return fmaf(k * (far ? ratio : 0.5f - angle()), far ? 1.0f : u, a);
+    __device__ float plus_t(float a, float k) const { return fmaf(k, t(), a); }
+    __device__ float ut(float k) const {
+        return k * (far ? ratio : 0.5f - angle()) * (far ? 1.0f : u);
     }
-    __device__ float v() const { return fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()); }
+    __device__ float plus_v(float a, float k) const {
+        return fmaf(k, fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()), a);
+    }
     __device__ float slope(float k) const {
         // 1/(1 + u²) with one reciprocal. Beyond 2^60, where u² may overflow, u is scaled down and the
         // result with it; the 1 is lost there anyway.

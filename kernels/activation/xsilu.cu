@@ -6,37 +6,42 @@
 
 namespace xact {
 
+template <class>
 struct LogisticGate {
     // Beyond, t and u·t are below the smallest subnormal.
     static constexpr float kFar = 120.0f;
+    static constexpr float kUnit = ScaledExp2::kTiny;
+    static constexpr float kLog2eHi = 1.44269502f;
+    static constexpr float kLog2eLo = 1.92596303e-08f;
 
     float u;
-    ExpNeg e;
+    float near_u;       // min(u, kFar)
+    ScaledExp2 e;       // e^-u
     float one_minus_t;  // 1/(1 + e)
-    float b;            // t = b·scale
+    float b;            // t = b·kUnit·scale
 
     __device__ explicit LogisticGate(float x)
-        : u(fabsf(x)), e(min_nan(u, kFar), 0.0f) {
-        one_minus_t = rcp_approx(fmaf(e.m, e.scale, 1.0f));
+        : u(fabsf(x)),
+          near_u(min_nan(u, kFar)),
+          e(-kLog2eHi, near_u, [this](float f) { return fmaf(-kLog2eLo, near_u, f); }) {
+        one_minus_t = rcp_approx(fmaf(e.m * kUnit, e.scale, 1.0f));
         b = e.m * one_minus_t;
     }
 
-    __device__ float t() const { return b * e.scale; }
-    __device__ float plus_ut(float a, float k) const {
-        return fmaf((k * b) * min_nan(u, kFar), e.scale, a);
+    __device__ float plus_t(float a, float k) const { return fmaf(k * b, e.scale, a); }
+    __device__ float ut(float k) const { return k * b * (near_u * e.scale); }
+    __device__ float plus_v(float a, float k) const {
+        return fmaf(k * b * fmaf(-near_u, one_minus_t, 1.0f), e.scale, a);
     }
-    __device__ float v() const {
-        return (b * fmaf(-min_nan(u, kFar), one_minus_t, 1.0f)) * e.scale;
+    __device__ float slope(float k) const { return k * b * fmaf(-kUnit * b, e.scale, 1.0f) * e.scale; }
+    __device__ float h() const { return near_u < 1.0f ? near_u * near() : plus_t(1.0f, -2.0f * kUnit); }
+    __device__ float uh() const {
+        return near_u < 1.0f ? near_u * near_u * near() : fmaf(-2.0f * kUnit * b, near_u * e.scale, u);
     }
-    __device__ float slope(float k) const {
-        return ((k * b) * fmaf(-b, e.scale, 1.0f)) * e.scale;
-    }
-    __device__ float h() const { return u < 1.0f ? u * near() : fmaf(-2.0f, t(), 1.0f); }
-    __device__ float uh() const { return u < 1.0f ? u * u * near() : plus_ut(u, -2.0f); }
 
     // tanh(u/2)/u for u < 1, minimax in u²: relative error 2^-31.5 before rounding.
     __device__ float near() const {
-        const float y = u * u;
+        const float y = near_u * near_u;
         float r = -3.22921278e-06f;
         r = fmaf(r, y, 4.15521645e-05f);
         r = fmaf(r, y, -0.000421042321f);

@@ -13,6 +13,18 @@ __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 
+// The i-th of the values that fill a vector, exactly.
+template <class T>
+__device__ inline float element(const unsigned (&vector)[4], int i) {
+    return to_float(reinterpret_cast<const T*>(vector)[i]);
+}
+// One instruction: extracted as 16 bits, the upper half of a word takes two.
+template <>
+__device__ inline float element<__nv_bfloat16>(const unsigned (&vector)[4], int i) {
+    const unsigned word = vector[i / 2];
+    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000);
+}
+
 __device__ inline void from_float(float v, float& out) { out = v; }
 __device__ inline void from_float(float v, __half& out) { out = __float2half_rn(v); }
 __device__ inline void from_float(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }

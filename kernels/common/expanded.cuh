@@ -4,15 +4,16 @@
 //
 // With u = |x| and t = g(−u), the small tail of the gate, both sides are sums that lose no digits:
 //
-//   x < 0:  G = −α + (1 + 2α)·t          f = α·u − (1 + 2α)·u·t
-//   x ≥ 0:  G = (1 + α) − (1 + 2α)·t     f = (1 + α)·u − (1 + 2α)·u·t
-//   f' = G + (1 + 2α)·x·g'(u)            G' = (1 + 2α)·g'(u)
+//   x < 0:  c = −α,      κ = 1 + 2α            G = c + κ·t
+//   x ≥ 0:  c = 1 + α,   κ = −(1 + 2α)         f = x·G = ±(c·u + κ·u·t), with the sign of x
+//   f' = c + κ·(t − u·g'(u))                   G' = (1 + 2α)·g'(u)
 //   ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //
 // A gate provides the pieces, each accurate relative to itself (v to its larger addend):
-//   t = g(−u)    plus_ut(a, k) = a + k·u·t    v = t − u·g'(u)    slope(k) = k·g'(u)
-//   h = h(u)     uh = u·h(u)
-// where a subnormal intermediate is never multiplied: plus_ut and slope round once, at the end.
+//   plus_t(a, k) = a + k·t    ut(k) = k·u·t    plus_v(a, k) = a + k·(t − u·g'(u))    slope(k) = k·g'(u)
+//   h = h(u)                  uh = u·h(u)
+// where a subnormal intermediate is never multiplied: each rounds once there, at the end. It is told the
+// type that x was widened from, and is handed k·kUnit for k, a power of two of its choice.
 //
 // Corners: f(±0) = ±0; f(+inf) = +inf for α > −1 and f(−inf) = ±inf for α ≠ 0 with the sign of α,
 // else the limit of (1 + 2α)·u·t with its sign; f'(±inf) = 1 + α, −α; NaN gives NaN.
@@ -22,46 +23,58 @@
 
 namespace xact {
 
-template <class Gate>
+template <template <class> class Gate>
 struct Expanded {
     static constexpr int kParams = 1;
 
-    float alpha;       // α
-    float one_plus;    // 1 + α
-    float k;           // 1 + 2α
-    float chain[1];
+    template <class T>
+    struct At {
+        static constexpr int kParams = 1;
+
+        float alpha;
+        float one_plus;    // 1 + α
+        float k;           // (1 + 2α)·kUnit
+        float chain[1];
+
+        __device__ float c(float x) const { return x < 0.0f ? -alpha : one_plus; }
+        __device__ float kappa(float x) const { return x < 0.0f ? k : -k; }
+
+        __device__ Point<1> at(Order<1>, float x) const {
+            const Gate<T> g(x);
+            Point<1> p;
+            p.value = g.plus_t(c(x), kappa(x));
+            p.slope = g.slope(k);
+            p.dparams[0] = copysignf(g.h(), x);
+            return p;
+        }
+
+        __device__ Point<1> at(Order<2>, float x) const {
+            const Gate<T> g(x);
+            Point<1> p;
+            // 0·inf would be NaN where the linear part is absent. The sum is +0 at ±0, because c and κ
+            // are never both negative.
+            const float curved = g.ut(kappa(x));
+            const float sum = c(x) == 0.0f ? curved : fmaf(c(x), fabsf(x), curved);
+            p.value = with_sign_of(x, sum);
+            p.slope = g.plus_v(c(x), kappa(x));
+            p.dparams[0] = g.uh();
+            return p;
+        }
+    };
 
     template <class T, class F>
     __device__ static void with(const ActivationArgs& args, F f) {
-        Expanded op;
+        At<T> op;
         op.alpha = read_param<T>(args, 0);
         op.one_plus = 1.0f + op.alpha;
-        op.k = fmaf(2.0f, op.alpha, 1.0f);
+        op.k = Gate<T>::kUnit * fmaf(2.0f, op.alpha, 1.0f);
         op.chain[0] = 1.0f;
         f(op);
     }
 
-    __device__ Point<1> at(Order<1>, float x) const {
-        const Gate g(x);
-        Point<1> p;
-        p.value = fmaf(x < 0.0f ? k : -k, g.t(), x < 0.0f ? -alpha : one_plus);
-        p.slope = g.slope(k);
-        p.dparams[0] = copysignf(g.h(), x);
-        return p;
-    }
-
-    __device__ Point<1> at(Order<2>, float x) const {
-        const Gate g(x);
-        const float c = x < 0.0f ? alpha : one_plus;
-        Point<1> p;
-        // 0·inf would be NaN where the linear part is absent. The sum loses the sign of 0, and has that
-        // of x wherever it vanishes. (Asked of the sum: asked of x it becomes a branch around it all.)
-        const float linear = c == 0.0f ? 0.0f : c * fabsf(x);
-        const float sum = g.plus_ut(linear, -k);
-        p.value = sum == 0.0f ? copysignf(0.0f, x) : sum;
-        p.slope = fmaf(x < 0.0f ? k : -k, g.v(), x < 0.0f ? -alpha : one_plus);
-        p.dparams[0] = g.uh();
-        return p;
+    // v where x has no sign bit, else −v.
+    __device__ static float with_sign_of(float x, float v) {
+        return __int_as_float(__float_as_int(v) ^ (__float_as_int(x) & 0x80000000));
     }
 };
 

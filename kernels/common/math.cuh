@@ -28,28 +28,28 @@ __device__ inline float min_nan(float a, float b) {
     return r;
 }
 
-// e^-z = m·scale for z = hi + lo >= 0, with m near 1 and scale = 2^-n an exact power of two, so that
-// a product with it keeps its digits until the product itself is subnormal.
+// 2^(a·z + …) = m·scale·kTiny for -190 <= a·z <= 0, with m near 1 and scale = 2^-n/kTiny an exact power of
+// two, so that a product with it keeps its digits until the product itself is subnormal. kTiny is what
+// lets scale reach 2^-190; it costs nothing where it joins a constant factor.
 //
-// z·log2 e is reduced by the nearest integer n <= 126 in two fused steps, without which the rounding
-// of a product near 150 alone would cost 60 ulp. One exp2_approx, so 2 ulp of its own at most.
-struct ExpNeg {
+// n is the integer nearest to -a·z, and f = a·z + n is formed in one fused step: the rounding of a product
+// near 150 would cost 60 ulp. rest(f) adds to f what a·z leaves out. One exp2_approx, so 2 ulp of its own
+// at most.
+struct ScaledExp2 {
     float m;
     float scale;
 
+    static constexpr int kBias = 64;
+    static constexpr float kTiny = 0x1p-64f;
     // Adding and subtracting it rounds to an integer, whose bits it then holds.
     static constexpr float kRound = 12582912.0f;  // 1.5·2^23
-    static constexpr float kLog2eHi = 1.44269502f;
-    static constexpr float kLog2eLo = 1.92596303e-08f;
 
-    __device__ ExpNeg(float hi, float lo) {
-        const float rounded = fminf(fmaf(hi, kLog2eHi, kRound), kRound + 126.0f);
-        const float n = rounded - kRound;
-        float f = fmaf(hi, kLog2eHi, -n);
-        f = fmaf(hi, kLog2eLo, f);
-        f = fmaf(lo, kLog2eHi, f);
-        m = exp2_approx(-f);
-        scale = __int_as_float(0x3f800000 - (__float_as_int(rounded) << 23));
+    template <class Rest>
+    __device__ ScaledExp2(float a, float z, Rest rest) {
+        const float rounded = fmaf(a, z, kRound);
+        const float n = kRound - rounded;
+        m = exp2_approx(rest(fmaf(a, z, n)));
+        scale = __int_as_float(((127 + kBias) << 23) + (__float_as_int(rounded) << 23));
     }
 };
 

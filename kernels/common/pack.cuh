@@ -73,7 +73,7 @@ struct alignas(16) Pack {
     // The elements as f32, exactly.
     __device__ void unpack(float (&out)[N]) const {
 #pragma unroll
-        for (int i = 0; i < N; ++i) out[i] = to_float(reinterpret_cast<const T*>(this)[i]);
+        for (int i = 0; i < N; ++i) out[i] = element<T>(v4, i);
     }
 };
 
@@ -126,6 +126,16 @@ struct Row {
             for (int i = 0; i < 8; ++i) p.v2[i] = reinterpret_cast<const unsigned short*>(at)[i];
         }
         return p;
+    }
+
+    // The same for the anchor's own row, whose width is 16 by construction.
+    __device__ Pack<T> load_aligned(long long first) const {
+        Pack<T> p;
+        p.v16 = load_vector(reinterpret_cast<const uint4*>(base + first));
+        return p;
+    }
+    __device__ void store_aligned(long long first, const Pack<T>& p) const {
+        store_vector(reinterpret_cast<uint4*>(base + first), p.v16);
     }
 
     __device__ void store(long long first, const Pack<T>& p) const {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{BLOCK, MAX_CHUNKS};
 use crate::launch::{GoldfishArgs, GoldfishMaskArgs, launch};
 use crate::loss::Goldfish;
-use crate::loss::goldfish::{COUNTS, MASK, halo_len, rows};
+use crate::loss::goldfish::{COUNTS, MASK, TokenId, halo_len, rows};
 
 pub(crate) mod safe;
 
@@ -26,7 +26,16 @@ pub enum IdType {
 }
 
 impl IdType {
-    const fn size(self) -> u64 {
+    /// That of `I`.
+    pub(crate) const fn of<I: TokenId>() -> IdType {
+        if size_of::<I>() == 8 {
+            IdType::I64
+        } else {
+            IdType::I32
+        }
+    }
+
+    pub(super) const fn size(self) -> u64 {
         match self {
             IdType::I32 => 4,
             IdType::I64 => 8,

@@ -57,6 +57,11 @@ impl Span {
         })
     }
 
+    /// Whether it is the buffer of that name.
+    pub(super) fn is(&self, what: &str) -> bool {
+        self.what == what
+    }
+
     /// Whether `self` and `other` are free of common bytes, or might not be.
     fn overlaps(&self, other: &Span) -> bool {
         if self.start == self.end || other.start == other.end {

@@ -9,6 +9,7 @@ pub mod files;
 pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
+pub mod loss;
 pub mod plot;
 pub mod progress;
 pub mod run;

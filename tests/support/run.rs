@@ -75,7 +75,7 @@ pub struct Tensor {
 
 impl Tensor {
     /// Uploads `data` as `rows` rows; what lies between and around them is canary.
-    pub fn upload<T: Element>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
+    pub fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
         let cols = data.len().checked_div(rows).unwrap_or(0);
         assert_eq!(rows * cols, data.len());
         let element = size_of::<T>();
@@ -97,7 +97,7 @@ impl Tensor {
     }
 
     /// The rows, and whether every canary is alive.
-    pub fn download<T: Element>(&self, gpu: &Gpu) -> (Vec<T>, bool) {
+    pub fn download<T: bytemuck::Pod>(&self, gpu: &Gpu) -> (Vec<T>, bool) {
         let mut host = gpu.stream.clone_dtoh(&self.bytes).expect("download");
         let mut rows = Vec::with_capacity(self.rows * self.cols);
         for r in 0..self.rows {

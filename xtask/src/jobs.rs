@@ -45,8 +45,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         tests("test --package xact --no-default-features --tests"),
         // The figures of README.md and docs/ are those of the emulator.
         Step::cargo("run --package xact --example accuracy -- --check --device emulated"),
-        // Without the budget while the plain xGELU kernels are over it.
-        Step::cargo("xtask sass --no-budget").skip_if(sass::why_not(folders, &toolkit)?),
+        Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
     ];
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);

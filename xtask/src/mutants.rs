@@ -8,10 +8,10 @@ mod mutate;
 mod report;
 mod trials;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{IsTerminal, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ const BAR: f64 = 0.97;
 
 /// What the command line asks for.
 pub struct Options {
-    /// Only mutants of this op's kernels and of the common headers, against this op's trials.
+    /// Only mutants of this op's kernels and of the headers that they include.
     pub op: Option<String>,
     /// Prints the mutants, runs nothing.
     pub list: bool,
@@ -68,7 +68,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         tree: folder.join("tree"),
         target: folder.join("target"),
         nvcc: toolkit.nvcc,
-        op: options.op.clone(),
+        kernels: kernels(&folders.root)?,
     };
     eprintln!("The copy is {}.", bench.tree.display());
     let fingerprint = copy::synchronise(&folders.root, &bench.tree)?;
@@ -87,11 +87,11 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let mut fresh = 0_u32;
     for (index, mutant) in chosen.iter().enumerate() {
         bar.set_message(report::tally(&results));
-        let result = match journal.known(mutant, options.op.as_deref()) {
+        let result = match journal.known(mutant) {
             Some(result) => result,
             None => {
                 let result = bench.run(mutant, &base)?;
-                journal.write(&result, options.op.as_deref())?;
+                journal.write(&result)?;
                 fresh += 1;
                 result
             }
@@ -133,47 +133,92 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
 
 /// Every mutant, in a fixed order: files by name, places from the top.
 fn mutants(root: &Path, op: Option<&str>) -> anyhow::Result<Vec<Mutant>> {
-    let mut sources = Vec::new();
-    let mut folders = vec![root.join("kernels")];
+    let users = users(root)?;
+    if let Some(op) = op
+        && !users.values().flatten().any(|user| user == op)
+    {
+        bail!("there is no kernels/*/{op}.cu");
+    }
+    let mut mutants = Vec::new();
+    for (file, mut ops) in users {
+        if let Some(op) = op {
+            let Some(place) = ops.iter().position(|user| user == op) else {
+                continue;
+            };
+            // The first is asked first.
+            ops.swap(0, place);
+        }
+        let path = root.join(&file);
+        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        for mutation in mutate::mutations(&source) {
+            mutants.push(Mutant::new(&file, &source, mutation, ops.clone()));
+        }
+    }
+    Ok(mutants)
+}
+
+/// The source files of the kernels, relative to the workspace, each with the ops that are compiled from it.
+fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
+    let mut users: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+    for kernel in kernels(root)? {
+        let mut open = vec![kernel.clone()];
+        let mut seen = BTreeSet::new();
+        while let Some(file) = open.pop() {
+            let path = root.join(&file);
+            // The build script writes one of the headers.
+            if !path.is_file() || !seen.insert(file.clone()) {
+                continue;
+            }
+            let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let included = source.lines().filter_map(|line| {
+                let name = line.strip_prefix("#include \"")?.strip_suffix('"')?;
+                Some(normal(&file.parent()?.join(name)))
+            });
+            open.extend(included);
+        }
+        for file in seen {
+            users.entry(file).or_default().push(op_of(&kernel));
+        }
+    }
+    Ok(users)
+}
+
+/// Every kernels/<folder>/<op>.cu, relative to the workspace.
+fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let mut kernels = BTreeSet::new();
+    let mut folders = vec![PathBuf::from("kernels")];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let path = entry?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
-                sources.push(path);
+        let path = root.join(&folder);
+        for entry in fs::read_dir(&path).with_context(|| path.display().to_string())? {
+            let entry = entry?;
+            let file = folder.join(entry.file_name());
+            if entry.path().is_dir() {
+                folders.push(file);
+            } else if file.extension().is_some_and(|e| e == "cu") {
+                kernels.insert(file);
             }
         }
     }
-    sources.sort();
-    let mut mutants = Vec::new();
-    let mut is_known = op.is_none();
-    for path in sources {
-        let is_header = path.extension().is_some_and(|e| e == "cuh");
-        let stem = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if !is_header && op.is_some_and(|op| op != stem) {
-            continue;
-        }
-        is_known |= !is_header;
-        let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let file = path.strip_prefix(root).expect("under it").to_path_buf();
-        for mutation in mutate::mutations(&source) {
-            mutants.push(Mutant::new(
-                &file,
-                &source,
-                mutation,
-                (!is_header).then(|| stem.clone()),
-            ));
+    Ok(kernels)
+}
+
+/// The op of a kernel file or of one of its images: the name up to the first dot.
+fn op_of(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// A path without `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            normal.pop();
+        } else {
+            normal.push(part);
         }
     }
-    if !is_known {
-        bail!("there is no kernels/*/{}.cu", op.unwrap_or_default());
-    }
-    Ok(mutants)
+    normal
 }
 
 /// At most `max` of the mutants, chosen by the seed, in their order.
@@ -202,11 +247,12 @@ struct Bench {
     tree: PathBuf,
     target: PathBuf,
     nvcc: PathBuf,
-    op: Option<String>,
+    kernels: BTreeSet<PathBuf>,
 }
 
 /// The kernels without a mutant.
 struct Base {
+    /// By file name.
     ptx: BTreeMap<String, String>,
     /// Of all trials.
     time: Duration,
@@ -259,12 +305,8 @@ impl Bench {
         };
         let start = Instant::now();
         let limit = Duration::from_secs(3600);
-        let filter = Filter::all(self.op.as_deref());
-        match trials::run(&built.executable, &self.tree, &filter, limit)? {
-            Ended::Passed(0) => bail!(
-                "there are no trials of {}",
-                self.op.as_deref().unwrap_or("any op")
-            ),
+        match trials::run(&built.executable, &self.tree, &Filter::every(), limit)? {
+            Ended::Passed(0) => bail!("there are no trials"),
             Ended::Passed(_) => Ok(Base {
                 ptx: built.ptx,
                 time: start.elapsed(),
@@ -275,6 +317,7 @@ impl Bench {
 
     /// Builds and tests one mutant; the source is as before afterwards.
     fn run(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Result> {
+        self.keep_only(&mutant.ops)?;
         let path = self.tree.join(&mutant.file);
         let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         fs::write(&path, mutant.mutation.apply(&source))?;
@@ -288,23 +331,45 @@ impl Bench {
         })
     }
 
+    /// Most mutants of a header are noticed by any op, so that the others need not be compiled.
     fn outcome(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Outcome> {
-        let built = match self.build()? {
-            Ok(built) => built,
-            Err(message) => {
-                // nvcc's own first, `x.cuh(12): error: …`; else cargo's.
-                let find = |what| message.lines().find(|line: &&str| line.contains(what));
-                let line = find("): error")
-                    .or_else(|| find("error"))
-                    .unwrap_or_default();
-                let words = line.rsplit_once("error: ").map_or(line, |(_, words)| words);
-                return Ok(Status::BuildError.with(words));
+        let mut outcome = Status::Unchanged.with("");
+        let (first, others) = mutant.ops.split_at(mutant.ops.len().min(1));
+        for ops in [first, others] {
+            if ops.is_empty() {
+                continue;
             }
-        };
-        if built.ptx == base.ptx {
-            return Ok(Status::Unchanged.with(""));
+            self.keep_only(ops)?;
+            let built = match self.build()? {
+                Ok(built) => built,
+                Err(message) => {
+                    // nvcc's own first, `x.cuh(12): error: …`; else cargo's.
+                    let find = |what| message.lines().find(|line: &&str| line.contains(what));
+                    let line = find("): error")
+                        .or_else(|| find("error"))
+                        .unwrap_or_default();
+                    let words = line.rsplit_once("error: ").map_or(line, |(_, words)| words);
+                    return Ok(Status::BuildError.with(words));
+                }
+            };
+            let changed: BTreeSet<_> = built
+                .ptx
+                .iter()
+                .filter(|(name, ptx)| base.ptx.get(*name) != Some(ptx))
+                .map(|(name, _)| op_of(Path::new(name)))
+                .collect();
+            for op in &changed {
+                outcome = self.trials(op, &built, base)?;
+                if outcome.status != Status::Survived {
+                    return Ok(outcome);
+                }
+            }
         }
-        let op = self.op.as_deref().or(mutant.op.as_deref());
+        Ok(outcome)
+    }
+
+    /// What the trials of an op say.
+    fn trials(&self, op: &str, built: &Built, base: &Base) -> anyhow::Result<Outcome> {
         let limit = base.time * 3 + Duration::from_secs(30);
         // One 16-bit type first: it is the fastest, and tells most.
         for filter in [Filter::bf16(op), Filter::others(op)] {
@@ -316,6 +381,23 @@ impl Bench {
             }
         }
         Ok(Status::Survived.with(""))
+    }
+
+    /// Hides the kernels of all other ops from the build script, which compiles every .cu file there is.
+    fn keep_only(&self, ops: &[String]) -> anyhow::Result<()> {
+        for kernel in &self.kernels {
+            let shown = self.tree.join(kernel);
+            let hidden = shown.with_extension("cu-hidden");
+            let (from, to) = if ops.contains(&op_of(kernel)) {
+                (hidden, shown)
+            } else {
+                (shown, hidden)
+            };
+            if from.is_file() {
+                fs::rename(&from, &to).with_context(|| from.display().to_string())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -376,8 +458,8 @@ impl Journal {
         Ok(Self { file, known })
     }
 
-    fn known(&self, mutant: &Mutant, op: Option<&str>) -> Option<Result> {
-        let (outcome, time) = self.known.get(&Self::key(mutant, op))?;
+    fn known(&self, mutant: &Mutant) -> Option<Result> {
+        let (outcome, time) = self.known.get(&mutant.to_string())?;
         Some(Result {
             mutant: mutant.clone(),
             outcome: outcome.clone(),
@@ -385,15 +467,9 @@ impl Journal {
         })
     }
 
-    /// The mutant and whose trials it met.
-    fn key(mutant: &Mutant, op: Option<&str>) -> String {
-        let trials = op.or(mutant.op.as_deref()).unwrap_or("every op");
-        format!("{mutant} against {trials}")
-    }
-
-    fn write(&mut self, result: &Result, op: Option<&str>) -> anyhow::Result<()> {
+    fn write(&mut self, result: &Result) -> anyhow::Result<()> {
         let line = json!({
-            "mutant": Self::key(&result.mutant, op),
+            "mutant": result.mutant.to_string(),
             "status": result.outcome.status.word(),
             "by": result.outcome.by,
             "seconds": result.time.as_secs_f64(),
@@ -409,27 +485,36 @@ mod tests {
 
     fn workspace() -> Scratch {
         let scratch = Scratch::new();
-        scratch.write("kernels/activation/a.cu", "float x = 1.0f + y;\n");
+        let include = "#include \"../common/c.cuh\"\n";
+        scratch.write(
+            "kernels/activation/a.cu",
+            &format!("{include}float x = 1.0f + y;\n"),
+        );
         scratch.write("kernels/activation/b.cu", "float x = 2.0f;\n");
-        scratch.write("kernels/common/c.cuh", "float x = 3.0f;\n");
+        scratch.write("kernels/common/c.cuh", "#include \"d.cuh\"\n");
+        scratch.write("kernels/common/d.cuh", "float x = 3.0f;\n");
+        scratch.write("kernels/loss/e.cu", include);
         scratch
     }
 
     #[test]
-    fn an_ops_mutants_are_those_of_its_file_and_of_the_headers() {
+    fn an_ops_mutants_are_those_of_its_file_and_of_what_it_includes() {
         let scratch = workspace();
         let names = |op| -> Vec<String> {
             let mutants = mutants(scratch.path(), op).expect("mutants");
             mutants
                 .iter()
-                .map(|m| format!("{} {:?}", m.file.display(), m.op))
+                .map(|m| format!("{} {:?}", m.file.display(), m.ops))
                 .collect()
         };
-        let a = r#"kernels/activation/a.cu Some("a")"#;
-        let b = r#"kernels/activation/b.cu Some("b")"#;
-        let c = "kernels/common/c.cuh None";
-        assert_eq!(names(None), [a, a, b, c]);
-        assert_eq!(names(Some("a")), [a, a, c]);
+        let a = r#"kernels/activation/a.cu ["a"]"#;
+        let b = r#"kernels/activation/b.cu ["b"]"#;
+        let d = r#"kernels/common/d.cuh ["a", "e"]"#;
+        assert_eq!(names(None), [a, a, b, d]);
+        assert_eq!(names(Some("a")), [a, a, d]);
+        assert_eq!(names(Some("b")), [b]);
+        let e_first = r#"kernels/common/d.cuh ["e", "a"]"#;
+        assert_eq!(names(Some("e")), [e_first]);
         let error = mutants(scratch.path(), Some("z")).expect_err("no such op");
         assert!(error.to_string().contains("z.cu"), "{error}");
     }
@@ -457,22 +542,21 @@ mod tests {
         let path = scratch.path().join("results.jsonl");
         let all = mutants(scratch.path(), None).expect("mutants");
         let mut journal = Journal::open(&path, "one").expect("journal");
-        assert!(journal.known(&all[0], None).is_none());
+        assert!(journal.known(&all[0]).is_none());
         let result = Result {
             mutant: all[0].clone(),
             outcome: Status::Caught.with("a::forward"),
             time: Duration::from_secs(2),
         };
-        journal.write(&result, None).expect("written");
+        journal.write(&result).expect("written");
         write!(journal.file, "{{\"mutant\":\"cut o").expect("written");
         let journal = Journal::open(&path, "one").expect("journal");
         assert_eq!(
-            journal.known(&all[0], None).expect("known").outcome,
+            journal.known(&all[0]).expect("known").outcome,
             result.outcome
         );
-        assert!(journal.known(&all[1], None).is_none());
-        assert!(journal.known(&all[0], Some("b")).is_none(), "other trials");
+        assert!(journal.known(&all[1]).is_none());
         let journal = Journal::open(&path, "two").expect("journal");
-        assert!(journal.known(&all[0], None).is_none());
+        assert!(journal.known(&all[0]).is_none());
     }
 }

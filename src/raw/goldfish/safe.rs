@@ -77,11 +77,7 @@ pub(crate) fn resolve<'a, I: TokenId>(
         coefficients: run(coefficients, stream, &mut guards).ptr,
         tokens: Tokens {
             hash_ids: run(Some(tokens.hash_ids), stream, &mut guards).ptr,
-            id_type: if size_of::<I>() == 8 {
-                IdType::I64
-            } else {
-                IdType::I32
-            },
+            id_type: IdType::of::<I>(),
             layout,
             halo: run(tokens.halo, stream, &mut guards),
             exempt: run(tokens.exempt, stream, &mut guards),

@@ -107,7 +107,7 @@ mod tests {
         let source = "{\n    a = b + c * d;\n}\n";
         let mutation = mutations(source).remove(which);
         Result {
-            mutant: Mutant::new(Path::new("kernels/x.cu"), source, mutation, None),
+            mutant: Mutant::new(Path::new("kernels/x.cu"), source, mutation, Vec::new()),
             outcome: Status::Survived.with(""),
             time: Duration::ZERO,
         }

@@ -12,8 +12,8 @@ use super::mutate::{Kind, Mutation};
 pub struct Mutant {
     /// Relative to the workspace.
     pub file: PathBuf,
-    /// The op whose trials should notice; `None` for a header.
-    pub op: Option<String>,
+    /// The ops whose trials should notice: all whose kernels include the file.
+    pub ops: Vec<String>,
     /// The change.
     pub mutation: Mutation,
     line: usize,
@@ -26,7 +26,7 @@ pub struct Mutant {
 
 impl Mutant {
     /// A mutation of `source`, the text of `file`.
-    pub fn new(file: &Path, source: &str, mutation: Mutation, op: Option<String>) -> Self {
+    pub fn new(file: &Path, source: &str, mutation: Mutation, ops: Vec<String>) -> Self {
         let start = source[..mutation.start].rfind('\n').map_or(0, |at| at + 1);
         let end = source[mutation.end..]
             .find('\n')
@@ -40,7 +40,7 @@ impl Mutant {
         );
         Self {
             file: file.to_path_buf(),
-            op,
+            ops,
             line: mutation.line(source),
             column: mutation.start - start + 1,
             before: lines(&source[start..end]),
@@ -273,7 +273,7 @@ mod tests {
         let source = "int a;\nfloat y = a + b;\n";
         let mutation = mutations(source).remove(0);
         Result {
-            mutant: Mutant::new(Path::new("kernels/x.cu"), source, mutation, None),
+            mutant: Mutant::new(Path::new("kernels/x.cu"), source, mutation, Vec::new()),
             outcome: status.with(""),
             time: Duration::from_secs(10),
         }
@@ -309,7 +309,7 @@ mod tests {
     fn a_mutant_is_one_line() {
         let source = "{\n    f(a,\n      b);\n}\n";
         let mutation = mutations(source).remove(0);
-        let mutant = Mutant::new(Path::new("x.cu"), source, mutation, None);
+        let mutant = Mutant::new(Path::new("x.cu"), source, mutation, Vec::new());
         assert_eq!(mutant.to_string(), "x.cu:2:5 statement: ;");
         assert_eq!(mutant.diff(), "-    f(a,\n-      b);\n+    ;\n");
     }

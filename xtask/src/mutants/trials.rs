@@ -13,19 +13,23 @@ use anyhow::Context;
 pub struct Filter(Vec<String>);
 
 impl Filter {
-    /// All of an op, or of every op.
-    pub fn all(op: Option<&str>) -> Self {
-        Self(op.map(|op| format!("{op}::")).into_iter().collect())
+    /// All of every op.
+    pub fn every() -> Self {
+        Self(Vec::new())
     }
 
-    /// Those of bf16 and those of no single type.
-    pub fn bf16(op: Option<&str>) -> Self {
-        Self::all(op).without(&["::f32", "::f16"])
+    /// Those of an op of bf16 and those of no single type.
+    pub fn bf16(op: &str) -> Self {
+        Self::of(op).without(&["::f32", "::f16"])
     }
 
-    /// Those of the other types.
-    pub fn others(op: Option<&str>) -> Self {
-        Self::all(op).without(&["::bf16", "::stored_parameters"])
+    /// Those of an op of the other types.
+    pub fn others(op: &str) -> Self {
+        Self::of(op).without(&["::bf16", "::stored_parameters"])
+    }
+
+    fn of(op: &str) -> Self {
+        Self(vec![format!("{op}::")])
     }
 
     fn without(mut self, skipped: &[&str]) -> Self {
@@ -125,7 +129,7 @@ mod tests {
     fn ended(body: &str, limit: Duration) -> Ended {
         let scratch = Scratch::new();
         let script = scratch.script("test", body);
-        run(&script, scratch.path(), &Filter::all(None), limit).expect("starts")
+        run(&script, scratch.path(), &Filter::every(), limit).expect("starts")
     }
 
     #[test]
@@ -156,7 +160,7 @@ mod tests {
             "xielu::backward::bf16::initial",
             "xielu::stored_parameters",
         ] {
-            let runs = [Filter::bf16(Some("xielu")), Filter::others(Some("xielu"))];
+            let runs = [Filter::bf16("xielu"), Filter::others("xielu")];
             assert_eq!(
                 runs.iter().filter(|run| matches(run, name)).count(),
                 1,

@@ -156,8 +156,8 @@ impl Row {
         (self.architecture == 90).then(|| [H100.shares(&figures), H200.shares(&figures)])
     }
 
-    /// What must not be, in words; what is over the budget only if `budget`.
-    pub fn problems(&self, budget: bool) -> Vec<String> {
+    /// What must not be, in words.
+    pub fn problems(&self) -> Vec<String> {
         let at = format!("{} for sm_{}", self.entry, self.architecture);
         let mut problems = Vec::new();
         let spills = self.resources.spill_stores + self.resources.spill_loads;
@@ -168,10 +168,7 @@ impl Row {
             .main_loop
             .as_ref()
             .is_some_and(|(entry, _)| entry.dtype == "bf16");
-        if budget
-            && is_bf16
-            && let Some([h100, _]) = self.shares()
-        {
+        if is_bf16 && let Some([h100, _]) = self.shares() {
             for (share, what) in h100.into_iter().zip(["instructions", "MUFU"]) {
                 if share > 1.0 {
                     problems.push(format!(
@@ -448,8 +445,8 @@ mod tests {
 
     #[test]
     fn spills_and_excess_are_problems() {
-        assert_eq!(row(16 * 35, 0).problems(true), Vec::<String>::new());
-        assert_eq!(row(16 * 36, 4).problems(true).len(), 2);
+        assert_eq!(row(16 * 35, 0).problems(), Vec::<String>::new());
+        assert_eq!(row(16 * 36, 4).problems().len(), 2);
     }
 
     #[test]

@@ -1,0 +1,70 @@
+// The exponentials of a row, relative to a power of two.
+//
+//   e_j = 2^(z_j·log2 e − n),   n the integer nearest to max_j z_j·log2 e
+//
+// The largest e_j is near 1. Because n is an integer, sums of e_j taken with different n are brought
+// together by exact factors 2^(n' − n): how a row is cut, and how often a running maximum moved, leaves no
+// rounding behind. The rounding of the constant log2 e moves all z_j·log2 e by the same relative 2^-26,
+// which cancels between z_j and the largest of them.
+#pragma once
+
+#include "math.cuh"
+
+namespace xact {
+
+// n, as a sum of two f32: where it exceeds 2^23 one f32 does not hold it to the unit.
+struct Base {
+    static constexpr float kLog2e = 1.44269504f;
+
+    float hi;
+    float lo;
+
+    Base() = default;
+    __device__ explicit Base(float max) {
+        // Logits up to the largest f32 have a base. What fmaf leaves is exact.
+        hi = rintf(fminf(fmaxf(max * kLog2e, -kMax), kMax));
+        lo = max == -INFINITY ? 0.0f : rintf(fmaf(max, kLog2e, -hi));
+    }
+
+    // z·log2 e − n. +inf, and a base of +inf, give NaN.
+    __device__ float exponent(float z) const { return fmaf(z, kLog2e, -hi) - lo; }
+
+    // e^z / 2^n.
+    __device__ float exp(float z) const { return exp2_approx(exponent(z)); }
+
+    // n·ln 2 + rest.
+    __device__ float natural(float rest) const {
+        constexpr float kLn2Hi = 0.693147182f;
+        constexpr float kLn2Lo = -1.90465421e-09f;
+        return fmaf(hi, kLn2Hi, fmaf(hi, kLn2Lo, fmaf(lo, kLn2Hi, rest)));
+    }
+
+  private:
+    static constexpr float kMax = 3.40282347e+38f;
+};
+
+// sum·2^(from − to), exactly unless it is subnormal.
+__device__ inline float rebased(float sum, const Base& from, const Base& to) {
+    // Two factors, because one f32 does not reach 2^-252, below which nothing of a sum is left.
+    const float exponent = fmaxf(fminf((from.hi - to.hi) + (from.lo - to.lo), 126.0f), -252.0f);
+    const int n = static_cast<int>(exponent);
+    const int half = n / 2;
+    return sum * __int_as_float((half + 127) << 23) * __int_as_float((n - half + 127) << 23);
+}
+
+// c·tanh(z/c) and its derivative 1 − tanh²(z/c), from one exponential and without cancellation:
+// with m = expm1(−2|z|/c):  tanh = −m/(m + 2),  1 − tanh² = 4·(m + 1)/(m + 2)².
+struct Softcap {
+    float value;
+    float slope;
+
+    __device__ Softcap(float z, float cap, float two_over_cap) {
+        const Expm1 e(-fabsf(z) * two_over_cap);
+        const float m = e.expm1();
+        const float r = rcp_approx(m + 2.0f);
+        value = copysignf(cap * (-m * r), z);
+        slope = 4.0f * (e.near ? m + 1.0f : e.exp) * r * r;
+    }
+};
+
+}  // namespace xact

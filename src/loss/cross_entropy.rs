@@ -1,0 +1,181 @@
+//! Cross-entropy of long rows of logits, with Goldfish masking.
+//!
+//! For each row of N, with z its V logits (capped if there is a softcap), t its label, w its weight:
+//!
+//! ```text
+//! lse  = log Σ_j e^(z_j)
+//! loss = w·[ (1 − ε)·(lse − z_t) + ε·(lse − mean_j z_j) + λ·lse² ]
+//! dz_j = g·[ (1 + 2λ·lse)·p_j − ε/V − (1 − ε)·1(j = t) ]·cap′(z_j)      g = w·dloss/normalizer
+//! ```
+//!
+//! with p = softmax(z), ε [`label_smoothing`](CrossEntropy::label_smoothing), λ
+//! [`z_loss`](CrossEntropy::z_loss), and cap(z) = c·tanh(z/c). Arithmetic is f32 whatever the type of the
+//! logits; losses and statistics are f32, gradients are rounded once to the type of the logits.
+//!
+//! A row is **masked** if its label is [`ignore_index`](CrossEntropy::ignore_index), if its weight is 0, or if
+//! Goldfish drops it. Its logits are not read (those of a dropped row are if
+//! [`dropped_loss`](CrossEntropy::dropped_loss) is asked for), its loss is 0 and its gradient exactly 0. All
+//! others are **kept**. A label that is no class is reported in [`CrossEntropySummary::bad_row`] and gives NaN in
+//! the loss and the gradient of its own row; nothing is read or written out of bounds, and no other row changes.
+//!
+//! Special values: a logit of −inf has p = 0. A row with +inf or NaN, or of −inf alone, gives NaN. A target of
+//! −inf gives a loss of +inf and a finite gradient.
+//!
+//! Gradients in f16: p/normalizer underflows below 6e-8, which a mean over 131,072 classes and a few thousand
+//! rows reaches. Either keep the normaliser out ([`Normalizer::None`]) and scale what consumes the gradient
+//! instead (the `alpha` of the next matrix product), or scale the loss up through `dloss`.
+//!
+//! [`CrossEntropySummary::bad_row`]: crate::CrossEntropySummary::bad_row
+
+#[cfg(feature = "cuda")]
+pub mod device;
+mod reference;
+
+#[cfg(feature = "cuda")]
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+pub use reference::{Fate, Row};
+
+#[cfg(feature = "cuda")]
+use crate::launch::Entry;
+
+/// The options of the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// Rows with this label are masked. −100, as in PyTorch.
+    pub ignore_index: i64,
+    /// ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
+    pub label_smoothing: f32,
+    /// λ ≥ 0: adds λ·lse² to the loss of each row. 0.
+    pub z_loss: f32,
+    /// c > 0: logits pass through c·tanh(z/c). None.
+    pub softcap: Option<f32>,
+    /// Columns that are classes, if fewer than a row has. The others are not read, and their gradient is 0.
+    pub vocab: Option<u64>,
+    /// What the mean and the gradients are divided by. The number of kept rows.
+    pub normalizer: Normalizer,
+    /// Whether the mean over no rows is NaN, as in PyTorch. Off: it is 0. Gradients are 0 either way.
+    pub empty_is_nan: bool,
+    /// Whether the loss of the rows that Goldfish drops is computed too: a gauge of memorisation. Off.
+    pub dropped_loss: bool,
+}
+
+/// What the mean loss and the gradients are divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Normalizer {
+    /// 1: the mean is the sum.
+    None,
+    /// The number of kept rows, as PyTorch's mean.
+    #[default]
+    Kept,
+    /// The sum of the weights of the kept rows.
+    Weight,
+    /// An f32 on the device, such as the number of tokens in all micro-batches of a step.
+    External,
+}
+
+impl Default for CrossEntropy {
+    fn default() -> Self {
+        CrossEntropy {
+            ignore_index: -100,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            softcap: None,
+            vocab: None,
+            normalizer: Normalizer::Kept,
+            empty_is_nan: false,
+            dropped_loss: false,
+        }
+    }
+}
+
+impl CrossEntropy {
+    /// Fails unless every option is in its range. All calls check it themselves.
+    ///
+    /// # Errors
+    /// [`Error::Option`]; [`Error::Classes`] if there are none.
+    pub fn check(&self) -> Result<()> {
+        let option = |what, got: f32, range| Err(Error::Option { what, got, range });
+        let CrossEntropy {
+            label_smoothing,
+            z_loss,
+            softcap,
+            vocab,
+            ..
+        } = *self;
+        if !(0.0..1.0).contains(&label_smoothing) {
+            return option("label_smoothing", label_smoothing, "[0, 1)");
+        }
+        if !(z_loss >= 0.0 && z_loss.is_finite()) {
+            return option("z_loss", z_loss, "[0, inf)");
+        }
+        // Of a smaller cap the kernel's 2/c would be infinite.
+        match softcap {
+            Some(cap) if !(cap.is_normal() && cap > 0.0) => option("softcap", cap, "(0, inf)"),
+            _ if vocab == Some(0) => Err(Error::Classes { classes: 0, end: 0 }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Normalizer {
+    /// `normalize_by` of the kernels.
+    pub(crate) const fn code(self) -> u32 {
+        match self {
+            Normalizer::None => crate::launch::NORMALIZE_BY_NONE,
+            Normalizer::Kept => crate::launch::NORMALIZE_BY_KEPT,
+            Normalizer::Weight => crate::launch::NORMALIZE_BY_WEIGHT,
+            Normalizer::External => crate::launch::NORMALIZE_BY_EXTERNAL,
+        }
+    }
+}
+
+/// Stem of the files and entries.
+#[cfg(feature = "cuda")]
+const STEM: &str = "cross_entropy";
+
+/// Stats of the parts of rows.
+#[cfg(feature = "cuda")]
+pub(crate) const STATS: &str = "stats";
+/// Gradients from stats.
+#[cfg(feature = "cuda")]
+pub(crate) const GRADIENT: &str = "gradient";
+/// Stats and gradients, in place.
+#[cfg(feature = "cuda")]
+pub(crate) const FUSED: &str = "fused";
+
+/// An entry that reads logits.
+#[cfg(feature = "cuda")]
+pub(crate) const fn entry(task: &'static str, dtype: Dtype) -> Entry {
+    Entry {
+        stem: STEM,
+        task,
+        dtype: Some(dtype),
+    }
+}
+
+/// Losses from stats.
+#[cfg(feature = "cuda")]
+pub(crate) const FINISH: Entry = Entry {
+    stem: STEM,
+    task: "finish",
+    dtype: None,
+};
+/// The summary.
+#[cfg(feature = "cuda")]
+pub(crate) const TOTALS: Entry = Entry {
+    stem: STEM,
+    task: "totals",
+    dtype: None,
+};
+
+#[cfg(feature = "cuda")]
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    let rows = [STATS, GRADIENT, FUSED];
+    let rows = rows
+        .into_iter()
+        .flat_map(|task| Dtype::ALL.map(|dtype| entry(task, dtype)));
+    rows.chain([FINISH, TOTALS])
+}

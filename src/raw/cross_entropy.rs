@@ -1,0 +1,723 @@
+//! Goldfish-masked cross-entropy on raw device pointers.
+//!
+//! Whole rows on one device: [`forward`], then [`backward`] from the stats it left; or both at once,
+//! [`forward_with_gradient`]. Columns spread over ranks: [`partial_stats`] on each, an all-gather of the
+//! stats (20 bytes a row), then [`finish`] and [`backward`] on each, from the stats of all ranks in the
+//! order of the ranks. The results are then the same on every rank, to the bit.
+
+use std::num::NonZeroU32;
+
+use super::goldfish::{Decision, IdType};
+use super::span::Span;
+use super::{CUdeviceptr, CUstream};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::geometry::{RowChunks, RowCut, SPLIT_BLOCKS};
+use crate::launch::{
+    CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Entry, Matrix, RowStats, launch,
+};
+use crate::loss::cross_entropy::{
+    CrossEntropy, FINISH, FUSED, GRADIENT, Normalizer, STATS, TOTALS, entry,
+};
+
+pub(crate) mod safe;
+
+/// Bytes of an f32, an i32 or a [`RowStats`] field.
+const WORD: u64 = 4;
+const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
+const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
+
+/// A rank's columns among those of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// The class of the rank's first column.
+    pub first_class: u64,
+    /// Classes of all ranks.
+    pub classes: u64,
+}
+
+/// What decides about rows, in all calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// How many.
+    pub rows: u64,
+    /// One label for each row.
+    pub labels: CUdeviceptr,
+    /// Their type.
+    pub label_type: IdType,
+    /// If given, one f32 for each row. A row of weight 0 is masked; a NaN makes the row's loss and gradient
+    /// NaN.
+    pub weights: Option<CUdeviceptr>,
+    /// If given, decides which rows are dropped.
+    pub goldfish: Option<Decision<'a>>,
+    /// Set where the columns are those of one rank of several.
+    pub shard: Option<Shard>,
+    /// The most blocks to launch; `None` for the fastest. The result is the same to the bit.
+    pub max_blocks: Option<NonZeroU32>,
+}
+
+/// The logits of a rank: of the last columns of a row that are no classes, nothing is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits {
+    /// Their type.
+    pub dtype: Dtype,
+    /// Columns, of which the first [`CrossEntropy::vocab`] are classes.
+    pub cols: u64,
+    /// Where they are.
+    pub matrix: Matrix,
+}
+
+/// Where results go. All but `stats` and `summary` may be left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs {
+    /// Losses, f32: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+    pub loss: Option<CUdeviceptr>,
+    /// The part of each loss that is z-loss, f32.
+    pub z_loss: Option<CUdeviceptr>,
+    /// log Σ e^logit, f32; 0 of a masked row.
+    pub lse: Option<CUdeviceptr>,
+    /// The class of the largest logit, the first of several, i32; −1 of a masked row.
+    pub argmax: Option<CUdeviceptr>,
+    /// One [`RowStats`], for the backward.
+    pub stats: CUdeviceptr,
+    /// One [`CrossEntropySummary`], aligned to 8.
+    pub summary: CUdeviceptr,
+}
+
+/// Scratch memory of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// Device memory, aligned to 8, not used by other work until the call has completed. Need not be
+    /// initialised.
+    pub workspace: CUdeviceptr,
+    /// Its size, at least [`workspace_bytes`].
+    pub workspace_bytes: u64,
+}
+
+/// What the gradients of rows are multiplied with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Upstream {
+    /// f32 gradients with respect to the losses; `None` for 1.
+    pub dloss: Option<CUdeviceptr>,
+    /// Elements from one row's to the next one's: 0 for a scalar, 1 for one per row, or any other.
+    pub stride: i64,
+}
+
+/// Losses and stats.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// The rows.
+    pub rows: Rows<'a>,
+    /// The logits.
+    pub logits: Logits,
+    /// The results.
+    pub outputs: Outputs,
+    /// An f32 to divide by, for [`Normalizer::External`].
+    pub normalizer: Option<CUdeviceptr>,
+    /// Scratch memory.
+    pub scratch: Scratch,
+}
+
+/// Losses and stats, and the logits overwritten with their gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardWithGradient<'a> {
+    /// The forward.
+    pub forward: Forward<'a>,
+    /// What the gradients are multiplied with.
+    pub upstream: Upstream,
+}
+
+/// Gradients from stats.
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a> {
+    /// The rows.
+    pub rows: Rows<'a>,
+    /// The logits of the forward.
+    pub logits: Logits,
+    /// `[ranks, rows]` [`RowStats`], in the order of the ranks.
+    pub stats: CUdeviceptr,
+    /// How many ranks; 1 if the stats are those of a forward.
+    pub ranks: u64,
+    /// The gradients, of the type and shape of the logits; they may be the logits themselves. 0 in the columns
+    /// that are no classes.
+    pub dlogits: Matrix,
+    /// An f32 to divide by: `normalizer` of the forward's summary, or the caller's own.
+    pub normalizer: Option<CUdeviceptr>,
+    /// What the gradients are multiplied with.
+    pub upstream: Upstream,
+}
+
+/// The stats of a rank's columns.
+#[derive(Clone, Copy, Debug)]
+pub struct PartialStats<'a> {
+    /// The rows.
+    pub rows: Rows<'a>,
+    /// The logits of the rank.
+    pub logits: Logits,
+    /// Whether the argmax is asked for later.
+    pub with_argmax: bool,
+    /// One [`RowStats`] for each row, written.
+    pub stats: CUdeviceptr,
+    /// Scratch memory.
+    pub scratch: Scratch,
+}
+
+/// Losses from the stats of all ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a> {
+    /// The rows.
+    pub rows: Rows<'a>,
+    /// `[ranks, rows]` [`RowStats`], in the order of the ranks.
+    pub gathered: CUdeviceptr,
+    /// How many ranks.
+    pub ranks: u64,
+    /// The results; the stats are those of whole rows.
+    pub outputs: Outputs,
+    /// An f32 to divide by, for [`Normalizer::External`].
+    pub normalizer: Option<CUdeviceptr>,
+    /// Scratch memory.
+    pub scratch: Scratch,
+}
+
+/// Bytes of workspace that any call with this many rows needs. More rows never need less.
+pub fn workspace_bytes(rows: u64) -> u64 {
+    RowChunks::new(rows).chunks_bound * TOTALS_BYTES + SPLIT_BLOCKS * STATS_BYTES
+}
+
+/// Launches the forward on `stream`.
+///
+/// # Errors
+/// [`Error::Option`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`], [`Error::Length`],
+/// [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`], or what the launch says. Nothing is written
+/// then; only if the driver refuses a launch after it took an earlier one are some results written.
+///
+/// # Safety
+/// The pointers are of the device's context and cover what the call says, `stream` is a live stream of that
+/// context (or a default-stream handle), and until the launch has completed nobody frees the buffers, writes
+/// the inputs or touches the outputs and the workspace. If the launch was captured into a graph, that holds
+/// for every replay of the graph.
+pub unsafe fn forward(
+    device: &Device,
+    stream: CUstream,
+    op: &CrossEntropy,
+    call: &Forward<'_>,
+) -> Result<()> {
+    let mut plan = Plan::new(op, &call.rows)?;
+    plan.read_logits(op, &call.logits, false)?;
+    plan.write_outputs(&call.outputs)?;
+    plan.use_scratch(&call.scratch)?;
+    plan.divide_by(op, call.normalizer)?;
+    plan.check()?;
+    let dtype = call.logits.dtype;
+    plan.load(device, &[entry(STATS, dtype), FINISH, TOTALS])?;
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe {
+        plan.stats(device, stream, dtype)?;
+        plan.finish(device, stream)?;
+        plan.totals(device, stream)
+    }
+}
+
+/// Launches the forward and the gradient in place on `stream`. Where the rows are many and fit into a block's
+/// shared memory, the logits are read once and written once; else they are read twice.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`]; the logits are an output too.
+pub unsafe fn forward_with_gradient(
+    device: &Device,
+    stream: CUstream,
+    op: &CrossEntropy,
+    call: &ForwardWithGradient<'_>,
+) -> Result<()> {
+    let ForwardWithGradient { forward, upstream } = call;
+    let logits = &forward.logits;
+    let mut plan = Plan::new(op, &forward.rows)?;
+    plan.read_logits(op, logits, true)?;
+    plan.write_outputs(&forward.outputs)?;
+    plan.use_scratch(&forward.scratch)?;
+    plan.divide_by(op, forward.normalizer)?;
+    plan.multiply_by(upstream)?;
+    plan.check()?;
+    let dtype = logits.dtype;
+    if plan.cut.splits > 1 {
+        plan.load(
+            device,
+            &[entry(STATS, dtype), FINISH, TOTALS, entry(GRADIENT, dtype)],
+        )?;
+        // SAFETY: the caller vouches for the buffers and the stream.
+        return unsafe {
+            plan.stats(device, stream, dtype)?;
+            plan.finish(device, stream)?;
+            plan.totals(device, stream)?;
+            plan.args.parts = plan.args.stats;
+            plan.args.part_count = 1;
+            plan.gradient(device, stream, dtype)
+        };
+    }
+    plan.load(device, &[entry(FUSED, dtype), FINISH, TOTALS])?;
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe {
+        if matches!(op.normalizer, Normalizer::Kept | Normalizer::Weight) {
+            // What divides the gradients is counted before them.
+            plan.args.part_count = 0;
+            plan.finish(device, stream)?;
+            plan.totals(device, stream)?;
+        }
+        plan.fused(device, stream, dtype)?;
+        plan.args.parts = plan.args.stats;
+        plan.args.part_count = 1;
+        plan.finish(device, stream)?;
+        plan.totals(device, stream)
+    }
+}
+
+/// Launches the gradient from stats on `stream`.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`].
+pub unsafe fn backward(
+    device: &Device,
+    stream: CUstream,
+    op: &CrossEntropy,
+    call: &Backward<'_>,
+) -> Result<()> {
+    let mut plan = Plan::new(op, &call.rows)?;
+    plan.read_logits(op, &call.logits, false)?;
+    plan.read_stats(call.stats, call.ranks)?;
+    plan.write_dlogits(&call.logits, call.dlogits)?;
+    plan.multiply_by(&call.upstream)?;
+    if let Some(normalizer) = call.normalizer {
+        plan.read("the normalizer", normalizer, 1, WORD)?;
+        plan.args.normalizer = normalizer;
+    }
+    plan.check()?;
+    let dtype = call.logits.dtype;
+    plan.load(device, &[entry(GRADIENT, dtype)])?;
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe { plan.gradient(device, stream, dtype) }
+}
+
+/// Launches the stats of a rank's columns on `stream`.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`].
+pub unsafe fn partial_stats(
+    device: &Device,
+    stream: CUstream,
+    op: &CrossEntropy,
+    call: &PartialStats<'_>,
+) -> Result<()> {
+    let mut plan = Plan::new(op, &call.rows)?;
+    plan.read_logits(op, &call.logits, false)?;
+    plan.write("stats", call.stats, call.rows.rows, STATS_BYTES, WORD)?;
+    plan.args.stats = call.stats;
+    plan.args.with_argmax = u32::from(call.with_argmax);
+    plan.use_scratch(&call.scratch)?;
+    plan.check()?;
+    let dtype = call.logits.dtype;
+    plan.load(device, &[entry(STATS, dtype), FINISH])?;
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe {
+        plan.stats(device, stream, dtype)?;
+        if plan.cut.splits > 1 {
+            plan.finish(device, stream)?;
+        }
+    }
+    Ok(())
+}
+
+/// Launches the losses from the stats of all ranks on `stream`.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Safety
+/// As [`forward`].
+pub unsafe fn finish(
+    device: &Device,
+    stream: CUstream,
+    op: &CrossEntropy,
+    call: &Finish<'_>,
+) -> Result<()> {
+    let mut plan = Plan::new(op, &call.rows)?;
+    plan.read_stats(call.gathered, call.ranks)?;
+    plan.write_outputs(&call.outputs)?;
+    plan.use_scratch(&call.scratch)?;
+    plan.divide_by(op, call.normalizer)?;
+    plan.check()?;
+    plan.load(device, &[FINISH, TOTALS])?;
+    // SAFETY: the caller vouches for the buffers and the stream.
+    unsafe {
+        plan.finish(device, stream)?;
+        plan.totals(device, stream)
+    }
+}
+
+/// A call: what its kernels take, and what they read and write.
+struct Plan {
+    args: CrossEntropyArgs,
+    cut: RowCut,
+    max_blocks: Option<NonZeroU32>,
+    /// Where the stats of the parts of rows go, if there are several.
+    partials: CUdeviceptr,
+    read: Vec<Span>,
+    written: Vec<Span>,
+    /// Index in `read` of the logits, which dlogits may be.
+    logits: Option<usize>,
+}
+
+impl Plan {
+    fn new(op: &CrossEntropy, rows: &Rows<'_>) -> Result<Plan> {
+        op.check()?;
+        let chunks = RowChunks::new(rows.rows);
+        let mut plan = Plan {
+            args: CrossEntropyArgs {
+                rows: rows.rows,
+                splits: 1,
+                ignore_index: op.ignore_index,
+                labels: rows.labels,
+                labels_are_i64: u32::from(rows.label_type == IdType::I64),
+                weights: rows.weights.unwrap_or(0),
+                rows_per_chunk: chunks.rows_per_chunk,
+                chunks: chunks.chunks,
+                label_smoothing: op.label_smoothing,
+                z_loss: op.z_loss,
+                softcap: op.softcap.unwrap_or(0.0),
+                with_dropped: u32::from(op.dropped_loss),
+                empty_is_nan: u32::from(op.empty_is_nan),
+                normalize_by: op.normalizer.code(),
+                ..CrossEntropyArgs::default()
+            },
+            cut: RowCut::new(rows.rows, 0, WORD),
+            max_blocks: rows.max_blocks,
+            partials: 0,
+            read: Vec::new(),
+            written: Vec::new(),
+            logits: None,
+        };
+        if let Some(shard) = rows.shard {
+            plan.args.first_class = shard.first_class;
+            plan.args.classes = shard.classes;
+        } else {
+            plan.args.classes = op.vocab.unwrap_or(0);
+        }
+        plan.read("labels", rows.labels, rows.rows, rows.label_type.size())?;
+        if let Some(weights) = rows.weights {
+            plan.read("weights", weights, rows.rows, WORD)?;
+        }
+        if let Some(goldfish) = &rows.goldfish {
+            let (args, read) = goldfish.args(rows.rows)?;
+            plan.args.goldfish = args;
+            plan.read.extend(read);
+        }
+        Ok(plan)
+    }
+
+    fn read(&mut self, what: &'static str, ptr: CUdeviceptr, len: u64, size: u64) -> Result<()> {
+        self.read.push(Span::new(what, ptr, 1, len, len, size)?);
+        Ok(())
+    }
+
+    /// `len` elements of `size` bytes, aligned to `alignment`.
+    fn write(
+        &mut self,
+        what: &'static str,
+        ptr: CUdeviceptr,
+        len: u64,
+        size: u64,
+        alignment: u64,
+    ) -> Result<()> {
+        let len = len.checked_mul(size / alignment).ok_or(Error::TooLarge {
+            rows: len,
+            cols: size,
+        })?;
+        self.written
+            .push(Span::new(what, ptr, 1, len, len, alignment)?);
+        Ok(())
+    }
+
+    fn read_logits(&mut self, op: &CrossEntropy, logits: &Logits, in_place: bool) -> Result<()> {
+        let rows = self.args.rows;
+        let vocab = op.vocab.unwrap_or(logits.cols);
+        if vocab > logits.cols {
+            return Err(Error::Length {
+                what: "a row of logits",
+                expected: vocab,
+                got: logits.cols,
+            });
+        }
+        if self.args.classes == 0 {
+            self.args.classes = vocab;
+        }
+        // Classes are counted by 32 bits.
+        let end = self.args.first_class.checked_add(vocab);
+        let known = self.args.classes > 0 && self.args.classes < u64::from(u32::MAX);
+        if !known || end.is_none_or(|end| end > self.args.classes) {
+            return Err(Error::Classes {
+                classes: self.args.classes,
+                end: end.unwrap_or(u64::MAX),
+            });
+        }
+        let span = matrix_span("logits", logits, logits.matrix, rows)?;
+        if in_place {
+            self.written.push(span);
+            self.args.dlogits = logits.matrix;
+        } else {
+            self.logits = Some(self.read.len());
+            self.read.push(span);
+        }
+        self.args.logits = logits.matrix;
+        self.args.cols = vocab;
+        self.args.padded_cols = logits.cols;
+        self.cut = RowCut::new(rows, logits.cols, logits.dtype.size());
+        self.args.splits = self.cut.splits;
+        self.args.packs_per_split = self.cut.packs_per_split;
+        Ok(())
+    }
+
+    fn read_stats(&mut self, stats: CUdeviceptr, ranks: u64) -> Result<()> {
+        if ranks == 0 {
+            return Err(Error::TooSmall {
+                what: "the number of ranks",
+                least: 1,
+                got: 0,
+            });
+        }
+        if self.args.classes == 0 {
+            return Err(Error::Classes { classes: 0, end: 0 });
+        }
+        let words = self.args.rows.checked_mul(STATS_BYTES / WORD);
+        let words = words.ok_or(Error::TooLarge {
+            rows: self.args.rows,
+            cols: STATS_BYTES,
+        })?;
+        self.read
+            .push(Span::new("stats", stats, ranks, words, words, WORD)?);
+        self.args.parts = stats;
+        self.args.part_count = ranks;
+        Ok(())
+    }
+
+    fn write_dlogits(&mut self, logits: &Logits, dlogits: Matrix) -> Result<()> {
+        let span = matrix_span("dlogits", logits, dlogits, self.args.rows)?;
+        if let Some(index) = self.logits {
+            span.may_be(&self.read[index])?;
+        }
+        self.args.dlogits = dlogits;
+        self.written.push(span);
+        Ok(())
+    }
+
+    fn write_outputs(&mut self, outputs: &Outputs) -> Result<()> {
+        let rows = self.args.rows;
+        let each = [
+            ("loss", outputs.loss),
+            ("z_loss", outputs.z_loss),
+            ("lse", outputs.lse),
+            ("argmax", outputs.argmax),
+        ];
+        for (what, output) in each {
+            if let Some(ptr) = output {
+                self.write(what, ptr, rows, WORD, WORD)?;
+            }
+        }
+        self.write("stats", outputs.stats, rows, STATS_BYTES, WORD)?;
+        let summary = size_of::<CrossEntropySummary>() as u64;
+        self.write("summary", outputs.summary, 1, summary, 8)?;
+        self.args.loss = outputs.loss.unwrap_or(0);
+        self.args.z_loss_out = outputs.z_loss.unwrap_or(0);
+        self.args.lse = outputs.lse.unwrap_or(0);
+        self.args.argmax = outputs.argmax.unwrap_or(0);
+        self.args.with_argmax = u32::from(outputs.argmax.is_some());
+        self.args.stats = outputs.stats;
+        self.args.summary = outputs.summary;
+        Ok(())
+    }
+
+    fn use_scratch(&mut self, scratch: &Scratch) -> Result<()> {
+        let needed = workspace_bytes(self.args.rows);
+        if scratch.workspace_bytes < needed {
+            return Err(Error::Workspace {
+                needed,
+                got: scratch.workspace_bytes,
+            });
+        }
+        self.write("the workspace", scratch.workspace, needed, 1, 1)?;
+        self.args.totals = scratch.workspace;
+        self.partials = scratch.workspace + self.args.chunks * TOTALS_BYTES;
+        Ok(())
+    }
+
+    fn divide_by(&mut self, op: &CrossEntropy, external: Option<CUdeviceptr>) -> Result<()> {
+        self.args.normalizer = match op.normalizer {
+            Normalizer::None => 0,
+            Normalizer::Kept | Normalizer::Weight => {
+                self.args.summary + std::mem::offset_of!(CrossEntropySummary, normalizer) as u64
+            }
+            Normalizer::External => {
+                let external = external.unwrap_or(0);
+                self.read("the normalizer", external, 1, WORD)?;
+                external
+            }
+        };
+        Ok(())
+    }
+
+    fn multiply_by(&mut self, upstream: &Upstream) -> Result<()> {
+        let Some(dloss) = upstream.dloss else {
+            return Ok(());
+        };
+        let rows = self.args.rows;
+        if rows > 0 {
+            // From the lowest address that is read to the highest.
+            let too_large = Error::TooLarge {
+                rows,
+                cols: upstream.stride.unsigned_abs(),
+            };
+            let steps = upstream.stride.unsigned_abs().checked_mul(rows - 1);
+            let steps = steps.filter(|&s| s < u64::MAX / WORD).ok_or(too_large)?;
+            let first = if upstream.stride < 0 {
+                dloss.saturating_sub(steps * WORD)
+            } else {
+                dloss
+            };
+            self.read("dloss", first, steps + 1, WORD)?;
+        }
+        self.args.dloss = dloss;
+        self.args.dloss_stride = upstream.stride;
+        Ok(())
+    }
+
+    /// Fails if something that is written is also something else. That dlogits may be the logits was looked at
+    /// before.
+    fn check(&self) -> Result<()> {
+        for (i, output) in self.written.iter().enumerate() {
+            let read = self.read.iter().enumerate();
+            let read = read.filter(|&(i, _)| Some(i) != self.logits || !output.is("dlogits"));
+            for other in read.map(|(_, span)| span).chain(&self.written[..i]) {
+                output.disjoint_from(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads what will be launched before anything is, so that a failure to load writes nothing.
+    fn load(&self, device: &Device, entries: &[Entry]) -> Result<()> {
+        entries
+            .iter()
+            .try_for_each(|&entry| device.function(entry).map(|_| ()))
+    }
+
+    /// # Safety
+    /// As [`launch()`] for the buffers and the stream; this holds for all that follow.
+    unsafe fn launch(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        entry: Entry,
+        blocks: u64,
+        shared_bytes: u32,
+        args: &CrossEntropyArgs,
+    ) -> Result<()> {
+        // The widest grid that CUDA takes; blocks stride over the rest.
+        let blocks = u32::try_from(blocks)
+            .unwrap_or(u32::MAX)
+            .min(i32::MAX as u32);
+        let blocks = self.max_blocks.map_or(blocks, |max| blocks.min(max.get()));
+        if blocks == 0 {
+            return Ok(());
+        }
+        // SAFETY: the block of parameters is that of all entries of the op; the caller vouches for the rest.
+        unsafe { launch(device, stream, entry, blocks, shared_bytes, args) }
+    }
+
+    /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
+    unsafe fn stats(&mut self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+        let mut args = self.args;
+        if self.cut.splits > 1 {
+            args.stats = self.partials;
+        }
+        self.args.parts = args.stats;
+        self.args.part_count = self.cut.splits;
+        let blocks = args.rows * args.splits;
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe { self.launch(device, stream, entry(STATS, dtype), blocks, 0, &args) }
+    }
+
+    unsafe fn finish(&self, device: &Device, stream: CUstream) -> Result<()> {
+        let mut args = self.args;
+        if args.parts == args.stats {
+            // The stats are merged already.
+            args.stats = 0;
+        }
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe { self.launch(device, stream, FINISH, args.chunks, 0, &args) }
+    }
+
+    unsafe fn totals(&self, device: &Device, stream: CUstream) -> Result<()> {
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe { self.launch(device, stream, TOTALS, 1, 0, &self.args) }
+    }
+
+    unsafe fn gradient(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+        let blocks = self.args.rows * self.args.splits;
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe {
+            self.launch(
+                device,
+                stream,
+                entry(GRADIENT, dtype),
+                blocks,
+                0,
+                &self.args,
+            )
+        }
+    }
+
+    unsafe fn fused(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+        let mut args = self.args;
+        let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
+        let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
+        args.on_chip = u32::from(on_chip);
+        let shared_bytes = if on_chip { row_bytes as u32 } else { 0 };
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe {
+            self.launch(
+                device,
+                stream,
+                entry(FUSED, dtype),
+                args.rows,
+                shared_bytes,
+                &args,
+            )
+        }
+    }
+}
+
+fn matrix_span(what: &'static str, logits: &Logits, matrix: Matrix, rows: u64) -> Result<Span> {
+    if rows > 1 && matrix.pitch < logits.cols {
+        return Err(Error::Pitch {
+            what,
+            pitch: matrix.pitch,
+            cols: logits.cols,
+        });
+    }
+    Span::new(
+        what,
+        matrix.ptr,
+        rows,
+        logits.cols,
+        matrix.pitch,
+        logits.dtype.size(),
+    )
+}

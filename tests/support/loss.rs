@@ -1,0 +1,496 @@
+//! Runs cross-entropy on the device through the raw door, with canaries around every tensor of logits.
+
+#![allow(unsafe_code)]
+
+use std::num::NonZeroU32;
+
+use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use xact::loss::cross_entropy::{Fate, Row};
+use xact::raw::CUdeviceptr;
+use xact::raw::cross_entropy::{self as raw, Shard};
+use xact::raw::goldfish::{Decision, IdType};
+use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats};
+
+use super::choose::Gpu;
+use super::run::{Place, Tensor, bits};
+
+/// A batch of rows on the host.
+#[derive(Clone, Debug)]
+pub struct Batch<T> {
+    /// `[labels.len(), cols]`.
+    pub logits: Vec<T>,
+    pub cols: usize,
+    pub labels: Vec<i64>,
+    pub weights: Option<Vec<f32>>,
+    /// What the gradients of the losses are, and the distance from one row's to the next one's.
+    pub dloss: Option<(Vec<f32>, i64)>,
+    /// For `Normalizer::External`.
+    pub normalizer: Option<f32>,
+    pub shard: Option<Shard>,
+}
+
+impl<T> Batch<T> {
+    /// Logits and labels, and nothing else.
+    pub fn new(logits: Vec<T>, cols: usize, labels: Vec<i64>) -> Batch<T> {
+        assert_eq!(logits.len(), cols * labels.len());
+        Batch {
+            logits,
+            cols,
+            labels,
+            weights: None,
+            dloss: None,
+            normalizer: None,
+            shard: None,
+        }
+    }
+}
+
+/// How a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    pub logits: Place,
+    pub dlogits: Place,
+    pub labels: IdType,
+    /// Ask for the per-row outputs that may be left out.
+    pub all_outputs: bool,
+    pub max_blocks: Option<NonZeroU32>,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        How {
+            logits: Place::default(),
+            dlogits: Place::default(),
+            labels: IdType::I64,
+            all_outputs: true,
+            max_blocks: None,
+        }
+    }
+}
+
+/// What comes back.
+#[derive(Clone, Debug)]
+pub struct Results<T> {
+    pub loss: Vec<f32>,
+    pub z_loss: Vec<f32>,
+    pub lse: Vec<f32>,
+    pub argmax: Vec<i32>,
+    pub stats: Vec<RowStats>,
+    pub summary: CrossEntropySummary,
+    pub dlogits: Vec<T>,
+}
+
+impl<T: Element> Results<T> {
+    /// Everything but the gradients, as bits.
+    pub fn statistics(&self) -> Vec<u32> {
+        let floats = [&self.loss, &self.z_loss, &self.lse];
+        let floats = floats
+            .iter()
+            .flat_map(|values| values.iter().map(|v| v.to_bits()));
+        let stats = self.stats.iter().flat_map(|s| {
+            [
+                s.max.to_bits(),
+                s.rest.to_bits(),
+                s.target.to_bits(),
+                s.sum.to_bits(),
+                s.argmax,
+            ]
+        });
+        let s = &self.summary;
+        let sums = [
+            s.loss,
+            s.mean,
+            s.z_loss,
+            s.weight,
+            s.normalizer,
+            s.dropped_loss,
+        ];
+        let counts = [s.kept, s.dropped, s.correct, s.bad_row];
+        let counts = counts.iter().flat_map(|&c| [c as u32, (c >> 32) as u32]);
+        floats
+            .chain(self.argmax.iter().map(|&a| a as u32))
+            .chain(stats)
+            .chain(sums.map(f32::to_bits))
+            .chain(counts)
+            .collect()
+    }
+}
+
+/// A batch on the device.
+pub struct Uploaded<'a> {
+    gpu: &'a Gpu,
+    rows: usize,
+    how: How,
+    shard: Option<Shard>,
+    labels: Tensor,
+    weights: Option<Tensor>,
+    dloss: Option<(Tensor, i64)>,
+    normalizer: Option<Tensor>,
+    pub goldfish: Option<Decision<'a>>,
+    workspace: CudaSlice<u8>,
+}
+
+impl<'a> Uploaded<'a> {
+    pub fn new<T: Element>(gpu: &'a Gpu, batch: &Batch<T>, how: How) -> Uploaded<'a> {
+        let rows = batch.labels.len();
+        let line = |values: &[f32]| Tensor::upload(gpu, values, 1, Place::default());
+        let labels = match how.labels {
+            IdType::I64 => Tensor::upload(gpu, &batch.labels, 1, Place::default()),
+            IdType::I32 => {
+                let labels: Vec<i32> = batch.labels.iter().map(|&l| l as i32).collect();
+                Tensor::upload(gpu, &labels, 1, Place::default())
+            }
+        };
+        let bytes = raw::workspace_bytes(rows as u64) as usize;
+        // SAFETY: uninitialised on purpose, so that the emulator reports what is read before it is written.
+        let workspace = unsafe { gpu.stream.alloc::<u8>(bytes) }.expect("workspace");
+        Uploaded {
+            gpu,
+            rows,
+            how,
+            shard: batch.shard,
+            labels,
+            weights: batch.weights.as_deref().map(line),
+            dloss: (batch.dloss.as_ref()).map(|(values, stride)| (line(values), *stride)),
+            normalizer: batch.normalizer.map(|n| line(&[n])),
+            goldfish: None,
+            workspace,
+        }
+    }
+
+    fn rows(&self) -> raw::Rows<'_> {
+        raw::Rows {
+            rows: self.rows as u64,
+            labels: self.labels.matrix(self.gpu).ptr,
+            label_type: self.how.labels,
+            weights: self.weights.as_ref().map(|w| w.matrix(self.gpu).ptr),
+            goldfish: self.goldfish,
+            shard: self.shard,
+            max_blocks: self.how.max_blocks,
+        }
+    }
+
+    fn scratch(&self) -> raw::Scratch {
+        raw::Scratch {
+            workspace: self.workspace.device_ptr(&self.gpu.stream).0,
+            workspace_bytes: self.workspace.len() as u64,
+        }
+    }
+
+    fn upstream(&self) -> raw::Upstream {
+        let Some((dloss, stride)) = &self.dloss else {
+            return raw::Upstream::default();
+        };
+        // Of a negative stride, the first row's is the last.
+        let back = if *stride < 0 {
+            stride.unsigned_abs() * (self.rows as u64 - 1) * 4
+        } else {
+            0
+        };
+        raw::Upstream {
+            dloss: Some(dloss.matrix(self.gpu).ptr + back),
+            stride: *stride,
+        }
+    }
+
+    fn external(&self) -> Option<CUdeviceptr> {
+        self.normalizer.as_ref().map(|n| n.matrix(self.gpu).ptr)
+    }
+}
+
+/// The outputs of a forward on the device.
+struct Buffers {
+    loss: Tensor,
+    z_loss: Tensor,
+    lse: Tensor,
+    argmax: Tensor,
+    stats: CudaSlice<RowStats>,
+    summary: CudaSlice<CrossEntropySummary>,
+}
+
+impl Buffers {
+    fn new(gpu: &Gpu, rows: usize) -> Buffers {
+        let line = || Tensor::upload(gpu, &vec![f32::NAN; rows], 1, Place::default());
+        // SAFETY: uninitialised on purpose, as the workspace.
+        let stats = unsafe { gpu.stream.alloc(rows.max(1)) }.expect("stats");
+        // SAFETY: as above.
+        let summary = unsafe { gpu.stream.alloc(1) }.expect("summary");
+        Buffers {
+            loss: line(),
+            z_loss: line(),
+            lse: line(),
+            argmax: line(),
+            stats,
+            summary,
+        }
+    }
+
+    fn outputs(&mut self, gpu: &Gpu, all: bool) -> raw::Outputs {
+        let optional = |t: &Tensor| all.then(|| t.matrix(gpu).ptr);
+        raw::Outputs {
+            loss: optional(&self.loss),
+            z_loss: optional(&self.z_loss),
+            lse: optional(&self.lse),
+            argmax: optional(&self.argmax),
+            stats: self.stats.device_ptr_mut(&gpu.stream).0,
+            summary: self.summary.device_ptr_mut(&gpu.stream).0,
+        }
+    }
+
+    fn download<T: Element>(&self, gpu: &Gpu, rows: usize, dlogits: Vec<T>) -> Results<T> {
+        let line = |tensor: &Tensor| {
+            let (values, intact) = tensor.download::<f32>(gpu);
+            assert!(intact, "an output per row was overrun");
+            values
+        };
+        let mut stats = vec![RowStats::default(); rows];
+        if rows > 0 {
+            gpu.stream
+                .memcpy_dtoh(&self.stats.slice(..rows), &mut stats)
+                .expect("stats");
+        }
+        let mut summary = [CrossEntropySummary::default()];
+        gpu.stream
+            .memcpy_dtoh(&self.summary, &mut summary)
+            .expect("summary");
+        Results {
+            loss: line(&self.loss),
+            z_loss: line(&self.z_loss),
+            lse: line(&self.lse),
+            argmax: self.argmax.download(gpu).0,
+            stats,
+            summary: summary[0],
+            dlogits,
+        }
+    }
+}
+
+fn logits<T: Element>(batch: &Batch<T>, tensor: &Tensor, gpu: &Gpu) -> raw::Logits {
+    raw::Logits {
+        dtype: T::DTYPE,
+        cols: batch.cols as u64,
+        matrix: tensor.matrix(gpu),
+    }
+}
+
+/// The forward, then the backward into another buffer.
+pub fn forward_backward<T: Element>(
+    gpu: &Gpu,
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    uploaded: &Uploaded<'_>,
+) -> Result<Results<T>> {
+    let rows = batch.labels.len();
+    let how = uploaded.how;
+    let input = Tensor::upload(gpu, &batch.logits, rows, how.logits);
+    let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
+    let output = Tensor::upload(gpu, &blank, rows, how.dlogits);
+    let mut buffers = Buffers::new(gpu, rows);
+    let outputs = buffers.outputs(gpu, how.all_outputs);
+    let call = raw::Forward {
+        rows: uploaded.rows(),
+        logits: logits(batch, &input, gpu),
+        outputs,
+        normalizer: uploaded.external(),
+        scratch: uploaded.scratch(),
+    };
+    // SAFETY: the buffers live until the downloads below, which wait for the stream.
+    unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+    let normalizer = match op.normalizer {
+        xact::Normalizer::None => None,
+        xact::Normalizer::External => uploaded.external(),
+        _ => Some(outputs.summary + std::mem::offset_of!(CrossEntropySummary, normalizer) as u64),
+    };
+    let call = raw::Backward {
+        rows: uploaded.rows(),
+        logits: logits(batch, &input, gpu),
+        stats: outputs.stats,
+        ranks: 1,
+        dlogits: output.matrix(gpu),
+        normalizer,
+        upstream: uploaded.upstream(),
+    };
+    // SAFETY: as above.
+    unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+    let (dlogits, intact) = output.download::<T>(gpu);
+    assert!(intact, "the backward wrote outside dlogits");
+    let (after, intact) = input.download::<T>(gpu);
+    assert!(
+        intact && bits(&after) == bits(&batch.logits),
+        "the logits changed"
+    );
+    Ok(buffers.download(gpu, rows, dlogits))
+}
+
+/// The forward with the gradient in place.
+pub fn with_gradient<T: Element>(
+    gpu: &Gpu,
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    uploaded: &Uploaded<'_>,
+) -> Result<Results<T>> {
+    let rows = batch.labels.len();
+    let how = uploaded.how;
+    let tensor = Tensor::upload(gpu, &batch.logits, rows, how.logits);
+    let mut buffers = Buffers::new(gpu, rows);
+    let forward = raw::Forward {
+        rows: uploaded.rows(),
+        logits: logits(batch, &tensor, gpu),
+        outputs: buffers.outputs(gpu, how.all_outputs),
+        normalizer: uploaded.external(),
+        scratch: uploaded.scratch(),
+    };
+    let call = raw::ForwardWithGradient {
+        forward,
+        upstream: uploaded.upstream(),
+    };
+    // SAFETY: the buffers live until the downloads below, which wait for the stream.
+    unsafe { raw::forward_with_gradient(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+    let (dlogits, intact) = tensor.download::<T>(gpu);
+    assert!(
+        intact,
+        "the gradient in place was written outside the logits"
+    );
+    Ok(buffers.download(gpu, rows, dlogits))
+}
+
+/// What the reference says of a batch.
+pub struct Expected {
+    pub fates: Vec<Fate>,
+    /// Of the rows that are read.
+    pub rows: Vec<Option<Row>>,
+    pub normalizer: f64,
+}
+
+/// The reference of a batch of whole rows. `dropped` says which rows Goldfish drops.
+pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool]) -> Expected {
+    let classes = op.vocab.map_or(batch.cols, |v| v as usize);
+    let weight = |r: usize| batch.weights.as_ref().map_or(1.0, |w| w[r]);
+    let is_dropped = |r: usize| dropped.get(r).copied().unwrap_or(false);
+    let fates: Vec<_> = (batch.labels.iter().enumerate())
+        .map(|(r, &label)| op.fate(label, weight(r), is_dropped(r), classes as u64))
+        .collect();
+    let kept = || (0..fates.len()).filter(|&r| matches!(fates[r], Fate::Kept | Fate::Bad));
+    let normalizer = match op.normalizer {
+        xact::Normalizer::None => 1.0,
+        xact::Normalizer::Kept => kept().count() as f64,
+        xact::Normalizer::Weight => kept().map(|r| f64::from(weight(r))).sum(),
+        xact::Normalizer::External => f64::from(batch.normalizer.expect("given")),
+    };
+    let rows = (0..fates.len())
+        .map(|r| {
+            let dloss = batch.dloss.as_ref().map_or(1.0, |(values, stride)| {
+                let at = if *stride < 0 {
+                    (fates.len() as i64 - 1 - r as i64) * -stride
+                } else {
+                    r as i64 * stride
+                };
+                f64::from(values[at as usize])
+            });
+            matches!(fates[r], Fate::Kept | Fate::Dropped).then(|| {
+                let row = &batch.logits[r * batch.cols..][..classes];
+                op.evaluate(
+                    row,
+                    batch.labels[r] as usize,
+                    f64::from(weight(r)),
+                    dloss / normalizer,
+                )
+            })
+        })
+        .collect();
+    Expected {
+        fates,
+        rows,
+        normalizer,
+    }
+}
+
+/// The worst of each result, as a share of what it may be off.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Worst {
+    pub loss: f64,
+    pub lse: f64,
+    pub dlogits: f64,
+}
+
+fn share(got: f64, expected: f64, bound: f64) -> f64 {
+    if got == expected || (got.is_nan() && expected.is_nan()) {
+        return 0.0;
+    }
+    let share = (got - expected).abs() / bound;
+    if share.is_nan() { f64::INFINITY } else { share }
+}
+
+/// The share of its bound that a gradient is off: of 16 bits, in distances of neighbours beyond what rounding the
+/// ends of the interval gives.
+fn gradient_share<T: Element>(got: T, expected: f64, bound: f64) -> f64 {
+    if T::ULP_EXPONENT == -23 {
+        return share(got.to_f64(), expected, bound);
+    }
+    let ends = [expected - bound, expected + bound].map(|end| T::from_f64(end).to_f64());
+    let got = got.to_f64();
+    let inside = (ends[0]..=ends[1]).contains(&got);
+    if inside || (got.is_nan() && expected.is_nan()) {
+        0.0
+    } else {
+        f64::INFINITY
+    }
+}
+
+/// Compares results with the reference, and says how much of the bounds they use.
+pub fn check<T: Element>(
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    expected: &Expected,
+    got: &Results<T>,
+) -> Worst {
+    let classes = op.vocab.map_or(batch.cols, |v| v as usize);
+    let mut worst = Worst::default();
+    for (r, fate) in expected.fates.iter().enumerate() {
+        let gradient = &got.dlogits[r * batch.cols..][..batch.cols];
+        let (inside, padding) = gradient.split_at(classes);
+        assert!(
+            padding.iter().all(|d| d.to_f64().to_bits() == 0),
+            "row {r}: padding"
+        );
+        match fate {
+            Fate::Bad => {
+                assert!(got.loss[r].is_nan(), "row {r}: {}", got.loss[r]);
+                assert!(inside.iter().all(|d| d.to_f64().is_nan()), "row {r}");
+                continue;
+            }
+            Fate::Masked | Fate::Dropped => {
+                assert_eq!(got.loss[r].to_bits(), 0, "row {r}");
+                assert!(inside.iter().all(|d| d.to_f64().to_bits() == 0), "row {r}");
+                continue;
+            }
+            Fate::Kept => {}
+        }
+        let row = expected.rows[r].as_ref().expect("kept");
+        worst.loss = worst
+            .loss
+            .max(share(f64::from(got.loss[r]), row.loss, row.loss_bound));
+        worst.lse = worst
+            .lse
+            .max(share(f64::from(got.lse[r]), row.lse, row.lse_bound));
+        assert_eq!(
+            usize::try_from(got.argmax[r]).ok(),
+            row.argmax,
+            "row {r}: argmax"
+        );
+        for (j, &got) in inside.iter().enumerate() {
+            let used = gradient_share(got, row.dlogits[j], row.dlogits_bound[j]);
+            if used > 1.0 && worst.dlogits <= 1.0 {
+                eprintln!(
+                    "row {r}, class {j} (target {}): {:e} for {:e} ± {:e}",
+                    batch.labels[r],
+                    got.to_f64(),
+                    row.dlogits[j],
+                    row.dlogits_bound[j]
+                );
+            }
+            worst.dlogits = worst.dlogits.max(used);
+        }
+    }
+    worst
+}
