@@ -186,7 +186,7 @@ fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
     Ok(users)
 }
 
-/// Every kernels/<folder>/<op>.cu, relative to the workspace.
+/// Every `kernels/<folder>/<op>.cu`, relative to the workspace.
 fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut kernels = BTreeSet::new();
     let mut folders = vec![PathBuf::from("kernels")];
