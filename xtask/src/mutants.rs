@@ -77,7 +77,8 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let fingerprint = copy::synchronise(&folders.root, &bench.tree)?;
     let fingerprint = format!("{fingerprint:016x} {}", toolkit.version);
     let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
-    let base = bench.base()?;
+    let ops: BTreeSet<_> = chosen.iter().flat_map(|mutant| &mutant.ops).collect();
+    let base = bench.base(&ops.into_iter().cloned().collect::<Vec<_>>())?;
     eprintln!(
         "Without a mutant every trial passes, in {:.1} s; the build takes what cargo needs.",
         base.time.as_secs_f64()
@@ -279,6 +280,16 @@ impl Bench {
         }
     }
 
+    /// The trials of an op in its test, those that notice most in the least time first.
+    fn filters(&self, op: &str) -> Vec<Filter> {
+        if self.test_of(op) == ACTIVATIONS {
+            // One 16-bit type: it is the fastest, and tells most.
+            vec![Filter::bf16(op), Filter::others(op)]
+        } else {
+            vec![Filter::every()]
+        }
+    }
+
     /// Builds the tests of some ops; the compiler's words where they do not build.
     fn build(&self, ops: &[String]) -> anyhow::Result<std::result::Result<Built, String>> {
         let tests: BTreeSet<_> = ops.iter().map(|op| self.test_of(op)).collect();
@@ -310,20 +321,24 @@ impl Bench {
         }))
     }
 
-    fn base(&self) -> anyhow::Result<Base> {
+    /// The kernels of some ops, which must pass their tests.
+    fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
         eprintln!("Building and testing without a mutant.");
-        let every: Vec<_> = self.kernels.iter().map(|kernel| op_of(kernel)).collect();
-        let built = match self.build(&every)? {
+        self.keep_only(ops)?;
+        let built = match self.build(ops)? {
             Ok(built) => built,
             Err(message) => bail!("the tests do not build without a mutant:\n{message}"),
         };
         let start = Instant::now();
         let limit = Duration::from_secs(3600);
-        for (test, executable) in &built.executables {
-            match trials::run(executable, &self.tree, &Filter::every(), limit)? {
-                Ended::Passed(0) => bail!("{test} has no trials"),
-                Ended::Passed(_) => {}
-                ended => bail!("{test} fails without a mutant: {ended:?}"),
+        for op in ops {
+            for filter in self.filters(op) {
+                let executable = &built.executables[self.test_of(op)];
+                match trials::run(executable, &self.tree, &filter, limit)? {
+                    Ended::Passed(0) => bail!("there are no trials of {op}"),
+                    Ended::Passed(_) => {}
+                    ended => bail!("{op} fails without a mutant: {ended:?}"),
+                }
             }
         }
         Ok(Base {
@@ -388,15 +403,8 @@ impl Bench {
     /// What the trials of an op say.
     fn trials(&self, op: &str, built: &Built, base: &Base) -> anyhow::Result<Outcome> {
         let limit = base.time * 3 + Duration::from_secs(30);
-        let test = self.test_of(op);
-        let executable = &built.executables[test];
-        let filters = if test == ACTIVATIONS {
-            // One 16-bit type first: it is the fastest, and tells most.
-            vec![Filter::bf16(op), Filter::others(op)]
-        } else {
-            vec![Filter::every()]
-        };
-        for filter in filters {
+        let executable = &built.executables[self.test_of(op)];
+        for filter in self.filters(op) {
             match trials::run(executable, &self.tree, &filter, limit)? {
                 Ended::Passed(_) => {}
                 Ended::Failed(trial) => return Ok(Status::Caught.with(&trial)),
