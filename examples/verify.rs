@@ -1,6 +1,8 @@
 //! Verifies every op, direction and type on the best device present: against the f64 reference, and the
 //! reference against finite differences. `cargo xtask verify` sets up what is missing and runs this.
 
+#[path = "verify/cross_entropy.rs"]
+mod cross_entropy;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -8,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cuda_emulator::Approx;
+use half::{bf16, f16};
 use support::cases::{self, Case, CaseVisitor};
 use support::choose::{Choice, Gpu, open};
 use support::goldfish;
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         list: Vec::new(),
     };
     cases::for_each(&mut jobs);
+    jobs.cross_entropy::<f32>();
+    jobs.cross_entropy::<f16>();
+    jobs.cross_entropy::<bf16>();
     jobs.goldfish::<i32>("i32");
     jobs.goldfish::<i64>("i64");
     let bar = progress::bar(jobs.list.len());
@@ -112,6 +118,7 @@ impl Jobs<'_> {
             params,
             n: 0,
             worst: None,
+            share: None,
             dparams_error: None,
             differences: None,
             bytes: None,
@@ -122,6 +129,17 @@ impl Jobs<'_> {
             name: format!("{op} {direction} {dtype} {params}"),
             run: Box::new(|gpu| run(gpu, row)),
         });
+    }
+
+    fn cross_entropy<T: Element>(&mut self) {
+        for direction in cross_entropy::DIRECTIONS {
+            for (name, op) in cross_entropy::options() {
+                let names = ["cross_entropy", T::DTYPE.name(), direction, name];
+                self.add(names, move |gpu, row| {
+                    cross_entropy::verify::<T>(gpu, &op, row)
+                });
+            }
+        }
     }
 
     /// The masks of every strategy for ids of type `I`.
@@ -159,6 +177,8 @@ struct Row {
     n: usize,
     /// Worst error in ulp, and where it is.
     worst: Option<(f64, f64)>,
+    /// Worst error as a share of what it may be, where that is not a number of ulp.
+    share: Option<f64>,
     /// Worst error of a parameter gradient, relative to the sum of magnitudes.
     dparams_error: Option<f64>,
     /// Disagreement of the reference with finite differences.
@@ -280,6 +300,7 @@ impl Row {
             "n": self.n,
             "worst_ulp": number(self.worst.map(|(ulps, _)| ulps)),
             "worst_at": number(self.worst.map(|(_, at)| at)),
+            "share_of_bound": number(self.share),
             "dparams_error": self.dparams_error,
             "finite_difference": number(self.differences),
             "bytes": self.bytes,
@@ -299,6 +320,7 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         "n",
         "worst ulp",
         "at x",
+        "of bound",
         "dparams",
         "differences",
         "bytes",
@@ -309,6 +331,7 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         "n",
         "worst ulp",
         "at x",
+        "of bound",
         "dparams",
         "differences",
         "bytes",
@@ -330,6 +353,7 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
             row.n.to_string(),
             cell(row.worst.map(|(ulps, _)| format!("{ulps:.2}"))),
             cell(row.worst.map(|(_, at)| format!("{at:.4e}"))),
+            cell(row.share.map(|s| format!("{:.0} %", 100.0 * s))),
             cell(row.dparams_error.map(|e| format!("{e:.0e}"))),
             cell(row.differences.map(|e| format!("{e:.0e}"))),
             cell(row.floor_bytes.map(|_| counted())),
@@ -348,7 +372,9 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         "{table}\ndevice: {}\nkernels: {entries} entries in {} files, {:.1} MB of PTX\n{} rows, {failed} failed. ulp: \
          f32 of the formula's largest addend (at most {ULPS_EXACT}, or {ULPS} with approximate\ninstructions at an \
          end of their bound); f16 and bf16 of the result (½ if correctly rounded). Bytes are\nper element, \
-         counted; parameters left out. The masks of goldfish are equal to the reference's or the row fails.\n",
+         counted; parameters left out. Errors of cross_entropy are shares of their bounds: 4 ulp of the largest term of lse \
+         for\nlosses (1e-6 of the loss where p > ½), (8 + |t|)·2⁻²⁴ of its terms for a gradient. The masks of goldfish \
+         are equal to\nthe reference's or the row fails.\n",
         gpu.name,
         kernels.len(),
         ptx as f64 / 1e6,
