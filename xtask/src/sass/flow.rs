@@ -44,6 +44,12 @@ impl Flow {
         }
     }
 
+    /// Whether some value depends on all of these loads.
+    pub fn gathers(&self, loads: Loads) -> bool {
+        let mut values = self.of.values();
+        values.any(|[low, high]| (low | high) & loads == loads)
+    }
+
     /// The halves that an instruction puts together without computing with them.
     fn moved(&self, instruction: &Instruction) -> Option<Halves> {
         let operands: Vec<&str> = instruction.operands.iter().map(String::as_str).collect();

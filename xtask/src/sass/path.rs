@@ -9,6 +9,7 @@
 //!    and none of the second. So the values are followed along the way: one pack after the other, its
 //!    stores must each depend on loads that no earlier pack's stores depend on, and together on exactly
 //!    one new load per input. Ways that fail are passed over, the next longer one is tried.
+//!    A loop without outputs adds up instead: some value must depend on all its loads.
 //! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
 //!    be executed beside the way, until it is met again, is counted too: an upper bound.
 //! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant.
@@ -338,7 +339,13 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>>
         };
         flow.step(instruction, load);
     }
-    are_packs(&stored, work).then_some(branches)
+    let complete = if work.outputs == 0 {
+        // A loop that stores nothing adds up: some sum must have come from every load.
+        flow.gathers((1 << loads) - 1)
+    } else {
+        are_packs(&stored, work)
+    };
+    complete.then_some(branches)
 }
 
 /// Whether stores, each given by the loads that it depends on, are those of one pack after the other. A

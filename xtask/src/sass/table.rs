@@ -24,11 +24,14 @@ pub struct Resources {
     pub spill_loads: u64,
 }
 
-/// An elementwise entry, as its name says: `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`.
+/// An entry whose main loop is counted, as its name says:
+/// `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or cross-entropy's `stats` and `gradient`. (`fused`
+/// has both of their loops, one after the other.)
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
-    gated: bool,
-    backward: bool,
+    packs: u64,
+    inputs: usize,
+    outputs: usize,
     dtype: &'static str,
 }
 
@@ -39,15 +42,21 @@ impl Entry {
         let dtype = ["f32", "f16", "bf16"]
             .into_iter()
             .find(|known| *known == dtype)?;
-        let (op, direction) = rest.rsplit_once('_')?;
-        let backward = match direction {
-            "forward" => false,
-            "backward" => true,
+        let (op, task) = rest.rsplit_once('_')?;
+        let gated = usize::from(op.ends_with("_gated1") || op.ends_with("_gated2"));
+        let (packs, inputs, outputs) = match task {
+            // x and the gated forms' v; y.
+            "forward" => (geometry::PACKS, 1 + gated, 1),
+            // The same and dy; dx and the gated forms' dv.
+            "backward" => (geometry::PACKS, 2 + gated, 1 + gated),
+            "stats" => (geometry::ROW_PACKS, 1, 0),
+            "gradient" => (geometry::ROW_PACKS, 1, 1),
             _ => return None,
         };
         Some(Self {
-            gated: op.ends_with("_gated1") || op.ends_with("_gated2"),
-            backward,
+            packs,
+            inputs,
+            outputs,
             dtype,
         })
     }
@@ -56,25 +65,23 @@ impl Entry {
         if self.dtype == "f32" { 4 } else { 2 }
     }
 
-    /// What an iteration of its main loop does. In: x, the gated forms' v, a backward's dy. Out: y, or dx
-    /// and the gated forms' dv.
+    /// What an iteration of its main loop does.
     pub fn work(&self) -> Work {
         Work {
-            packs: usize::try_from(geometry::PACKS).expect("small"),
-            inputs: 1 + usize::from(self.gated) + usize::from(self.backward),
-            outputs: 1 + usize::from(self.gated && self.backward),
+            packs: usize::try_from(self.packs).expect("small"),
+            inputs: self.inputs,
+            outputs: self.outputs,
         }
     }
 
     /// Bytes that an element has to move: every input once, every output once.
     fn traffic(&self) -> u64 {
-        let work = self.work();
-        self.element_bytes() * (work.inputs + work.outputs) as u64
+        self.element_bytes() * (self.inputs + self.outputs) as u64
     }
 
     /// Elements of one iteration of a thread.
     fn elements(&self) -> u64 {
-        geometry::PACKS * geometry::VECTOR_BYTES / self.element_bytes()
+        self.packs * geometry::VECTOR_BYTES / self.element_bytes()
     }
 
     fn figures(&self, counts: Counts) -> Figures {
@@ -388,6 +395,8 @@ mod tests {
             ("xatlu_gated1_forward_f16", 2, 1, 6),
             ("xatlu_gated2_backward_bf16", 3, 2, 10),
             ("xielu_forward_f32", 1, 1, 8),
+            ("cross_entropy_stats_bf16", 1, 0, 2),
+            ("cross_entropy_gradient_bf16", 1, 1, 4),
         ] {
             let entry = Entry::parse(name).expect(name);
             let work = entry.work();
@@ -399,6 +408,8 @@ mod tests {
         }
         for name in [
             "xielu_dparams_bf16",
+            "cross_entropy_fused_bf16",
+            "cross_entropy_finish",
             "forward_bf16",
             "xielu_forward_f64",
             "xielu",
