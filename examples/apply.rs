@@ -8,7 +8,6 @@ mod goldfish;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use support::choose::{self, Choice, Gpu};
+use support::files;
 use support::run::{self, How};
 use support::strategy::{Name, Numbers};
 use xact::activation::expanded::{self, Gate};
@@ -554,62 +554,13 @@ fn scalar(tensors: &SafeTensors<'_>, name: &str) -> Result<f32, String> {
     }
 }
 
-/// Writes the whole file or none of it. Follows links; replaces nothing but a regular file, whose
-/// permissions the new one takes.
+/// Writes the whole file or none of it.
 fn write(path: &Path, outputs: &[Output]) -> Result<(), String> {
-    let failed = |e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     let views = outputs
         .iter()
         .map(|o| Ok((o.name, TensorView::new(o.dtype, o.shape.clone(), &o.bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| failed(&e))?;
-    let bytes = safetensors::serialize(views, None).map_err(|e| failed(&e))?;
-    let target = behind_links(path).map_err(|e| failed(&e))?;
-    let existing = match target.metadata() {
-        Ok(existing) if !existing.is_file() => return Err(failed(&"it is not a regular file")),
-        Ok(existing) => Some(existing.permissions()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => return Err(failed(&e)),
-    };
-    let folder = target.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut file = new_file()
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .map_err(|e| failed(&e))?;
-    file.write_all(&bytes).map_err(|e| failed(&e))?;
-    if let Some(permissions) = existing {
-        let changed = file.as_file().set_permissions(permissions);
-        changed.map_err(|e| failed(&e))?;
-    }
-    file.persist(&target).map_err(|e| failed(&e))?;
-    Ok(())
-}
-
-/// Where `path` leads if it is a link, also to something that does not exist yet.
-fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    /// More than that is a circle.
-    const LINKS: usize = 40;
-    let mut path = path.to_owned();
-    for _ in 0..LINKS {
-        if !path.symlink_metadata().is_ok_and(|data| data.is_symlink()) {
-            return Ok(path);
-        }
-        let link = path.read_link()?;
-        path = path
-            .parent()
-            .map_or(link.clone(), |folder| folder.join(link));
-    }
-    Err(io::Error::other("too many levels of symbolic links"))
-}
-
-/// A temporary file with the permissions of any new file, where tempfile's own are the owner's alone.
-fn new_file() -> tempfile::Builder<'static, 'static> {
-    #[cfg_attr(not(unix), allow(unused_mut))]
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The umask takes its part when the file is made.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+    let bytes = views.and_then(|views| safetensors::serialize(views, None));
+    let bytes = bytes.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    files::replace(path, &bytes)
 }

@@ -648,7 +648,6 @@ fn raw_calls_refuse_what_can_be_seen() {
 
 fn a_mask_can_be_captured_and_replayed() {
     let Gpu { device, .. } = gpu();
-    device.preload().unwrap();
     // As cudarc's documentation asks: waits on events from outside would break the capture.
     // SAFETY: everything below runs on one stream, as does each of the other tests.
     unsafe { device.context().disable_event_tracking() };
@@ -659,6 +658,9 @@ fn a_mask_can_be_captured_and_replayed() {
     };
     let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 4 }).unwrap();
     let uploaded = goldfish.upload(&device, &stream).unwrap();
+    // Loads the kernels, as preload would those of every op.
+    let mut first = Buffers::new(&gpu);
+    uploaded.mask(&device, &stream, first.call()).unwrap();
     let mut buffers = Buffers::new(&gpu);
     stream.synchronize().unwrap();
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -19,7 +19,18 @@
 //!   of others.
 //!
 //! Arithmetic is of integers, so the CPU and every device decide alike. [`Goldfish::keep`] is the
-//! reference.
+//! reference:
+//!
+//! ```
+//! use xact::loss::goldfish::Tokens;
+//! use xact::{Goldfish, Strategy};
+//!
+//! let labels: Vec<i64> = (0..1000).map(|i| i * i % 1009).collect();
+//! let goldfish = Goldfish::new(Strategy::Hash64 { k: 4, h: 13, seed: 0 })?;
+//! let keep = goldfish.keep(&Tokens::row(&labels))?;
+//! assert_eq!(keep.iter().filter(|&&keep| !keep).count(), 266);
+//! # Ok::<(), xact::Error>(())
+//! ```
 //!
 //! # Hash64
 //!

@@ -5,6 +5,7 @@
 pub mod cases;
 pub mod check;
 pub mod choose;
+pub mod files;
 pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;

@@ -28,6 +28,9 @@ use trials::{Ended, Filter};
 /// The share of the mutants that must be noticed.
 const BAR: f64 = 0.97;
 
+/// The test of all activations.
+const ACTIVATIONS: &str = "activations";
+
 /// What the command line asks for.
 pub struct Options {
     /// Only mutants of this op's kernels and of the headers that they include.
@@ -74,7 +77,8 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let fingerprint = copy::synchronise(&folders.root, &bench.tree)?;
     let fingerprint = format!("{fingerprint:016x} {}", toolkit.version);
     let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
-    let base = bench.base()?;
+    let ops: BTreeSet<_> = chosen.iter().flat_map(|mutant| &mutant.ops).collect();
+    let base = bench.base(&ops.into_iter().cloned().collect::<Vec<_>>())?;
     eprintln!(
         "Without a mutant every trial passes, in {:.1} s; the build takes what cargo needs.",
         base.time.as_secs_f64()
@@ -183,7 +187,7 @@ fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
     Ok(users)
 }
 
-/// Every kernels/<folder>/<op>.cu, relative to the workspace.
+/// Every `kernels/<folder>/<op>.cu`, relative to the workspace.
 fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut kernels = BTreeSet::new();
     let mut folders = vec![PathBuf::from("kernels")];
@@ -258,25 +262,41 @@ struct Base {
     time: Duration,
 }
 
-/// The test executable and the kernels in it.
+/// The test executables and the kernels in them.
 struct Built {
-    executable: PathBuf,
+    /// By name.
+    executables: BTreeMap<String, PathBuf>,
     ptx: BTreeMap<String, String>,
 }
 
 impl Bench {
-    /// Builds the test; the compiler's words where it does not build.
-    fn build(&self) -> anyhow::Result<std::result::Result<Built, String>> {
+    /// The test that has the trials of an op: its own, or that of all activations.
+    fn test_of<'a>(&self, op: &'a str) -> &'a str {
+        let activation = Path::new("kernels/activation").join(format!("{op}.cu"));
+        if self.kernels.contains(&activation) {
+            ACTIVATIONS
+        } else {
+            op
+        }
+    }
+
+    /// The trials of an op in its test, those that notice most in the least time first.
+    fn filters(&self, op: &str) -> Vec<Filter> {
+        if self.test_of(op) == ACTIVATIONS {
+            // One 16-bit type: it is the fastest, and tells most.
+            vec![Filter::bf16(op), Filter::others(op)]
+        } else {
+            vec![Filter::every()]
+        }
+    }
+
+    /// Builds the tests of some ops; the compiler's words where they do not build.
+    fn build(&self, ops: &[String]) -> anyhow::Result<std::result::Result<Built, String>> {
+        let tests: BTreeSet<_> = ops.iter().map(|op| self.test_of(op)).collect();
         let output = Command::new(steps::cargo())
             .current_dir(&self.tree)
-            .args([
-                "test",
-                "--package",
-                "xact",
-                "--test",
-                "activations",
-                "--no-run",
-            ])
+            .args(["test", "--package", "xact", "--no-run"])
+            .args(tests.iter().flat_map(|test| ["--test", *test]))
             .args(["--message-format=json-render-diagnostics"])
             .env("CARGO_TARGET_DIR", &self.target)
             // The copy has no toolkit of its own.
@@ -289,30 +309,42 @@ impl Bench {
             return Ok(Err(String::from_utf8_lossy(&output.stderr).into_owned()));
         }
         let messages = String::from_utf8_lossy(&output.stdout);
-        let executable = cargo_messages::test_executable(&messages, "activations");
+        let executables = tests.into_iter().map(|test| {
+            let executable = cargo_messages::test_executable(&messages, test);
+            let executable = executable.context("cargo did not say where the test is")?;
+            Ok((test.to_owned(), executable))
+        });
         let out = cargo_messages::out_folder(&messages);
         Ok(Ok(Built {
-            executable: executable.context("cargo did not say where the test is")?,
+            executables: executables.collect::<anyhow::Result<_>>()?,
             ptx: ptx(&out.context("cargo did not say where the build script of xact wrote")?)?,
         }))
     }
 
-    fn base(&self) -> anyhow::Result<Base> {
+    /// The kernels of some ops, which must pass their tests.
+    fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
         eprintln!("Building and testing without a mutant.");
-        let built = match self.build()? {
+        self.keep_only(ops)?;
+        let built = match self.build(ops)? {
             Ok(built) => built,
             Err(message) => bail!("the tests do not build without a mutant:\n{message}"),
         };
         let start = Instant::now();
         let limit = Duration::from_secs(3600);
-        match trials::run(&built.executable, &self.tree, &Filter::every(), limit)? {
-            Ended::Passed(0) => bail!("there are no trials"),
-            Ended::Passed(_) => Ok(Base {
-                ptx: built.ptx,
-                time: start.elapsed(),
-            }),
-            ended => bail!("the tests fail without a mutant: {ended:?}"),
+        for op in ops {
+            for filter in self.filters(op) {
+                let executable = &built.executables[self.test_of(op)];
+                match trials::run(executable, &self.tree, &filter, limit)? {
+                    Ended::Passed(0) => bail!("there are no trials of {op}"),
+                    Ended::Passed(_) => {}
+                    ended => bail!("{op} fails without a mutant: {ended:?}"),
+                }
+            }
         }
+        Ok(Base {
+            ptx: built.ptx,
+            time: start.elapsed(),
+        })
     }
 
     /// Builds and tests one mutant; the source is as before afterwards.
@@ -340,7 +372,7 @@ impl Bench {
                 continue;
             }
             self.keep_only(ops)?;
-            let built = match self.build()? {
+            let built = match self.build(ops)? {
                 Ok(built) => built,
                 Err(message) => {
                     // nvcc's own first, `x.cuh(12): error: …`; else cargo's.
@@ -371,9 +403,9 @@ impl Bench {
     /// What the trials of an op say.
     fn trials(&self, op: &str, built: &Built, base: &Base) -> anyhow::Result<Outcome> {
         let limit = base.time * 3 + Duration::from_secs(30);
-        // One 16-bit type first: it is the fastest, and tells most.
-        for filter in [Filter::bf16(op), Filter::others(op)] {
-            match trials::run(&built.executable, &self.tree, &filter, limit)? {
+        let executable = &built.executables[self.test_of(op)];
+        for filter in self.filters(op) {
+            match trials::run(executable, &self.tree, &filter, limit)? {
                 Ended::Passed(_) => {}
                 Ended::Failed(trial) => return Ok(Status::Caught.with(&trial)),
                 Ended::Died(how) => return Ok(Status::Caught.with(&how)),

@@ -1,0 +1,120 @@
+//! The cross-entropy kernels decide with a warp a row what the mask kernel decides with a thread a label.
+
+use crate::support::choose::{Choice, open};
+use crate::support::inputs::Random;
+use xact::activation::{Input, Rows as Shape};
+
+use xact::loss::cross_entropy::device::{
+    Forward, Goldfish as Decision, Outputs, Rows, workspace_bytes,
+};
+use xact::loss::goldfish::device::{DeviceLayout, DeviceTokens};
+use xact::loss::goldfish::{Layout, Tokens};
+use xact::{CrossEntropy, Goldfish, RowStats, Strategy, Workspace};
+
+const ROWS: usize = 240;
+const CLASSES: usize = 8;
+
+#[test]
+fn the_loss_drops_what_the_reference_drops() {
+    let gpu = open(Choice::from_env().unwrap()).unwrap();
+    let mut random = Random(5);
+    // Few ids, so that exempt ones are met; some negative, some beyond 32 bits.
+    let ids: Vec<i64> = (0..ROWS)
+        .map(|_| (random.bits() % 90) as i64 * 0x0123_4567_89ab - 7)
+        .collect();
+    let halo: Vec<i64> = (0..20).map(|_| random.bits() as i64).collect();
+    // More than a warp has lanes, and those that are met at its end.
+    let exempt: Vec<i64> = (1000..1050).chain(ids[..9].iter().copied()).collect();
+    let cu_seqlens = [-3, 70, 71, 200];
+    let upload = |values: &[i64]| gpu.stream.clone_htod(values).unwrap();
+    let labels: Vec<i64> = (0..ROWS).map(|i| (i % CLASSES) as i64).collect();
+    let logits = gpu
+        .stream
+        .clone_htod(&vec![0.5f32; ROWS * CLASSES])
+        .unwrap();
+    let (labels, ids_there, halo_there) = (upload(&labels), upload(&ids), upload(&halo));
+    let exempt_there = upload(&exempt);
+    let offsets = gpu.stream.clone_htod(&cu_seqlens).unwrap();
+    for h in [1, 13, 31, 32, 33, 50, 64, 70] {
+        let (k, seed) = (2, 3);
+        for strategy in [
+            Strategy::Static { k, start: 1 },
+            Strategy::Random { k, seed },
+            Strategy::ProductTable { k, h },
+            Strategy::ProductAvalanche { k, h },
+            Strategy::DotTable { k, h },
+            Strategy::Hash64 { k, h, seed },
+        ] {
+            let goldfish = Goldfish::new(strategy).unwrap();
+            let uploaded = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+            for documents in [false, true] {
+                let expected = goldfish.keep(&Tokens {
+                    hash_ids: &ids,
+                    layout: if documents {
+                        Layout::Documents {
+                            cu_seqlens: &cu_seqlens,
+                        }
+                    } else {
+                        Layout::Rows { len: ROWS / 2 }
+                    },
+                    halo: &halo,
+                    exempt: &exempt,
+                });
+                let mut loss = gpu.stream.clone_htod(&[7f32; ROWS]).unwrap();
+                let mut stats = gpu
+                    .stream
+                    .clone_htod(&vec![RowStats::default(); ROWS])
+                    .unwrap();
+                let mut summary = gpu.stream.clone_htod(&[Default::default()]).unwrap();
+                let bytes = workspace_bytes(ROWS as u64);
+                let mut workspace = Workspace::new(&gpu.stream, bytes).unwrap();
+                let shape = Shape {
+                    offset: 0,
+                    rows: ROWS,
+                    cols: CLASSES,
+                    pitch: CLASSES,
+                };
+                let call = Forward {
+                    logits: Input::rows(&logits, shape),
+                    rows: Rows {
+                        labels: &labels,
+                        weights: None,
+                        goldfish: Some(Decision {
+                            strategy: &uploaded,
+                            tokens: DeviceTokens {
+                                hash_ids: &ids_there,
+                                layout: if documents {
+                                    DeviceLayout::Documents {
+                                        cu_seqlens: &offsets,
+                                    }
+                                } else {
+                                    DeviceLayout::Rows { len: ROWS / 2 }
+                                },
+                                halo: Some(&halo_there),
+                                exempt: Some(&exempt_there),
+                            },
+                        }),
+                        shard: None,
+                    },
+                    outputs: Outputs {
+                        loss: Some(&mut loss),
+                        z_loss: None,
+                        lse: None,
+                        argmax: None,
+                        stats: &mut stats,
+                        summary: &mut summary,
+                    },
+                    normalizer: None,
+                    workspace: &mut workspace,
+                };
+                CrossEntropy::default()
+                    .forward(&gpu.device, &gpu.stream, call)
+                    .unwrap();
+                // A kept row costs log 8.
+                let loss = gpu.stream.clone_dtoh(&loss).unwrap();
+                let kept: Vec<bool> = loss.iter().map(|&loss| loss != 0.0).collect();
+                assert_eq!(kept, expected.unwrap(), "{strategy:?}, {documents}");
+            }
+        }
+    }
+}
