@@ -194,6 +194,12 @@ impl Activation for Xielu {
             sample("autograd", compat(-1e-6, EpsGradient::Autograd), apertus),
             sample("eps > 0", compat(1e-6, EpsGradient::Autograd), apertus),
             sample("eps = 0", compat(0.0, EpsGradient::Autograd), initial),
+            // The clamp where expm1 is formed another way than near 0, and β as a parameter beside it.
+            with_beta(
+                "eps = -2",
+                compat(-2.0, EpsGradient::Autograd),
+                [0.5, -0.25, 0.125],
+            ),
         ]
     }
 
