@@ -43,6 +43,13 @@ struct Base {
     static constexpr float kMax = 3.40282347e+38f;
 };
 
+// 2^t, within 2 ulp where |t| < 1 even if exp2_approx is not.
+__device__ inline float exp2_near(float t) {
+    if (!(fabsf(t) < 1.0f)) return exp2_approx(t);
+    const float e = 1.0f + Expm1(-fabsf(t) * 0.693147182f).expm1();
+    return t > 0.0f ? 1.0f / e : e;
+}
+
 // sum·2^(from − to), exactly unless it is subnormal.
 __device__ inline float rebased(float sum, const Base& from, const Base& to) {
     // Two factors, because one f32 does not reach 2^-252, below which nothing of a sum is left.
