@@ -406,6 +406,12 @@ impl Plan {
             logits: None,
         };
         if let Some(shard) = rows.shard {
+            if shard.classes == 0 && rows.rows > 0 {
+                return Err(Error::Classes {
+                    classes: 0,
+                    end: shard.first_class,
+                });
+            }
             plan.args.first_class = shard.first_class;
             plan.args.classes = shard.classes;
         } else {
