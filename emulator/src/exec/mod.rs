@@ -25,8 +25,6 @@ use block::Block;
 
 /// Blocks that [`Schedule::Seeded`] interleaves.
 const IN_FLIGHT: usize = 4;
-/// Instructions after which a warp without end is given up: minutes of a GPU's time.
-const BUDGET: u64 = 1 << 28;
 
 /// What a launch is made of.
 pub(crate) struct Request {

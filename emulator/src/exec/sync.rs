@@ -43,7 +43,8 @@ impl Launch<'_> {
         }
         let number = usize::from(warp.barrier[lane]);
         if *arrive {
-            block.arrived[number].0 += mask.count_ones();
+            let arrived = &mut block.arrived[number].0;
+            *arrived = arrived.saturating_add(mask.count_ones());
             block.arrived[number].1 |= 1 << w;
             set(&mut warp.pcs, mask, pc + 1);
         } else {
@@ -126,7 +127,7 @@ impl Launch<'_> {
         else {
             return Ok(());
         };
-        let total = waiting + block.arrived[id].0;
+        let total = block.arrived[id].0.saturating_add(waiting);
         let expected = match threads {
             Some(s) => block.warps[fw].lanes.get(s.row, s.wide, fl) as u32,
             None => alive,
@@ -354,27 +355,6 @@ fn communicate(l: &mut crate::lanes::Lanes, rows: usize, here: u32, op: &WarpOp)
                 Redux::Xor => x ^ y,
             });
             write(l, d, &[r.unwrap_or(0); 32], u32::MAX);
-        }
-        WarpOp::MatchAny(d, a) => {
-            let v = l.load_raw(a.row, a.wide);
-            let mut out = [0; 32];
-            for i in lanes_of(here) {
-                out[i] = lanes_of(here)
-                    .filter(|&k| v[k] == v[i])
-                    .fold(0, |m, k| m | 1 << k);
-            }
-            let known = l.written[a.row as usize];
-            write(l, d, &out, known);
-        }
-        WarpOp::MatchAll(d, a, p) => {
-            let v = l.load_raw(a.row, a.wide);
-            let first = v[here.trailing_zeros() as usize];
-            let same = lanes_of(here).all(|i| v[i] == first);
-            let known = l.written[a.row as usize];
-            write(l, d, &[if same { here } else { 0 }; 32], known);
-            if let Some(p) = p {
-                write_pred(l, *p, all(same), known);
-            }
         }
         WarpOp::Sync => {}
     }

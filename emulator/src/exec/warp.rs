@@ -1,7 +1,7 @@
 //! The interpreter loop of a warp.
 
 use super::block::Block;
-use super::{BUDGET, Launch, Trap};
+use super::{Launch, Trap};
 use crate::lanes::Lane;
 use crate::lower::Op;
 use crate::report::Check;
@@ -22,7 +22,8 @@ impl Launch<'_> {
         steps: Option<u64>,
     ) -> Result<(), (u32, Box<Trap>)> {
         let code = self.code;
-        let turn_end = block.warps[w].steps + steps.unwrap_or(TURN);
+        let budget = self.settings.instruction_budget;
+        let turn_end = block.warps[w].steps + steps.unwrap_or(TURN.min(budget));
         loop {
             let warp = &mut block.warps[w];
             let runnable = warp.runnable();
@@ -222,8 +223,8 @@ impl Launch<'_> {
                 }
             }
             let warp = &block.warps[w];
-            if warp.steps > BUDGET {
-                let message = format!("a warp executed {BUDGET} instructions and has not ended");
+            if warp.steps > budget {
+                let message = format!("a warp executed {budget} instructions and has not ended");
                 return Err((
                     pc,
                     Trap::new(
