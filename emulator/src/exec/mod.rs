@@ -5,7 +5,9 @@
 //! one after the other, or several at once under [`Schedule::Seeded`].
 
 mod access;
+mod address;
 mod block;
+mod messages;
 mod sync;
 mod warp;
 

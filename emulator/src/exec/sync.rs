@@ -1,7 +1,8 @@
 //! Barriers and the instructions by which the lanes of a warp communicate.
 
 use super::block::{Block, Warp};
-use super::warp::{lanes_of, set, uninitialised_register};
+use super::messages::uninitialised_register;
+use super::warp::{lanes_of, set};
 use super::{Launch, Step, Trap};
 use crate::lanes::Lane;
 use crate::lower::{Op, Reduce, Redux, Shuffle, Slot, WarpOp};

@@ -1,6 +1,7 @@
 //! The interpreter loop of a warp.
 
 use super::block::Block;
+use super::messages::uninitialised_register;
 use super::{Launch, Trap};
 use crate::lanes::Lane;
 use crate::lower::Op;
@@ -236,15 +237,6 @@ impl Launch<'_> {
             }
         }
     }
-}
-
-/// The error of lanes that use a register which they never wrote.
-pub(super) fn uninitialised_register(lanes: u32, what: &str) -> Box<Trap> {
-    Trap::new(
-        Check::Uninitialised,
-        lanes.trailing_zeros() as usize,
-        format!("{what} is a register never written"),
-    )
 }
 
 fn select<T: Lane>(l: &mut crate::lanes::Lanes, mask: u32, choice: u32, d: u32, a: u32, b: u32) {
