@@ -66,7 +66,7 @@ impl Launch<'_> {
                 lanes.written[d.row as usize] |= group.mask;
             }
             if a.strong {
-                block.acquired = race::tick();
+                block.warps[w].acquired = race::tick();
             }
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Launch<'_> {
             if let Some(d) = op.d {
                 lanes.written[d.row as usize] |= group.mask;
             }
-            block.acquired = race::tick();
+            block.warps[w].acquired = race::tick();
         }
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Launch<'_> {
             warp_syncs: &warp.syncs,
             warp: warp.index,
             released: &self.released,
-            acquired: block.acquired,
+            acquired: warp.acquired,
             lenient: swaps,
         };
         let stamp = race::stamp(race::now(), block.linear, warp.index * 32, a.strong);
@@ -216,9 +216,20 @@ impl Launch<'_> {
 
     /// An atomic or strong store after a fence publishes what the block did before.
     fn publish(&mut self, block: &Block, w: usize, mask: u32, releases: bool) {
-        if releases || block.warps[w].fenced & mask != 0 {
+        let warp = &block.warps[w];
+        if releases || warp.fenced & mask != 0 {
             let block_bits = race::who(race::stamp(0, block.linear, 0, false)).0;
-            self.released.insert(block_bits, race::tick());
+            let release = race::Release {
+                clock: race::tick(),
+                warp: warp.index,
+                barrier: block.barrier_clock,
+                partial: block.partial.clone(),
+            };
+            let of_block = self.released.entry(block_bits).or_default();
+            match of_block.iter_mut().find(|r| r.warp == release.warp) {
+                Some(last) => *last = release,
+                None => of_block.push(release),
+            }
         }
     }
 

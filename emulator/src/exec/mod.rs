@@ -86,8 +86,8 @@ struct Launch<'a> {
     shared: BankPhases,
     /// Stamps from before the launch are below this.
     floor: u64,
-    /// Block to the clock of its last atomic after a fence.
-    released: HashMap<u64, u64>,
+    /// What blocks have published: the last release of each of their warps.
+    released: HashMap<u64, Vec<race::Release>>,
     rng: Rng,
 }
 

@@ -110,13 +110,13 @@ impl Launch<'_> {
         let waits = |w: &Warp, l: usize| usize::from(w.barrier[l]) == id;
         let mut waiting = 0;
         let mut alive = 0;
-        let mut warps = block.arrived[id].1;
+        let mut warps_here = block.arrived[id].1;
         let mut first = None;
         for (i, w) in block.warps.iter().enumerate() {
             alive += w.alive.count_ones();
             for l in lanes_of(w.at_barrier).filter(|&l| waits(w, l)) {
                 waiting += 1;
-                warps |= 1 << i;
+                warps_here |= 1 << i;
                 first.get_or_insert((i, l));
             }
         }
@@ -151,7 +151,7 @@ impl Launch<'_> {
                 w.syncs.clear();
             }
         } else {
-            block.partial.push((clock, warps));
+            block.partial.push((clock, warps_here));
         }
         block.arrived[id] = (0, 0);
         let reduce = *reduce;
@@ -164,7 +164,16 @@ impl Launch<'_> {
                     .count() as u32;
             }
         }
+        let warps = block.warps.iter().enumerate();
+        let acquired = warps
+            .filter(|(i, _)| warps_here & 1 << i != 0)
+            .map(|(_, w)| w.acquired)
+            .max()
+            .unwrap_or(0);
         for w in &mut block.warps {
+            if warps_here & 1 << w.index != 0 {
+                w.acquired = acquired;
+            }
             let released = lanes_of(w.at_barrier)
                 .filter(|&l| waits(w, l))
                 .fold(0, |m, l| m | 1 << l);
@@ -210,20 +219,21 @@ impl Launch<'_> {
         }
         warp.at_warp_op |= mask;
         let masks = u32::load(&warp.lanes, members.row);
+        let outside = (0..32).fold(0, |m, l| m | (!masks[l] & 1 << l)) & mask;
+        if outside != 0 {
+            let lane = outside.trailing_zeros() as usize;
+            let m = masks[lane];
+            return Err(Trap::new(
+                Check::MemberMask,
+                lane,
+                format!("the member mask {m:#010x} does not contain lane {lane} that executes it"),
+            ));
+        }
         let mut rest = mask;
         let mut done = 0;
         while rest != 0 {
             let lane = rest.trailing_zeros() as usize;
             let m = masks[lane];
-            if m & (1 << lane) == 0 {
-                return Err(Trap::new(
-                    Check::MemberMask,
-                    lane,
-                    format!(
-                        "the member mask {m:#010x} does not contain lane {lane} that executes it"
-                    ),
-                ));
-            }
             // Those who wait here with this mask, against those who must come.
             let mut here = 0;
             for l in lanes_of(warp.at_warp_op) {
