@@ -65,3 +65,66 @@ fn every_op_has_its_two_files() {
         }
     }
 }
+
+/// The instructions of a PTX text, with their modifiers.
+fn instructions(ptx: &str) -> BTreeSet<&str> {
+    let statements = ptx.lines().map(|line| {
+        let line = line.split("//").next().unwrap_or_default();
+        // Inline assembly stands in braces on a line of its own.
+        let line = line.trim_start_matches([' ', '\t', '{', '}']);
+        let guard = line.strip_prefix('@').and_then(|l| l.split_once(' '));
+        guard.map_or(line, |(_, rest)| rest.trim_start())
+    });
+    statements
+        .filter(|s| s.contains(';') && s.starts_with(|c: char| c.is_ascii_lowercase()))
+        .filter_map(|s| s.split([' ', '\t', ';']).next())
+        .collect()
+}
+
+/// What we ship is in the emulator's table, and the table holds no more than that and what is named here.
+#[test]
+fn the_emulator_has_the_instructions_of_the_ptx() {
+    // What nvcc makes of the same sources for another architecture or of a small change to them, and what
+    // kernels need that end a grid with its last block.
+    const BESIDES: [&str; 21] = [
+        "addc",
+        "atom",
+        "barrier",
+        "bfe",
+        "brx",
+        "clz",
+        "exit",
+        "fence",
+        "griddepcontrol",
+        "lg2",
+        "membar",
+        "popc",
+        "prmt",
+        "red",
+        "rsqrt",
+        "set",
+        "shf",
+        "sqrt",
+        "subc",
+        "tanh",
+        "trap",
+    ];
+    let shipped: BTreeSet<_> = xact::images()
+        .iter()
+        .flat_map(|image| instructions(image.ptx))
+        .collect();
+    assert!(shipped.contains("fma.rn.f32") && shipped.contains("ret"));
+    for name in &shipped {
+        assert!(
+            cuda_emulator::instructions::is_supported(name),
+            "`{name}` is shipped, and not in emulator/src/instructions.md"
+        );
+    }
+    let shipped = shipped.iter().filter_map(|name| name.split('.').next());
+    let known: BTreeSet<_> = shipped.chain(BESIDES).collect();
+    let more: Vec<_> = cuda_emulator::instructions::opcodes()
+        .into_iter()
+        .filter(|opcode| !known.contains(opcode))
+        .collect();
+    assert!(more.is_empty(), "nothing that we ship uses {more:?}");
+}

@@ -12,8 +12,8 @@
 //! only: the context stays usable, so that one process can try many bugs. [`last_finding`] and
 //! [`record`] return it as a value.
 //!
-//! It supports what `xact` ships. An instruction, modifier, directive or driver call that it does
-//! not know stops the work with its name; nothing is skipped in silence.
+//! It supports what `xact` ships: see the table in [`instructions`]. An instruction, modifier, directive or
+//! driver call that it does not know stops the work with its name; nothing is skipped in silence.
 //!
 //! ```
 //! use cuda_emulator::{Schedule, Settings, install, record, with_settings};
@@ -30,6 +30,7 @@ mod device;
 mod driver;
 mod exec;
 mod install;
+pub mod instructions;
 mod lanes;
 mod lower;
 mod memory;

@@ -83,12 +83,36 @@ pub(crate) struct Order<'a> {
     /// `bar.warp.sync`s of this warp: clock and lanes.
     pub warp_syncs: &'a [(u64, u32)],
     pub warp: u32,
-    /// Block to the clock of its last atomic after a fence.
-    pub released: &'a HashMap<u64, u64>,
-    /// Clock of this block's last atomic.
+    /// What blocks have published.
+    pub released: &'a HashMap<u64, Vec<Release>>,
+    /// Clock of the last atomic of this warp, or of another before a barrier of both.
     pub acquired: u64,
     /// Compare-and-swap loops read plainly first: reads do not race with atomics.
     pub lenient: bool,
+}
+
+/// An atomic after a fence: whoever sees it sees what its warp did before, and what the other warps of the
+/// block did before their last barrier with it.
+pub(crate) struct Release {
+    pub clock: u64,
+    pub warp: u32,
+    /// As in [`Order`], at that time.
+    pub barrier: u64,
+    pub partial: Vec<(u64, u32)>,
+}
+
+impl Release {
+    /// Whether it publishes what a thread (nothing: several threads of the block) did at a time.
+    fn covers(&self, at: u64, thread: Option<u32>) -> bool {
+        if self.barrier > at {
+            return true;
+        }
+        let Some(thread) = thread else { return false };
+        let both = 1u32 << (thread / 32) | 1 << self.warp;
+        let mut partial = self.partial.iter();
+        thread / 32 == self.warp && self.clock > at
+            || partial.any(|&(c, warps)| c > at && warps & both == both)
+    }
 }
 
 impl Order<'_> {
@@ -129,9 +153,10 @@ impl Order<'_> {
             // Readers in several blocks: believed ordered once this block has acquired anything.
             return self.acquired > at && !self.released.is_empty();
         }
-        self.released
-            .get(&block)
-            .is_some_and(|&r| r > at && r < self.acquired)
+        self.released.get(&block).is_some_and(|releases| {
+            let mut seen = releases.iter().filter(|r| r.clock < self.acquired);
+            seen.any(|r| r.covers(at, thread))
+        })
     }
 }
 

@@ -32,18 +32,33 @@ pub enum Approx {
 }
 
 /// Settings of the launches of a thread: see [`with_settings`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// The order of threads.
     pub schedule: Schedule,
     /// The values of approximate instructions.
     pub approx: Approx,
+    /// Instructions after which a warp that has not ended its block is taken to loop for ever. The default, 2^28,
+    /// is seconds of a GPU's time.
+    pub instruction_budget: u64,
+}
+
+impl Settings {
+    const DEFAULT: Settings = Settings {
+        schedule: Schedule::InOrder,
+        approx: Approx::Nearest,
+        instruction_budget: 1 << 28,
+    };
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings::DEFAULT
+    }
 }
 
 thread_local! {
-    static CURRENT: Cell<Settings> = const {
-        Cell::new(Settings { schedule: Schedule::InOrder, approx: Approx::Nearest })
-    };
+    static CURRENT: Cell<Settings> = const { Cell::new(Settings::DEFAULT) };
 }
 
 /// Runs `f`; the launches that this thread makes inside it use these settings.

@@ -363,6 +363,33 @@ fn ticket() {
     }
 }
 
+/// All threads leave something, thread 0 takes the ticket for them: that needs a barrier before, and what the
+/// last block's other warps read needs one after.
+#[test]
+fn ticket_of_a_block() {
+    let body = "mad.lo.u32 %r4, %r2, %r3, %r1; mul.wide.u32 %rd4, %r4, 4; add.s64 %rd4, %rd1, %rd4; st.global.u32 [%rd4+64], %r1;
+        .shared .u32 s; membar.gl; BEFORE setp.ne.u32 %p1, %r1, 0; @%p1 bra A;
+        atom.global.add.u32 %r5, [%rd1], 1; st.shared.u32 [s], %r5;
+        A: AFTER ld.shared.u32 %r5, [s]; mov.u32 %r6, %nctaid.x; sub.u32 %r6, %r6, 1; setp.ne.u32 %p2, %r5, %r6; @%p2 bra E;
+        membar.gl; mul.wide.u32 %rd5, %r1, 4; add.s64 %rd5, %rd1, %rd5; ld.global.u32 %r7, [%rd5+64];
+        mul.wide.u32 %rd6, %r3, 4; add.s64 %rd5, %rd5, %rd6; ld.global.u32 %r8, [%rd5+64];
+        E:";
+    let text =
+        |before: &str, after: &str| kernel(&body.replace("BEFORE", before).replace("AFTER", after));
+    for schedule in SCHEDULES {
+        let clean = text("bar.sync 0;", "bar.sync 0;");
+        let f = finding(&clean, config(4, 64), schedule, 1024);
+        assert!(f.is_none(), "{schedule:?}: {}", f.unwrap());
+        let f = finding(&text("", "bar.sync 0;"), config(4, 64), schedule, 1024).unwrap();
+        assert_eq!(f.check, Check::GlobalRace, "{schedule:?}: {f}");
+        let f = finding(&text("bar.sync 0;", ""), config(4, 64), schedule, 1024).unwrap();
+        assert!(
+            matches!(f.check, Check::SharedRace | Check::Uninitialised),
+            "{schedule:?}: {f}"
+        );
+    }
+}
+
 #[test]
 fn barriers() {
     trips(

@@ -420,13 +420,7 @@ fn integers() {
     check_int("clz.b32 %d, %a;", [32; 4], |a, _, _| {
         u64::from((a as u32).leading_zeros())
     });
-    check_int("brev.b32 %d, %a;", [32; 4], |a, _, _| {
-        u64::from((a as u32).reverse_bits())
-    });
     check_int("xor.b32 %d, %a, -1;", [32; 4], |a, _, _| !a);
-    check_int("lop3.b32 %d, %a, %b, %c, 0x96;", [32; 4], |a, b, c| {
-        a ^ b ^ c
-    });
     check_int("abs.s32 %d, %a;", [32; 4], |a, _, _| s(a).unsigned_abs());
     check_int("cvt.s64.s32 %d, %a;", [32, 32, 32, 64], |a, _, _| {
         s(a) as u64
@@ -463,9 +457,6 @@ fn integers() {
     );
     check_int("not.b64 %d, %a;", [64; 4], |a, _, _| !a);
     check_int("neg.s32 %d, %a;", [32; 4], |a, _, _| a.wrapping_neg());
-    check_int("sad.u32 %d, %a, %b, %c;", [32; 4], |a, b, c| {
-        a.abs_diff(b) + c
-    });
     // 64-bit addition by halves.
     check_int(
         "mov.b64 {%r1, %r2}, %a; mov.b64 {%r3, %r4}, %b; add.cc.u32 %r5, %r1, %r3; addc.u32 %r6, %r2, %r4; mov.b64 %d, {%r5, %r6};",

@@ -261,33 +261,6 @@ pub(crate) fn tanh(mode: Approx, x: f32) -> f32 {
     .clamp(-1.0, 1.0)
 }
 
-/// `sin` or `cos`; beyond ±100π nothing is documented, and the error is taken to grow with |x|.
-pub(crate) fn sin_cos(mode: Approx, x: f32, ftz: bool, cosine: bool) -> f32 {
-    let x = if ftz { flush(x) } else { x };
-    if !x.is_finite() {
-        return NAN;
-    }
-    if x == 0.0 {
-        return if cosine { 1.0 } else { x };
-    }
-    let wide = f64::from(x);
-    let exact = if cosine { wide.cos() } else { wide.sin() };
-    let pi = std::f64::consts::PI;
-    let bound = if wide.abs() <= 2.0 * pi {
-        2f64.powf(-20.5)
-    } else {
-        2f64.powf(-14.7) * (wide.abs() / (100.0 * pi)).max(1.0)
-    };
-    let r = unsigned_choose(
-        mode,
-        8 + u64::from(cosine),
-        key(x),
-        exact,
-        Bound::Absolute(bound),
-    );
-    if ftz { flush(r) } else { r }
-}
-
 /// `ex2.approx` of f16 (relative error 2^-9.9) and, with `.ftz`, of bf16 (2^-7).
 pub(crate) fn ex2_half(mode: Approx, f: Format, x: u16) -> u16 {
     let wide = f.widen(x);

@@ -288,13 +288,16 @@ pub(crate) fn to_integer(x: f64, mode: Rounding, signed: bool, bits: u32) -> u64
     }
 }
 
-/// An integer to f32, rounded once.
-pub(crate) fn from_integer(v: i128, mode: Rounding) -> f32 {
-    // 64-bit integers do not fit f64: the low bits are folded into a sticky one.
+/// An integer of at most 64 bits, rounded to odd: one further rounding to f32 or 16 bits is exact.
+pub(crate) fn integer_odd(v: i128) -> f64 {
     let magnitude = v.unsigned_abs();
     let lost = (128 - magnitude.leading_zeros()).saturating_sub(53);
     let sticky = u128::from(magnitude & ((1 << lost) - 1) != 0);
-    let kept = (magnitude >> lost) | sticky;
-    let x = kept as f64 * pow2(lost as i32);
-    to_f32(if v < 0 { -x } else { x }, mode)
+    let x = ((magnitude >> lost) | sticky) as f64 * pow2(lost as i32);
+    if v < 0 { -x } else { x }
+}
+
+/// An integer to f32, rounded once.
+pub(crate) fn from_integer(v: i128, mode: Rounding) -> f32 {
+    to_f32(integer_odd(v), mode)
 }

@@ -38,11 +38,8 @@ impl Function {
         version: (u32, u32),
         target: u32,
     ) -> Self {
-        let max_dynamic = AtomicU32::new(
-            DEVICES[device]
-                .shared
-                .saturating_sub(code.shared_bytes as u32),
-        );
+        let left = u64::from(DEVICES[device].shared).saturating_sub(code.shared_bytes);
+        let max_dynamic = AtomicU32::new(left as u32);
         Function {
             module: module as usize,
             device,
@@ -66,12 +63,12 @@ impl Function {
 
     /// Threads of a block, as far as the entry itself limits them.
     pub fn max_threads(&self) -> u32 {
-        let product = |(x, y, z): (u32, u32, u32)| x * y * z;
+        let product = |(x, y, z): (u32, u32, u32)| x.saturating_mul(y).saturating_mul(z);
         self.code
             .req_ntid
             .or(self.code.max_ntid)
             .map_or(1024, product)
-            .min(1024)
+            .clamp(1, 1024)
     }
 
     /// Registers: only ptxas knows them. An upper bound, from what the limits of the entry imply.
@@ -88,10 +85,9 @@ impl Function {
             return 0;
         }
         let by_threads = 2048 / threads.next_multiple_of(32);
-        let shared = self.code.shared_bytes as usize + dynamic + 1024;
-        by_threads
-            .min(p.shared_per_multiprocessor / shared as u32)
-            .min(32)
+        let shared = self.code.shared_bytes + dynamic as u64 + 1024;
+        let by_shared = u64::from(p.shared_per_multiprocessor) / shared;
+        by_threads.min(by_shared as u32).min(32)
     }
 }
 

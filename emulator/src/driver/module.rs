@@ -35,6 +35,8 @@ pub(crate) struct Module {
 }
 
 static MODULES: Registry<Module> = Registry::new();
+/// How many programs are remembered.
+const REMEMBERED: usize = 64;
 /// Programs by their text: many tests load the same.
 static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
 
@@ -88,14 +90,26 @@ fn program(text: &str) -> Result<Arc<Program>, PtxError> {
         return Ok(p.clone());
     }
     let p = Arc::new(Program::new(text)?);
-    lock(&PROGRAMS).insert(text.to_string(), p.clone());
+    let mut programs = lock(&PROGRAMS);
+    if programs.len() == REMEMBERED {
+        programs.clear();
+    }
+    programs.insert(text.to_string(), p.clone());
     Ok(p)
 }
+
+/// Bytes of all variables of a module: nothing that we ship comes near, and they are filled when it is loaded.
+const MAX_VARIABLES: u64 = 64 << 20;
 
 /// Loads a text into a context.
 fn load(text: &str, device: usize) -> Result<Module, (Error, String)> {
     let program = program(text).map_err(|e| (Error::INVALID_PTX, e.to_string()))?;
     program.check(device)?;
+    let bytes: u64 = program.variables.iter().map(|v| v.size).sum();
+    if bytes > MAX_VARIABLES {
+        let message = format!("{bytes} bytes of variables, and {MAX_VARIABLES} are supported");
+        return Err((Error::OUT_OF_MEMORY, message));
+    }
     let place = |v: &Variable| {
         if v.space == Space::Shared {
             return None;

@@ -24,6 +24,8 @@ pub(super) struct Warp {
     pub steps: u64,
     /// Lanes that executed a fence.
     pub fenced: u32,
+    /// Clock of the last atomic, of this warp or of one that it met at a barrier since.
+    pub acquired: u64,
     /// `bar.warp.sync`s since the last barrier: clock and lanes.
     pub syncs: Vec<(u64, u32)>,
     /// Local memory of all lanes, one after the other.
@@ -50,8 +52,6 @@ pub(super) struct Block {
     pub arrived: [(u32, u32); 16],
     /// Stamps of shared memory from before this block are below this.
     pub floor: u64,
-    /// Clock of the last atomic.
-    pub acquired: u64,
 }
 
 impl Block {
@@ -79,6 +79,7 @@ impl Block {
                 at_warp_op: 0,
                 steps: 0,
                 fenced: 0,
+                acquired: 0,
                 syncs: Vec::new(),
                 local: Buffer::new(
                     0,
@@ -95,7 +96,6 @@ impl Block {
             partial: Vec::new(),
             arrived: [(0, 0); 16],
             floor: 0,
-            acquired: 0,
         }
     }
 
@@ -107,7 +107,6 @@ impl Block {
         self.partial.clear();
         self.arrived = [(0, 0); 16];
         self.floor = race::stamp(race::tick(), 0, 0, false);
-        self.acquired = 0;
         if self.shared.len > SHARED_START {
             self.shared.set_state(0, self.shared.len, FORBIDDEN);
             for (_, offset, size) in &code.shared {
@@ -126,6 +125,7 @@ impl Block {
             w.at_warp_op = 0;
             w.steps = 0;
             w.fenced = 0;
+            w.acquired = 0;
             w.syncs.clear();
             w.lanes.written.fill(0);
             if code.local_bytes > 0 {

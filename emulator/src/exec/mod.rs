@@ -5,7 +5,9 @@
 //! one after the other, or several at once under [`Schedule::Seeded`].
 
 mod access;
+mod address;
 mod block;
+mod messages;
 mod sync;
 mod warp;
 
@@ -25,8 +27,6 @@ use block::Block;
 
 /// Blocks that [`Schedule::Seeded`] interleaves.
 const IN_FLIGHT: usize = 4;
-/// Instructions after which a warp without end is given up: minutes of a GPU's time.
-const BUDGET: u64 = 1 << 28;
 
 /// What a launch is made of.
 pub(crate) struct Request {
@@ -86,8 +86,8 @@ struct Launch<'a> {
     shared: BankPhases,
     /// Stamps from before the launch are below this.
     floor: u64,
-    /// Block to the clock of its last atomic after a fence.
-    released: HashMap<u64, u64>,
+    /// What blocks have published: the last release of each of their warps.
+    released: HashMap<u64, Vec<race::Release>>,
     rng: Rng,
 }
 

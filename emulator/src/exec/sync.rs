@@ -1,7 +1,8 @@
 //! Barriers and the instructions by which the lanes of a warp communicate.
 
 use super::block::{Block, Warp};
-use super::warp::{lanes_of, set, uninitialised_register};
+use super::messages::uninitialised_register;
+use super::warp::{lanes_of, set};
 use super::{Launch, Step, Trap};
 use crate::lanes::Lane;
 use crate::lower::{Op, Reduce, Redux, Shuffle, Slot, WarpOp};
@@ -43,7 +44,8 @@ impl Launch<'_> {
         }
         let number = usize::from(warp.barrier[lane]);
         if *arrive {
-            block.arrived[number].0 += mask.count_ones();
+            let arrived = &mut block.arrived[number].0;
+            *arrived = arrived.saturating_add(mask.count_ones());
             block.arrived[number].1 |= 1 << w;
             set(&mut warp.pcs, mask, pc + 1);
         } else {
@@ -108,13 +110,13 @@ impl Launch<'_> {
         let waits = |w: &Warp, l: usize| usize::from(w.barrier[l]) == id;
         let mut waiting = 0;
         let mut alive = 0;
-        let mut warps = block.arrived[id].1;
+        let mut warps_here = block.arrived[id].1;
         let mut first = None;
         for (i, w) in block.warps.iter().enumerate() {
             alive += w.alive.count_ones();
             for l in lanes_of(w.at_barrier).filter(|&l| waits(w, l)) {
                 waiting += 1;
-                warps |= 1 << i;
+                warps_here |= 1 << i;
                 first.get_or_insert((i, l));
             }
         }
@@ -126,7 +128,7 @@ impl Launch<'_> {
         else {
             return Ok(());
         };
-        let total = waiting + block.arrived[id].0;
+        let total = block.arrived[id].0.saturating_add(waiting);
         let expected = match threads {
             Some(s) => block.warps[fw].lanes.get(s.row, s.wide, fl) as u32,
             None => alive,
@@ -149,7 +151,7 @@ impl Launch<'_> {
                 w.syncs.clear();
             }
         } else {
-            block.partial.push((clock, warps));
+            block.partial.push((clock, warps_here));
         }
         block.arrived[id] = (0, 0);
         let reduce = *reduce;
@@ -162,7 +164,16 @@ impl Launch<'_> {
                     .count() as u32;
             }
         }
+        let warps = block.warps.iter().enumerate();
+        let acquired = warps
+            .filter(|(i, _)| warps_here & 1 << i != 0)
+            .map(|(_, w)| w.acquired)
+            .max()
+            .unwrap_or(0);
         for w in &mut block.warps {
+            if warps_here & 1 << w.index != 0 {
+                w.acquired = acquired;
+            }
             let released = lanes_of(w.at_barrier)
                 .filter(|&l| waits(w, l))
                 .fold(0, |m, l| m | 1 << l);
@@ -208,20 +219,21 @@ impl Launch<'_> {
         }
         warp.at_warp_op |= mask;
         let masks = u32::load(&warp.lanes, members.row);
+        let outside = (0..32).fold(0, |m, l| m | (!masks[l] & 1 << l)) & mask;
+        if outside != 0 {
+            let lane = outside.trailing_zeros() as usize;
+            let m = masks[lane];
+            return Err(Trap::new(
+                Check::MemberMask,
+                lane,
+                format!("the member mask {m:#010x} does not contain lane {lane} that executes it"),
+            ));
+        }
         let mut rest = mask;
         let mut done = 0;
         while rest != 0 {
             let lane = rest.trailing_zeros() as usize;
             let m = masks[lane];
-            if m & (1 << lane) == 0 {
-                return Err(Trap::new(
-                    Check::MemberMask,
-                    lane,
-                    format!(
-                        "the member mask {m:#010x} does not contain lane {lane} that executes it"
-                    ),
-                ));
-            }
             // Those who wait here with this mask, against those who must come.
             let mut here = 0;
             for l in lanes_of(warp.at_warp_op) {
@@ -354,27 +366,6 @@ fn communicate(l: &mut crate::lanes::Lanes, rows: usize, here: u32, op: &WarpOp)
                 Redux::Xor => x ^ y,
             });
             write(l, d, &[r.unwrap_or(0); 32], u32::MAX);
-        }
-        WarpOp::MatchAny(d, a) => {
-            let v = l.load_raw(a.row, a.wide);
-            let mut out = [0; 32];
-            for i in lanes_of(here) {
-                out[i] = lanes_of(here)
-                    .filter(|&k| v[k] == v[i])
-                    .fold(0, |m, k| m | 1 << k);
-            }
-            let known = l.written[a.row as usize];
-            write(l, d, &out, known);
-        }
-        WarpOp::MatchAll(d, a, p) => {
-            let v = l.load_raw(a.row, a.wide);
-            let first = v[here.trailing_zeros() as usize];
-            let same = lanes_of(here).all(|i| v[i] == first);
-            let known = l.written[a.row as usize];
-            write(l, d, &[if same { here } else { 0 }; 32], known);
-            if let Some(p) = p {
-                write_pred(l, *p, all(same), known);
-            }
         }
         WarpOp::Sync => {}
     }

@@ -1,7 +1,8 @@
 //! The interpreter loop of a warp.
 
 use super::block::Block;
-use super::{BUDGET, Launch, Trap};
+use super::messages::uninitialised_register;
+use super::{Launch, Trap};
 use crate::lanes::Lane;
 use crate::lower::Op;
 use crate::report::Check;
@@ -22,7 +23,8 @@ impl Launch<'_> {
         steps: Option<u64>,
     ) -> Result<(), (u32, Box<Trap>)> {
         let code = self.code;
-        let turn_end = block.warps[w].steps + steps.unwrap_or(TURN);
+        let budget = self.settings.instruction_budget;
+        let turn_end = block.warps[w].steps + steps.unwrap_or(TURN.min(budget));
         loop {
             let warp = &mut block.warps[w];
             let runnable = warp.runnable();
@@ -222,8 +224,8 @@ impl Launch<'_> {
                 }
             }
             let warp = &block.warps[w];
-            if warp.steps > BUDGET {
-                let message = format!("a warp executed {BUDGET} instructions and has not ended");
+            if warp.steps > budget {
+                let message = format!("a warp executed {budget} instructions and has not ended");
                 return Err((
                     pc,
                     Trap::new(
@@ -235,15 +237,6 @@ impl Launch<'_> {
             }
         }
     }
-}
-
-/// The error of lanes that use a register which they never wrote.
-pub(super) fn uninitialised_register(lanes: u32, what: &str) -> Box<Trap> {
-    Trap::new(
-        Check::Uninitialised,
-        lanes.trailing_zeros() as usize,
-        format!("{what} is a register never written"),
-    )
 }
 
 fn select<T: Lane>(l: &mut crate::lanes::Lanes, mask: u32, choice: u32, d: u32, a: u32, b: u32) {

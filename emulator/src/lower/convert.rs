@@ -37,13 +37,9 @@ fn parse_type(s: &str) -> Option<Type> {
 
 impl<'a> Lowerer<'a> {
     pub(super) fn convert(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
-        if w.take("pack") {
-            return Err(w.unsupported());
-        }
         let (from_word, to_word) = (w.last(), w.last());
         let ftz = w.take("ftz");
         let sat = w.take("sat");
-        let relu = w.take("relu");
         let integer_rounding = w.take_map(|m| match m {
             "rni" => Some(Rounding::Nearest),
             "rzi" => Some(Rounding::Zero),
@@ -52,15 +48,8 @@ impl<'a> Lowerer<'a> {
             _ => None,
         });
         let mode = rounding(&mut w);
-        if relu {
-            return Err(w.unsupported());
-        }
         if let ("f16x2" | "bf16x2", "f32") = (to_word, from_word) {
             // The first source becomes the upper half.
-            if sat || ftz || mode != Some(Rounding::Nearest) {
-                return Err(w.unsupported());
-            }
-            self.count(&w, 3)?;
             let d = self.dest(&w, 0, 4)?.row;
             let (a, b) = (self.source(&w, 1, 4)?.row, self.source(&w, 2, 4)?.row);
             let run = if to_word == "f16x2" {
@@ -78,7 +67,6 @@ impl<'a> Lowerer<'a> {
             (Some(f), Some(t)) => (f, t),
             _ => return Err(w.unsupported()),
         };
-        self.count(&w, 2)?;
         // Registers may be larger than the types.
         let size = |s: &str| type_size(s).unwrap_or(4);
         let d = self.dest_sized(&w, &w.inst.operands[0], size(to_word), true)?;
@@ -118,11 +106,8 @@ impl<'a> Lowerer<'a> {
                 },
                 None,
                 None,
-            ) if !ftz => integer(d, a, (bits, signed), (to_bits, to_signed), sat),
+            ) => integer(d, a, (bits, signed), (to_bits, to_signed), sat),
             (from, to, mode, integer_rounding) => {
-                if !valid(from, to, mode, integer_rounding) {
-                    return Err(w.unsupported());
-                }
                 let rule = mode.or(integer_rounding).unwrap_or(Rounding::Nearest);
                 let to_integral = integer_rounding.is_some();
                 Box::new(move |l, mask| {
@@ -136,24 +121,6 @@ impl<'a> Lowerer<'a> {
             }
         };
         self.alu(&w, run)
-    }
-}
-
-/// Whether a conversion has the rounding modifier that it needs.
-fn valid(from: Type, to: Type, mode: Option<Rounding>, integral: Option<Rounding>) -> bool {
-    let digits = |t| match t {
-        Type::Half(_) => 1,
-        Type::F32 => 2,
-        Type::F64 => 3,
-        Type::Int { .. } => 0,
-    };
-    match (digits(from), digits(to)) {
-        (0, 0) => mode.is_none() && integral.is_none(),
-        (0, _) => mode.is_some() && integral.is_none(),
-        (_, 0) => mode.is_none() && integral.is_some(),
-        (f, t) if f > t => mode.is_some() && integral.is_none(),
-        (f, t) if f == t && from == to => mode.is_none(),
-        (f, t) => f < t && mode.is_none() && integral.is_none(),
     }
 }
 
@@ -233,10 +200,7 @@ fn one(
                 }
                 // i128 to f64 rounds to nearest, once.
                 Type::F64 => (v as f64).to_bits(),
-                Type::Half(f) => {
-                    // Every integer of at most 53 bits is a double; larger ones overflow or round alike.
-                    u64::from(f.round(v as f64, mode))
-                }
+                Type::Half(f) => u64::from(f.round(float::integer_odd(v), mode)),
                 Type::Int { .. } => v as u64,
             };
         }

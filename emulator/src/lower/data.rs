@@ -26,10 +26,7 @@ impl<'a> Lowerer<'a> {
             "cvta" => self.cvta(w),
             "selp" => {
                 let ty = w.last();
-                let size = type_size(ty)
-                    .filter(|s| *s > 1)
-                    .ok_or_else(|| w.unsupported())?;
-                self.count(&w, 4)?;
+                let size = type_size(ty).ok_or_else(|| w.unsupported())?;
                 let d = self.dest(&w, 0, size)?;
                 let (a, b) = (self.source(&w, 1, size)?, self.source(&w, 2, size)?);
                 let (p, negated) = self.pred(&w, &w.inst.operands[3])?;
@@ -45,7 +42,6 @@ impl<'a> Lowerer<'a> {
 
     fn mov(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
         let ty = w.last();
-        self.count(&w, 2)?;
         let ops = &w.inst.operands;
         if ty == "pred" {
             let d = self.pred_dest(&w, &ops[0])?;
@@ -62,13 +58,11 @@ impl<'a> Lowerer<'a> {
                 }),
             );
         }
-        let size = type_size(ty)
-            .filter(|s| *s > 1)
-            .ok_or_else(|| w.unsupported())?;
+        let size = type_size(ty).ok_or_else(|| w.unsupported())?;
         match (&ops[0], &ops[1]) {
             (Operand::Vector(parts), source) => {
                 let a = self.source_sized(&w, source, size, false)?;
-                let each = size / parts.len().max(1) as u8;
+                let each = part_size(&w, size, parts.len())?;
                 let parts = parts
                     .iter()
                     .map(|o| self.dest_sized(&w, o, each, false))
@@ -77,7 +71,7 @@ impl<'a> Lowerer<'a> {
             }
             (_, Operand::Vector(parts)) => {
                 let d = self.dest(&w, 0, size)?;
-                let each = size / parts.len().max(1) as u8;
+                let each = part_size(&w, size, parts.len())?;
                 let parts = parts
                     .iter()
                     .map(|o| self.source_sized(&w, o, each, false))
@@ -103,10 +97,10 @@ impl<'a> Lowerer<'a> {
         let d = self.dest(&w, 0, 8)?;
         let a = self.source(&w, 1, 8)?;
         let base = match space {
-            "global" | "const" | "param" | "param::entry" => 0,
             "shared" | "shared::cta" => SHARED_BASE,
             "local" => LOCAL_BASE,
-            _ => return Err(w.unsupported()),
+            // Addresses of these are generic addresses already.
+            _ => 0,
         };
         let add = if to { 0u64.wrapping_sub(base) } else { base };
         self.alu(&w, map1(d.row, a.row, move |a: u64| a.wrapping_add(add)))
@@ -118,7 +112,9 @@ impl<'a> Lowerer<'a> {
         let combine = take_combine(&mut w);
         let ftz = w.take("ftz");
         let ty = w.last();
-        self.count(&w, 3 + usize::from(combine.is_some()))?;
+        if ops.len() != 3 + usize::from(combine.is_some()) {
+            return Err(w.bad("a predicate to combine with, or none"));
+        }
         let (d, second) = match &ops[0] {
             Operand::Pair(p, q) => (self.pred_dest(&w, p)?, Some(self.pred_dest(&w, q)?)),
             o => (self.pred_dest(&w, o)?, None),
@@ -159,24 +155,16 @@ impl<'a> Lowerer<'a> {
     fn set(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
         let ops = &w.inst.operands;
         let cmp = w.first();
-        let combine = take_combine(&mut w);
         let ftz = w.take("ftz");
         let (from, to) = (w.last(), w.last());
-        if combine.is_some() || matches!(to, "f16x2" | "bf16x2") {
-            return Err(w.unsupported());
-        }
-        let size = type_size(to)
-            .filter(|s| *s > 1)
-            .ok_or_else(|| w.unsupported())?;
+        let size = type_size(to).ok_or_else(|| w.unsupported())?;
         let one = match to {
             "f32" => 0x3f80_0000,
             "f16" => 0x3c00,
             "bf16" => 0x3f80,
-            "u16" | "s16" => 0xffff,
-            "u32" | "s32" => 0xffff_ffff,
-            _ => return Err(w.unsupported()),
+            "u16" => 0xffff,
+            _ => 0xffff_ffff,
         };
-        self.count(&w, 3)?;
         let d = self.dest_sized(&w, &ops[0], size, false)?;
         let f = self.comparison(&mut w, cmp, from, ftz)?;
         let run: Exec = Box::new(move |l, mask| {
@@ -198,9 +186,7 @@ impl<'a> Lowerer<'a> {
         ty: &str,
         ftz: bool,
     ) -> Result<Compare, PtxError> {
-        let size = type_size(ty)
-            .filter(|s| *s > 1)
-            .ok_or_else(|| w.unsupported())?;
+        let size = type_size(ty).ok_or_else(|| w.unsupported())?;
         let (a, b) = (self.source(w, 1, size)?.row, self.source(w, 2, size)?.row);
         macro_rules! ordered {
             ($t:ty) => {
@@ -252,6 +238,16 @@ impl<'a> Lowerer<'a> {
             "bf16" if !ftz => float!(u16, bf16_to_f32),
             _ => return Err(w.unsupported()),
         })
+    }
+}
+
+/// Bytes of one of the registers that are packed into `size` bytes: 2 or 4 of equal size.
+fn part_size(w: &Words, size: u8, parts: usize) -> Result<u8, PtxError> {
+    match (size, parts) {
+        (4, 2) => Ok(2),
+        (8, 2) => Ok(4),
+        (8, 4) => Ok(2),
+        _ => Err(w.bad(&format!("{parts} parts of {size} bytes"))),
     }
 }
 

@@ -39,8 +39,7 @@ impl<'a> Lowerer<'a> {
         let sat = w.take("sat");
         let approx = w.take("approx");
         let full = w.take("full");
-        let mode = rounding(&mut w);
-        let rn = mode.unwrap_or(Rounding::Nearest);
+        let rn = rounding(&mut w).unwrap_or(Rounding::Nearest);
         // What surrounds an operation that is neither the plain one nor frequent.
         let before = move |x: f32| if ftz { flush(x) } else { x };
         let after = move |x: f32| {
@@ -53,7 +52,7 @@ impl<'a> Lowerer<'a> {
             ("add", 3) if plain => map2(d, a, b, |a: f32, b: f32| canonical(a + b)),
             ("sub", 3) if plain => map2(d, a, b, |a: f32, b: f32| canonical(a - b)),
             ("mul", 3) if plain => map2(d, a, b, |a: f32, b: f32| canonical(a * b)),
-            ("fma", 4) if plain && mode.is_some() => Box::new(move |l, mask| {
+            ("fma", 4) if plain => Box::new(move |l, mask| {
                 let (a, b, c) = (f32::load(l, a), f32::load(l, b), f32::load(l, c));
                 f32::store(l, d, mask, &float::fma_lanes(&a, &b, &c));
             }),
@@ -66,7 +65,7 @@ impl<'a> Lowerer<'a> {
             ("mul", 3) => map2(d, a, b, move |a, b| {
                 after(float::mul(before(a), before(b), rn))
             }),
-            ("fma" | "mad", 4) if mode.is_some() => map3(d, a, b, c, move |a, b, c| {
+            ("fma", 4) => map3(d, a, b, c, move |a, b, c| {
                 after(float::fma(before(a), before(b), before(c), rn))
             }),
             ("div", 3) if approx || full => Box::new(move |l, mask| {
@@ -77,25 +76,19 @@ impl<'a> Lowerer<'a> {
                 }
                 f32::store(l, d, mask, &out);
             }),
-            ("div", 3) if plain && mode.is_some() => {
-                map2(d, a, b, |a: f32, b: f32| canonical(a / b))
-            }
-            ("div", 3) if mode.is_some() => map2(d, a, b, move |a, b| {
+            ("div", 3) if plain => map2(d, a, b, |a: f32, b: f32| canonical(a / b)),
+            ("div", 3) => map2(d, a, b, move |a, b| {
                 after(float::div(before(a), before(b), rn))
             }),
             ("rcp", 2) if approx => approx1(d, a, move |m, x| approx::rcp(m, x, ftz)),
-            ("rcp", 2) if mode.is_some() => {
-                map1(d, a, move |a| after(float::div(1.0, before(a), rn)))
-            }
+            ("rcp", 2) => map1(d, a, move |a| after(float::div(1.0, before(a), rn))),
             ("sqrt", 2) if approx => approx1(d, a, move |m, x| approx::sqrt(m, x, ftz)),
-            ("sqrt", 2) if plain && mode.is_some() => map1(d, a, |a: f32| canonical(a.sqrt())),
-            ("sqrt", 2) if mode.is_some() => map1(d, a, move |a| after(float::sqrt(before(a), rn))),
-            ("rsqrt", 2) if approx => approx1(d, a, move |m, x| approx::rsqrt(m, x, ftz)),
-            ("ex2", 2) if approx => approx1(d, a, move |m, x| approx::ex2(m, x, ftz)),
-            ("lg2", 2) if approx => approx1(d, a, move |m, x| approx::lg2(m, x, ftz)),
-            ("sin", 2) if approx => approx1(d, a, move |m, x| approx::sin_cos(m, x, ftz, false)),
-            ("cos", 2) if approx => approx1(d, a, move |m, x| approx::sin_cos(m, x, ftz, true)),
-            ("tanh", 2) if approx && !ftz => approx1(d, a, approx::tanh),
+            ("sqrt", 2) if plain => map1(d, a, |a: f32| canonical(a.sqrt())),
+            ("sqrt", 2) => map1(d, a, move |a| after(float::sqrt(before(a), rn))),
+            ("rsqrt", 2) => approx1(d, a, move |m, x| approx::rsqrt(m, x, ftz)),
+            ("ex2", 2) => approx1(d, a, move |m, x| approx::ex2(m, x, ftz)),
+            ("lg2", 2) => approx1(d, a, move |m, x| approx::lg2(m, x, ftz)),
+            ("tanh", 2) => approx1(d, a, approx::tanh),
             ("neg", 2) => map1(d, a, move |a| -before(a)),
             ("abs", 2) => map1(d, a, move |a| before(a).abs()),
             ("min", 3) if !ftz => map2(d, a, b, move |a, b| float::min(a, b, nan)),
@@ -106,24 +99,6 @@ impl<'a> Lowerer<'a> {
             ("copysign", 3) => map2(d, a, b, |a: f32, b: f32| b.copysign(a)),
             _ => return Err(w.unsupported()),
         };
-        let takes = |flag: bool, opcodes: &[&str]| !flag || opcodes.contains(&opcode);
-        if !takes(sat, &["add", "sub", "mul", "fma"])
-            || !takes(nan, &["min", "max"])
-            || !takes(
-                mode.is_some(),
-                &["add", "sub", "mul", "fma", "div", "rcp", "sqrt"],
-            )
-            || !takes(
-                approx,
-                &[
-                    "div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh",
-                ],
-            )
-            || !takes(full, &["div"])
-            || mode.is_some() && (approx || full)
-        {
-            return Err(w.unsupported());
-        }
         self.alu(&w, run)
     }
 
@@ -148,13 +123,8 @@ impl<'a> Lowerer<'a> {
             ("mul", 3) => map2(d, a, b, |a: f64, b: f64| a * b),
             ("div", 3) => map2(d, a, b, |a: f64, b: f64| a / b),
             ("fma", 4) => map3(d, a, b, c, |a: f64, b: f64, c: f64| a.mul_add(b, c)),
-            ("sqrt", 2) => map1(d, a, |a: f64| a.sqrt()),
-            ("rcp", 2) => map1(d, a, |a: f64| 1.0 / a),
             ("neg", 2) => map1(d, a, |a: f64| -a),
             ("abs", 2) => map1(d, a, |a: f64| a.abs()),
-            ("min", 3) => map2(d, a, b, |a: f64, b: f64| a.min(b)),
-            ("max", 3) => map2(d, a, b, |a: f64, b: f64| a.max(b)),
-            ("copysign", 3) => map2(d, a, b, |a: f64, b: f64| b.copysign(a)),
             _ => return Err(w.unsupported()),
         };
         self.alu(&w, run)
@@ -178,9 +148,9 @@ impl<'a> Lowerer<'a> {
         };
         w.take("rn");
         let nan = w.take("NaN");
-        let approx = w.take("approx");
-        // Of bf16 only ex2 has a flushing form, and no other.
-        let ftz = w.take("ftz");
+        w.take("approx");
+        // Of bf16 `ex2` has a flushing form, and no other.
+        w.take("ftz");
         let sign = 0x8000u16;
         let run = match (w.inst.opcode.as_str(), ops) {
             ("add", 3) => halves2(pair, d, a, b, move |a, b| half::add(f, a, b)),
@@ -201,23 +171,12 @@ impl<'a> Lowerer<'a> {
                     map3(d, a, b, c, one)
                 }
             }
-            ("ex2", 2) if approx => {
-                halves_approx(pair, d, a, move |m, x| approx::ex2_half(m, f, x))
-            }
-            ("tanh", 2) if approx => {
-                halves_approx(pair, d, a, move |m, x| approx::tanh_half(m, f, x))
-            }
+            ("ex2", 2) => halves_approx(pair, d, a, move |m, x| approx::ex2_half(m, f, x)),
+            ("tanh", 2) => halves_approx(pair, d, a, move |m, x| approx::tanh_half(m, f, x)),
             ("neg", 2) => halves2(pair, d, a, a, move |a, _| a ^ sign),
             ("abs", 2) => halves2(pair, d, a, a, move |a, _| a & !sign),
             _ => return Err(w.unsupported()),
         };
-        let opcode = w.inst.opcode.as_str();
-        if nan && !matches!(opcode, "min" | "max")
-            || approx && !matches!(opcode, "ex2" | "tanh")
-            || ftz != (opcode == "ex2" && f == Format::Bf16)
-        {
-            return Err(w.unsupported());
-        }
         self.alu(&w, run)
     }
 }

@@ -46,9 +46,7 @@ impl<'a> Lowerer<'a> {
         if ty == "pred" {
             return self.logic(w);
         }
-        let size = type_size(ty)
-            .filter(|s| *s > 1)
-            .ok_or_else(|| w.unsupported())?;
+        let size = type_size(ty).ok_or_else(|| w.unsupported())?;
         let n = inst.operands.len();
         match (opcode, n) {
             ("mul" | "mad", _) => return self.multiply(w, ty, size),
@@ -63,8 +61,8 @@ impl<'a> Lowerer<'a> {
             _ => {}
         }
         let shift = matches!(opcode, "shl" | "shr");
-        // popc, clz and bfind give 32 bits whatever they count in.
-        let counts = matches!(opcode, "popc" | "clz" | "bfind");
+        // popc and clz give 32 bits whatever they count in.
+        let counts = matches!(opcode, "popc" | "clz");
         let d = self.dest(&w, 0, if counts { 4 } else { size })?.row;
         let a = self.source(&w, 1, size)?.row;
         if n == 2 {
@@ -77,15 +75,8 @@ impl<'a> Lowerer<'a> {
                     "s64" => map1(d, a, |a: i64| a.wrapping_abs()),
                     _ => return Err(w.unsupported()),
                 },
-                "cnot" => by_type!(w, ty, T => map1(d, a, |a: T| T::from(a == 0))),
                 "popc" => by_type!(w, ty, T => map1(d, a, |a: T| a.count_ones())),
                 "clz" => by_type!(w, ty, T => map1(d, a, |a: T| a.leading_zeros())),
-                "brev" => by_type!(w, ty, T => map1(d, a, |a: T| a.reverse_bits())),
-                "bfind" => match (ty, w.take("shiftamt")) {
-                    ("u32", false) => map1(d, a, |a: u32| 31u32.wrapping_sub(a.leading_zeros())),
-                    ("u64", false) => map1(d, a, |a: u64| 63u32.wrapping_sub(a.leading_zeros())),
-                    _ => return Err(w.unsupported()),
-                },
                 _ => return Err(w.unsupported()),
             };
             return self.alu(&w, run);
@@ -136,16 +127,8 @@ impl<'a> Lowerer<'a> {
             return self.alu(&w, run);
         }
         if n == 4 {
-            let c = self
-                .source(&w, 3, if opcode == "sad" { size } else { 4 })?
-                .row;
+            let c = self.source(&w, 3, 4)?.row;
             let run = match (opcode, ty) {
-                ("sad", "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u32| {
-                    a.abs_diff(b).wrapping_add(c)
-                }),
-                ("sad", "s32") => map3(d, a, b, c, |a: i32, b: i32, c: u32| {
-                    a.abs_diff(b).wrapping_add(c)
-                }),
                 ("bfe", "u32") => map3(d, a, b, c, |a: u32, p: u32, n: u32| {
                     extract(u64::from(a), p, n, 32, false) as u32
                 }),
@@ -158,50 +141,19 @@ impl<'a> Lowerer<'a> {
                 ("bfe", "s64") => map3(d, a, b, c, |a: u64, p: u32, n: u32| {
                     extract(a, p, n, 64, true)
                 }),
-                ("prmt", "b32") => {
-                    if !w.left.is_empty() {
-                        return Err(w.unsupported());
-                    }
-                    map3(d, a, b, c, permute)
-                }
+                ("prmt", "b32") => map3(d, a, b, c, permute),
                 _ => return Err(w.unsupported()),
             };
             return self.alu(&w, run);
         }
         if n == 5 {
-            return match opcode {
-                "bfi" => {
-                    let (c, e) = (self.source(&w, 3, 4)?.row, self.source(&w, 4, 4)?.row);
-                    let run = match size {
-                        4 => insert::<u32>(d, a, b, c, e),
-                        8 => insert::<u64>(d, a, b, c, e),
-                        _ => return Err(w.unsupported()),
-                    };
-                    self.alu(&w, run)
-                }
-                "lop3" if ty == "b32" => {
-                    let c = self.source(&w, 3, 4)?.row;
-                    let crate::ptx::ast::Operand::Integer(table) = inst.operands[4] else {
-                        return Err(w.bad("expects an immediate table"));
-                    };
-                    self.alu(
-                        &w,
-                        map3(d, a, b, c, move |a: u32, b: u32, c: u32| {
-                            let mut r = 0;
-                            for k in 0..8 {
-                                if table >> k & 1 != 0 {
-                                    let a = if k & 4 != 0 { a } else { !a };
-                                    let b = if k & 2 != 0 { b } else { !b };
-                                    let c = if k & 1 != 0 { c } else { !c };
-                                    r |= a & b & c;
-                                }
-                            }
-                            r
-                        }),
-                    )
-                }
-                _ => Err(w.unsupported()),
+            let (c, e) = (self.source(&w, 3, 4)?.row, self.source(&w, 4, 4)?.row);
+            let run = match (opcode, size) {
+                ("bfi", 4) => insert::<u32>(d, a, b, c, e),
+                ("bfi", 8) => insert::<u64>(d, a, b, c, e),
+                _ => return Err(w.unsupported()),
             };
+            return self.alu(&w, run);
         }
         Err(w.unsupported())
     }
@@ -239,9 +191,7 @@ impl<'a> Lowerer<'a> {
             _ => None,
         });
         let half = half.ok_or_else(|| w.unsupported())?;
-        let cc = w.take("cc");
         let mad = w.inst.opcode == "mad";
-        self.count(&w, 3 + usize::from(mad))?;
         let wide_size = if half == 'w' { size * 2 } else { size };
         let d = self.dest(&w, 0, wide_size)?.row;
         let (a, b) = (self.source(&w, 1, size)?.row, self.source(&w, 2, size)?.row);
@@ -251,24 +201,6 @@ impl<'a> Lowerer<'a> {
         } else {
             self.constant(super::Constant::Value(0), wide_size == 8).row
         };
-        if cc {
-            let run = match (half, size) {
-                ('l', 4) => carrying(
-                    d,
-                    c,
-                    move |l| product::<u32>(l, a, b, |x| x as u32 as u64),
-                    32,
-                ),
-                ('h', 4) => carrying(
-                    d,
-                    c,
-                    move |l| product::<u32>(l, a, b, |x| (x >> 32) as u32 as u64),
-                    32,
-                ),
-                _ => return Err(w.unsupported()),
-            };
-            return self.alu(&w, run);
-        }
         let run = match (half, ty) {
             ('l', "u16" | "s16") => map3(d, a, b, c, |a: u16, b: u16, c: u16| {
                 a.wrapping_mul(b).wrapping_add(c)
@@ -282,7 +214,10 @@ impl<'a> Lowerer<'a> {
             }),
             ('l', "u64" | "s64" | "b64") => map2(d, a, b, |a: u64, b: u64| a.wrapping_mul(b)),
             ('h', "u16") => map3(d, a, b, c, |a: u16, b: u16, c: u16| {
-                ((u32::from(a) * u32::from(b)) >> 16) as u16 + c
+                (((u32::from(a) * u32::from(b)) >> 16) as u16).wrapping_add(c)
+            }),
+            ('h', "s16") => map3(d, a, b, c, |a: i16, b: i16, c: u16| {
+                (((i32::from(a) * i32::from(b)) >> 16) as u16).wrapping_add(c)
             }),
             ('h', "u32") => map3(d, a, b, c, |a: u32, b: u32, c: u32| {
                 ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
@@ -322,7 +257,6 @@ impl<'a> Lowerer<'a> {
         take: bool,
         give: bool,
     ) -> Result<Op, PtxError> {
-        self.count(&w, 3)?;
         let d = self.dest(&w, 0, size)?;
         let (a, b) = (self.source(&w, 1, size)?, self.source(&w, 2, size)?);
         let bits = u32::from(size) * 8;
@@ -352,15 +286,7 @@ impl<'a> Lowerer<'a> {
 
     /// `shf.{l,r}.{wrap,clamp}.b32 d, lo, hi, n`.
     fn funnel(&mut self, mut w: Words<'a>) -> Result<Op, PtxError> {
-        let left = w.take("l");
-        if !left && !w.take("r") {
-            return Err(w.unsupported());
-        }
-        let wrap = w.take("wrap");
-        if !wrap && !w.take("clamp") {
-            return Err(w.unsupported());
-        }
-        self.count(&w, 4)?;
+        let (left, wrap) = (w.first() == "l", w.first() == "wrap");
         let d = self.dest(&w, 0, 4)?.row;
         let (a, b, c) = (
             self.source(&w, 1, 4)?.row,
@@ -380,42 +306,6 @@ impl<'a> Lowerer<'a> {
             }),
         )
     }
-}
-
-/// The low or high halves of products, in u64.
-fn product<T: Lane + Into<u64>>(
-    l: &Lanes,
-    a: u32,
-    b: u32,
-    half: impl Fn(u64) -> u64,
-) -> [u64; WARP] {
-    let (a, b) = (T::load(l, a), T::load(l, b));
-    let mut out = [0; WARP];
-    for i in 0..WARP {
-        out[i] = half(a[i].into().wrapping_mul(b[i].into()));
-    }
-    out
-}
-
-/// d = f + c, setting the carry flag.
-fn carrying(
-    d: u32,
-    c: u32,
-    f: impl Fn(&Lanes) -> [u64; WARP] + Send + Sync + 'static,
-    bits: u32,
-) -> Exec {
-    Box::new(move |l, mask| {
-        let (x, c) = (f(l), u32::load(l, c));
-        let mut out = [0u32; WARP];
-        let mut carry = 0;
-        for i in 0..WARP {
-            let full = x[i] + u64::from(c[i]);
-            out[i] = full as u32;
-            carry |= u32::from(full >> bits & 1 != 0) << i;
-        }
-        u32::store(l, d, mask, &out);
-        l.carry = l.carry & !mask | carry & mask;
-    })
 }
 
 /// `bfe`.

@@ -1,6 +1,7 @@
 //! `ld`, `st`, `atom`, `red`.
 
-use super::{Lowerer, Op, Slot, Symbol, Words};
+use super::layout::Symbol;
+use super::{Lowerer, Op, Slot, Words};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Operand, Space};
 
@@ -69,11 +70,10 @@ impl<'a> Lowerer<'a> {
         };
         let (slot, found) = match &**base {
             Operand::Register(r) => {
-                let slot = self.slots[*r as usize];
                 if self.entry.registers[*r as usize].size < 4 {
                     return Err(w.bad("address in a register of less than 32 bits"));
                 }
-                (slot, None)
+                (self.register(*r), None)
             }
             Operand::Symbol(name, _) => {
                 let s = self.symbols.get(name.as_str()).copied();
@@ -112,15 +112,12 @@ impl<'a> Lowerer<'a> {
             _ => None,
         });
         let space = space.unwrap_or(Space::Generic);
-        if matches!(inst.opcode.as_str(), "prefetch" | "discard") {
-            return Ok(Op::Nothing);
-        }
         // Cache hints change no value.
         while w
             .take_map(|m| {
                 let hint = matches!(m, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt")
                     || m.starts_with("L1::")
-                    || m.starts_with("L2::") && m != "L2::cache_hint";
+                    || m.starts_with("L2::");
                 hint.then_some(())
             })
             .is_some()
@@ -133,7 +130,7 @@ impl<'a> Lowerer<'a> {
         for word in ["gpu", "sys", "cta", "cluster", "weak"] {
             w.take(word);
         }
-        let non_coherent = w.take("nc") || inst.opcode == "ldu";
+        let non_coherent = w.take("nc");
         if matches!(inst.opcode.as_str(), "atom" | "red") {
             return self.atomic(w, space, releases);
         }
@@ -149,7 +146,6 @@ impl<'a> Lowerer<'a> {
             .filter(|s| *s > 0)
             .ok_or_else(|| w.unsupported())?;
         w.finish()?;
-        self.count(&w, 2)?;
         let load = inst.opcode != "st";
         let (value, address) = if load { (0, 1) } else { (1, 0) };
         let (space, base) = self.base(&w, &inst.operands[address], space)?;
@@ -179,39 +175,36 @@ impl<'a> Lowerer<'a> {
             non_coherent,
             elements,
         };
-        match (load, space) {
-            (true, _) => Ok(Op::Load(access)),
-            (false, Space::Param | Space::Const) => Err(w.unsupported()),
-            (false, _) => Ok(Op::Store(access)),
-        }
+        Ok(if load {
+            Op::Load(access)
+        } else {
+            Op::Store(access)
+        })
     }
 
     fn atomic(&mut self, mut w: Words<'a>, space: Space, releases: bool) -> Result<Op, PtxError> {
         use AtomicKind::*;
         let inst = w.inst;
-        if !matches!(space, Space::Global | Space::Shared | Space::Generic) {
-            return Err(w.unsupported());
-        }
         w.take("noftz");
         let (op, ty) = (w.first(), w.last());
         let width = crate::ptx::type_size(ty)
             .filter(|s| *s > 0)
             .ok_or_else(|| w.unsupported())?;
         let kind = match (op, ty) {
-            ("and", "b32" | "b64") => And,
-            ("or", "b32" | "b64") => Or,
-            ("xor", "b32" | "b64") => Xor,
-            ("exch", "b32" | "b64" | "u32" | "u64" | "s32" | "f32") => Exchange,
-            ("cas", "b16" | "b32" | "b64" | "u32" | "u64" | "s32") => CompareAndSwap,
-            ("add", "u32" | "s32" | "u64" | "s64") => Add,
+            ("and", _) => And,
+            ("or", _) => Or,
+            ("xor", _) => Xor,
+            ("exch", _) => Exchange,
+            ("cas", _) => CompareAndSwap,
+            ("add", "u32" | "s32" | "u64") => Add,
             ("add", "f32") => AddF32,
             ("add", "f64") => AddF64,
             ("add", "f16") => AddF16,
             ("add", "bf16") => AddBf16,
             ("add", "f16x2") => AddF16x2,
             ("add", "bf16x2") => AddBf16x2,
-            ("inc", "u32") => Increment,
-            ("dec", "u32") => Decrement,
+            ("inc", _) => Increment,
+            ("dec", _) => Decrement,
             ("min", "u32" | "u64") => MinU,
             ("max", "u32" | "u64") => MaxU,
             ("min", "s32" | "s64") => MinS,
@@ -220,7 +213,6 @@ impl<'a> Lowerer<'a> {
         };
         w.finish()?;
         let first = usize::from(inst.opcode == "atom");
-        self.count(&w, first + 2 + usize::from(kind == CompareAndSwap))?;
         let d = if first == 1 {
             Some(self.dest(&w, 0, width)?)
         } else {

@@ -44,6 +44,13 @@ pub(crate) fn type_size(name: &str) -> Option<u8> {
     })
 }
 
+/// Limits that no kernel comes near: what is beyond them is no sane text, and would cost memory and time.
+const MAX_REGISTERS: u64 = 1 << 17;
+const MAX_BYTES: u64 = 1 << 36;
+const MAX_ALIGN: u64 = 1 << 12;
+/// Braces in braces of an initialiser.
+const MAX_DEPTH: u32 = 8;
+
 const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid"];
 const SPECIAL_SCALAR: &[&str] = &[
     "%laneid",
@@ -134,6 +141,11 @@ impl<'a> Parser<'a> {
         }
     }
 
+    fn small(&mut self) -> Result<u32, PtxError> {
+        let v = self.integer()?;
+        u32::try_from(v).or_else(|_| self.error(format!("{v} is too large")))
+    }
+
     fn signed(&mut self) -> Result<i64, PtxError> {
         let negative = self.take(b'-');
         let v = self.integer()? as i64;
@@ -201,7 +213,7 @@ impl<'a> Parser<'a> {
                 Token::Dot("file") => {
                     let line = self.line();
                     self.at += 1;
-                    let number = self.integer()? as u32;
+                    let number = self.small()?;
                     if let Token::String(path) = self.next()? {
                         m.files.insert(number, path.to_string());
                     }
@@ -227,6 +239,9 @@ impl<'a> Parser<'a> {
                 Token::Dot("entry") => {
                     self.at += 1;
                     let entry = self.entry()?;
+                    if m.entries.iter().any(|e| e.name == entry.name) {
+                        return self.error(format!("entry `{}` twice", entry.name));
+                    }
                     m.entries.push(entry);
                     linkage_extern = false;
                 }
@@ -256,7 +271,7 @@ impl<'a> Parser<'a> {
             if i > 0 && !self.take(b',') {
                 break;
             }
-            *slot = self.integer()? as u32;
+            *slot = self.small()?;
         }
         Ok((d[0], d[1], d[2]))
     }
@@ -289,7 +304,7 @@ impl<'a> Parser<'a> {
                 }
                 Some(Token::Dot("maxnreg")) => {
                     self.at += 1;
-                    e.max_nreg = Some(self.integer()? as u32);
+                    e.max_nreg = Some(self.small()?);
                 }
                 Some(Token::Dot("minnctapersm" | "maxnctapersm")) => {
                     self.at += 1;
@@ -386,20 +401,25 @@ impl<'a> Parser<'a> {
         };
         loop {
             let name = self.word()?;
-            let scope = scopes.stack.last_mut().expect("a scope is open");
-            let mut declare = |name: String| {
-                let id = e.registers.len() as u32;
-                e.registers.push(Register { size });
-                scope.insert(name, id);
-            };
-            if self.take(b'<') {
+            let numbered = if self.take(b'<') {
                 let n = self.integer()?;
                 self.expect(b'>')?;
-                for i in 0..n {
-                    declare(format!("{name}{i}"));
-                }
+                Some(n)
             } else {
-                declare(name.to_string());
+                None
+            };
+            let n = numbered.unwrap_or(1);
+            if n.saturating_add(e.registers.len() as u64) > MAX_REGISTERS {
+                return self.error(format!("more than {MAX_REGISTERS} registers"));
+            }
+            let scope = scopes.stack.last_mut().expect("a scope is open");
+            for i in 0..n {
+                let name = numbered.map_or_else(|| name.to_string(), |_| format!("{name}{i}"));
+                if scope.contains_key(&name) {
+                    return self.error(format!("register `{name}` twice"));
+                }
+                scope.insert(name, e.registers.len() as u32);
+                e.registers.push(Register { size });
             }
             if self.take(b';') {
                 return Ok(());
@@ -462,7 +482,7 @@ impl<'a> Parser<'a> {
                 unsized_array = true;
                 continue;
             }
-            size *= self.integer()?;
+            size = size.saturating_mul(self.integer()?);
             self.expect(b']')?;
         }
         let mut v = Variable {
@@ -475,21 +495,31 @@ impl<'a> Parser<'a> {
             init_symbols: Vec::new(),
         };
         if self.take(b'=') {
-            self.initialiser(&mut v, elem)?;
+            self.initialiser(&mut v, elem, 0)?;
         }
         if unsized_array {
             v.size = v.init.len() as u64;
         }
-        if !v.align.is_power_of_two() || v.init.len() as u64 > v.size {
-            return self.error(format!("bad alignment or initialiser of `{}`", v.name));
+        if !v.align.is_power_of_two()
+            || v.align > MAX_ALIGN
+            || v.size > MAX_BYTES
+            || v.init.len() as u64 > v.size
+        {
+            return self.error(format!(
+                "bad alignment, size or initialiser of `{}`",
+                v.name
+            ));
         }
         Ok(v)
     }
 
-    fn initialiser(&mut self, v: &mut Variable, elem: u64) -> Result<(), PtxError> {
+    fn initialiser(&mut self, v: &mut Variable, elem: u64, depth: u32) -> Result<(), PtxError> {
         if self.take(b'{') {
+            if depth == MAX_DEPTH {
+                return self.error("too many braces");
+            }
             while !self.take(b'}') {
-                self.initialiser(v, elem)?;
+                self.initialiser(v, elem, depth + 1)?;
                 self.take(b',');
             }
             return Ok(());
@@ -556,7 +586,7 @@ impl<'a> Parser<'a> {
             }
             let mut o = self.operand(scopes)?;
             if self.take(b'|') {
-                let p = self.operand(scopes)?;
+                let p = self.simple(scopes)?;
                 o = Operand::Pair(Box::new(o), Box::new(p));
             }
             operands.push(o);
@@ -572,34 +602,42 @@ impl<'a> Parser<'a> {
     }
 
     fn operand(&mut self, scopes: &Scopes) -> Result<Operand, PtxError> {
-        match self.next()? {
-            Token::Punct(b'[') => {
-                let base = self.operand(scopes)?;
-                let (base, mut offset) = match base {
-                    Operand::Symbol(s, o) => (Operand::Symbol(s, 0), o),
-                    b => (b, 0),
-                };
-                // `+4`, `+-4` or `-4`.
-                if self.take(b'+') || self.is(b'-') {
-                    offset += self.signed()?;
+        if self.take(b'[') {
+            let (base, offset) = match self.simple(scopes)? {
+                Operand::Symbol(s, o) => (Operand::Symbol(s, 0), o),
+                b => (b, 0),
+            };
+            // `+4`, `+-4` or `-4`.
+            let more = if self.take(b'+') || self.is(b'-') {
+                self.signed()?
+            } else {
+                0
+            };
+            self.expect(b']')?;
+            return Ok(Operand::Address(Box::new(base), offset.wrapping_add(more)));
+        }
+        if self.take(b'{') {
+            let mut v = Vec::new();
+            while !self.take(b'}') {
+                if !v.is_empty() {
+                    self.expect(b',')?;
                 }
-                self.expect(b']')?;
-                Ok(Operand::Address(Box::new(base), offset))
+                v.push(self.simple(scopes)?);
             }
-            Token::Punct(b'{') => {
-                let mut v = Vec::new();
-                while !self.take(b'}') {
-                    if !v.is_empty() {
-                        self.expect(b',')?;
-                    }
-                    v.push(self.operand(scopes)?);
-                }
-                Ok(Operand::Vector(v))
-            }
-            Token::Punct(b'!') => match self.operand(scopes)? {
+            return Ok(Operand::Vector(v));
+        }
+        if self.take(b'!') {
+            return match self.simple(scopes)? {
                 Operand::Register(r) => Ok(Operand::NotRegister(r)),
                 _ => self.error("`!` before something that is not a register"),
-            },
+            };
+        }
+        self.simple(scopes)
+    }
+
+    /// An operand that has no others inside.
+    fn simple(&mut self, scopes: &Scopes) -> Result<Operand, PtxError> {
+        match self.next()? {
             Token::Punct(b'-') => match self.next()? {
                 Token::Integer(v) => Ok(Operand::Integer(v.wrapping_neg())),
                 Token::F32(b) => Ok(Operand::F32(b ^ (1 << 31))),
