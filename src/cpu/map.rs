@@ -1,0 +1,196 @@
+//! The elementwise loops, written once; an activation is a [`Function`] handed to them.
+//!
+//! A tensor is cut into chunks of [`CHUNK`] elements, which threads share, a chunk into blocks of [`BLOCK`],
+//! which are converted to f32 on the stack. Each loop over a block does one thing on arrays of fixed size,
+//! which is what makes it vector code. A chunk adds the terms of the parameter gradients in [`LANES`] f64
+//! lanes, the lanes in their order, and the chunks are added in theirs: the same bits on any number of threads.
+//!
+//! ```text
+//! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
+//! ```
+
+use super::convert::{load, store};
+use super::function::Function;
+use super::simd::{InstructionSet, Task};
+use crate::activation::MAX_PARAMS;
+use crate::dtype::Element;
+
+/// Elements of a chunk: a multiple of 64 bytes in every type, and long beside what it costs to hand one to
+/// another thread.
+pub const CHUNK: usize = 1 << 15;
+
+/// Elements of a block: the arrays of a backward stay in the first-level cache.
+const BLOCK: usize = 256;
+
+/// Independent sums: two registers of f64 in the widest instruction set.
+const LANES: usize = 16;
+
+/// Sums of the terms of each parameter.
+pub type Sums = [f64; MAX_PARAMS];
+
+/// A chunk of y = g(x) or, gated, y = g(x)·v.
+pub struct Forward<'a, F, T, const GATED: bool> {
+    pub f: F,
+    /// `None`: x is in y.
+    pub x: Option<&'a [T]>,
+    /// Empty unless gated.
+    pub v: &'a [T],
+    pub y: &'a mut [T],
+}
+
+impl<F: Function, T: Element, const GATED: bool> Task for Forward<'_, F, T, GATED> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Forward { f, x, v, y } = self;
+        let (mut xs, mut vs, mut ys) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+        for start in (0..y.len()).step_by(BLOCK) {
+            let range = start..y.len().min(start + BLOCK);
+            load(x.map_or(&y[range.clone()], |x| &x[range.clone()]), &mut xs);
+            if GATED {
+                load(&v[range.clone()], &mut vs);
+            }
+            values::<F, GATED>(f, &xs, &vs, &mut ys);
+            store(&ys, &mut y[range]);
+        }
+    }
+}
+
+#[inline(always)]
+fn values<F: Function, const GATED: bool>(
+    f: F,
+    x: &[f32; BLOCK],
+    v: &[f32; BLOCK],
+    y: &mut [f32; BLOCK],
+) {
+    for i in 0..BLOCK {
+        let g = f.at(x[i]).value;
+        y[i] = if GATED { g * v[i] } else { g };
+    }
+}
+
+/// A chunk of a backward.
+pub struct Backward<'a, F, T, const GATED: bool> {
+    pub f: F,
+    pub x: &'a [T],
+    /// Empty unless gated.
+    pub v: &'a [T],
+    /// `None`: dy is in dx.
+    pub dy: Option<&'a [T]>,
+    pub dx: &'a mut [T],
+    /// Empty unless gated.
+    pub dv: &'a mut [T],
+    /// Where y goes, computed again.
+    pub y: Option<&'a mut [T]>,
+}
+
+impl<F: Function, T: Element, const GATED: bool> Task for Backward<'_, F, T, GATED> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run(self) -> Sums {
+        let Backward {
+            f,
+            x,
+            v,
+            dy,
+            dx,
+            dv,
+            mut y,
+        } = self;
+        let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [[0.0; BLOCK]; 5];
+        let mut terms = [[0.0; BLOCK]; MAX_PARAMS];
+        let mut lanes = [[0.0; LANES]; MAX_PARAMS];
+        for start in (0..x.len()).step_by(BLOCK) {
+            let range = start..x.len().min(start + BLOCK);
+            load(&x[range.clone()], &mut xs);
+            // A short block is filled up with dy = 0, so its terms are 0.
+            load(
+                dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]),
+                &mut dys,
+            );
+            if GATED {
+                load(&v[range.clone()], &mut vs);
+            }
+            for i in 0..BLOCK {
+                let g = f.at(xs[i]);
+                let dg = if GATED { dys[i] * vs[i] } else { dys[i] };
+                dxs[i] = dg * g.slope;
+                if GATED {
+                    dvs[i] = dys[i] * g.value;
+                }
+                for (terms, dparam) in terms.iter_mut().zip(g.dparams).take(F::PARAMS) {
+                    terms[i] = dg * dparam;
+                }
+            }
+            store(&dxs, &mut dx[range.clone()]);
+            if GATED {
+                store(&dvs, &mut dv[range.clone()]);
+            }
+            for (lanes, terms) in lanes.iter_mut().zip(&terms).take(F::PARAMS) {
+                for group in terms.as_chunks::<LANES>().0 {
+                    for (lane, term) in lanes.iter_mut().zip(group) {
+                        *lane += f64::from(*term);
+                    }
+                }
+            }
+            if let Some(y) = &mut y {
+                values::<F, GATED>(f, &xs, &vs, &mut dxs);
+                store(&dxs, &mut y[range]);
+            }
+        }
+        lanes.map(|lanes| lanes.iter().sum())
+    }
+}
+
+/// Runs the chunks of a tensor of `len` elements in order, or on the threads of rayon's current pool where
+/// there are enough.
+pub fn run_all<K>(len: usize, mut chunks: impl FnMut() -> Option<K>) -> Sums
+where
+    K: Task<Output: IntoSums> + Send,
+{
+    let isa = InstructionSet::current();
+    let run = |chunk: K| isa.run(chunk).into_sums();
+    let mut total = Sums::default();
+    let mut add = |sums: Sums| {
+        for (total, sum) in total.iter_mut().zip(sums) {
+            *total += sum;
+        }
+    };
+    #[cfg(feature = "rayon")]
+    if len >= PARALLEL_FROM {
+        use rayon::prelude::*;
+        let chunks: Vec<K> = std::iter::from_fn(chunks).collect();
+        let sums: Vec<Sums> = chunks.into_par_iter().map(run).collect();
+        sums.into_iter().for_each(add);
+        return total;
+    }
+    let _ = len;
+    while let Some(chunk) = chunks() {
+        add(run(chunk));
+    }
+    total
+}
+
+/// Below, waking another thread costs more than it brings.
+#[cfg(feature = "rayon")]
+const PARALLEL_FROM: usize = 2 * CHUNK;
+
+/// The sums of a chunk; of a forward there are none.
+pub trait IntoSums {
+    /// Them.
+    fn into_sums(self) -> Sums;
+}
+
+impl IntoSums for Sums {
+    fn into_sums(self) -> Sums {
+        self
+    }
+}
+
+impl IntoSums for () {
+    fn into_sums(self) -> Sums {
+        Sums::default()
+    }
+}
