@@ -9,7 +9,7 @@
 //! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
 //! ```
 
-use super::convert::{load, store};
+use super::convert::{BLOCK, Block};
 use super::function::Function;
 use super::simd::{InstructionSet, Task};
 use crate::activation::MAX_PARAMS;
@@ -18,9 +18,6 @@ use crate::dtype::Element;
 /// Elements of a chunk: a multiple of 64 bytes in every type, and long beside what it costs to hand one to
 /// another thread.
 pub const CHUNK: usize = 1 << 15;
-
-/// Elements of a block: the arrays of a backward stay in the first-level cache.
-const BLOCK: usize = 256;
 
 /// Independent sums: two registers of f64 in the widest instruction set.
 const LANES: usize = 16;
@@ -44,15 +41,15 @@ impl<F: Function, T: Element, const GATED: bool> Task for Forward<'_, F, T, GATE
     #[inline(always)]
     fn run(self) {
         let Forward { f, x, v, y } = self;
-        let (mut xs, mut vs, mut ys) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+        let [mut xs, mut vs, mut ys] = [Block::ZERO; 3];
         for start in (0..y.len()).step_by(BLOCK) {
             let range = start..y.len().min(start + BLOCK);
-            load(x.map_or(&y[range.clone()], |x| &x[range.clone()]), &mut xs);
+            xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
             if GATED {
-                load(&v[range.clone()], &mut vs);
+                vs.load(&v[range.clone()]);
             }
             values::<F, GATED>(f, &xs, &vs, &mut ys);
-            store(&ys, &mut y[range]);
+            ys.store(&mut y[range]);
         }
     }
 }
@@ -60,9 +57,9 @@ impl<F: Function, T: Element, const GATED: bool> Task for Forward<'_, F, T, GATE
 #[inline(always)]
 fn values<F: Function, const GATED: bool>(
     f: F,
-    x: &[f32; BLOCK],
-    v: &[f32; BLOCK],
-    y: &mut [f32; BLOCK],
+    Block(x): &Block,
+    Block(v): &Block,
+    Block(y): &mut Block,
 ) {
     for i in 0..BLOCK {
         let g = f.at(x[i]).value;
@@ -99,37 +96,34 @@ impl<F: Function, T: Element, const GATED: bool> Task for Backward<'_, F, T, GAT
             dv,
             mut y,
         } = self;
-        let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [[0.0; BLOCK]; 5];
-        let mut terms = [[0.0; BLOCK]; MAX_PARAMS];
+        let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [Block::ZERO; 5];
+        let mut terms = [Block::ZERO; MAX_PARAMS];
         let mut lanes = [[0.0; LANES]; MAX_PARAMS];
         for start in (0..x.len()).step_by(BLOCK) {
             let range = start..x.len().min(start + BLOCK);
-            load(&x[range.clone()], &mut xs);
+            xs.load(&x[range.clone()]);
             // A short block is filled up with dy = 0, so its terms are 0.
-            load(
-                dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]),
-                &mut dys,
-            );
+            dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));
             if GATED {
-                load(&v[range.clone()], &mut vs);
+                vs.load(&v[range.clone()]);
             }
             for i in 0..BLOCK {
-                let g = f.at(xs[i]);
-                let dg = if GATED { dys[i] * vs[i] } else { dys[i] };
-                dxs[i] = dg * g.slope;
+                let g = f.at(xs.0[i]);
+                let dg = if GATED { dys.0[i] * vs.0[i] } else { dys.0[i] };
+                dxs.0[i] = dg * g.slope;
                 if GATED {
-                    dvs[i] = dys[i] * g.value;
+                    dvs.0[i] = dys.0[i] * g.value;
                 }
                 for (terms, dparam) in terms.iter_mut().zip(g.dparams).take(F::PARAMS) {
-                    terms[i] = dg * dparam;
+                    terms.0[i] = dg * dparam;
                 }
             }
-            store(&dxs, &mut dx[range.clone()]);
+            dxs.store(&mut dx[range.clone()]);
             if GATED {
-                store(&dvs, &mut dv[range.clone()]);
+                dvs.store(&mut dv[range.clone()]);
             }
             for (lanes, terms) in lanes.iter_mut().zip(&terms).take(F::PARAMS) {
-                for group in terms.as_chunks::<LANES>().0 {
+                for group in terms.0.as_chunks::<LANES>().0 {
                     for (lane, term) in lanes.iter_mut().zip(group) {
                         *lane += f64::from(*term);
                     }
@@ -137,7 +131,7 @@ impl<F: Function, T: Element, const GATED: bool> Task for Backward<'_, F, T, GAT
             }
             if let Some(y) = &mut y {
                 values::<F, GATED>(f, &xs, &vs, &mut dxs);
-                store(&dxs, &mut y[range]);
+                dxs.store(&mut y[range]);
             }
         }
         lanes.map(|lanes| lanes.iter().sum())
