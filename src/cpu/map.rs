@@ -11,13 +11,18 @@
 
 use super::convert::{BLOCK, Block};
 use super::function::Function;
-use super::simd::{InstructionSet, Task};
+use super::simd::{InstructionSet, Task, prefetch};
 use crate::activation::MAX_PARAMS;
 use crate::dtype::Element;
 
 /// Elements of a chunk: a multiple of 64 bytes in every type, and long beside what it costs to hand one to
 /// another thread.
 pub const CHUNK: usize = 1 << 15;
+
+/// How far ahead of a block the tensors are asked for. The work on a block is longer than what a CPU looks
+/// ahead by itself: with this a backward over 2²⁴ elements of f32 takes half the time (Zen 5; 4 blocks ahead
+/// are as good, stores past the cache are no better).
+const AHEAD: usize = 2 * BLOCK;
 
 /// Independent sums: two registers of f64 in the widest instruction set.
 const LANES: usize = 16;
@@ -44,6 +49,9 @@ impl<F: Function, T: Element, const GATED: bool> Task for Forward<'_, F, T, GATE
         let [mut xs, mut vs, mut ys] = [Block::ZERO; 3];
         for start in (0..y.len()).step_by(BLOCK) {
             let range = start..y.len().min(start + BLOCK);
+            for tensor in [x.unwrap_or_default(), v, y] {
+                prefetch(tensor, start + AHEAD);
+            }
             xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
             if GATED {
                 vs.load(&v[range.clone()]);
@@ -101,6 +109,9 @@ impl<F: Function, T: Element, const GATED: bool> Task for Backward<'_, F, T, GAT
         let mut lanes = [[0.0; LANES]; MAX_PARAMS];
         for start in (0..x.len()).step_by(BLOCK) {
             let range = start..x.len().min(start + BLOCK);
+            for tensor in [x, v, dy.unwrap_or_default(), dx, dv] {
+                prefetch(tensor, start + AHEAD);
+            }
             xs.load(&x[range.clone()]);
             // A short block is filled up with dy = 0, so its terms are 0.
             dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));

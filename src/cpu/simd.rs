@@ -7,6 +7,9 @@
 
 use std::cell::Cell;
 
+#[cfg(target_arch = "x86_64")]
+use super::convert::BLOCK;
+
 /// A set that this CPU has: only [`InstructionSet::available`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstructionSet(Kind);
@@ -101,6 +104,25 @@ pub(super) trait Task {
     /// Does it.
     fn run(self) -> Self::Output;
 }
+
+/// Asks for the block of `tensor` that begins at `start` to be brought into the cache, if there is a whole one.
+#[inline(always)]
+pub(super) fn prefetch<T>(tensor: &[T], start: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(block) = tensor.get(start..start + BLOCK) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in block.chunks_exact(LINE / size_of::<T>()) {
+            // SAFETY: the instruction reads nothing, whatever the address, and every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (tensor, start);
+}
+
+/// Bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
