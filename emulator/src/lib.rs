@@ -29,6 +29,8 @@ mod device;
 #[allow(non_snake_case)]
 mod driver;
 mod exec;
+#[cfg(test)]
+mod fuzz;
 mod install;
 pub mod instructions;
 mod lanes;

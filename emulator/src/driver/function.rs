@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use super::error::Error;
 use super::{Handle, Registry, Status, call, context, put};
 use crate::device::{DEVICES, Profile};
+use crate::exec::Request;
 use crate::lower::Code;
 
 /// An entry of a loaded module.
@@ -15,9 +16,9 @@ pub(crate) struct Function {
     module: usize,
     pub device: usize,
     pub code: Arc<Code>,
-    pub names: Arc<Vec<String>>,
-    pub files: Arc<HashMap<u32, String>>,
-    pub variables: Arc<Vec<u64>>,
+    names: Arc<Vec<String>>,
+    files: Arc<HashMap<u32, String>>,
+    variables: Arc<Vec<u64>>,
     version: (u32, u32),
     target: u32,
     /// Dynamic shared memory that a launch may ask for.
@@ -50,6 +51,27 @@ impl Function {
             version,
             target,
             max_dynamic,
+        }
+    }
+
+    /// A launch of it, once its shape is known to be within the limits.
+    pub fn request(
+        &self,
+        grid: (u32, u32, u32),
+        block: (u32, u32, u32),
+        dynamic_shared: u32,
+        params: Vec<u8>,
+    ) -> Request {
+        Request {
+            code: self.code.clone(),
+            files: self.files.clone(),
+            names: self.names.clone(),
+            variables: self.variables.clone(),
+            profile: self.profile(),
+            grid,
+            block,
+            dynamic_shared,
+            params,
         }
     }
 

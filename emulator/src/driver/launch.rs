@@ -47,7 +47,7 @@ fn error_of(check: Check) -> Error {
 }
 
 /// What is wrong with the shape of a launch.
-fn limits(
+pub(crate) fn limits(
     f: &Function,
     grid: (u32, u32, u32),
     block: (u32, u32, u32),
@@ -188,17 +188,7 @@ unsafe fn launch(
     // SAFETY: by this function's contract.
     let params = unsafe { arguments(&f, params, extra) }?;
     let launch = Launch {
-        request: Arc::new(Request {
-            code: f.code.clone(),
-            files: f.files.clone(),
-            names: f.names.clone(),
-            variables: f.variables.clone(),
-            profile: f.profile(),
-            grid,
-            block,
-            dynamic_shared: dynamic,
-            params,
-        }),
+        request: Arc::new(f.request(grid, block, dynamic, params)),
     };
     if stream::enqueue(on, || Node::Launch(launch.clone()))? {
         return Ok(());

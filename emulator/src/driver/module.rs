@@ -101,8 +101,41 @@ fn program(text: &str) -> Result<Arc<Program>, PtxError> {
 /// Bytes of all variables of a module: nothing that we ship comes near, and they are filled when it is loaded.
 const MAX_VARIABLES: u64 = 64 << 20;
 
+impl Module {
+    /// The entry of a name, as a function of the module with a handle.
+    pub(crate) fn function(&self, handle: Handle, name: &str) -> Option<Function> {
+        let (code, names) = self.program.entries.get(name)?;
+        Some(Function::new(
+            handle,
+            self.device,
+            code.clone(),
+            names.clone(),
+            self.program.files.clone(),
+            self.addresses.clone(),
+            self.program.version,
+            self.program.target,
+        ))
+    }
+
+    /// The names of its entries.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.program.entries.keys().cloned().collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        for b in self.variables.iter().flatten() {
+            memory::free(b.base);
+        }
+    }
+}
+
 /// Loads a text into a context.
-fn load(text: &str, device: usize) -> Result<Module, (Error, String)> {
+pub(crate) fn load(text: &str, device: usize) -> Result<Module, (Error, String)> {
     let program = program(text).map_err(|e| (Error::INVALID_PTX, e.to_string()))?;
     program.check(device)?;
     let bytes: u64 = program.variables.iter().map(|v| v.size).sum();
@@ -237,10 +270,7 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
 pub unsafe extern "C" fn cuModuleUnload(module: Handle) -> Status {
     call(|| {
         context::current()?;
-        let m = MODULES.remove(module)?;
-        for b in m.variables.iter().flatten() {
-            memory::free(b.base);
-        }
+        MODULES.remove(module)?;
         super::function::forget(module);
         Ok(())
     })
@@ -262,20 +292,11 @@ pub unsafe extern "C" fn cuModuleGetFunction(
         let name = unsafe { CStr::from_ptr(name) }
             .to_str()
             .map_err(|_| Error::NOT_FOUND)?;
-        let (code, names) = m.program.entries.get(name).ok_or(Error::NOT_FOUND)?;
+        let f = m.function(module, name).ok_or(Error::NOT_FOUND)?;
         let mut known = lock(&m.functions);
-        let handle = *known.entry(name.to_string()).or_insert_with(|| {
-            super::function::insert(Function::new(
-                module,
-                m.device,
-                code.clone(),
-                names.clone(),
-                m.program.files.clone(),
-                m.addresses.clone(),
-                m.program.version,
-                m.program.target,
-            )) as usize
-        });
+        let handle = *known
+            .entry(name.to_string())
+            .or_insert_with(|| super::function::insert(f) as usize);
         // SAFETY: the caller gives a valid place.
         unsafe { put(to, handle as Handle) }
     })

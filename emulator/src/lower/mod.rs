@@ -14,7 +14,7 @@ mod memory;
 mod operands;
 mod sync;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod warp;
 
 use std::collections::HashMap;
