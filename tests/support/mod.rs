@@ -10,6 +10,7 @@ pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
 pub mod loss;
+pub mod machine;
 pub mod plot;
 pub mod progress;
 pub mod run;
