@@ -254,11 +254,11 @@ fn number(tensor: &Tensor) -> f64 {
     f64::from(values::<f32>(tensor)[0])
 }
 
-fn the_device_is_within_the_bounds<T: Element>() {
+fn the_device_is_within_the_bounds<T: Element>(device: &str) {
     let scratch = Scratch::new();
     scratch.write(&backward_input::<T>());
     let (op, x) = (Xielu::default(), X.map(T::from_f64));
-    let run = |direction| scratch.outputs(&["--device", &the_device(), "--direction", direction]);
+    let run = |direction| scratch.outputs(&["--device", device, "--direction", direction]);
     let y = values::<T>(&run("forward")["y"]);
     let report = reference::check_forward(&op, &PARAMS, &x, &y, Bounds::of(&op)).unwrap();
     assert!(report.ok(), "{report}");
@@ -279,9 +279,11 @@ fn the_device_is_within_the_bounds<T: Element>() {
 
 #[test]
 fn the_device_agrees_with_the_reference() {
-    the_device_is_within_the_bounds::<f32>();
-    the_device_is_within_the_bounds::<half::f16>();
-    the_device_is_within_the_bounds::<half::bf16>();
+    for device in [&the_device(), "cpu"] {
+        the_device_is_within_the_bounds::<f32>(device);
+        the_device_is_within_the_bounds::<half::f16>(device);
+        the_device_is_within_the_bounds::<half::bf16>(device);
+    }
 }
 
 const ALPHA: f64 = 0.3_f32 as f64;
@@ -337,7 +339,12 @@ impl EveryExpanded {
             ulps: 0.5,
             parameter_ulps: 0.0,
         };
-        for (device, bounds) in [("reference", rounded_once), (&device, Bounds::of(&op))] {
+        let within = Bounds::of(&op);
+        for (device, bounds) in [
+            ("reference", rounded_once),
+            ("cpu", within),
+            (&device, within),
+        ] {
             let run = |direction| {
                 let arguments = [&["--device", device, "--direction", direction], flags].concat();
                 scratch.outputs_of(A::NAME, &arguments)
@@ -402,7 +409,7 @@ fn expanded_gates_and_gated_forms_are_within_the_bounds() {
 #[test]
 fn gated_input_must_be_two_halves() {
     let scratch = Scratch::new();
-    for device in ["reference", "auto"] {
+    for device in ["reference", "cpu", "auto"] {
         let first = ["--device", device, "--gated", "1", "--direction"];
         let forward: &[&str] = &[&first[..], &["forward"]].concat();
         let backward: &[&str] = &[&first[..], &["backward"]].concat();
@@ -465,7 +472,7 @@ fn an_empty_tensor_is_fine() {
     let mut input = forward_input::<f32>();
     input[0].1 = tensor::<f32>(&[0, 5], &[]);
     scratch.write(&input);
-    for device in ["reference", "auto"] {
+    for device in ["reference", "cpu", "auto"] {
         let out = scratch.outputs(&["--device", device, "--direction", "forward"]);
         assert_eq!((&out["y"].1, out["y"].2.len()), (&vec![0, 5], 0));
     }
@@ -632,6 +639,33 @@ mod output_file {
         fs::create_dir(&out).unwrap();
         refused();
     }
+}
+
+/// `--device cpu` has the activations, and says so where it has not.
+#[test]
+fn the_cpu_backend_has_activations_only() {
+    let scratch = Scratch::new();
+    scratch.write(&loss_input::<f32>(Dtype::I64));
+    let arguments = ["--direction", "forward", "--device", "cpu"];
+    let words = ["the CPU backend has activations only"];
+    scratch.refused("cross-entropy", &arguments, &words);
+    let verify = |arguments: &[&str]| {
+        let mut verify = program("verify");
+        verify.args(["--device", "cpu", "--json"]).args(arguments);
+        verify.output().unwrap()
+    };
+    let output = verify(&["--op", "xsilu", "--dtype", "bf16"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.lines().count() == 36,
+        "{text}"
+    );
+    assert!(
+        text.lines().all(|l| l.contains("the CPU backend")),
+        "{text}"
+    );
+    let output = verify(&["--op", "goldfish"]);
+    assert_eq!(output.status.code(), Some(2));
 }
 
 /// `verify --json | head -1`.

@@ -276,8 +276,8 @@ fn everywhere(mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
     Ok(())
 }
 
-/// Long enough for several chunks, with every kind of value, and not a multiple of anything.
-const LEN: usize = 131_111;
+/// Long enough for threads, with every kind of value, and not a multiple of anything.
+const LEN: usize = 300_007;
 
 /// Values of all magnitudes, then ordinary ones.
 fn mixed<T: Element>(seed: u64) -> Vec<T> {
@@ -335,11 +335,12 @@ fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome
 /// what is there, or replace it.
 fn lengths<A: Activation, T: Element>() -> Outcome {
     let s = A::samples().remove(0);
-    let all = Random(5).normal::<T>(70_001, 3.0);
-    let dall = Random(6).normal::<T>(70_001, 1.0);
+    let all = Random(5).normal::<T>(270_001, 3.0);
+    let dall = Random(6).normal::<T>(270_001, 1.0);
     let (dx_all, y_all, _) = run_backward(&s, &all, &dall);
     for len in [
-        0, 1, 2, 15, 16, 17, 255, 256, 257, 1000, 32_767, 32_768, 32_769, 65_537, 70_001,
+        0, 1, 2, 15, 16, 17, 255, 256, 257, 1000, 32_767, 32_768, 32_769, 262_143, 262_144,
+        262_145, 270_001,
     ] {
         let (x, upstream) = (&all[..len], &dall[..len]);
         let mut y = nan::<T>(len);

@@ -178,9 +178,10 @@ where
     total
 }
 
-/// Below, waking another thread costs more than it brings.
+/// Elements from which there are threads. Handing work to the pool and waiting for it takes 12 µs (Zen 5),
+/// as long as one thread takes for 40 thousand elements of a forward: here that is a sixth of the whole.
 #[cfg(feature = "rayon")]
-const PARALLEL_FROM: usize = 2 * CHUNK;
+const PARALLEL_FROM: usize = 8 * CHUNK;
 
 /// The sums of a chunk; of a forward there are none.
 pub trait IntoSums {
