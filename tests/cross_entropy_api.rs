@@ -761,6 +761,18 @@ fn raw_calls_refuse_what_can_be_seen() {
     );
     assert_eq!(b.contents(&stream), before, "a refused call wrote");
     forward(&|_| {}).unwrap();
+    // The label 49 is a class, but not one of this rank's, and there is no other.
+    forward(&|c| {
+        c.logits.cols = 49;
+        c.rows.shard = Some(Shard {
+            first_class: 0,
+            classes: 50,
+        });
+    })
+    .unwrap();
+    assert_eq!(stream.clone_dtoh(&b.loss).unwrap()[1], f32::INFINITY);
+    let summary = stream.clone_dtoh(&b.summary).unwrap()[0];
+    assert_eq!((summary.kept, summary.bad_row), (4, u64::MAX));
     backward(&|_| {}).unwrap();
     assert_ne!(b.contents(&stream), before);
 }

@@ -28,7 +28,7 @@ const WORD: u64 = 4;
 const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
 const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
 
-/// A rank's columns among those of all ranks.
+/// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// The class of the rank's first column.

@@ -32,11 +32,12 @@ pub struct Row {
     pub dlogits: Vec<f64>,
     /// How far an f32 loss may be off: 4 ulp of the largest term of lse, and 1e-6 of itself where p > ½.
     pub loss_bound: f64,
-    /// How far an f32 lse may be off: 4 ulp of its largest term, the largest logit, log Σ e^(z − max) or the e⁰ = 1 in
-    /// that sum.
+    /// How far an f32 lse may be off: 4 ulp of its largest term: the largest logit, log Σ e^(z − max), or the
+    /// e⁰ = 1 in that sum.
     pub lse_bound: f64,
     /// How far an f32 gradient may be off: (8 + |t|)·2⁻²⁴ of its terms, t being the logit's distance from the
-    /// largest in powers of two; and what is below the smallest normal f32 may be 0.
+    /// largest in powers of two; and a p or a cap′ below about the smallest normal f32, 2⁻¹²⁶, may be taken to
+    /// be 0.
     pub dlogits_bound: Vec<f64>,
 }
 
@@ -190,7 +191,11 @@ impl CrossEntropy {
             };
             dlogits.push(g * value * slopes[j]);
             let bound = (g * slopes[j]).abs() * (bound + terms * of_slope(j));
-            dlogits_bound.push(bound + g.abs().max(1.0) * f64::from(f32::MIN_POSITIVE));
+            // What an exponential below the smallest normal f32 comes to, which is 0 on the device.
+            let flushed = f64::from(f32::MIN_POSITIVE) * g.abs();
+            let of_slope = self.softcap.map_or(0.0, |_| 4.0 * terms);
+            let bound = bound + flushed * (2.0 * common.abs() * slopes[j] + of_slope);
+            dlogits_bound.push(bound + 4.0 * g.abs().max(1.0) * ulp(0.0));
         }
         Row {
             loss,
