@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use support::choose::{self, Choice, Gpu};
 use support::files;
-use support::run::{self, How};
+use support::machine::{Cpu, Runs};
 use support::strategy::{Name, Numbers};
 use xact::activation::expanded::{self, Gate};
 use xact::activation::{GateOutput, GatedBackward, GatedForward, Input, Order, ParamGradients};
@@ -132,8 +132,8 @@ struct Files {
     /// The .safetensors file to write
     #[arg(long)]
     output: PathBuf,
-    /// Who computes: the reference on the CPU (in f64, rounded once), the emulated or a real device, or
-    /// the best device there is
+    /// Who computes: the reference on the CPU (in f64, rounded once), the fast CPU backend (activations
+    /// only), the emulated or a real device, or the best device there is
     #[arg(long, value_enum, default_value = "auto")]
     device: Backend,
 }
@@ -141,6 +141,7 @@ struct Files {
 #[derive(Clone, Copy, ValueEnum)]
 enum Backend {
     Reference,
+    Cpu,
     Emulated,
     Gpu,
     Auto,
@@ -258,19 +259,39 @@ fn convert(
     write(&files.output, &compute(&tensors)?)
 }
 
-/// The device; `None` for the reference.
-fn device(files: &Files) -> Result<Option<Gpu>, String> {
-    let gpu = match files.device {
-        Backend::Reference => None,
-        Backend::Emulated => Some(choose::open(Choice::Emulated)?),
-        Backend::Gpu => Some(choose::open(Choice::Gpu)?),
-        Backend::Auto => Some(choose::open(Choice::Auto)?),
+/// Who computes.
+enum Machine {
+    Reference,
+    Cpu,
+    Gpu(Gpu),
+}
+
+fn machine(files: &Files) -> Result<Machine, String> {
+    let machine = match files.device {
+        Backend::Reference => Machine::Reference,
+        Backend::Cpu => Machine::Cpu,
+        Backend::Emulated => Machine::Gpu(choose::open(Choice::Emulated)?),
+        Backend::Gpu => Machine::Gpu(choose::open(Choice::Gpu)?),
+        Backend::Auto => Machine::Gpu(choose::open(Choice::Auto)?),
     };
-    let name = gpu
-        .as_ref()
-        .map_or("the reference on the CPU", |gpu| &gpu.name);
+    let name = match &machine {
+        Machine::Reference => "the reference on the CPU",
+        Machine::Cpu => &Cpu::name(),
+        Machine::Gpu(gpu) => &gpu.name,
+    };
     eprintln!("device: {name}");
-    Ok(gpu)
+    Ok(machine)
+}
+
+/// The device; `None` for the reference. For what the CPU backend does not have.
+fn device(files: &Files) -> Result<Option<Gpu>, String> {
+    if let Backend::Cpu = files.device {
+        return Err("the CPU backend has activations only; use --device reference".to_owned());
+    }
+    Ok(match machine(files)? {
+        Machine::Gpu(gpu) => Some(gpu),
+        Machine::Reference | Machine::Cpu => None,
+    })
 }
 
 fn output<T: Element>(name: &'static str, like: &TensorView<'_>, values: &[T]) -> Output {
@@ -323,27 +344,23 @@ impl<A: Activation> Compute for Plain<A> {
             .map(|name| scalar(tensors, name))
             .collect::<Result<Vec<f32>, _>>()?;
         let params_f64: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
-        let how = How::default();
         if task.direction == Direction::Forward {
-            let y = match device(&task.files)? {
-                None => round(&reference::forward(op, &params_f64, &x)),
-                Some(gpu) => {
-                    run::forward(&gpu, op, &params, &x, &how).map_err(|e| e.to_string())?
-                }
+            let y = match machine(&task.files)? {
+                Machine::Reference => Ok(round(&reference::forward(op, &params_f64, &x))),
+                Machine::Cpu => Cpu.forward(op, &params, &x),
+                Machine::Gpu(gpu) => gpu.forward(op, &params, &x),
             };
+            let y = y.map_err(|e| e.to_string())?;
             return Ok(vec![output("y", &x_view, &y)]);
         }
         let dy = upstream::<T>(tensors, &x_view, x_view.shape())?;
-        let (dx, dparams) = match device(&task.files)? {
-            None => {
-                let (dx, dparams) =
-                    reference::backward(op, &params_f64, &x, &dy).map_err(|e| e.to_string())?;
-                (round(&dx), round(&dparams))
-            }
-            Some(gpu) => {
-                run::backward(&gpu, op, &params, &x, &dy, &how).map_err(|e| e.to_string())?
-            }
+        let gradients = match machine(&task.files)? {
+            Machine::Reference => reference::backward(op, &params_f64, &x, &dy)
+                .map(|(dx, dparams)| (round(&dx), round(&dparams))),
+            Machine::Cpu => Cpu.backward(op, &params, &x, &dy),
+            Machine::Gpu(gpu) => gpu.backward(op, &params, &x, &dy),
         };
+        let (dx, dparams) = gradients.map_err(|e| e.to_string())?;
         let mut outputs = vec![output("dx", &x_view, &dx)];
         for ((name, param), value) in A::GRADIENTS.iter().zip(A::PARAMS).zip(dparams) {
             outputs.push(output(name, &tensor(tensors, param)?, &[value]));
@@ -381,19 +398,23 @@ impl<G: Gate> Compute for InGate<G> {
             alpha,
         };
         if task.direction == Direction::Forward {
-            let y = match device(&task.files)? {
-                None => self.reference_forward(&call),
-                Some(gpu) => self.forward(&gpu, &call).map_err(|e| e.to_string())?,
+            let y = match machine(&task.files)? {
+                Machine::Reference => Ok(self.reference_forward(&call)),
+                Machine::Cpu => self.cpu_forward(&call),
+                Machine::Gpu(gpu) => self.forward(&gpu, &call),
             };
+            let y = y.map_err(|e| e.to_string())?;
             let mut y = output("y", &x_view, &y);
             y.shape = shape;
             return Ok(vec![y]);
         }
         let dy = upstream::<T>(tensors, &x_view, &shape)?;
-        let (dx, dalpha) = match device(&task.files)? {
-            None => self.reference_backward(&call, &dy),
-            Some(gpu) => self.backward(&gpu, &call, &dy).map_err(|e| e.to_string())?,
+        let gradients = match machine(&task.files)? {
+            Machine::Reference => Ok(self.reference_backward(&call, &dy)),
+            Machine::Cpu => self.cpu_backward(&call, &dy),
+            Machine::Gpu(gpu) => self.backward(&gpu, &call, &dy),
         };
+        let (dx, dalpha) = gradients.map_err(|e| e.to_string())?;
         let alpha_view = tensor(tensors, "alpha")?;
         Ok(vec![
             output("dx", &x_view, &dx),
@@ -421,6 +442,17 @@ impl<T: Element> Halves<'_, T> {
         let cols = self.cols();
         let gates = (0..self.x.len()).filter(move |i| i % (2 * cols) < cols);
         gates.map(move |i| (self.x[i].to_f64(), self.x[i + cols].to_f64(), [i, i + cols]))
+    }
+}
+
+impl<T: Element> Halves<'_, T> {
+    /// The gates, and the values.
+    fn apart(&self) -> [Vec<T>; 2] {
+        let cols = self.cols().max(1);
+        [0, 1].map(|half| {
+            let halves = self.x.chunks_exact(cols).skip(half).step_by(2);
+            halves.flatten().copied().collect()
+        })
     }
 }
 
@@ -455,6 +487,26 @@ impl<G: Gate> InGate<G> {
             dalpha += dy * v * gate.dparams[0];
         }
         (dx, (dalpha * op.chain(&params)[0]) as f32)
+    }
+
+    fn cpu_forward<T: Element>(&self, call: &Halves<'_, T>) -> xact::Result<Vec<T>> {
+        let InGate(op, order) = *self;
+        let [x, v] = call.apart();
+        Cpu.gated_forward(&op, order, &[call.alpha], [&x, &v])
+    }
+
+    fn cpu_backward<T: Element>(
+        &self,
+        call: &Halves<'_, T>,
+        dy: &[T],
+    ) -> xact::Result<(Vec<T>, f32)> {
+        let InGate(op, order) = *self;
+        let [x, v] = call.apart();
+        let ([dx, dv], dparams) = Cpu.gated_backward(&op, order, &[call.alpha], [&x, &v, dy])?;
+        let cols = call.cols().max(1);
+        let rows = dx.chunks_exact(cols).zip(dv.chunks_exact(cols));
+        let both = rows.flat_map(|(dx, dv)| [dx, dv].concat()).collect();
+        Ok((both, dparams[0]))
     }
 
     /// On the device, through the safe API.

@@ -7,6 +7,7 @@ mod cross_entropy;
 mod support;
 
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::Parser;
 use cuda_emulator::Approx;
@@ -15,6 +16,7 @@ use support::cases::{self, Case, CaseVisitor};
 use support::choose::{Choice, Gpu, open};
 use support::goldfish;
 use support::inputs::Random;
+use support::machine::Cpu;
 use support::progress::{self, print};
 use support::{check, inputs, run, table::table};
 use xact::activation::{self, Sample};
@@ -26,13 +28,13 @@ use xact::{Activation, Element, Goldfish, Strategy, loss};
 ///
 /// Inputs are all 65,536 values of the 16-bit types and a sweep of f32. On the emulator every row is run
 /// with the approximate instructions exact, at the lower and at the upper end of their documented
-/// error. Masks of Goldfish must be those of the reference, label for label. Exit status 1 if any row fails.
+/// error. On the CPU backend, which has activations only, there is one way. Masks of Goldfish must be those of the reference, label for label. Exit status 1 if any row fails.
 #[derive(Parser)]
 #[command(name = "verify")]
 struct Arguments {
-    /// auto (a real device if there is one), gpu or emulated
+    /// auto (a real device if there is one), gpu, emulated, or cpu (the CPU backend, no device)
     #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
-    device: Choice,
+    device: Machine,
     /// Only this op
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Option<String>,
@@ -44,17 +46,44 @@ struct Arguments {
     json: bool,
 }
 
+/// What is verified.
+#[derive(Clone, Copy)]
+enum Machine {
+    Cpu,
+    Device(Choice),
+}
+
+impl FromStr for Machine {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Machine, String> {
+        match s {
+            "cpu" => Ok(Machine::Cpu),
+            other => other
+                .parse()
+                .map(Machine::Device)
+                .map_err(|_| format!("{other} is not auto, gpu, emulated or cpu")),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let gpu = match open(arguments.device) {
+    let gpu = match arguments.device {
+        Machine::Cpu => Ok(None),
+        Machine::Device(choice) => open(choice).map(Some),
+    };
+    let gpu = match gpu {
         Ok(gpu) => gpu,
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::from(2);
         }
     };
+    let device = gpu.as_ref().map_or_else(Cpu::name, |gpu| gpu.name.clone());
     let mut jobs = Jobs {
         arguments: &arguments,
+        gpu,
         list: Vec::new(),
     };
     cases::for_each(&mut jobs);
@@ -63,13 +92,17 @@ fn main() -> ExitCode {
     jobs.cross_entropy::<bf16>();
     jobs.goldfish::<i32>("i32");
     jobs.goldfish::<i64>("i64");
+    if jobs.list.is_empty() {
+        eprintln!("error: there is nothing of this op and type on {device}");
+        return ExitCode::from(2);
+    }
     let bar = progress::bar(jobs.list.len());
     let (mut rows, mut reader_gone) = (Vec::new(), false);
     for job in jobs.list {
         bar.set_message(job.name);
-        let row = (job.run)(&gpu);
+        let row = (job.run)();
         if arguments.json {
-            reader_gone = !print(&format!("{}\n", row.json(&gpu)));
+            reader_gone = !print(&format!("{}\n", row.json(&device)));
         }
         rows.push(row);
         bar.inc(1);
@@ -79,7 +112,7 @@ fn main() -> ExitCode {
     }
     bar.finish_and_clear();
     if !arguments.json {
-        print(&in_words(&gpu, &rows));
+        print(&in_words(&device, &rows));
     }
     if rows.iter().all(|row| row.ok) {
         ExitCode::SUCCESS
@@ -91,12 +124,14 @@ fn main() -> ExitCode {
 /// A row of the table, still to be computed.
 struct Job {
     name: String,
-    run: Box<dyn FnOnce(&Gpu) -> Row>,
+    run: Box<dyn FnOnce() -> Row>,
 }
 
 /// Collects the rows that the arguments ask for.
 struct Jobs<'a> {
     arguments: &'a Arguments,
+    /// `None`: the CPU backend.
+    gpu: Option<Gpu>,
     list: Vec<Job>,
 }
 
@@ -105,7 +140,7 @@ impl Jobs<'_> {
     fn add(
         &mut self,
         [op, dtype, direction, params]: [&'static str; 4],
-        run: impl FnOnce(&Gpu, Row) -> Row + 'static,
+        run: impl FnOnce(Row) -> Row + 'static,
     ) {
         let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
         if !is(&self.arguments.op, op) || !is(&self.arguments.dtype, dtype) {
@@ -127,23 +162,28 @@ impl Jobs<'_> {
         };
         self.list.push(Job {
             name: format!("{op} {direction} {dtype} {params}"),
-            run: Box::new(|gpu| run(gpu, row)),
+            run: Box::new(|| run(row)),
         });
     }
 
     fn cross_entropy<T: Element>(&mut self) {
+        let Some(gpu) = self.gpu.clone() else {
+            return;
+        };
         for direction in cross_entropy::DIRECTIONS {
             for (name, op) in cross_entropy::options() {
                 let names = ["cross_entropy", T::DTYPE.name(), direction, name];
-                self.add(names, move |gpu, row| {
-                    cross_entropy::verify::<T>(gpu, &op, row)
-                });
+                let gpu = gpu.clone();
+                self.add(names, move |row| cross_entropy::verify::<T>(&gpu, &op, row));
             }
         }
     }
 
     /// The masks of every strategy for ids of type `I`.
     fn goldfish<I: TokenId + TryFrom<i64>>(&mut self, dtype: &'static str) {
+        let Some(gpu) = self.gpu.clone() else {
+            return;
+        };
         let (k, h, seed) = (4, 13, 0);
         for strategy in [
             Strategy::Static { k, start: 3 },
@@ -154,8 +194,9 @@ impl Jobs<'_> {
             Strategy::Hash64 { k, h, seed },
         ] {
             let name = strategy.name();
-            self.add(["goldfish", dtype, "mask", name], move |gpu, row| {
-                verify_mask::<I>(gpu, strategy, row)
+            let gpu = gpu.clone();
+            self.add(["goldfish", dtype, "mask", name], move |row| {
+                verify_mask::<I>(&gpu, strategy, row)
             });
         }
     }
@@ -164,7 +205,10 @@ impl Jobs<'_> {
 impl CaseVisitor for Jobs<'_> {
     fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
         let names = [A::NAME, T::DTYPE.name(), case.direction, case.sample.name];
-        self.add(names, move |gpu, row| verify(gpu, &case, row));
+        match self.gpu.clone() {
+            Some(gpu) => self.add(names, move |row| verify(&gpu, &case, row)),
+            None => self.add(names, move |row| verify_on_cpu(&case, row)),
+        }
     }
 }
 
@@ -245,6 +289,22 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
     row
 }
 
+fn verify_on_cpu<A: Activation, T: Element>(case: &Case<A, T>, mut row: Row) -> Row {
+    let s = &case.sample;
+    let x = inputs::accuracy::<A, T>(s, F32_POINTS);
+    let mut report = case.check_on_cpu(&x);
+    if case.direction.ends_with("backward") {
+        // As above.
+        report.parameters = case.check_on_cpu(&inputs::summable(&x)).parameters;
+    }
+    let differences = differences(s);
+    row.n = x.len();
+    row.differences = Some(differences);
+    row.add(&report);
+    row.ok &= differences <= DIFFERENCES;
+    row
+}
+
 /// The mask of random ids in rows, with exempt ones, against the reference.
 fn verify_mask<I: TokenId + TryFrom<i64>>(gpu: &Gpu, strategy: Strategy, mut row: Row) -> Row {
     let mut random = Random(1);
@@ -288,7 +348,7 @@ impl Row {
         }
     }
 
-    fn json(&self, gpu: &Gpu) -> serde_json::Value {
+    fn json(&self, device: &str) -> serde_json::Value {
         // JSON has no infinity; a result of the wrong kind is infinitely far off.
         let number = |v: Option<f64>| v.filter(|v| v.is_finite());
         serde_json::json!({
@@ -296,7 +356,7 @@ impl Row {
             "dtype": self.dtype,
             "direction": self.direction,
             "params": self.params,
-            "device": gpu.name,
+            "device": device,
             "n": self.n,
             "worst_ulp": number(self.worst.map(|(ulps, _)| ulps)),
             "worst_at": number(self.worst.map(|(_, at)| at)),
@@ -311,7 +371,7 @@ impl Row {
 }
 
 /// The table, and what it means.
-fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
+fn in_words(device: &str, rows: &[Row]) -> String {
     let heads = [
         "op",
         "type",
@@ -369,13 +429,12 @@ fn in_words(gpu: &Gpu, rows: &[Row]) -> String {
         .map(|image| image.ptx.matches(".entry ").count())
         .sum();
     format!(
-        "{table}\ndevice: {}\nkernels: {entries} entries in {} files, {:.1} MB of PTX\n{} rows, {failed} failed. ulp: \
+        "{table}\ndevice: {device}\nkernels: {entries} entries in {} files, {:.1} MB of PTX\n{} rows, {failed} failed. ulp: \
          f32 of the formula's largest addend (at most {ULPS_EXACT}, or {ULPS} with approximate\ninstructions at an \
          end of their bound); f16 and bf16 of the result (½ if correctly rounded). Bytes are\nper element, \
          counted; parameters left out. Errors of cross_entropy are shares of their bounds: 4 ulp of the largest term of lse \
          for\nlosses (1e-6 of the loss where p > ½), (8 + |t|)·2⁻²⁴ of its terms for a gradient. The masks of goldfish \
          are equal to\nthe reference's or the row fails.\n",
-        gpu.name,
         kernels.len(),
         ptx as f64 / 1e6,
         rows.len()

@@ -48,9 +48,9 @@ mod sealed {
 
     /// With the feature `cuda`, elements can also live on a device.
     #[cfg(feature = "cuda")]
-    pub trait Sealed: DeviceRepr + ValidAsZeroBits + Unpin {}
+    pub trait Sealed: crate::cpu::Convert + DeviceRepr + ValidAsZeroBits + Unpin {}
     #[cfg(not(feature = "cuda"))]
-    pub trait Sealed {}
+    pub trait Sealed: crate::cpu::Convert {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}

@@ -1,10 +1,11 @@
 #![cfg_attr(feature = "cuda", doc = include_str!("../README.md"))]
 #![cfg_attr(
     not(feature = "cuda"),
-    doc = "The f64 references of xact, built without its CUDA kernels."
+    doc = "The CPU backend and the f64 references of xact, built without its CUDA kernels."
 )]
 
 pub mod activation;
+pub mod cpu;
 mod dtype;
 mod error;
 pub mod loss;

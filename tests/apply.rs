@@ -254,11 +254,11 @@ fn number(tensor: &Tensor) -> f64 {
     f64::from(values::<f32>(tensor)[0])
 }
 
-fn the_device_is_within_the_bounds<T: Element>() {
+fn the_device_is_within_the_bounds<T: Element>(device: &str) {
     let scratch = Scratch::new();
     scratch.write(&backward_input::<T>());
     let (op, x) = (Xielu::default(), X.map(T::from_f64));
-    let run = |direction| scratch.outputs(&["--device", &the_device(), "--direction", direction]);
+    let run = |direction| scratch.outputs(&["--device", device, "--direction", direction]);
     let y = values::<T>(&run("forward")["y"]);
     let report = reference::check_forward(&op, &PARAMS, &x, &y, Bounds::of(&op)).unwrap();
     assert!(report.ok(), "{report}");
@@ -279,9 +279,11 @@ fn the_device_is_within_the_bounds<T: Element>() {
 
 #[test]
 fn the_device_agrees_with_the_reference() {
-    the_device_is_within_the_bounds::<f32>();
-    the_device_is_within_the_bounds::<half::f16>();
-    the_device_is_within_the_bounds::<half::bf16>();
+    for device in [&the_device(), "cpu"] {
+        the_device_is_within_the_bounds::<f32>(device);
+        the_device_is_within_the_bounds::<half::f16>(device);
+        the_device_is_within_the_bounds::<half::bf16>(device);
+    }
 }
 
 const ALPHA: f64 = 0.3_f32 as f64;
@@ -337,7 +339,12 @@ impl EveryExpanded {
             ulps: 0.5,
             parameter_ulps: 0.0,
         };
-        for (device, bounds) in [("reference", rounded_once), (&device, Bounds::of(&op))] {
+        let within = Bounds::of(&op);
+        for (device, bounds) in [
+            ("reference", rounded_once),
+            ("cpu", within),
+            (&device, within),
+        ] {
             let run = |direction| {
                 let arguments = [&["--device", device, "--direction", direction], flags].concat();
                 scratch.outputs_of(A::NAME, &arguments)
@@ -402,7 +409,7 @@ fn expanded_gates_and_gated_forms_are_within_the_bounds() {
 #[test]
 fn gated_input_must_be_two_halves() {
     let scratch = Scratch::new();
-    for device in ["reference", "auto"] {
+    for device in ["reference", "cpu", "auto"] {
         let first = ["--device", device, "--gated", "1", "--direction"];
         let forward: &[&str] = &[&first[..], &["forward"]].concat();
         let backward: &[&str] = &[&first[..], &["backward"]].concat();
@@ -465,7 +472,7 @@ fn an_empty_tensor_is_fine() {
     let mut input = forward_input::<f32>();
     input[0].1 = tensor::<f32>(&[0, 5], &[]);
     scratch.write(&input);
-    for device in ["reference", "auto"] {
+    for device in ["reference", "cpu", "auto"] {
         let out = scratch.outputs(&["--device", device, "--direction", "forward"]);
         assert_eq!((&out["y"].1, out["y"].2.len()), (&vec![0, 5], 0));
     }
@@ -634,6 +641,33 @@ mod output_file {
     }
 }
 
+/// `--device cpu` has the activations, and says so where it has not.
+#[test]
+fn the_cpu_backend_has_activations_only() {
+    let scratch = Scratch::new();
+    scratch.write(&loss_input::<f32>(Dtype::I64));
+    let arguments = ["--direction", "forward", "--device", "cpu"];
+    let words = ["the CPU backend has activations only"];
+    scratch.refused("cross-entropy", &arguments, &words);
+    let verify = |arguments: &[&str]| {
+        let mut verify = program("verify");
+        verify.args(["--device", "cpu", "--json"]).args(arguments);
+        verify.output().unwrap()
+    };
+    let output = verify(&["--op", "xsilu", "--dtype", "bf16"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.lines().count() == 36,
+        "{text}"
+    );
+    assert!(
+        text.lines().all(|l| l.contains("the CPU backend")),
+        "{text}"
+    );
+    let output = verify(&["--op", "goldfish"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
 /// `verify --json | head -1`.
 #[test]
 fn verify_stops_quietly_when_its_reader_has_gone() {
@@ -779,7 +813,7 @@ fn loss_input<T: Element>(dtype: Dtype) -> Vec<(&'static str, Tensor)> {
 }
 
 /// Row 2 is ignored, row 4 weighs nothing, and Goldfish drops the second of each row of ids.
-fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str) {
+fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductions: &[&str]) {
     let op = CrossEntropy {
         ignore_index: -1,
         label_smoothing: 0.125,
@@ -799,7 +833,7 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str) {
         ("", &[0, 1, 3, 5][..]),
         ("--goldfish static --k 3 --start 1", &[0, 3, 5]),
     ] {
-        for reduction in ["none", "mean", "sum"] {
+        for &reduction in reductions {
             let run = |direction| {
                 let line = format!(
                     "--device {device} --direction {direction} --reduction {reduction} {options} {goldfish}"
@@ -890,9 +924,9 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str) {
 #[test]
 fn losses_and_their_gradients_are_within_the_bounds_on_every_backend() {
     for device in ["reference", &the_device()] {
-        losses_are_within_the_bounds::<f32>(Dtype::I64, device);
-        losses_are_within_the_bounds::<half::f16>(Dtype::I32, device);
-        losses_are_within_the_bounds::<half::bf16>(Dtype::I64, device);
+        losses_are_within_the_bounds::<f32>(Dtype::I64, device, &["none", "mean", "sum"]);
+        losses_are_within_the_bounds::<half::f16>(Dtype::I32, device, &["mean"]);
+        losses_are_within_the_bounds::<half::bf16>(Dtype::I64, device, &["mean"]);
     }
 }
 

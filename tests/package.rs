@@ -159,8 +159,16 @@ fn the_dependencies_are_few() {
         .args(["--package", "xact", "--edges", "normal"])
         .args(["--prefix", "none", "--depth", "1"])
         .output();
-    // libm is there anyway: half's num-traits brings it.
-    let expected = ["bytemuck", "cudarc", "half", "libloading", "libm", "xact"];
+    // libm is there anyway: half's num-traits brings it. rayon is a default feature that can be left out.
+    let expected = [
+        "bytemuck",
+        "cudarc",
+        "half",
+        "libloading",
+        "libm",
+        "rayon",
+        "xact",
+    ];
     let tree = names(&success(tree).stdout);
     assert_eq!(tree, expected.map(str::to_owned).into());
 }

@@ -1,6 +1,6 @@
 //! The rows of cross-entropy.
 
-use xact::{CrossEntropy, Element, Normalizer};
+use xact::{CrossEntropy, Dtype, Element, Normalizer};
 
 use super::support::choose::Gpu;
 use super::support::inputs::Random;
@@ -112,10 +112,14 @@ fn measure<T: Element>(gpu: &Gpu, params: &'static str, op: &CrossEntropy) -> Ve
             let max = batch.logits[r * CLASSES + row.argmax.expect("numbers")].to_f64();
             for (j, &d) in row.dlogits.iter().enumerate() {
                 let got = results.dlogits[r * CLASSES + j];
-                let nearest = T::from_f64(d);
-                let scale = ulp::<T>(d);
-                let rounded = run::bits(&[got]) == run::bits(&[nearest]);
                 let below = batch.logits[r * CLASSES + j].to_f64() - max;
+                let bound = row.dlogits_bound[j];
+                let scale = match T::DTYPE {
+                    // The bound is (8 + |t|)/2 ulp of the terms.
+                    Dtype::F32 => 2.0 * bound / (8.0 - below * std::f64::consts::LOG2_E),
+                    _ => ulp::<T>(d).max(bound),
+                };
+                let rounded = run::bits(&[got]) == run::bits(&[T::from_f64(d)]);
                 gradients.add((got.to_f64() - d).abs() / scale, below, rounded);
             }
         }

@@ -214,9 +214,9 @@ fn page(gpu: &Gpu, rows: &[Row], plots: &[&str]) -> String {
         of roots and switch-over points. The upstream gradient of the plain forms is random. `gated1` is y = G(x)·v, \
         `gated2` y = f(x)·v, with v of {values} and dy of {gradients} in turn.\n\n\
         Of cross-entropy, an ulp of a loss is that of the largest term of lse (the bound is 4, and 1e-6 of the loss \
-        itself where p > ½), and x is the loss; an ulp of a gradient is that of the gradient, in the type of the \
-        logits, x is how far below the row's largest logit its own lies, and in f32 the bound grows with that \
-        distance: (8 + |t|)/2 ulp or less, t being x in powers of two.\n\n\
+        itself where p > ½), and x is the loss. An ulp of a gradient is that of its largest addend in f32, of which \
+        (8 + |t|)/2 is the bound, and of itself in f16 and bf16 (or the f32 bound, where that is larger); x is how far \
+        the logit lies below the largest of its row, and t the same in powers of two.\n\n\
         {results}\n\n\
         ## Parameters\n\n\
         {parameters}\n",

@@ -4,8 +4,8 @@
 //
 // The largest e_j is near 1. Because n is an integer, sums of e_j taken with different n are brought
 // together by exact factors 2^(n' − n): how a row is cut, and how often a running maximum moved, leaves no
-// rounding behind. The constant log2 e falls short by a relative kShort. What that does to z_j and to the
-// largest of them is nearly the same; left over is e_j·(1 + kShort·d) where it is d below.
+// rounding behind. The rounding of the constant log2 e moves all z_j·log2 e by the same relative 2^-26,
+// which cancels between z_j and the largest of them but for their distance.
 #pragma once
 
 #include "math.cuh"
@@ -15,7 +15,6 @@ namespace xact {
 // n, as a sum of two f32: where it exceeds 2^23 one f32 does not hold it to the unit.
 struct Base {
     static constexpr float kLog2e = 1.44269502f;
-    static constexpr float kShort = 1.33498e-08f;
 
     float hi;
     float lo;
@@ -47,6 +46,13 @@ struct Base {
 
     static constexpr float kMax = 3.40282347e+38f;
 };
+
+// 2^t, within 2 ulp where |t| < 1 even if exp2_approx is not.
+__device__ inline float exp2_near(float t) {
+    if (!(fabsf(t) < 1.0f)) return exp2_approx(t);
+    const float e = 1.0f + Expm1(-fabsf(t) * 0.693147182f).expm1();
+    return t > 0.0f ? 1.0f / e : e;
+}
 
 // sum·2^(from − to), exactly unless it is subnormal.
 __device__ inline float rebased(float sum, const Base& from, const Base& to) {

@@ -45,6 +45,7 @@ enum class Fate { Masked, Dropped, Bad, Kept };
 struct Target {
     Fate fate;
     float weight;
+    u64 label;         // if it is a class
     long long column;  // of this rank; -1 if it is another's
 };
 
@@ -53,14 +54,14 @@ template <int kLanes>
 __device__ inline Target target_of(const Args& args, u64 row) {
     const long long label = args.labels_are_i64 ? reinterpret_cast<const long long*>(args.labels)[row]
                                                 : reinterpret_cast<const int*>(args.labels)[row];
-    Target t{Fate::Masked, 1.0f, -1};
+    Target t{Fate::Masked, 1.0f, static_cast<u64>(label), -1};
     if (label == args.ignore_index) return t;
     if (args.weights != 0) t.weight = reinterpret_cast<const float*>(args.weights)[row];
     if (t.weight == 0.0f) return t;
     t.fate = Fate::Bad;
-    if (label < 0 || static_cast<u64>(label) >= args.classes) return t;
+    if (label < 0 || t.label >= args.classes) return t;
     t.fate = goldfish_drops<kLanes>(args.goldfish, row) ? Fate::Dropped : Fate::Kept;
-    const u64 column = static_cast<u64>(label) - args.first_class;
+    const u64 column = t.label - args.first_class;
     if (column < args.cols) t.column = column;
     return t;
 }
@@ -119,13 +120,16 @@ __device__ inline float max_of(const Pack<__nv_bfloat16> (&packs)[K]) {
 
 __device__ inline RowStats no_stats() { return {-INFINITY, 0.0f, -INFINITY, 0.0f, kNoClass}; }
 
-// What one thread knows of its elements.
+// What one thread knows of its elements. The target is apart in all of it: its exponential is not
+// summed, and were the others' taken relative to it, those of a confident row would round with an
+// exponent of 30.
 template <class T, bool kCap>
 struct Stats {
     static constexpr int N = Pack<T>::N;
     // An exponent may reach this before the sum is taken relative to a larger power of two, which real
     // logits make happen a few times in a row. Below 4 the rounding of the exponent costs 2^-24·1.4.
     static constexpr float kHeadroom = 4.0f;
+    static constexpr int kNowhere = 0x7fffffff;
 
     const Row<T>& in;
     Pack<T>* kept;  // where the packs of the row are kept, or null
@@ -134,22 +138,31 @@ struct Stats {
     bool with_sum;
 
     float max = -INFINITY;
-    long long where = 0;  // a batch begins at this pack and holds the first element equal to max
-    Base base{-INFINITY};
+    // A batch begins at this pack and holds the first element equal to max. (There are fewer than 2^32
+    // classes, so at most 2^30 packs of them.)
+    int where = kNowhere;
+    Base base;
     Sum rest;
     Sum sum;
     float target = -INFINITY;
 
     __device__ Stats(const Args& args, const Row<T>& in, Pack<T>* kept, long long column)
-        : in(in), kept(kept), column(column), cap(args), with_sum(args.label_smoothing != 0.0f) {}
+        : in(in),
+          kept(kept),
+          column(column),
+          cap(args),
+          with_sum(args.label_smoothing != 0.0f),
+          base(cap(-INFINITY)) {}
 
     __device__ Pack<T> load(long long, long long first) const { return in.load_aligned(first); }
 
     // Takes note of a maximum and makes room for its exponential.
     __device__ void see(float z, long long pack) {
+        // The head of a row is met after the packs that follow it.
+        if (z == max) where = min(where, static_cast<int>(pack));
         if (!(z > max)) return;
         max = z;
-        where = pack;
+        where = static_cast<int>(pack);
         const float capped = cap(z);
         if (base.exponent(capped) > kHeadroom) {
             const Base to(capped);
@@ -160,7 +173,19 @@ struct Stats {
 
     template <bool kApart, int K>
     __device__ void batch(const Pack<T> (&packs)[K], long long pack, long long first) {
-        see(max_of(packs), pack);
+        // Which of the pack's is the target, if one is.
+        const long long ahead = column - first;
+        const int apart = kApart && ahead >= 0 && ahead < N ? static_cast<int>(ahead) : -1;
+        if (kApart) {
+            Pack<T> others[1] = {packs[0]};
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if (i == apart) from_float(-INFINITY, reinterpret_cast<T*>(&others[0])[i]);
+            }
+            see(max_of(others), pack);
+        } else {
+            see(max_of(packs), pack);
+        }
         TreeSum<K> exps, logits;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
@@ -172,7 +197,7 @@ struct Stats {
             for (int i = 0; i < N; ++i) {
                 const float capped = cap(z[i]);
                 float e = base.exp(capped);
-                if (kApart && first + i == column) {
+                if (kApart && i == apart) {
                     target = z[i];
                     e = 0.0f;
                 }
@@ -190,12 +215,12 @@ struct Stats {
         const T value = in.base[at];
         if (kept != nullptr) reinterpret_cast<T*>(kept)[at + in.skew] = value;
         const float z = to_float(value);
-        see(z, (at + in.skew) / N);
         const float capped = cap(z);
         if (with_sum) sum.add(capped);
         if (at == column) {
             target = z;
         } else {
+            see(z, (at + in.skew) / N);
             rest.add(base.exp(capped));
         }
     }
@@ -204,7 +229,7 @@ struct Stats {
     __device__ long long argmax(Part part, long long cols) const {
 #pragma unroll 1
         for (int k = 0; k < kBatch<kCap>; ++k) {
-            const long long pack = where + k * XACT_BLOCK;
+            const long long pack = static_cast<long long>(where) + k * XACT_BLOCK;
 #pragma unroll 1
             for (int i = 0; i < N && pack < part.end; ++i) {
                 const long long at = pack * N - in.skew + i;
@@ -231,7 +256,7 @@ __device__ inline RowStats block_stats(const Args& args, Stats<T, kCap>& mine, P
     constexpr unsigned kAll = 0xffffffffu;
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
-    float max = mine.max;
+    float max = fmaxf(mine.max, mine.target);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, offset));
     if (lane == 0) scratch.max[warp] = max;
@@ -246,6 +271,9 @@ __device__ inline RowStats block_stats(const Args& args, Stats<T, kCap>& mine, P
         if (mine.max == max) {
             const long long at = mine.argmax(part, args.cols);
             if (at >= 0) first = static_cast<unsigned>(args.first_class + at);
+        }
+        if (mine.target == max && mine.target != -INFINITY) {
+            first = min(first, static_cast<unsigned>(args.first_class + mine.column));
         }
         first = __reduce_min_sync(kAll, first);
         if (lane == 0) scratch.argmax[warp] = first;
@@ -293,37 +321,38 @@ __device__ inline RowStats merged(const Args& args, u64 row) {
 }
 
 // What the formulas of a row have in common.
-template <bool kCap>
 struct RowLoss {
     Base base;
     float target;    // z_t, capped
+    float exponent;  // its
     float e_target;  // e_t
     float rest;
     float s;
-    float lse;
 
-    float surprise;  // lse − z_t
-
-    __device__ RowLoss(const Args& args, const RowStats& stats) {
-        const Cap<kCap> cap(args);
-        base = Base(cap(stats.max));
-        target = cap(stats.target);
-        e_target = base.exp(target);
-        rest = stats.rest;
+    template <bool kCap>
+    __device__ RowLoss(const Cap<kCap>& cap, const RowStats& stats)
+        : base(cap(stats.max)), target(cap(stats.target)), exponent(base.exponent(target)), rest(stats.rest) {
+        e_target = exp2_near(exponent);
         s = rest + e_target;
+    }
+
+    // log Σ e^z. Off by what s is, up to 2 ulp of 1.
+    __device__ float lse() const { return base.natural(logf(s)); }
+
+    // lse − z_t, and lse from it where it has more digits.
+    __device__ float surprise(float& lse) const {
         if (e_target > rest) {
+            // The rounding of the constant log2 e, which the exponents took, is a part of the gap between
+            // the target and the others: in a very confident row the largest error left.
+            constexpr float kOfLog2e = 1.33499e-08f;  // log2 e / 1.44269504f − 1
             const float ratio = rest / e_target;
-            // kShort makes up a quarter of the error that the loss of a confident row may have. The others are
-            // −log(ratio) below the target, and half the logarithm of their number more or less.
-            const float below = 0.5f * logf(static_cast<float>(args.classes)) - fmaxf(logf(ratio), -128.0f);
-            surprise = log1pf(fmaf(ratio, -Base::kShort * below, ratio));
-            lse = target + surprise;
-        } else {
-            constexpr float kLn2 = 0.693147182f;
-            const float log_s = logf(s);
-            surprise = fmaf(-kLn2, base.exponent(target), log_s);
-            lse = base.natural(log_s);
+            const float value = log1pf(fmaf(ratio, fmaxf(logf(ratio), -200.0f) * kOfLog2e, ratio));
+            lse = target + value;
+            return value;
         }
+        constexpr float kLn2 = 0.693147182f;
+        lse = this->lse();
+        return fmaf(-kLn2, exponent, logf(s));
     }
 };
 
@@ -342,8 +371,8 @@ __device__ inline RowGradient row_gradient(const Args& args, float weight, u64 r
         g *= reinterpret_cast<const float*>(args.dloss)[static_cast<long long>(row) * args.dloss_stride];
     }
     if (args.normalizer != 0) g /= *reinterpret_cast<const float*>(args.normalizer);
-    const RowLoss<kCap> loss(args, stats);
-    const float two_lambda_lse = 2.0f * args.z_loss * loss.lse;
+    const RowLoss loss(Cap<kCap>(args), stats);
+    const float two_lambda_lse = args.z_loss != 0.0f ? 2.0f * args.z_loss * loss.lse() : 0.0f;
     const float per_class = args.label_smoothing / static_cast<float>(args.classes);
     RowGradient out;
     out.base = loss.base;
@@ -562,13 +591,13 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
     if (read) {
         with_cap(args, [&](auto cap) {
             stats = merged<cap.value>(args, row);
-            const RowLoss<cap.value> loss(args, stats);
-            lse = loss.lse;
-            value = loss.surprise;
+            const RowLoss loss(Cap<cap.value>(args), stats);
+            value = loss.surprise(lse);
         });
         if (args.label_smoothing != 0.0f) {
             const float mean = stats.sum / static_cast<float>(args.classes);
-            value = fmaf(args.label_smoothing, (lse - mean) - value, value);
+            // Not as a difference to value: both are infinite for a target of −inf.
+            value = fmaf(args.label_smoothing, lse - mean, (1.0f - args.label_smoothing) * value);
         }
         value *= target.weight;
         if (args.z_loss != 0.0f) z_value = target.weight * (args.z_loss * lse * lse);
@@ -595,7 +624,7 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
     add(totals.weight, Sum(target.weight));
     if (target.fate == Fate::Bad) {
         totals.bad_row = min(totals.bad_row, row);
-    } else if (stats.argmax == args.first_class + target.column && stats.argmax != kNoClass) {
+    } else if (stats.argmax == target.label) {
         totals.correct += 1;
     }
 }

@@ -25,6 +25,10 @@ use super::{Activation, Evaluation, Gated, MAX_PARAMS, Sample, Term, sealed};
 
 /// A gate, in f64.
 pub trait Gate: sealed::Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
+    /// The gate on the CPU backend, in f32.
+    #[doc(hidden)]
+    type Tail: crate::cpu::expanded::Tail + Send + Sync;
+
     /// The gate at u and −u, for u ≥ 0.
     fn tail(u: f64) -> Tail;
 }

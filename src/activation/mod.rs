@@ -140,6 +140,8 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
 }
 
 pub(crate) mod sealed {
+    use crate::cpu::function::Use;
+
     /// What the registry gives an op.
     pub trait Named {
         /// Stem of the op.
@@ -156,6 +158,17 @@ pub(crate) mod sealed {
     pub trait Options {}
     #[cfg(not(feature = "cuda"))]
     impl<T: Named> Options for T {}
+
+    /// How an op is computed on the CPU.
+    pub trait OnCpu {
+        /// Calls `user` with the function f for these parameters.
+        fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output;
+    }
+    /// The same for the gate of an op that has one.
+    pub trait GateOnCpu {
+        /// Calls `user` with the function G for these parameters.
+        fn gate<U: Use>(&self, params: &[f32], user: U) -> U::Output;
+    }
 
     /// A set of device scalars, in the order of `Activation::PARAMS`.
     #[cfg(feature = "cuda")]
@@ -220,7 +233,7 @@ pub struct Evaluation {
 /// The same input at the same alignment (modulo 16 bytes) gives the same bits on one device model,
 /// whatever the grid, the stream or the load.
 pub trait Activation:
-    sealed::Named + sealed::Options + Copy + std::fmt::Debug + Send + Sync + 'static
+    sealed::Named + sealed::Options + sealed::OnCpu + Copy + std::fmt::Debug + Send + Sync + 'static
 {
     /// The op's name: stem of its files and kernel entries.
     const NAME: &'static str = Self::STEM;
@@ -347,7 +360,7 @@ pub trait Activation:
 ///
 /// G(x), f(x) and dy·v are formed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN for v = 0) even if the
 /// product would fit.
-pub trait Gated: Activation {
+pub trait Gated: Activation + sealed::GateOnCpu {
     /// The reference of the gate: G, G′ and ∂G/∂p at `x`, in f64.
     ///
     /// # Panics

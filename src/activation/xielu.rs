@@ -197,7 +197,7 @@ impl Activation for Xielu {
             // The clamp where expm1 is formed another way than near 0, and β as a parameter beside it.
             with_beta(
                 "eps = -2",
-                compat(-2.0, EpsGradient::Analytic),
+                compat(-2.0, EpsGradient::Autograd),
                 [0.5, -0.25, 0.125],
             ),
         ]

@@ -28,7 +28,7 @@ const WORD: u64 = 4;
 const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
 const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
 
-/// A rank's columns among those of all ranks.
+/// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// The class of the rank's first column.
@@ -406,6 +406,12 @@ impl Plan {
             logits: None,
         };
         if let Some(shard) = rows.shard {
+            if shard.classes == 0 && rows.rows > 0 {
+                return Err(Error::Classes {
+                    classes: 0,
+                    end: shard.first_class,
+                });
+            }
             plan.args.first_class = shard.first_class;
             plan.args.classes = shard.classes;
         } else {
@@ -449,7 +455,8 @@ impl Plan {
     fn read_logits(&mut self, op: &CrossEntropy, logits: &Logits, in_place: bool) -> Result<()> {
         let rows = self.args.rows;
         let vocab = op.vocab.unwrap_or(logits.cols);
-        if vocab > logits.cols {
+        // An empty batch need not know how many columns its rows would have.
+        if rows > 0 && vocab > logits.cols {
             return Err(Error::Length {
                 what: "a row of logits",
                 expected: vocab,
@@ -462,7 +469,7 @@ impl Plan {
         // Classes are counted by 32 bits.
         let end = self.args.first_class.checked_add(vocab);
         let known = self.args.classes > 0 && self.args.classes < u64::from(u32::MAX);
-        if !known || end.is_none_or(|end| end > self.args.classes) {
+        if rows > 0 && (!known || end.is_none_or(|end| end > self.args.classes)) {
             return Err(Error::Classes {
                 classes: self.args.classes,
                 end: end.unwrap_or(u64::MAX),
@@ -493,7 +500,7 @@ impl Plan {
                 got: 0,
             });
         }
-        if self.args.classes == 0 {
+        if self.args.classes == 0 && self.args.rows > 0 {
             return Err(Error::Classes { classes: 0, end: 0 });
         }
         let words = self.args.rows.checked_mul(STATS_BYTES / WORD);
@@ -552,7 +559,8 @@ impl Plan {
                 got: scratch.workspace_bytes,
             });
         }
-        self.write("the workspace", scratch.workspace, needed, 1, 1)?;
+        // It holds u64, and its size is a multiple of theirs.
+        self.write("the workspace", scratch.workspace, needed / 8, 8, 8)?;
         self.args.totals = scratch.workspace;
         self.partials = scratch.workspace + self.args.chunks * TOTALS_BYTES;
         Ok(())

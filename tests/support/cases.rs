@@ -2,27 +2,34 @@
 
 use half::{bf16, f16};
 use xact::activation::{Sample, Visitor};
-use xact::reference::Report;
+use xact::reference::{Report, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
 use super::check;
 use super::choose::Gpu;
 use super::inputs::{self, GRADIENTS, Random, VALUES};
+use super::machine::{Cpu, Runs};
 
 /// A form and direction of `A` in `T` with one of its samples.
 pub struct Case<A, T> {
     /// `forward`, `gated1 backward` and so on.
     pub direction: &'static str,
     pub sample: Sample<A>,
-    check: Check<A, T>,
+    on_gpu: Check<Gpu, A, T>,
+    on_cpu: Check<Cpu, A, T>,
 }
 
-type Check<A, T> = Box<dyn Fn(&Gpu, &Sample<A>, &[T], f64) -> Report>;
+type Check<M, A, T> = Box<dyn Fn(&M, &Sample<A>, &[T], f64) -> Report>;
 
 impl<A: Activation, T: Element> Case<A, T> {
     /// Runs it on `x`, and compares with the reference.
     pub fn check(&self, gpu: &Gpu, x: &[T], ulps: f64) -> Report {
-        (self.check)(gpu, &self.sample, x, ulps)
+        (self.on_gpu)(gpu, &self.sample, x, ulps)
+    }
+
+    /// The same on the CPU backend, which has no approximate instructions.
+    pub fn check_on_cpu(&self, x: &[T]) -> Report {
+        (self.on_cpu)(&Cpu, &self.sample, x, ULPS_EXACT)
     }
 }
 
@@ -38,15 +45,17 @@ pub fn for_each(visitor: &mut impl CaseVisitor) {
 
 struct Cases<'a, V>(&'a mut V);
 
+/// A closure over a machine cannot be generic; a pair of them from one expression is as good.
+macro_rules! on_both {
+    ($check:expr) => {
+        (Box::new($check), Box::new($check))
+    };
+}
+
 impl<V: CaseVisitor> Cases<'_, V> {
     fn plain<A: Activation, T: Element>(&mut self) {
-        self.add::<A, T>("forward", |gpu, s, x, ulps| {
-            check::forward(gpu, &s.op, &s.params, x, ulps)
-        });
-        self.add::<A, T>("backward", |gpu, s, x, ulps| {
-            let dy = Random(1).normal::<T>(x.len(), 1.0);
-            check::backward(gpu, &s.op, &s.params, x, &dy, ulps)
-        });
+        self.add::<A, T>("forward", || on_both!(forward));
+        self.add::<A, T>("backward", || on_both!(backward));
     }
 
     fn gated<A: Gated, T: Element>(&mut self) {
@@ -55,14 +64,11 @@ impl<V: CaseVisitor> Cases<'_, V> {
                 Order::First => ["gated1 forward", "gated1 backward"],
                 Order::Second => ["gated2 forward", "gated2 backward"],
             };
-            self.add::<A, T>(forward, move |gpu, s, x, ulps| {
-                let v = inputs::cycle::<T>(&VALUES, 0, x.len());
-                check::gated_forward(gpu, &s.op, order, &s.params, [x, &v], ulps)
+            self.add::<A, T>(forward, || {
+                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_forward(m, order, s, x, ulps))
             });
-            self.add::<A, T>(backward, move |gpu, s, x, ulps| {
-                let v = inputs::cycle::<T>(&VALUES, 0, x.len());
-                let dy = inputs::cycle::<T>(&GRADIENTS, 0, x.len());
-                check::gated_backward(gpu, &s.op, order, &s.params, [x, &v, &dy], ulps)
+            self.add::<A, T>(backward, || {
+                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_backward(m, order, s, x, ulps))
             });
         }
     }
@@ -71,16 +77,60 @@ impl<V: CaseVisitor> Cases<'_, V> {
     fn add<A: Activation, T: Element>(
         &mut self,
         direction: &'static str,
-        check: impl Fn(&Gpu, &Sample<A>, &[T], f64) -> Report + Copy + 'static,
+        checks: impl Fn() -> (Check<Gpu, A, T>, Check<Cpu, A, T>),
     ) {
         for sample in A::samples() {
+            let (on_gpu, on_cpu) = checks();
             self.0.case(Case {
                 direction,
                 sample,
-                check: Box::new(check),
+                on_gpu,
+                on_cpu,
             });
         }
     }
+}
+
+fn forward<A: Activation, T: Element>(
+    machine: &impl Runs,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    check::forward(machine, &s.op, &s.params, x, ulps)
+}
+
+fn backward<A: Activation, T: Element>(
+    machine: &impl Runs,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let dy = Random(1).normal::<T>(x.len(), 1.0);
+    check::backward(machine, &s.op, &s.params, x, &dy, ulps)
+}
+
+fn gated_forward<A: Gated, T: Element>(
+    machine: &impl Runs,
+    order: Order,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let v = inputs::cycle::<T>(&VALUES, 0, x.len());
+    check::gated_forward(machine, &s.op, order, &s.params, [x, &v], ulps)
+}
+
+fn gated_backward<A: Gated, T: Element>(
+    machine: &impl Runs,
+    order: Order,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let v = inputs::cycle::<T>(&VALUES, 0, x.len());
+    let dy = inputs::cycle::<T>(&GRADIENTS, 0, x.len());
+    check::gated_backward(machine, &s.op, order, &s.params, [x, &v, &dy], ulps)
 }
 
 impl<V: CaseVisitor> Visitor for Cases<'_, V> {

@@ -5,7 +5,7 @@ use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
 use super::choose::Gpu;
-use super::run::{self, How};
+use super::machine::Runs;
 
 /// Every way to approximate.
 pub const EVERY: [Approx; 4] = [
@@ -42,49 +42,49 @@ fn at_measured(ulps: f64) -> Bounds {
 
 /// The forward of `op` on x, checked at the parameters that the kernel uses.
 pub fn forward<A: Activation, T: Element>(
-    gpu: &Gpu,
+    machine: &impl Runs,
     op: &A,
     params: &[f32],
     x: &[T],
     ulps: f64,
 ) -> Report {
-    let y = run::forward(gpu, op, params, x, &How::default()).expect("forward");
-    let params = measured(gpu, op, params);
+    let y = machine.forward(op, params, x).expect("forward");
+    let params = measured(machine, op, params);
     reference::check_forward(op, &params, x, &y, at_measured(ulps)).expect("equal lengths")
 }
 
 /// The backward of `op` on x and dy: dx at the parameters that the kernel uses, their gradients at the
 /// stored ones.
 pub fn backward<A: Activation, T: Element>(
-    gpu: &Gpu,
+    machine: &impl Runs,
     op: &A,
     params: &[f32],
     x: &[T],
     dy: &[T],
     ulps: f64,
 ) -> Report {
-    let (dx, dparams) = run::backward(gpu, op, params, x, dy, &How::default()).expect("backward");
+    let (dx, dparams) = machine.backward(op, params, x, dy).expect("backward");
     let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
     let check = |params: &[f64]| {
         reference::check_gradients(op, params, x, dy, &dx, &dparams, at_measured(ulps))
             .expect("equal lengths")
     };
     let stored: Vec<_> = params.iter().map(|&v| f64::from(v)).collect();
-    let mut report = check(&measured(gpu, op, params));
+    let mut report = check(&measured(machine, op, params));
     report.parameters = check(&stored).parameters;
     report
 }
 
 /// The gated forward of `op`, likewise. (The parameters of gated ops are used as they are stored.)
 pub fn gated_forward<A: Gated, T: Element>(
-    gpu: &Gpu,
+    machine: &impl Runs,
     op: &A,
     order: Order,
     params: &[f32],
     [x, v]: [&[T]; 2],
     ulps: f64,
 ) -> Report {
-    let y = run::gated_forward(gpu, op, order, params, [x, v], &How::default());
+    let y = machine.gated_forward(op, order, params, [x, v]);
     let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
     let y = y.expect("gated forward");
     reference::check_gated_forward(op, order, &stored, x, v, &y, at_measured(ulps))
@@ -93,14 +93,14 @@ pub fn gated_forward<A: Gated, T: Element>(
 
 /// The gated backward of `op`, likewise.
 pub fn gated_backward<A: Gated, T: Element>(
-    gpu: &Gpu,
+    machine: &impl Runs,
     op: &A,
     order: Order,
     params: &[f32],
     [x, v, dy]: [&[T]; 3],
     ulps: f64,
 ) -> Report {
-    let results = run::gated_backward(gpu, op, order, params, [x, v, dy], &How::default());
+    let results = machine.gated_backward(op, order, params, [x, v, dy]);
     let ([dx, dv], dparams) = results.expect("gated backward");
     let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
     let dparams: Vec<_> = dparams.iter().map(|&p| f64::from(p)).collect();
@@ -116,8 +116,8 @@ pub fn gated_backward<A: Gated, T: Element>(
 }
 
 /// See [`Activation::measured`].
-pub fn measured<A: Activation>(gpu: &Gpu, op: &A, params: &[f32]) -> Vec<f64> {
+pub fn measured<A: Activation>(machine: &impl Runs, op: &A, params: &[f32]) -> Vec<f64> {
     op.measured(params, &mut |op, params, x| {
-        run::forward(gpu, op, params, &[x], &How::default()).expect("one element")[0]
+        machine.forward(op, params, &[x]).expect("one element")[0]
     })
 }

@@ -6,10 +6,10 @@ use std::num::NonZeroU32;
 
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::loss::cross_entropy::{Fate, Row};
-use xact::raw::CUdeviceptr;
 use xact::raw::cross_entropy::{self as raw, Shard};
-use xact::raw::goldfish::{Decision, IdType};
-use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats};
+use xact::raw::goldfish::{Decision, IdType, Layout, Run, Tokens};
+use xact::raw::{CUdeviceptr, Matrix};
+use xact::{CrossEntropy, CrossEntropySummary, Element, Goldfish, Result, RowStats};
 
 use super::choose::Gpu;
 use super::run::{Place, Tensor, bits};
@@ -50,6 +50,8 @@ impl<T> Batch<T> {
 pub struct How {
     pub logits: Place,
     pub dlogits: Place,
+    /// The backward writes over the logits; `dlogits` is not used.
+    pub in_place: bool,
     pub labels: IdType,
     /// Ask for the per-row outputs that may be left out.
     pub all_outputs: bool,
@@ -61,6 +63,7 @@ impl Default for How {
         How {
             logits: Place::default(),
             dlogits: Place::default(),
+            in_place: false,
             labels: IdType::I64,
             all_outputs: true,
             max_blocks: None,
@@ -196,6 +199,16 @@ impl<'a> Uploaded<'a> {
     fn external(&self) -> Option<CUdeviceptr> {
         self.normalizer.as_ref().map(|n| n.matrix(self.gpu).ptr)
     }
+
+    /// What the backward divides by, after the forward that has these outputs.
+    fn normalizer(&self, op: &CrossEntropy, outputs: &raw::Outputs) -> Option<CUdeviceptr> {
+        let in_summary = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
+        match op.normalizer {
+            xact::Normalizer::None => None,
+            xact::Normalizer::External => self.external(),
+            xact::Normalizer::Kept | xact::Normalizer::Weight => Some(outputs.summary + in_summary),
+        }
+    }
 }
 
 /// The outputs of a forward on the device.
@@ -273,7 +286,7 @@ fn logits<T: Element>(batch: &Batch<T>, tensor: &Tensor, gpu: &Gpu) -> raw::Logi
     }
 }
 
-/// The forward, then the backward into another buffer.
+/// The forward, then the backward.
 pub fn forward_backward<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -284,7 +297,8 @@ pub fn forward_backward<T: Element>(
     let how = uploaded.how;
     let input = Tensor::upload(gpu, &batch.logits, rows, how.logits);
     let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
-    let output = Tensor::upload(gpu, &blank, rows, how.dlogits);
+    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, rows, how.dlogits));
+    let output = output.as_ref().unwrap_or(&input);
     let mut buffers = Buffers::new(gpu, rows);
     let outputs = buffers.outputs(gpu, how.all_outputs);
     let call = raw::Forward {
@@ -296,18 +310,13 @@ pub fn forward_backward<T: Element>(
     };
     // SAFETY: the buffers live until the downloads below, which wait for the stream.
     unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
-    let normalizer = match op.normalizer {
-        xact::Normalizer::None => None,
-        xact::Normalizer::External => uploaded.external(),
-        _ => Some(outputs.summary + std::mem::offset_of!(CrossEntropySummary, normalizer) as u64),
-    };
     let call = raw::Backward {
         rows: uploaded.rows(),
         logits: logits(batch, &input, gpu),
         stats: outputs.stats,
         ranks: 1,
         dlogits: output.matrix(gpu),
-        normalizer,
+        normalizer: uploaded.normalizer(op, &outputs),
         upstream: uploaded.upstream(),
     };
     // SAFETY: as above.
@@ -316,10 +325,92 @@ pub fn forward_backward<T: Element>(
     assert!(intact, "the backward wrote outside dlogits");
     let (after, intact) = input.download::<T>(gpu);
     assert!(
-        intact && bits(&after) == bits(&batch.logits),
+        how.in_place || intact && bits(&after) == bits(&batch.logits),
         "the logits changed"
     );
     Ok(buffers.download(gpu, rows, dlogits))
+}
+
+/// The same with the columns spread over ranks, of `widths` columns each: what each rank has in the end. The
+/// gradients are those of its own columns.
+pub fn sharded<T: Element>(
+    gpu: &Gpu,
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    widths: &[usize],
+    how: How,
+) -> Result<Vec<Results<T>>> {
+    let rows = batch.labels.len();
+    let mut first = 0;
+    let shards: Vec<_> = (widths.iter())
+        .map(|&cols| {
+            let columns = first..first + cols;
+            let logits = (batch.logits.chunks_exact(batch.cols))
+                .flat_map(|row| row[columns.clone()].to_vec());
+            let shard = Batch {
+                logits: logits.collect(),
+                cols,
+                shard: Some(Shard {
+                    first_class: first as u64,
+                    classes: batch.cols as u64,
+                }),
+                ..batch.clone()
+            };
+            first += cols;
+            shard
+        })
+        .collect();
+    assert_eq!(first, batch.cols);
+    let mut gathered = Vec::new();
+    for shard in &shards {
+        let uploaded = Uploaded::new(gpu, shard, how);
+        let input = Tensor::upload(gpu, &shard.logits, rows, how.logits);
+        // SAFETY: uninitialised on purpose, as the workspace.
+        let mut stats = unsafe { gpu.stream.alloc::<RowStats>(rows) }.expect("stats");
+        let call = raw::PartialStats {
+            rows: uploaded.rows(),
+            logits: logits(shard, &input, gpu),
+            with_argmax: how.all_outputs,
+            stats: stats.device_ptr_mut(&gpu.stream).0,
+            scratch: uploaded.scratch(),
+        };
+        // SAFETY: the buffers live until the download below, which waits for the stream.
+        unsafe { raw::partial_stats(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+        gathered.extend(gpu.stream.clone_dtoh(&stats).expect("stats"));
+    }
+    let gathered = gpu.stream.clone_htod(&gathered).expect("gathered stats");
+    let each = shards.iter().map(|shard| {
+        let uploaded = Uploaded::new(gpu, shard, how);
+        let input = Tensor::upload(gpu, &shard.logits, rows, how.logits);
+        let mut buffers = Buffers::new(gpu, rows);
+        let outputs = buffers.outputs(gpu, how.all_outputs);
+        let gathered = gathered.device_ptr(&gpu.stream).0;
+        let call = raw::Finish {
+            rows: uploaded.rows(),
+            gathered,
+            ranks: shards.len() as u64,
+            outputs,
+            normalizer: uploaded.external(),
+            scratch: uploaded.scratch(),
+        };
+        // SAFETY: as above.
+        unsafe { raw::finish(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+        let call = raw::Backward {
+            rows: uploaded.rows(),
+            logits: logits(shard, &input, gpu),
+            stats: gathered,
+            ranks: shards.len() as u64,
+            dlogits: input.matrix(gpu),
+            normalizer: uploaded.normalizer(op, &outputs),
+            upstream: uploaded.upstream(),
+        };
+        // SAFETY: as above.
+        unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
+        let (dlogits, intact) = input.download::<T>(gpu);
+        assert!(intact, "the gradient of a rank was written outside of it");
+        Ok(buffers.download(gpu, rows, dlogits))
+    });
+    each.collect()
 }
 
 /// The forward with the gradient in place.
@@ -413,8 +504,28 @@ pub struct Worst {
     pub dlogits: f64,
 }
 
+impl Worst {
+    /// Whether all are inside their bounds.
+    pub fn ok(&self) -> bool {
+        self.loss <= 1.0 && self.lse <= 1.0 && self.dlogits <= 1.0
+    }
+
+    /// The worse of each.
+    pub fn max(self, other: Worst) -> Worst {
+        Worst {
+            loss: self.loss.max(other.loss),
+            lse: self.lse.max(other.lse),
+            dlogits: self.dlogits.max(other.dlogits),
+        }
+    }
+}
+
 fn share(got: f64, expected: f64, bound: f64) -> f64 {
     if got == expected || (got.is_nan() && expected.is_nan()) {
+        return 0.0;
+    }
+    // Too large for f32.
+    if got.is_infinite() && expected.abs() > f64::from(f32::MAX) && got * expected > 0.0 {
         return 0.0;
     }
     let share = (got - expected).abs() / bound;
@@ -449,35 +560,52 @@ pub fn check<T: Element>(
     for (r, fate) in expected.fates.iter().enumerate() {
         let gradient = &got.dlogits[r * batch.cols..][..batch.cols];
         let (inside, padding) = gradient.split_at(classes);
-        assert!(
-            padding.iter().all(|d| d.to_f64().to_bits() == 0),
-            "row {r}: padding"
-        );
+        let zero = |values: &[T]| values.iter().all(|d| d.to_f64().to_bits() == 0);
+        assert!(zero(padding), "row {r}: padding");
+        let loss = [got.loss[r], got.z_loss[r]];
         match fate {
             Fate::Bad => {
-                assert!(got.loss[r].is_nan(), "row {r}: {}", got.loss[r]);
+                assert!(loss.iter().all(|l| l.is_nan()), "row {r}: {loss:?}");
+                assert!(got.lse[r].is_nan() && got.argmax[r] == -1, "row {r}");
                 assert!(inside.iter().all(|d| d.to_f64().is_nan()), "row {r}");
                 continue;
             }
             Fate::Masked | Fate::Dropped => {
-                assert_eq!(got.loss[r].to_bits(), 0, "row {r}");
-                assert!(inside.iter().all(|d| d.to_f64().to_bits() == 0), "row {r}");
-                continue;
+                assert!(loss.iter().all(|l| l.to_bits() == 0), "row {r}: {loss:?}");
+                assert!(zero(inside), "row {r}");
+                if *fate == Fate::Masked || !op.dropped_loss {
+                    assert_eq!((got.lse[r].to_bits(), got.argmax[r]), (0, -1), "row {r}");
+                    continue;
+                }
             }
             Fate::Kept => {}
         }
-        let row = expected.rows[r].as_ref().expect("kept");
-        worst.loss = worst
-            .loss
-            .max(share(f64::from(got.loss[r]), row.loss, row.loss_bound));
-        worst.lse = worst
-            .lse
-            .max(share(f64::from(got.lse[r]), row.lse, row.lse_bound));
+        let row = expected.rows[r].as_ref().expect("read");
+        let lse = share(f64::from(got.lse[r]), row.lse, row.lse_bound);
+        worst.lse = worst.lse.max(lse);
         assert_eq!(
             usize::try_from(got.argmax[r]).ok(),
             row.argmax,
             "row {r}: argmax"
         );
+        if *fate == Fate::Dropped {
+            continue;
+        }
+        let loss = share(f64::from(got.loss[r]), row.loss, row.loss_bound);
+        if loss > 1.0 && worst.loss <= 1.0 {
+            eprintln!(
+                "row {r}: loss {:e} for {:e} ± {:e}",
+                got.loss[r], row.loss, row.loss_bound
+            );
+        }
+        worst.loss = worst.loss.max(loss);
+        let of_z_loss = 2.0 * row.lse_bound / row.lse.abs() + 3.0 * 2f64.powi(-24);
+        let z_loss = share(
+            f64::from(got.z_loss[r]),
+            row.z_loss,
+            of_z_loss * row.z_loss.abs() + 2f64.powi(-148),
+        );
+        worst.loss = worst.loss.max(z_loss);
         for (j, &got) in inside.iter().enumerate() {
             let used = gradient_share(got, row.dlogits[j], row.dlogits_bound[j]);
             if used > 1.0 && worst.dlogits <= 1.0 {
@@ -492,5 +620,179 @@ pub fn check<T: Element>(
             worst.dlogits = worst.dlogits.max(used);
         }
     }
+    check_summary(op, batch, expected, got);
     worst
+}
+
+/// That the summary is that of the rows.
+fn check_summary<T: Element>(
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    expected: &Expected,
+    got: &Results<T>,
+) {
+    /// Of the sum of the absolute terms.
+    const RELATIVE: f64 = 1e-6;
+    let with = |fates: &[Fate]| -> Vec<usize> {
+        let rows = expected.fates.iter().enumerate();
+        rows.filter(|(_, fate)| fates.contains(fate))
+            .map(|(r, _)| r)
+            .collect()
+    };
+    let (kept, dropped) = (with(&[Fate::Kept, Fate::Bad]), with(&[Fate::Dropped]));
+    let s = &got.summary;
+    let sum = |what: &str, got: f32, terms: Vec<f64>| {
+        let sum: f64 = terms.iter().sum();
+        let size: f64 = terms.iter().map(|t| t.abs()).sum();
+        let used = share(f64::from(got), sum, RELATIVE * size);
+        assert!(used <= 1.0, "{what} of the summary: {got:e} for {sum:e}");
+    };
+    let each = |rows: &[usize], of: &[f32]| rows.iter().map(|&r| f64::from(of[r])).collect();
+    sum("loss", s.loss, each(&kept, &got.loss));
+    sum("z_loss", s.z_loss, each(&kept, &got.z_loss));
+    let weight = |r: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[r]));
+    let weights: Vec<_> = kept.iter().map(|&r| weight(r)).collect();
+    sum("weight", s.weight, weights);
+    let losses = |r: usize| expected.rows[r].as_ref().map_or(0.0, |row| row.loss);
+    let dropped_losses = dropped.iter().map(|&r| losses(r)).collect();
+    if op.dropped_loss {
+        sum("dropped_loss", s.dropped_loss, dropped_losses);
+    } else {
+        assert_eq!(s.dropped_loss.to_bits(), 0);
+    }
+    let correct = |r: &&usize| i64::from(got.argmax[**r]) == batch.labels[**r];
+    let correct = with(&[Fate::Kept]).iter().filter(correct).count();
+    let bad = with(&[Fate::Bad]).first().map_or(u64::MAX, |&r| r as u64);
+    assert_eq!(
+        (s.kept, s.dropped, s.correct, s.bad_row),
+        (kept.len() as u64, dropped.len() as u64, correct as u64, bad)
+    );
+    let normalizer = share(
+        f64::from(s.normalizer),
+        expected.normalizer,
+        RELATIVE * expected.normalizer.abs(),
+    );
+    assert!(
+        normalizer <= 1.0,
+        "{} for {}",
+        s.normalizer,
+        expected.normalizer
+    );
+    let mean = match kept.len() {
+        0 if op.empty_is_nan => f32::NAN,
+        0 => 0.0,
+        _ => s.loss / s.normalizer,
+    };
+    assert!(s.mean.to_bits() == mean.to_bits() || s.mean.is_nan() && mean.is_nan());
+}
+
+/// The tables and ids of a Goldfish decision on the device.
+pub struct Fish<'a> {
+    gpu: &'a Gpu,
+    goldfish: &'a Goldfish,
+    bitmap: Tensor,
+    coefficients: Tensor,
+    ids: Tensor,
+    len: u64,
+}
+
+impl<'a> Fish<'a> {
+    /// Decides about one segment of ids.
+    pub fn new(gpu: &'a Gpu, goldfish: &'a Goldfish, ids: &[i64]) -> Fish<'a> {
+        fn run<P: bytemuck::Pod>(gpu: &Gpu, values: &[P]) -> Tensor {
+            Tensor::upload(gpu, values, 1, Place::default())
+        }
+        Fish {
+            gpu,
+            goldfish,
+            bitmap: run(gpu, goldfish.bitmap_words().unwrap_or_default()),
+            coefficients: run(gpu, goldfish.coefficients().unwrap_or_default()),
+            ids: run(gpu, ids),
+            len: ids.len() as u64,
+        }
+    }
+
+    pub fn decision(&self) -> Decision<'_> {
+        Decision {
+            goldfish: self.goldfish,
+            bitmap: self.bitmap.matrix(self.gpu).ptr,
+            coefficients: self.coefficients.matrix(self.gpu).ptr,
+            tokens: Tokens {
+                hash_ids: self.ids.matrix(self.gpu).ptr,
+                id_type: IdType::I64,
+                layout: Layout::Rows { len: self.len },
+                halo: Run::default(),
+                exempt: Run::default(),
+            },
+        }
+    }
+}
+
+/// Two short rows in allocations of their own, which the emulator lays 64 GiB apart, give what they give side by
+/// side.
+pub fn far_apart<T: Element>(gpu: &Gpu) -> std::result::Result<(), String> {
+    // So that both rows begin at a multiple of 16 bytes in either layout.
+    const COLS: usize = 40;
+    let op = CrossEntropy::default();
+    let values = super::inputs::Random(21).normal::<T>(2 * COLS, 2.0);
+    let batch = Batch::new(values, COLS, vec![5, 7]);
+    let dense = Uploaded::new(gpu, &batch, How::default());
+    let expected = with_gradient(gpu, &op, &batch, &dense).map_err(|e| e.to_string())?;
+    let upload = |row| Tensor::upload(gpu, row, 1, Place::default());
+    let run = |backward: bool| {
+        let rows = [&batch.logits[..COLS], &batch.logits[COLS..]].map(upload);
+        let [first, second] = [0, 1].map(|r: usize| rows[r].matrix(gpu).ptr);
+        let pitch = (second - first) / size_of::<T>() as u64;
+        assert!(pitch > 1 << 33, "a pitch of {pitch}");
+        let logits = raw::Logits {
+            dtype: T::DTYPE,
+            cols: COLS as u64,
+            matrix: Matrix { ptr: first, pitch },
+        };
+        let mut buffers = Buffers::new(gpu, 2);
+        let outputs = buffers.outputs(gpu, true);
+        let forward = raw::Forward {
+            rows: dense.rows(),
+            logits,
+            outputs,
+            normalizer: None,
+            scratch: dense.scratch(),
+        };
+        let upstream = dense.upstream();
+        let (device, stream) = (&gpu.device, gpu.stream.cu_stream());
+        if backward {
+            // SAFETY: the buffers live until the downloads below, which wait for the stream.
+            unsafe { raw::forward(device, stream, &op, &forward) }?;
+            let call = raw::Backward {
+                rows: dense.rows(),
+                logits,
+                stats: outputs.stats,
+                ranks: 1,
+                dlogits: logits.matrix,
+                normalizer: dense.normalizer(&op, &outputs),
+                upstream,
+            };
+            // SAFETY: as above.
+            unsafe { raw::backward(device, stream, &op, &call) }?;
+        } else {
+            let call = raw::ForwardWithGradient { forward, upstream };
+            // SAFETY: as above.
+            unsafe { raw::forward_with_gradient(device, stream, &op, &call) }?;
+        }
+        let dlogits = rows.iter().flat_map(|row| {
+            let (row, intact) = row.download::<T>(gpu);
+            assert!(intact, "a write outside of a row");
+            row
+        });
+        Ok(buffers.download(gpu, 2, dlogits.collect()))
+    };
+    for backward in [false, true] {
+        let got = run(backward).map_err(|e: xact::Error| e.to_string())?;
+        if got.statistics() != expected.statistics()
+            || bits(&got.dlogits) != bits(&expected.dlogits)
+        {
+            return Err(format!("backward {backward}: {:?}", got.summary));
+        }
+    }
+    Ok(())
 }

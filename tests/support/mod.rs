@@ -10,6 +10,8 @@ pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
 pub mod loss;
+pub mod loss_golden;
+pub mod machine;
 pub mod plot;
 pub mod progress;
 pub mod run;

@@ -32,11 +32,12 @@ pub struct Row {
     pub dlogits: Vec<f64>,
     /// How far an f32 loss may be off: 4 ulp of the largest term of lse, and 1e-6 of itself where p > ½.
     pub loss_bound: f64,
-    /// How far an f32 lse may be off: 4 ulp of its largest term, and of 1: the sum of exponentials whose
-    /// logarithm it is has a rounding of its own.
+    /// How far an f32 lse may be off: 4 ulp of its largest term: the largest logit, log Σ e^(z − max), or the
+    /// e⁰ = 1 in that sum.
     pub lse_bound: f64,
     /// How far an f32 gradient may be off: (8 + |t|)·2⁻²⁴ of its terms, t being the logit's distance from the
-    /// largest in powers of two.
+    /// largest in powers of two; and a p or a cap′ below about the smallest normal f32, 2⁻¹²⁶, may be taken to
+    /// be 0.
     pub dlogits_bound: Vec<f64>,
 }
 
@@ -103,7 +104,12 @@ impl CrossEntropy {
         let max = argmax.map_or(f64::NAN, |i| z[i]);
         let exps: Vec<f64> = z.iter().map(|&z| (z - max).exp()).collect();
         let total: f64 = exps.iter().sum();
-        let lse = max + total.ln();
+        // Of nothing but −inf the sum is 0, and not NaN as the exponentials of a difference.
+        let lse = if max == f64::NEG_INFINITY {
+            max
+        } else {
+            max + total.ln()
+        };
         let others: f64 = (exps.iter().enumerate())
             .filter(|&(j, _)| j != target)
             .map(|(_, e)| e)
@@ -134,57 +140,62 @@ impl CrossEntropy {
                 0.0
             }
         };
-        let terms = [
-            max,
-            total.ln(),
-            surprise,
-            if smooth > 0.0 { mean } else { 0.0 },
-        ];
-        let largest = terms.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
-        let lse_bound = 4.0 * ulp(max.abs().max(total.ln()).max(1.0)) + cap_error(max);
+        let of_lse = max.abs().max(total.ln().abs()).max(1.0);
+        let smoothed = if smooth > 0.0 { mean.abs() } else { 0.0 };
+        let largest = of_lse.max(surprise.abs()).max(smoothed);
+        let lse_bound = 4.0 * ulp(of_lse) + cap_error(max);
         let mut loss_bound = weight.abs()
             * (4.0 * ulp(largest) + 2.0 * cap_error(largest))
             * (1.0 + 2.0 * lambda * lse.abs())
             + 2.0 * ulp(loss);
         if exps[target] > others && smooth == 0.0 && lambda == 0.0 {
-            let relative = 1e-6 + 2.0 * cap_error(max);
-            loss_bound = loss_bound.min(relative * loss.abs()).max(ulp(0.0));
+            let of_others = (0..z.len())
+                .filter(|&j| j != target && exps[j] > 0.0)
+                .map(|j| exps[j] / others * cap_error(z[j]));
+            let relative = 1e-6 + cap_error(max) + of_others.sum::<f64>();
+            loss_bound = loss_bound.min(relative * loss.abs()).max(2.0 * ulp(0.0));
         }
 
         let g = weight * upstream;
         let common = 1.0 + 2.0 * lambda * lse;
         let even = smooth / classes;
-        // Relative to the terms of element j's gradient.
-        let relative = |j: usize| {
+        // The error of p_j, relative to it.
+        let of_p = |j: usize| {
             let t = (z[j] - max) * std::f64::consts::LOG2_E;
             // Below 2^-150 there is nothing left to be relative to.
             let t = if t > -200.0 { t.abs() } else { 0.0 };
-            let slope = self
-                .softcap
-                .map_or(0.0, |cap| 8.0 + 4.0 * (raw[j] / f64::from(cap)).abs());
-            (8.0 + t + slope) * HALF_ULP + cap_error(z[j]) + cap_error(max)
+            (8.0 + t) * HALF_ULP + cap_error(z[j]) + cap_error(max)
+        };
+        // That of cap′, an exponential too.
+        let of_slope = |j: usize| match self.softcap {
+            Some(cap) if slopes[j] > 0.0 => {
+                (8.0 + 4.0 * (raw[j] / f64::from(cap)).abs()) * HALF_ULP
+            }
+            _ => 0.0,
         };
         let (mut dlogits, mut dlogits_bound) = (Vec::new(), Vec::new());
         for j in 0..z.len() {
             let p = exps[j] / total;
-            let (value, bound) = if j == target {
-                let terms = |f: &dyn Fn(usize) -> f64| -> f64 {
-                    let rest = (0..z.len())
-                        .filter(|&i| i != target)
-                        .map(|i| exps[i] / total * f(i));
-                    rest.sum()
+            let (value, terms, bound) = if j == target {
+                let sum = |f: &dyn Fn(usize) -> f64| -> f64 {
+                    let rest = (0..z.len()).filter(|&i| i != target);
+                    rest.map(|i| exps[i] / total * f(i)).sum()
                 };
-                let rest = terms(&|_| 1.0);
+                let rest = sum(&|_| 1.0);
+                let apart = (2.0 * lambda * lse).abs() * p + smooth;
                 let value = 2.0 * lambda * lse * p - rest + smooth - even;
-                let bound =
-                    terms(&relative) + ((2.0 * lambda * lse).abs() * p + smooth) * relative(target);
-                (value, bound)
+                (value, rest + apart, sum(&of_p) + apart * of_p(target))
             } else {
-                let value = common * p - even;
-                (value, ((common * p).abs() + even) * relative(j))
+                let terms = (common * p).abs() + even;
+                (common * p - even, terms, terms * of_p(j))
             };
             dlogits.push(g * value * slopes[j]);
-            dlogits_bound.push((g * slopes[j]).abs() * bound + g.abs().max(1.0) * ulp(0.0));
+            let bound = (g * slopes[j]).abs() * (bound + terms * of_slope(j));
+            // What an exponential below the smallest normal f32 comes to, which is 0 on the device.
+            let flushed = f64::from(f32::MIN_POSITIVE) * g.abs();
+            let of_slope = self.softcap.map_or(0.0, |_| 4.0 * terms);
+            let bound = bound + flushed * (2.0 * common.abs() * slopes[j] + of_slope);
+            dlogits_bound.push(bound + 4.0 * g.abs().max(1.0) * ulp(0.0));
         }
         Row {
             loss,

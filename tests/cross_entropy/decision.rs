@@ -1,7 +1,8 @@
 //! The cross-entropy kernels decide with a warp a row what the mask kernel decides with a thread a label.
 
-use crate::support::choose::{Choice, open};
+use crate::support::choose::Gpu;
 use crate::support::inputs::Random;
+use libtest_mimic::Failed;
 use xact::activation::{Input, Rows as Shape};
 
 use xact::loss::cross_entropy::device::{
@@ -14,9 +15,8 @@ use xact::{CrossEntropy, Goldfish, RowStats, Strategy, Workspace};
 const ROWS: usize = 240;
 const CLASSES: usize = 8;
 
-#[test]
-fn the_loss_drops_what_the_reference_drops() {
-    let gpu = open(Choice::from_env().unwrap()).unwrap();
+/// Windows of any length, documents, halo and exempt ids.
+pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Failed> {
     let mut random = Random(5);
     // Few ids, so that exempt ones are met; some negative, some beyond 32 bits.
     let ids: Vec<i64> = (0..ROWS)
@@ -117,4 +117,5 @@ fn the_loss_drops_what_the_reference_drops() {
             }
         }
     }
+    Ok(())
 }

@@ -1,0 +1,135 @@
+//! Activations with an expanded gate, as in `kernels/common/expanded.cuh`.
+//!
+//! With u = |x| and t = g(−u), the small tail of the gate, both sides are sums that lose no digits:
+//!
+//! ```text
+//! x < 0:  c = −α,      κ = 1 + 2α            G = c + κ·t
+//! x ≥ 0:  c = 1 + α,   κ = −(1 + 2α)         f = x·G = ±(c·u + κ·u·t), with the sign of x
+//! f′ = c + κ·(t − u·g′(u))                   G′ = (1 + 2α)·g′(u)
+//! ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
+//! ```
+
+use super::function::{Function, Point, Use};
+use crate::activation::MAX_PARAMS;
+use crate::activation::expanded::Gate;
+use crate::activation::sealed::{GateOnCpu, OnCpu};
+
+/// A gate at u = |x|: the pieces, each accurate relative to itself (`plus_v` to its larger addend). A
+/// subnormal intermediate is never multiplied: each rounds once there, at the end. It is handed k·UNIT for
+/// k, a power of two of its choice.
+pub trait Tail: Copy {
+    /// See above.
+    const UNIT: f32;
+    /// The gate at |x|.
+    fn new(x: f32) -> Self;
+    /// a + k·t
+    fn plus_t(self, a: f32, k: f32) -> f32;
+    /// k·u·t
+    fn ut(self, k: f32) -> f32;
+    /// a + k·(t − u·g′(u))
+    fn plus_v(self, a: f32, k: f32) -> f32;
+    /// k·g′(u)
+    fn slope(self, k: f32) -> f32;
+    /// h(u)
+    fn h(self) -> f32;
+    /// u·h(u)
+    fn uh(self) -> f32;
+}
+
+/// What does not depend on x.
+#[derive(Clone, Copy)]
+struct Constants {
+    alpha: f32,
+    one_plus: f32,
+    /// (1 + 2α)·UNIT
+    k: f32,
+}
+
+impl Constants {
+    fn new<T: Tail>(params: &[f32]) -> Constants {
+        let alpha = params[0];
+        Constants {
+            alpha,
+            one_plus: 1.0 + alpha,
+            k: T::UNIT * 2f32.mul_add(alpha, 1.0),
+        }
+    }
+
+    #[inline(always)]
+    fn c(self, x: f32) -> f32 {
+        if x < 0.0 { -self.alpha } else { self.one_plus }
+    }
+
+    #[inline(always)]
+    fn kappa(self, x: f32) -> f32 {
+        if x < 0.0 { self.k } else { -self.k }
+    }
+}
+
+/// f.
+#[derive(Clone, Copy)]
+struct Whole<T>(Constants, std::marker::PhantomData<T>);
+
+impl<T: Tail + Send + Sync> Function for Whole<T> {
+    const PARAMS: usize = 1;
+
+    #[inline(always)]
+    fn at(self, x: f32) -> Point {
+        let Whole(constants, _) = self;
+        let (c, kappa) = (constants.c(x), constants.kappa(x));
+        let g = T::new(x);
+        // 0·inf would be NaN where the linear part is absent. The sum is +0 at ±0, because c and κ are
+        // never both negative.
+        let curved = g.ut(kappa);
+        let sum = if c == 0.0 {
+            curved
+        } else {
+            c.mul_add(x.abs(), curved)
+        };
+        let sign = x.to_bits() & (1 << 31);
+        Point {
+            value: f32::from_bits(sum.to_bits() ^ sign),
+            slope: g.plus_v(c, kappa),
+            dparams: [g.uh(), 0.0, 0.0],
+        }
+    }
+}
+
+/// G.
+#[derive(Clone, Copy)]
+struct GateAlone<T>(Constants, std::marker::PhantomData<T>);
+
+impl<T: Tail + Send + Sync> Function for GateAlone<T> {
+    const PARAMS: usize = 1;
+
+    #[inline(always)]
+    fn at(self, x: f32) -> Point {
+        let GateAlone(constants, _) = self;
+        let g = T::new(x);
+        Point {
+            value: g.plus_t(constants.c(x), constants.kappa(x)),
+            slope: g.slope(constants.k),
+            dparams: [g.h().copysign(x), 0.0, 0.0],
+        }
+    }
+}
+
+impl<G: Gate> OnCpu for G {
+    fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output {
+        let constants = Constants::new::<G::Tail>(params);
+        user.with(
+            Whole::<G::Tail>(constants, std::marker::PhantomData),
+            [1.0; MAX_PARAMS],
+        )
+    }
+}
+
+impl<G: Gate> GateOnCpu for G {
+    fn gate<U: Use>(&self, params: &[f32], user: U) -> U::Output {
+        let constants = Constants::new::<G::Tail>(params);
+        user.with(
+            GateAlone::<G::Tail>(constants, std::marker::PhantomData),
+            [1.0; MAX_PARAMS],
+        )
+    }
+}

@@ -1,0 +1,30 @@
+//! What an op is to the loops: a function of one element.
+
+use crate::activation::MAX_PARAMS;
+
+/// A function g at one x: g, g′, and ∂g/∂p for each parameter. What is not used of it costs nothing.
+#[derive(Clone, Copy)]
+pub struct Point {
+    pub value: f32,
+    pub slope: f32,
+    pub dparams: [f32; MAX_PARAMS],
+}
+
+/// An op with its parameters. `at` must be `#[inline(always)]` and branch-free: it is compiled once for each
+/// instruction set, in a loop that becomes vector code.
+pub trait Function: Copy + Send + Sync {
+    /// How many of `Point::dparams` are in use.
+    const PARAMS: usize;
+
+    /// The function at x.
+    fn at(self, x: f32) -> Point;
+}
+
+/// Something to do with a function whose type depends on the values of the parameters.
+pub trait Use {
+    /// What comes of it.
+    type Output;
+
+    /// Does it. `chain` has the factor from each sum to the gradient of the parameter as it is stored.
+    fn with<F: Function>(self, f: F, chain: [f32; MAX_PARAMS]) -> Self::Output;
+}

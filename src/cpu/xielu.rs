@@ -1,0 +1,169 @@
+//! xIELU, as in `kernels/activation/xielu.cu`, which has the formulas and the corners.
+//!
+//! Near 0 the q-form `α_n·q(x) + β·x`, which keeps the sign and the digits; far out
+//! `α_n·expm1(x) − s_n·x` with s_n = α_n − β, which does not cancel.
+
+use super::function::{Function, Point, Use};
+use super::math::{Expm1, softplus};
+use crate::activation::sealed::OnCpu;
+use crate::activation::{EpsGradient, Parameters, Xielu};
+
+/// What does not depend on x.
+#[derive(Clone, Copy)]
+struct Constants {
+    alpha_p: f32,
+    alpha_n: f32,
+    s_n: f32,
+    beta: f32,
+    eps: f32,
+    raw: bool,
+    autograd: bool,
+}
+
+impl Constants {
+    #[inline(always)]
+    fn negative_slope(self, e: Expm1) -> f32 {
+        let exp = if e.near { e.expm1() } else { e.exp };
+        self.alpha_n
+            .mul_add(exp, if e.near { self.beta } else { -self.s_n })
+    }
+}
+
+/// The usual case: no clamp, α_p and s_n not 0. The third parameter, β, is one or is not.
+#[derive(Clone, Copy)]
+struct Ideal<const PARAMS: usize>(Constants);
+
+impl<const PARAMS: usize> Function for Ideal<PARAMS> {
+    const PARAMS: usize = PARAMS;
+
+    #[inline(always)]
+    fn at(self, x: f32) -> Point {
+        let Ideal(p) = self;
+        let e = Expm1::new(x);
+        let positive = x > 0.0;
+        // Near 0 both sides are x·(a·x·r + β), which keeps the sign of zero.
+        let a = if positive { p.alpha_p } else { p.alpha_n };
+        let r = if positive { 1.0 } else { e.r };
+        let near = x * (a * x).mul_add(r, p.beta);
+        let far = p.alpha_n.mul_add(e.far, -p.s_n * x);
+        let (rising, falling) = ((2.0 * p.alpha_p).mul_add(x, p.beta), p.negative_slope(e));
+        let (q, expm1) = (e.q(), e.expm1());
+        Point {
+            value: if e.near { near } else { far },
+            slope: if positive { rising } else { falling },
+            dparams: [
+                if positive { x * x } else { 0.0 },
+                if positive { 0.0 } else { q },
+                if positive || !p.raw { x } else { expm1 },
+            ],
+        }
+    }
+}
+
+/// Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
+#[derive(Clone, Copy)]
+struct General(Constants);
+
+impl General {
+    #[inline(always)]
+    fn positive(self, x: f32) -> Point {
+        let General(p) = self;
+        let square = if p.alpha_p == 0.0 { 0.0 } else { p.alpha_p * x };
+        let rise = (2.0 * p.alpha_p).mul_add(x, p.beta);
+        Point {
+            value: x * (square + p.beta),
+            slope: if p.alpha_p == 0.0 { p.beta } else { rise },
+            dparams: [x * x, 0.0, x],
+        }
+    }
+
+    #[inline(always)]
+    fn negative(self, x: f32) -> Point {
+        let General(p) = self;
+        let clamps = x > p.eps;
+        let clamped = if clamps { p.eps } else { x };
+        let e = Expm1::new(clamped);
+        // expm1(min(x, eps)) − x: for the eps that are in use, both addends are exact or nearly so.
+        let shifted = if e.near {
+            e.q() + (clamped - x)
+        } else {
+            e.far - x
+        };
+        let q = if clamps { shifted } else { e.q() };
+        let linear = if p.s_n == 0.0 { 0.0 } else { -p.s_n * x };
+        let near = x * (p.alpha_n * x).mul_add(e.r, p.beta);
+        let far = p.alpha_n.mul_add(e.far, linear);
+        let ideal = if e.near { near } else { far };
+        let analytic = p.negative_slope(e);
+        let half = (0.5 * p.alpha_n).mul_add(e.expm1(), (-0.5f32).mul_add(p.alpha_n, p.beta));
+        let slope = if p.autograd && clamps {
+            -p.s_n
+        } else {
+            analytic
+        };
+        Point {
+            value: if clamps {
+                p.alpha_n.mul_add(q, p.beta * x)
+            } else {
+                ideal
+            },
+            slope: if p.autograd && x == p.eps {
+                half
+            } else {
+                slope
+            },
+            dparams: [0.0, q, if p.raw { e.expm1() } else { x }],
+        }
+    }
+}
+
+impl Function for General {
+    const PARAMS: usize = 3;
+
+    #[inline(always)]
+    fn at(self, x: f32) -> Point {
+        let (above, below) = (self.positive(x), self.negative(x));
+        let select = |above: f32, below: f32| if x > 0.0 { above } else { below };
+        Point {
+            value: select(above.value, below.value),
+            slope: select(above.slope, below.slope),
+            dparams: [
+                select(above.dparams[0], below.dparams[0]),
+                select(above.dparams[1], below.dparams[1]),
+                select(above.dparams[2], below.dparams[2]),
+            ],
+        }
+    }
+}
+
+impl OnCpu for Xielu {
+    fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output {
+        let (a_p, a_n) = (params[0], params[1]);
+        let beta = params.get(2).copied().unwrap_or(self.beta);
+        let raw = self.parameters == Parameters::Raw;
+        let ((alpha_p, chain_p), (s_n, chain_n)) = if raw {
+            (softplus(a_p), softplus(a_n))
+        } else {
+            ((a_p, 1.0), (a_n - beta, 1.0))
+        };
+        let constants = Constants {
+            alpha_p,
+            alpha_n: if raw { beta + s_n } else { a_n },
+            s_n,
+            beta,
+            eps: self.compat.map_or(f32::INFINITY, |c| c.eps),
+            raw,
+            autograd: self
+                .compat
+                .is_some_and(|c| c.gradient == EpsGradient::Autograd),
+        };
+        let chain = [chain_p, chain_n, 1.0];
+        if constants.eps != f32::INFINITY || alpha_p == 0.0 || s_n == 0.0 {
+            user.with(General(constants), chain)
+        } else if params.len() == 2 {
+            user.with(Ideal::<2>(constants), chain)
+        } else {
+            user.with(Ideal::<3>(constants), chain)
+        }
+    }
+}

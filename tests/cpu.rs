@@ -1,0 +1,493 @@
+//! The CPU backend: every activation × form × sample × type against the reference under the bounds of exact
+//! arithmetic, at every 16-bit input; the same bits in every instruction set and on any number of threads;
+//! lengths, in place, errors. The table is made from the registry, so a new op is tested by existing.
+//!
+//! `XACT_FULL=1` sweeps f32 more densely.
+
+#[allow(dead_code)] // this test takes a part
+#[path = "support/inputs.rs"]
+mod inputs;
+
+use std::process::ExitCode;
+
+use half::{bf16, f16};
+use inputs::{GRADIENTS, Random, VALUES};
+use libtest_mimic::{Arguments, Failed, Trial};
+use xact::activation::{Sample, Visitor};
+use xact::cpu::{self, InstructionSet};
+use xact::reference::{self, Bounds, GatedGradients, Report, ULPS_EXACT, ulp};
+use xact::{Activation, Compat, Element, EpsGradient, Error, Gated, Order, Parameters, Xielu};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let sets: Vec<_> = InstructionSet::available()
+        .iter()
+        .map(|s| s.name())
+        .collect();
+    eprintln!("instruction sets: {}", sets.join(", "));
+    let mut table = Table(Vec::new());
+    xact::activation::for_each(&mut table);
+    table.add("softplus", softplus);
+    table.add("errors", errors);
+    libtest_mimic::run(&arguments, table.0).exit_code()
+}
+
+type Outcome = Result<(), Failed>;
+
+struct Table(Vec<Trial>);
+
+impl Table {
+    fn add(&mut self, name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) {
+        self.0.push(Trial::test(name, test));
+    }
+
+    fn plain<A: Activation, T: Element>(&mut self) {
+        let name = |what: &str| format!("{}::{what}::{}", A::NAME, T::DTYPE);
+        for s in A::samples() {
+            let name = |what: &str| format!("{}::{}", name(what), s.name.replace(' ', "_"));
+            let (a, b, c) = (s.clone(), s.clone(), s.clone());
+            self.add(name("forward"), move || forward::<A, T>(&a));
+            self.add(name("backward"), move || backward::<A, T>(&b));
+            self.add(name("same_bits"), move || same_bits::<A, T>(&c));
+        }
+        self.add(name("lengths"), lengths::<A, T>);
+        self.add(name("long_sums"), long_sums::<A, T>);
+    }
+
+    fn gated<A: Gated, T: Element>(&mut self) {
+        for (number, order) in [(1, Order::First), (2, Order::Second)] {
+            let name = |what: &str| format!("{}::gated{number}_{what}::{}", A::NAME, T::DTYPE);
+            for s in A::samples() {
+                let name = |what: &str| format!("{}::{}", name(what), s.name);
+                let (a, b, c) = (s.clone(), s.clone(), s.clone());
+                self.add(name("forward"), move || gated_forward::<A, T>(order, &a));
+                self.add(name("backward"), move || gated_backward::<A, T>(order, &b));
+                self.add(name("same_bits"), move || {
+                    gated_same_bits::<A, T>(order, &c)
+                });
+            }
+        }
+    }
+}
+
+impl Visitor for Table {
+    fn visit<A: Activation>(&mut self) {
+        self.plain::<A, f32>();
+        self.plain::<A, f16>();
+        self.plain::<A, bf16>();
+    }
+
+    fn visit_gated<A: Gated>(&mut self) {
+        self.gated::<A, f32>();
+        self.gated::<A, f16>();
+        self.gated::<A, bf16>();
+    }
+}
+
+const BOUNDS: Bounds = Bounds {
+    ulps: ULPS_EXACT,
+    parameter_ulps: 0.0,
+};
+
+fn passed(report: &Report, what: impl std::fmt::Debug) -> Outcome {
+    if report.ok() {
+        return Ok(());
+    }
+    Err(format!("{what:?}: {report}").into())
+}
+
+fn points() -> u32 {
+    let full = std::env::var("XACT_FULL").is_ok_and(|v| v == "1");
+    if full { 1 << 22 } else { 1 << 15 }
+}
+
+fn nan<T: Element>(len: usize) -> Vec<T> {
+    vec![T::from_f64(f64::NAN); len]
+}
+
+/// The parameters that the backend uses; see [`Activation::measured`].
+fn measured<A: Activation>(s: &Sample<A>) -> Vec<f64> {
+    s.op.measured(&s.params, &mut |op, params, x| {
+        let mut y = [0.0];
+        cpu::forward(op, params, &[x], &mut y).expect("one element");
+        y[0]
+    })
+}
+
+fn stored<A>(s: &Sample<A>) -> Vec<f64> {
+    s.params.iter().map(|&p| f64::from(p)).collect()
+}
+
+/// dx, y again and the parameter gradients.
+fn run_backward<A: Activation, T: Element>(
+    s: &Sample<A>,
+    x: &[T],
+    dy: &[T],
+) -> (Vec<T>, Vec<T>, Vec<f32>) {
+    let (mut dx, mut y) = (nan::<T>(x.len()), nan::<T>(x.len()));
+    let mut dparams = vec![f32::NAN; s.params.len()];
+    let call = cpu::Backward {
+        x,
+        dy,
+        dx: &mut dx,
+        y: Some(&mut y),
+        dparams: &mut dparams,
+        accumulate: false,
+    };
+    cpu::backward(&s.op, &s.params, call).expect("equal lengths");
+    (dx, y, dparams)
+}
+
+/// dx, dv, y again and the parameter gradients.
+fn run_gated_backward<A: Gated, T: Element>(
+    order: Order,
+    s: &Sample<A>,
+    [x, v, dy]: [&[T]; 3],
+) -> ([Vec<T>; 3], Vec<f32>) {
+    let [mut dx, mut dv, mut y] = [(); 3].map(|()| nan::<T>(x.len()));
+    let mut dparams = vec![f32::NAN; s.params.len()];
+    let call = cpu::GatedBackward {
+        x,
+        v,
+        dy,
+        dx: &mut dx,
+        dv: &mut dv,
+        y: Some(&mut y),
+        dparams: &mut dparams,
+        accumulate: false,
+    };
+    cpu::gated_backward(&s.op, order, &s.params, call).expect("equal lengths");
+    ([dx, dv, y], dparams)
+}
+
+fn to_f64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Every 16-bit input, a dense sweep of f32.
+fn forward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<A, T>(s, points());
+    let mut y = nan::<T>(x.len());
+    cpu::forward(&s.op, &s.params, &x, &mut y)?;
+    passed(
+        &reference::check_forward(&s.op, &measured(s), &x, &y, BOUNDS)?,
+        s,
+    )
+}
+
+/// The same for dx; the parameter gradients over inputs whose sums are finite, of each sign by itself.
+fn backward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<A, T>(s, points());
+    for first in 0..GRADIENTS.len() {
+        let dy = inputs::cycle::<T>(&GRADIENTS, first, x.len());
+        let (dx, y, dparams) = run_backward(s, &x, &dy);
+        let dparams = to_f64(&dparams);
+        let mut report =
+            reference::check_gradients(&s.op, &measured(s), &x, &dy, &dx, &dparams, BOUNDS)?;
+        report.parameters.clear();
+        passed(&report, s)?;
+        let mut expected = nan::<T>(x.len());
+        cpu::forward(&s.op, &s.params, &x, &mut expected)?;
+        equal("y again", &y, &expected)?;
+    }
+    let (negative, positive): (Vec<T>, Vec<T>) = inputs::summable(&x)
+        .into_iter()
+        .partition(|x| x.to_f64() < 0.0);
+    for x in [negative, positive] {
+        let dy = inputs::cycle::<T>(&GRADIENTS, 0, x.len());
+        let (dx, _, dparams) = run_backward(s, &x, &dy);
+        let dparams = to_f64(&dparams);
+        let mut report =
+            reference::check_gradients(&s.op, &stored(s), &x, &dy, &dx, &dparams, BOUNDS)?;
+        report.tensors.clear();
+        passed(&report, s)?;
+    }
+    Ok(())
+}
+
+/// Every gate with every one of VALUES.
+fn gated_forward<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<A, T>(s, points());
+    for first in 0..VALUES.len() {
+        let v = inputs::cycle::<T>(&VALUES, first, x.len());
+        let mut y = nan::<T>(x.len());
+        cpu::gated_forward(&s.op, order, &s.params, &x, &v, &mut y)?;
+        let report = reference::check_gated_forward(&s.op, order, &stored(s), &x, &v, &y, BOUNDS)?;
+        passed(&report, s)?;
+    }
+    Ok(())
+}
+
+/// The same for dx and dv, with every one of GRADIENTS besides; dα as in [`backward`].
+fn gated_backward<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+    let x = inputs::accuracy::<A, T>(s, points());
+    let check = |x: &[T], first: usize| {
+        let v = inputs::cycle::<T>(&VALUES, first % VALUES.len(), x.len());
+        let dy = inputs::cycle::<T>(&GRADIENTS, first % GRADIENTS.len(), x.len());
+        let ([dx, dv, y], dparams) = run_gated_backward(order, s, [x, &v, &dy]);
+        let mut expected = nan::<T>(x.len());
+        cpu::gated_forward(&s.op, order, &s.params, x, &v, &mut expected).expect("equal lengths");
+        assert!(equal("y again", &y, &expected).is_ok());
+        let tensors = GatedGradients {
+            x,
+            v: &v,
+            dy: &dy,
+            dx: &dx,
+            dv: &dv,
+        };
+        let dparams = to_f64(&dparams);
+        reference::check_gated_gradients(&s.op, order, &stored(s), &tensors, &dparams, BOUNDS)
+    };
+    for first in 0..VALUES.len() * GRADIENTS.len() {
+        let mut report = check(&x, first)?;
+        report.parameters.clear();
+        passed(&report, (first, s))?;
+    }
+    let (negative, positive): (Vec<T>, Vec<T>) = inputs::summable(&x)
+        .into_iter()
+        .partition(|x| x.to_f64() < 0.0);
+    passed(&check(&negative, 0)?, s)?;
+    passed(&check(&positive, 0)?, s)
+}
+
+fn equal<T: bytemuck::Pod + std::fmt::Debug>(what: &str, got: &[T], expected: &[T]) -> Outcome {
+    let bytes = |v: &[T]| bytemuck::cast_slice::<T, u8>(v).to_vec();
+    if bytes(got) == bytes(expected) {
+        return Ok(());
+    }
+    let differ = |i: &usize| bytes(&got[*i..=*i]) != bytes(&expected[*i..=*i]);
+    let at = (0..got.len()).find(differ);
+    let values = at.map(|i| (got[i], expected[i]));
+    Err(format!("{what} [{at:?}]: {values:?}").into())
+}
+
+/// Runs `f` in every instruction set on pools of several sizes.
+fn everywhere(mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
+    for set in InstructionSet::available() {
+        set.force(|| f(set.name()))?;
+    }
+    #[cfg(feature = "rayon")]
+    for threads in [1, 2, 3, 7] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()?;
+        pool.install(|| f(&format!("{threads} threads")))?;
+    }
+    Ok(())
+}
+
+/// Long enough for threads, with every kind of value, and not a multiple of anything.
+const LEN: usize = 300_007;
+
+/// Values of all magnitudes, then ordinary ones.
+fn mixed<T: Element>(seed: u64) -> Vec<T> {
+    let mut x: Vec<T> = inputs::f32_sweep(1 << 14)
+        .into_iter()
+        .map(|x| T::from_f64(f64::from(x)))
+        .collect();
+    x.extend(Random(seed).normal::<T>(LEN - x.len(), 3.0));
+    x
+}
+
+fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+    let x = mixed::<T>(1);
+    let dy = Random(2).normal::<T>(LEN, 1.0);
+    let finite = inputs::summable(&x);
+    let results = || {
+        let (dx, y, _) = run_backward(s, &x, &dy);
+        let (_, _, dparams) = run_backward(s, &finite, &dy[..finite.len()]);
+        (dx, y, dparams)
+    };
+    let (dx, y, dparams) = results();
+    everywhere(|what| {
+        let again = results();
+        equal(&format!("dx, {what}"), &again.0, &dx)?;
+        equal(&format!("y, {what}"), &again.1, &y)?;
+        equal(&format!("dparams, {what}"), &again.2, &dparams)
+    })
+}
+
+fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+    let (x, v, dy) = (
+        mixed::<T>(1),
+        Random(2).normal::<T>(LEN, 1.0),
+        mixed::<T>(3),
+    );
+    let finite = inputs::summable(&x);
+    let n = finite.len();
+    let finite_dy = Random(4).normal::<T>(n, 1.0);
+    let results = || {
+        let (tensors, _) = run_gated_backward(order, s, [&x, &v, &dy]);
+        let (_, dparams) = run_gated_backward(order, s, [&finite, &v[..n], &finite_dy]);
+        (tensors, dparams)
+    };
+    let (tensors, dparams) = results();
+    everywhere(|what| {
+        let (again, dparams_again) = results();
+        for ((name, again), first) in ["dx", "dv", "y"].iter().zip(&again).zip(&tensors) {
+            equal(&format!("{name}, {what}"), again, first)?;
+        }
+        equal(&format!("dparams, {what}"), &dparams_again, &dparams)
+    })
+}
+
+/// Of any length, out of place and in place, an element has the bits that it has by itself; gradients add to
+/// what is there, or replace it.
+fn lengths<A: Activation, T: Element>() -> Outcome {
+    let s = A::samples().remove(0);
+    let all = Random(5).normal::<T>(270_001, 3.0);
+    let dall = Random(6).normal::<T>(270_001, 1.0);
+    let (dx_all, y_all, _) = run_backward(&s, &all, &dall);
+    for len in [
+        0, 1, 2, 15, 16, 17, 255, 256, 257, 1000, 32_767, 32_768, 32_769, 262_143, 262_144,
+        262_145, 270_001,
+    ] {
+        let (x, upstream) = (&all[..len], &dall[..len]);
+        let mut y = nan::<T>(len);
+        cpu::forward(&s.op, &s.params, x, &mut y)?;
+        equal("y", &y, &y_all[..len])?;
+        let mut y = x.to_vec();
+        cpu::forward_in_place(&s.op, &s.params, &mut y)?;
+        equal("y in place", &y, &y_all[..len])?;
+        let (dx, _, dparams) = run_backward(&s, x, upstream);
+        equal("dx", &dx, &dx_all[..len])?;
+        let mut dy = upstream.to_vec();
+        let mut sums = vec![1.5; dparams.len()];
+        let call = cpu::BackwardInPlace {
+            x,
+            dy: &mut dy,
+            y: None,
+            dparams: &mut sums,
+            accumulate: true,
+        };
+        cpu::backward_in_place(&s.op, &s.params, call)?;
+        equal("dx in place", &dy, &dx_all[..len])?;
+        let expected: Vec<f32> = dparams.iter().map(|d| 1.5 + d).collect();
+        equal("dparams", &sums, &expected)?;
+        if len == 0 && dparams.iter().any(|&d| d != 0.0) {
+            return Err(format!("the sum of nothing is {dparams:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Terms of one sign that a running f32 sum would lose against the total, then their opposite.
+fn long_sums<A: Activation, T: Element>() -> Outcome {
+    let s = A::samples().remove(0);
+    let n = 1_000_003;
+    let x = Random(51).normal::<T>(n, 3.0);
+    let mut dy = vec![T::from_f64(1.0); n];
+    dy[n / 2..].fill(T::from_f64(-0.99));
+    let (dx, _, dparams) = run_backward(&s, &x, &dy);
+    let dparams = to_f64(&dparams);
+    let mut report =
+        reference::check_gradients(&s.op, &stored(&s), &x, &dy, &dx, &dparams, BOUNDS)?;
+    report.tensors.clear();
+    passed(&report, s)
+}
+
+/// The softplus of raw parameters, through both: within 4 ulp.
+fn softplus() -> Outcome {
+    let raw = Xielu {
+        beta: 0.0,
+        ..Xielu::default()
+    };
+    let effective = Xielu {
+        parameters: Parameters::Effective,
+        ..raw
+    };
+    let run = |op: &Xielu, params: [f32; 2], x: f32| {
+        let mut y = [0.0];
+        cpu::forward(op, &params, &[x], &mut y).expect("one element");
+        y[0]
+    };
+    for a in inputs::f32_sweep(4096) {
+        if !a.is_finite() || a.abs() > 1e4 {
+            continue;
+        }
+        let got = run(&raw, [a, 0.0], 1.0);
+        let z = f64::from(a);
+        let exact = z.max(0.0) + (-z.abs()).exp().ln_1p();
+        if (f64::from(got) - exact).abs() > 4.0 * ulp::<f32>(exact) {
+            return Err(format!("softplus({a:e}) = {got:e}, exact {exact:e}").into());
+        }
+        for x in [-0.5, -3.0] {
+            let (one, other) = (run(&raw, [0.0, a], x), run(&effective, [0.0, got], x));
+            equal("softplus of a_n", &[one], &[other])?;
+        }
+    }
+    Ok(())
+}
+
+/// Wrong lengths are named, and nothing is written.
+fn errors() -> Outcome {
+    let op = Xielu {
+        compat: Some(Compat {
+            eps: -1e-6,
+            gradient: EpsGradient::Analytic,
+        }),
+        ..Xielu::default()
+    };
+    let params = [0.2f32, -1.0];
+    let x = [1.0f32; 5];
+    let length = |what, expected, got| {
+        Err(Error::Length {
+            what,
+            expected,
+            got,
+        })
+    };
+    let mut y = [7.0; 4];
+    assert_eq!(cpu::forward(&op, &params, &x, &mut y), length("y", 5, 4));
+    assert_eq!(
+        cpu::forward(&op, &params[..1], &x[..4], &mut y),
+        length("params", 2, 1)
+    );
+    assert_eq!(
+        cpu::forward_in_place(&op, &[], &mut y),
+        length("params", 2, 0)
+    );
+    assert_eq!(
+        cpu::forward_in_place(&op, &[0.0; 4], &mut y),
+        length("params", 3, 4)
+    );
+    assert_eq!(y, [7.0; 4]);
+    let alpha = [0.25f32];
+    let gated =
+        |v: &[f32], y: &mut [f32]| cpu::gated_forward(&xact::Xsilu, Order::First, &alpha, &x, v, y);
+    assert_eq!(gated(&x[1..], &mut [0.0; 5]), length("v", 5, 4));
+    assert_eq!(gated(&x, &mut [0.0; 6]), length("y", 5, 6));
+    for [dy, dx, y, dparams] in [[4, 5, 5, 2], [5, 4, 5, 2], [5, 5, 4, 2], [5, 5, 5, 3]] {
+        let mut out = [[7.0f32; 5]; 2];
+        let mut sums = [7.0f32; 3];
+        let [dx_out, y_out] = &mut out;
+        let call = cpu::Backward {
+            x: &x,
+            dy: &x[..dy],
+            dx: &mut dx_out[..dx],
+            y: Some(&mut y_out[..y]),
+            dparams: &mut sums[..dparams],
+            accumulate: false,
+        };
+        let result = cpu::backward(&op, &params, call);
+        assert!(matches!(result, Err(Error::Length { .. })), "{result:?}");
+        assert_eq!((out, sums), ([[7.0; 5]; 2], [7.0; 3]));
+    }
+    for wrong in 0..4 {
+        let len = |which: usize| if which == wrong { 4 } else { 5 };
+        let call = cpu::GatedBackward {
+            x: &x,
+            v: &x[..len(0)],
+            dy: &x[..len(1)],
+            dx: &mut [0.0; 5][..len(2)],
+            dv: &mut [0.0; 5][..len(3)],
+            y: None,
+            dparams: &mut [0.0],
+            accumulate: false,
+        };
+        let what = ["v", "dy", "dx", "dv"][wrong];
+        let result = cpu::gated_backward(&xact::Xgelu, Order::Second, &alpha, call);
+        assert_eq!(result, length(what, 5, 4));
+    }
+    Ok(())
+}

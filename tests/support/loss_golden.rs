@@ -1,0 +1,67 @@
+//! `tests/golden/cross_entropy_torch.safetensors`: what PyTorch computes.
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use xact::{CrossEntropy, Normalizer};
+
+/// A case of the file.
+pub struct Case {
+    pub name: String,
+    pub op: CrossEntropy,
+    pub cols: usize,
+    pub logits: Vec<f64>,
+    pub labels: Vec<i64>,
+    pub weights: Option<Vec<f32>>,
+    pub dloss: Vec<f32>,
+    pub loss: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub mean: f64,
+    pub dlogits: Vec<f64>,
+}
+
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    let file = include_bytes!("../golden/cross_entropy_torch.safetensors");
+    let (_, metadata) = SafeTensors::read_metadata(file).expect("a header");
+    let metadata = metadata.metadata().as_ref().expect("metadata");
+    let cases: Value = serde_json::from_str(&metadata["cases"]).expect("JSON");
+    let file = SafeTensors::deserialize(file).expect("tensors");
+    let floats = |name: &str| -> Vec<f64> {
+        let view = file.tensor(name).expect("a tensor");
+        assert_eq!(view.dtype(), Dtype::F64);
+        bytemuck::pod_collect_to_vec(view.data())
+    };
+    let singles = |name: &str| floats(name).into_iter().map(|v| v as f32).collect();
+    let cases = cases.as_object().expect("cases").iter();
+    let cases = cases.map(|(name, options)| {
+        let number = |key: &str| options[key].as_f64().map(|v| v as f32);
+        let of = |what: &str| floats(&format!("{name}.{what}"));
+        let labels = file.tensor(&format!("{name}.labels"));
+        let labels = labels.or_else(|_| file.tensor("labels")).expect("labels");
+        Case {
+            op: CrossEntropy {
+                label_smoothing: number("label_smoothing").unwrap_or(0.0),
+                z_loss: number("z_loss").unwrap_or(0.0),
+                softcap: number("softcap"),
+                normalizer: match options["normalizer"].as_str() {
+                    None => Normalizer::Kept,
+                    Some("weight") => Normalizer::Weight,
+                    Some("none") => Normalizer::None,
+                    Some(other) => panic!("a normalizer {other}"),
+                },
+                ..CrossEntropy::default()
+            },
+            cols: file.tensor("logits").expect("logits").shape()[1],
+            logits: floats("logits"),
+            labels: bytemuck::pod_collect_to_vec(labels.data()),
+            weights: (options["weighted"] == true).then(|| singles("weights")),
+            dloss: singles("dloss"),
+            loss: of("loss"),
+            lse: of("lse"),
+            mean: of("mean")[0],
+            dlogits: of("dlogits"),
+            name: name.clone(),
+        }
+    });
+    cases.collect()
+}
