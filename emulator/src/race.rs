@@ -10,7 +10,8 @@
 //! Reads through the non-coherent path are no matter of order: the launch may not write the same bytes.
 //!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
-//! schedule and found in another; atomics order whole blocks, whatever their address.
+//! schedule and found in another; an atomic after a fence publishes what came before it to every later
+//! atomic, whatever their addresses.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;

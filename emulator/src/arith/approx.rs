@@ -50,21 +50,7 @@ fn interval(exact: f64, bound: Bound) -> (i32, i32) {
 
 /// A value inside the bound, of the sign of `exact`.
 fn choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> f32 {
-    let nearest = exact as f32;
-    if mode == Approx::Nearest || !nearest.is_finite() {
-        return nearest;
-    }
-    let (lo, hi) = interval(exact, bound);
-    let picked = match mode {
-        Approx::Nearest => order(nearest),
-        Approx::Lowest => lo,
-        Approx::Highest => hi,
-        Approx::Seeded(seed) => {
-            let h = hash(seed ^ hash(opcode ^ hash(operand)));
-            lo + ((u128::from(h) * u128::from((hi - lo) as u64 + 1)) >> 64) as i32
-        }
-    };
-    let x = from_order(picked);
+    let x = choose_of_any_sign(mode, opcode, operand, exact, bound);
     if exact > 0.0 {
         x.max(0.0)
     } else if exact < 0.0 {
@@ -72,6 +58,24 @@ fn choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> 
     } else {
         x
     }
+}
+
+/// As [`choose`], where the result may have either sign.
+fn choose_of_any_sign(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> f32 {
+    let nearest = exact as f32;
+    if mode == Approx::Nearest || !nearest.is_finite() {
+        return nearest;
+    }
+    let (lo, hi) = interval(exact, bound);
+    from_order(match mode {
+        Approx::Nearest => order(nearest),
+        Approx::Lowest => lo,
+        Approx::Highest => hi,
+        Approx::Seeded(seed) => {
+            let h = hash(seed ^ hash(opcode ^ hash(operand)));
+            lo + ((u128::from(h) * u128::from((hi - lo) as u64 + 1)) >> 64) as i32
+        }
+    })
 }
 
 /// A well-mixed function of 64 bits (splitmix64's finaliser).
@@ -149,36 +153,10 @@ pub(crate) fn lg2(mode: Approx, x: f32, ftz: bool) -> f32 {
     let exact = f64::from(x).log2();
     // Near 1 the bound is absolute and wider than the value: the sign is not promised.
     let r = match bound {
-        Bound::Absolute(_) => unsigned_choose(mode, 2, key(x), exact, bound),
+        Bound::Absolute(_) => choose_of_any_sign(mode, 2, key(x), exact, bound),
         _ => choose(mode, 2, key(x), exact, bound),
     };
     if ftz { flush(r) } else { r }
-}
-
-/// As [`choose`], where the result may have either sign.
-fn unsigned_choose(mode: Approx, opcode: u64, operand: u64, exact: f64, bound: Bound) -> f32 {
-    let margin = match bound {
-        Bound::Absolute(a) => a,
-        Bound::Relative(r) => exact.abs() * r,
-        Bound::Ulps(_) => 0.0,
-    };
-    let inside = |x: f64| {
-        let r = x as f32;
-        if (f64::from(r) - exact).abs() <= margin {
-            r
-        } else {
-            exact as f32
-        }
-    };
-    match mode {
-        Approx::Nearest => exact as f32,
-        Approx::Lowest => inside(exact - margin),
-        Approx::Highest => inside(exact + margin),
-        Approx::Seeded(seed) => {
-            let h = hash(seed ^ hash(opcode ^ hash(operand)));
-            inside(exact + margin * ((h >> 11) as f64 / (1u64 << 52) as f64 - 1.0))
-        }
-    }
 }
 
 /// ±0 → ±inf, ±inf → ±0.
@@ -297,15 +275,22 @@ fn choose_half(mode: Approx, opcode: u64, f: Format, operand: u16, exact: f64, m
             (h >> 11) as f64 / (1u64 << 52) as f64 - 1.0
         }
     };
-    // Towards the exact value, so that rounding does not leave the interval.
+    // Towards the exact value, so that rounding does not leave the interval. The correctly rounded value is
+    // always allowed, also where it is infinite or there is no other.
     let inward = if at > 0.0 {
         Rounding::Down
     } else {
         Rounding::Up
     };
+    let nearest = f.round(exact, Rounding::Nearest);
     let y = f.round(exact + at * margin, inward);
-    if at == 0.0 || (f64::from(f.widen(y)) - exact).abs() > margin {
-        f.round(exact, Rounding::Nearest)
+    let beyond = match mode {
+        Approx::Lowest => f.widen(y) > f.widen(nearest),
+        Approx::Highest => f.widen(y) < f.widen(nearest),
+        _ => false,
+    };
+    if at == 0.0 || beyond || (f64::from(f.widen(y)) - exact).abs() > margin {
+        nearest
     } else {
         y
     }
