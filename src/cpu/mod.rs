@@ -32,8 +32,10 @@
 //! ```
 
 mod convert;
+pub mod cross_entropy;
 pub(crate) mod expanded;
 pub(crate) mod function;
+pub mod goldfish;
 mod map;
 mod math;
 mod simd;
@@ -43,6 +45,7 @@ pub(crate) mod xielu;
 pub(crate) mod xsilu;
 
 pub(crate) use convert::Convert;
+pub(crate) use cross_entropy::RowLoops;
 #[doc(hidden)]
 pub use simd::InstructionSet;
 
