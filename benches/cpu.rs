@@ -16,8 +16,11 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use xact::activation::{self, Visitor};
 use xact::cpu::cross_entropy as ce;
+use xact::cpu::goldfish::{self, Mask};
+use xact::loss::goldfish::{Layout, Tokens};
 use xact::{
-    Activation, CrossEntropy, CrossEntropySummary, Element, Gated, Order, RowStats, cpu, loss,
+    Activation, CrossEntropy, CrossEntropySummary, Element, Gated, Goldfish, Order, RowStats,
+    Strategy, cpu, loss,
 };
 
 /// Time the CPU backend beside a copy
@@ -69,6 +72,7 @@ fn main() {
     rows.cross_entropy::<f32>();
     rows.cross_entropy::<f16>();
     rows.cross_entropy::<bf16>();
+    rows.goldfish();
 }
 
 fn processor() -> String {
@@ -215,6 +219,43 @@ impl Rows<'_> {
             };
             ce::forward_with_gradient(&op, call).expect("equal lengths");
         });
+    }
+
+    /// Masks as weights, of i32 ids in rows of 4096, with the longest windows that are in use.
+    fn goldfish(&self) {
+        let (name, dtype) = (loss::NAMES[1], "i32");
+        if !self.wants(name, dtype) {
+            return;
+        }
+        let (k, h, seed) = (50, 50, 0);
+        for &len in &self.0.len {
+            let mut numbers = inputs::Random(1);
+            let ids: Vec<i32> = (0..len)
+                .map(|_| (numbers.bits() % 131_072) as i32)
+                .collect();
+            let tokens = Tokens {
+                layout: Layout::Rows { len: 4096.min(len) },
+                ..Tokens::row(&ids)
+            };
+            let mut weights = vec![0.0f32; len];
+            for strategy in [
+                Strategy::Random { k, seed },
+                Strategy::ProductTable { k, h },
+                Strategy::ProductAvalanche { k, h },
+                Strategy::DotTable { k, h },
+                Strategy::Hash64 { k, h, seed },
+            ] {
+                let goldfish = Goldfish::new(strategy).expect("a strategy");
+                self.row(name, dtype, strategy.name(), "mask", 2, &ids, || {
+                    let call = Mask {
+                        tokens: black_box(tokens),
+                        keep: None,
+                        weights: Some(&mut weights),
+                    };
+                    black_box(goldfish::mask(&goldfish, call).expect("whole rows"));
+                });
+            }
+        }
     }
 
     /// Times `run`, which moves `tensors` tensors like `x`, beside copies of x.

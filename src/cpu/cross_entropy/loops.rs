@@ -128,11 +128,15 @@ fn max_of(Block(z): &Block) -> f32 {
             *max = if z > *max { z } else { *max };
         }
     }
-    let mut max = f32::NEG_INFINITY;
-    for z in lanes {
-        max = if z > max { z } else { max };
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            let (a, b) = (lanes[i], lanes[i + half]);
+            lanes[i] = if b > a { b } else { a };
+        }
+        half /= 2;
     }
-    max
+    lanes[0]
 }
 
 /// Adds a block to the lanes, as a tree in f32 of the 16 elements that belong to a lane.
