@@ -31,6 +31,7 @@ use std::ops::Range;
 
 pub(crate) use loops::RowLoops;
 
+use super::convert::Convert;
 use super::goldfish;
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::Element;
@@ -658,7 +659,7 @@ impl Plan {
         summary.mean = match self.kept {
             0 if op.empty_is_nan => f32::NAN,
             0 => 0.0,
-            _ => rounded(f64::from(summary.loss / summary.normalizer)),
+            _ => f32::narrow(summary.loss / summary.normalizer),
         };
         summary
     }

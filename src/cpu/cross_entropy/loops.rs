@@ -2,6 +2,9 @@
 //! reading finds it in the cache; rows are shared out. All sums have a fixed order.
 
 use super::super::convert::{BLOCK, Block, Convert};
+use super::super::map::AHEAD;
+#[cfg(feature = "rayon")]
+use super::super::map::PARALLEL_FROM;
 use super::super::math::exp2;
 use super::super::simd::{InstructionSet, Task, prefetch};
 use super::row::{Base, NO_STATS, Options, RowGradient, Softcap, Target, rounded};
@@ -9,15 +12,8 @@ use crate::blocks::RowStats;
 use crate::dtype::Element;
 use crate::loss::cross_entropy::Fate;
 
-/// How far ahead of a block the logits are asked for, as in the elementwise loops.
-const AHEAD: usize = 2 * BLOCK;
-
 /// Independent sums: a register of f32 in the widest instruction set.
 const LANES: usize = 16;
-
-/// Elements from which there are threads, as in the elementwise loops: here they take about as long.
-#[cfg(feature = "rayon")]
-const PARALLEL_FROM: usize = 1 << 17;
 
 /// A row of a call.
 pub struct Row<'a, T> {
