@@ -24,11 +24,17 @@ use crate::dtype::Element;
 use super::{Activation, Evaluation, Gated, MAX_PARAMS, Sample, Term, sealed};
 
 /// A gate, in f64.
-pub trait Gate: sealed::Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
-    /// The gate on the CPU backend, in f32.
-    #[doc(hidden)]
-    type Tail: crate::cpu::expanded::Tail + Send + Sync;
-
+pub trait Gate:
+    sealed::Named
+    + sealed::OnCpu
+    + sealed::GatedOnCpu
+    + Copy
+    + std::fmt::Debug
+    + Default
+    + Send
+    + Sync
+    + 'static
+{
     /// The gate at u and −u, for u ≥ 0.
     fn tail(u: f64) -> Tail;
 }

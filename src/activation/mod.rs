@@ -140,7 +140,7 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
 }
 
 pub(crate) mod sealed {
-    use crate::cpu::function::Use;
+    use crate::cpu::call::{AnyCall, Gradients};
 
     /// What the registry gives an op.
     pub trait Named {
@@ -161,13 +161,18 @@ pub(crate) mod sealed {
 
     /// How an op is computed on the CPU.
     pub trait OnCpu {
-        /// Calls `user` with the function f for these parameters.
-        fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output;
+        /// Runs `call` with f for these parameters.
+        fn on_cpu(&self, params: &[f32], call: AnyCall<'_, false>) -> Gradients;
     }
-    /// The same for the gate of an op that has one.
-    pub trait GateOnCpu {
-        /// Calls `user` with the function G for these parameters.
-        fn gate<U: Use>(&self, params: &[f32], user: U) -> U::Output;
+    /// The same for an op that can gate.
+    pub trait GatedOnCpu {
+        /// Runs `call` with G or f.
+        fn gated_on_cpu(
+            &self,
+            order: super::Order,
+            params: &[f32],
+            call: AnyCall<'_, true>,
+        ) -> Gradients;
     }
 
     /// A set of device scalars, in the order of `Activation::PARAMS`.
@@ -360,7 +365,7 @@ pub trait Activation:
 ///
 /// G(x), f(x) and dy·v are formed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN for v = 0) even if the
 /// product would fit.
-pub trait Gated: Activation + sealed::GateOnCpu {
+pub trait Gated: Activation + sealed::GatedOnCpu {
     /// The reference of the gate: G, G′ and ∂G/∂p at `x`, in f64.
     ///
     /// # Panics

@@ -12,8 +12,6 @@ use super::expanded::{Gate, Tail};
 pub struct Xatlu;
 
 impl Gate for Xatlu {
-    type Tail = crate::cpu::xatlu::Arctan;
-
     fn tail(u: f64) -> Tail {
         // The angle of (u, 1), which is arctan(1/u) without the division at 0.
         let t = 1f64.atan2(u) * FRAC_1_PI;

@@ -13,8 +13,6 @@ use super::expanded::{Gate, Tail};
 pub struct Xgelu;
 
 impl Gate for Xgelu {
-    type Tail = crate::cpu::xgelu::Normal;
-
     fn tail(u: f64) -> Tail {
         let z = u * FRAC_1_SQRT_2;
         let t = libm::erfc(z) / 2.0;

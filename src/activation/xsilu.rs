@@ -9,8 +9,6 @@ use super::expanded::{Gate, Tail};
 pub struct Xsilu;
 
 impl Gate for Xsilu {
-    type Tail = crate::cpu::xsilu::Logistic;
-
     fn tail(u: f64) -> Tail {
         let e = (-u).exp();
         let t = e / (1.0 + e);

@@ -9,15 +9,14 @@
 //! ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //! ```
 
-use super::function::{Function, Point, Use};
-use crate::activation::MAX_PARAMS;
-use crate::activation::expanded::Gate;
-use crate::activation::sealed::{GateOnCpu, OnCpu};
+use std::marker::PhantomData;
+
+use super::function::{Function, Point};
 
 /// A gate at u = |x|: the pieces, each accurate relative to itself (`plus_v` to its larger addend). A
 /// subnormal intermediate is never multiplied: each rounds once there, at the end. It is handed k·UNIT for
 /// k, a power of two of its choice.
-pub trait Tail: Copy {
+pub trait Tail: Copy + Send + Sync {
     /// See above.
     const UNIT: f32;
     /// The gate at |x|.
@@ -68,9 +67,9 @@ impl Constants {
 
 /// f.
 #[derive(Clone, Copy)]
-struct Whole<T>(Constants, std::marker::PhantomData<T>);
+struct Whole<T>(Constants, PhantomData<T>);
 
-impl<T: Tail + Send + Sync> Function for Whole<T> {
+impl<T: Tail> Function for Whole<T> {
     const PARAMS: usize = 1;
 
     #[inline(always)]
@@ -97,9 +96,9 @@ impl<T: Tail + Send + Sync> Function for Whole<T> {
 
 /// G.
 #[derive(Clone, Copy)]
-struct GateAlone<T>(Constants, std::marker::PhantomData<T>);
+struct GateAlone<T>(Constants, PhantomData<T>);
 
-impl<T: Tail + Send + Sync> Function for GateAlone<T> {
+impl<T: Tail> Function for GateAlone<T> {
     const PARAMS: usize = 1;
 
     #[inline(always)]
@@ -114,22 +113,52 @@ impl<T: Tail + Send + Sync> Function for GateAlone<T> {
     }
 }
 
-impl<G: Gate> OnCpu for G {
-    fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output {
-        let constants = Constants::new::<G::Tail>(params);
-        user.with(
-            Whole::<G::Tail>(constants, std::marker::PhantomData),
-            [1.0; MAX_PARAMS],
-        )
-    }
+/// f for these parameters.
+pub fn whole<T: Tail>(params: &[f32]) -> impl Function {
+    Whole::<T>(Constants::new::<T>(params), PhantomData)
 }
 
-impl<G: Gate> GateOnCpu for G {
-    fn gate<U: Use>(&self, params: &[f32], user: U) -> U::Output {
-        let constants = Constants::new::<G::Tail>(params);
-        user.with(
-            GateAlone::<G::Tail>(constants, std::marker::PhantomData),
-            [1.0; MAX_PARAMS],
-        )
-    }
+/// G for these parameters.
+pub fn gate_alone<T: Tail>(params: &[f32]) -> impl Function {
+    GateAlone::<T>(Constants::new::<T>(params), PhantomData)
 }
+
+/// Puts an op with this tail on the CPU. A macro and not a generic implementation, which would be compiled
+/// in every crate that uses it.
+macro_rules! on_cpu {
+    ($Op:ident: $Tail:ident) => {
+        impl $crate::activation::sealed::OnCpu for $crate::$Op {
+            fn on_cpu(
+                &self,
+                params: &[f32],
+                call: $crate::cpu::call::AnyCall<'_, false>,
+            ) -> $crate::cpu::call::Gradients {
+                call.run(
+                    $crate::cpu::expanded::whole::<$Tail>(params),
+                    [1.0; $crate::activation::MAX_PARAMS],
+                )
+            }
+        }
+
+        impl $crate::activation::sealed::GatedOnCpu for $crate::$Op {
+            fn gated_on_cpu(
+                &self,
+                order: $crate::Order,
+                params: &[f32],
+                call: $crate::cpu::call::AnyCall<'_, true>,
+            ) -> $crate::cpu::call::Gradients {
+                match order {
+                    $crate::Order::First => call.run(
+                        $crate::cpu::expanded::gate_alone::<$Tail>(params),
+                        [1.0; $crate::activation::MAX_PARAMS],
+                    ),
+                    $crate::Order::Second => call.run(
+                        $crate::cpu::expanded::whole::<$Tail>(params),
+                        [1.0; $crate::activation::MAX_PARAMS],
+                    ),
+                }
+            }
+        }
+    };
+}
+pub(super) use on_cpu;

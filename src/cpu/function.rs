@@ -19,12 +19,3 @@ pub trait Function: Copy + Send + Sync {
     /// The function at x.
     fn at(self, x: f32) -> Point;
 }
-
-/// Something to do with a function whose type depends on the values of the parameters.
-pub trait Use {
-    /// What comes of it.
-    type Output;
-
-    /// Does it. `chain` has the factor from each sum to the gradient of the parameter as it is stored.
-    fn with<F: Function>(self, f: F, chain: [f32; MAX_PARAMS]) -> Self::Output;
-}

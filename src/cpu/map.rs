@@ -156,7 +156,7 @@ where
     K: Task<Output: IntoSums> + Send,
 {
     let isa = InstructionSet::current();
-    let run = |chunk: K| isa.run(chunk).into_sums();
+    let run = move |chunk: K| isa.run(chunk).into_sums();
     let mut total = Sums::default();
     let mut add = |sums: Sums| {
         for (total, sum) in total.iter_mut().zip(sums) {
@@ -166,8 +166,12 @@ where
     #[cfg(feature = "rayon")]
     if len >= PARALLEL_FROM {
         use rayon::prelude::*;
-        let chunks: Vec<K> = std::iter::from_fn(chunks).collect();
-        let sums: Vec<Sums> = chunks.into_par_iter().map(run).collect();
+        // Boxed, so that rayon's machinery is compiled for one type of work and not for every loop.
+        type Work<'a> = Box<dyn FnOnce() -> Sums + Send + 'a>;
+        let work: Vec<Work<'_>> = std::iter::from_fn(chunks)
+            .map(|chunk| Box::new(move || run(chunk)) as Work<'_>)
+            .collect();
+        let sums: Vec<Sums> = work.into_par_iter().map(|work| work()).collect();
         sums.into_iter().for_each(add);
         return total;
     }

@@ -7,6 +7,8 @@
 //! ([`Activation::OPTIONAL`]) may be left out, with their gradients. Accuracy is that of
 //! [`reference::ULPS_EXACT`](crate::reference::ULPS_EXACT), special values are those of the op.
 //!
+//! Activations are here; [`cross_entropy`] and [`goldfish`] have the losses, with the options of the device.
+//!
 //! The same input gives the same bits, whatever the number of threads and the instruction set. On x86-64
 //! without FMA, results are right but slow.
 //!
@@ -31,29 +33,29 @@
 //! # Ok::<(), xact::Error>(())
 //! ```
 
+pub(crate) mod call;
 mod convert;
 pub mod cross_entropy;
-pub(crate) mod expanded;
-pub(crate) mod function;
+mod expanded;
+mod function;
 pub mod goldfish;
 mod map;
 mod math;
 mod simd;
-pub(crate) mod xatlu;
-pub(crate) mod xgelu;
-pub(crate) mod xielu;
-pub(crate) mod xsilu;
+mod xatlu;
+mod xgelu;
+mod xielu;
+mod xsilu;
 
 pub(crate) use convert::Convert;
 pub(crate) use cross_entropy::RowLoops;
 #[doc(hidden)]
 pub use simd::InstructionSet;
 
-use crate::activation::{Activation, Gated, MAX_PARAMS, Order};
+use crate::activation::{Activation, Gated, Order};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use function::{Function, Use};
-use map::{CHUNK, Sums, run_all};
+use call::{Call, Gradients};
 
 /// The tensors of [`backward`].
 #[derive(Debug)]
@@ -121,14 +123,12 @@ pub fn forward<A: Activation, T: Element>(
 ) -> Result<()> {
     check_params::<A>(params)?;
     check("y", x.len(), y.len())?;
-    op.function(
-        params,
-        ForwardCall::<T, false> {
-            x: Some(x),
-            v: &[],
-            y,
-        },
-    );
+    let call = Call::Forward {
+        x: Some(x),
+        v: &[],
+        y,
+    };
+    op.on_cpu(params, call.into());
     Ok(())
 }
 
@@ -142,14 +142,12 @@ pub fn forward_in_place<A: Activation, T: Element>(
     x: &mut [T],
 ) -> Result<()> {
     check_params::<A>(params)?;
-    op.function(
-        params,
-        ForwardCall::<T, false> {
-            x: None,
-            v: &[],
-            y: x,
-        },
-    );
+    let call = Call::Forward {
+        x: None,
+        v: &[],
+        y: x,
+    };
+    op.on_cpu(params, call.into());
     Ok(())
 }
 
@@ -172,7 +170,8 @@ pub fn backward<A: Activation, T: Element>(
     } = call;
     check("dy", x.len(), dy.len())?;
     check("dx", x.len(), dx.len())?;
-    let tensors = BackwardCall::<T, false> {
+    check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
+    let tensors = Call::Backward {
         x,
         v: &[],
         dy: Some(dy),
@@ -180,8 +179,7 @@ pub fn backward<A: Activation, T: Element>(
         dv: &mut [],
         y,
     };
-    tensors.checked::<A>(params, dparams)?;
-    write(op.function(params, tensors), dparams, accumulate);
+    write(op.on_cpu(params, tensors.into()), dparams, accumulate);
     Ok(())
 }
 
@@ -202,7 +200,8 @@ pub fn backward_in_place<A: Activation, T: Element>(
         accumulate,
     } = call;
     check("dy", x.len(), dy.len())?;
-    let tensors = BackwardCall::<T, false> {
+    check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
+    let tensors = Call::Backward {
         x,
         v: &[],
         dy: None,
@@ -210,8 +209,7 @@ pub fn backward_in_place<A: Activation, T: Element>(
         dv: &mut [],
         y,
     };
-    tensors.checked::<A>(params, dparams)?;
-    write(op.function(params, tensors), dparams, accumulate);
+    write(op.on_cpu(params, tensors.into()), dparams, accumulate);
     Ok(())
 }
 
@@ -230,11 +228,8 @@ pub fn gated_forward<A: Gated, T: Element>(
     check_params::<A>(params)?;
     check("v", x.len(), v.len())?;
     check("y", x.len(), y.len())?;
-    let call = ForwardCall::<T, true> { x: Some(x), v, y };
-    match order {
-        Order::First => op.gate(params, call),
-        Order::Second => op.function(params, call),
-    }
+    let call = Call::Forward { x: Some(x), v, y };
+    op.gated_on_cpu(order, params, call.into());
     Ok(())
 }
 
@@ -266,7 +261,8 @@ pub fn gated_backward<A: Gated, T: Element>(
     ] {
         check(what, x.len(), len)?;
     }
-    let tensors = BackwardCall::<T, true> {
+    check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
+    let tensors = Call::Backward {
         x,
         v,
         dy: Some(dy),
@@ -274,11 +270,7 @@ pub fn gated_backward<A: Gated, T: Element>(
         dv,
         y,
     };
-    tensors.checked::<A>(params, dparams)?;
-    let gradients = match order {
-        Order::First => op.gate(params, tensors),
-        Order::Second => op.function(params, tensors),
-    };
+    let gradients = op.gated_on_cpu(order, params, tensors.into());
     write(gradients, dparams, accumulate);
     Ok(())
 }
@@ -300,107 +292,24 @@ fn check_params<A: Activation>(params: &[f32]) -> Result<()> {
     check("params", params.len().clamp(least, most), params.len())
 }
 
-fn write(gradients: [f32; MAX_PARAMS], dparams: &mut [f32], accumulate: bool) {
+/// What every backward checks.
+fn check_backward<A: Activation, T>(
+    params: &[f32],
+    x: &[T],
+    y: Option<&[T]>,
+    dparams: &[f32],
+) -> Result<()> {
+    check_params::<A>(params)?;
+    check("dparams", params.len(), dparams.len())?;
+    y.map_or(Ok(()), |y| check("y", x.len(), y.len()))
+}
+
+fn write(gradients: Gradients, dparams: &mut [f32], accumulate: bool) {
     for (out, gradient) in dparams.iter_mut().zip(gradients) {
         *out = if accumulate {
             *out + gradient
         } else {
             gradient
         };
-    }
-}
-
-struct ForwardCall<'a, T, const GATED: bool> {
-    x: Option<&'a [T]>,
-    v: &'a [T],
-    y: &'a mut [T],
-}
-
-impl<T: Element, const GATED: bool> Use for ForwardCall<'_, T, GATED> {
-    type Output = ();
-
-    fn with<F: Function>(self, f: F, _chain: [f32; MAX_PARAMS]) {
-        let ForwardCall {
-            mut x,
-            mut v,
-            mut y,
-        } = self;
-        run_all(y.len(), || {
-            let y = first_mut(&mut y)?;
-            Some(map::Forward::<F, T, GATED> {
-                f,
-                x: x.as_mut().and_then(first),
-                v: first(&mut v).unwrap_or_default(),
-                y,
-            })
-        });
-    }
-}
-
-struct BackwardCall<'a, T, const GATED: bool> {
-    x: &'a [T],
-    v: &'a [T],
-    dy: Option<&'a [T]>,
-    dx: &'a mut [T],
-    dv: &'a mut [T],
-    y: Option<&'a mut [T]>,
-}
-
-impl<T, const GATED: bool> BackwardCall<'_, T, GATED> {
-    /// What remains to be checked of every backward.
-    fn checked<A: Activation>(&self, params: &[f32], dparams: &[f32]) -> Result<()> {
-        check_params::<A>(params)?;
-        check("dparams", params.len(), dparams.len())?;
-        self.y
-            .as_ref()
-            .map_or(Ok(()), |y| check("y", self.x.len(), y.len()))
-    }
-}
-
-impl<T: Element, const GATED: bool> Use for BackwardCall<'_, T, GATED> {
-    type Output = [f32; MAX_PARAMS];
-
-    fn with<F: Function>(self, f: F, chain: [f32; MAX_PARAMS]) -> [f32; MAX_PARAMS] {
-        let BackwardCall {
-            mut x,
-            mut v,
-            mut dy,
-            mut dx,
-            mut dv,
-            mut y,
-        } = self;
-        let sums: Sums = run_all(x.len(), || {
-            let x = first(&mut x)?;
-            Some(map::Backward::<F, T, GATED> {
-                f,
-                x,
-                v: first(&mut v).unwrap_or_default(),
-                dy: dy.as_mut().and_then(first),
-                dx: first_mut(&mut dx).unwrap_or_default(),
-                dv: first_mut(&mut dv).unwrap_or_default(),
-                y: y.as_mut().and_then(first_mut),
-            })
-        });
-        std::array::from_fn(|p| (f64::from(chain[p]) * sums[p]) as f32)
-    }
-}
-
-/// Takes a chunk off; `None` if there is nothing left.
-fn first<'a, T>(rest: &mut &'a [T]) -> Option<&'a [T]> {
-    let len = rest.len().min(CHUNK);
-    if len == 0 {
-        None
-    } else {
-        rest.split_off(..len)
-    }
-}
-
-/// The same of what is written.
-fn first_mut<'a, T>(rest: &mut &'a mut [T]) -> Option<&'a mut [T]> {
-    let len = rest.len().min(CHUNK);
-    if len == 0 {
-        None
-    } else {
-        rest.split_off_mut(..len)
     }
 }

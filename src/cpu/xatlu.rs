@@ -6,7 +6,7 @@
 
 use std::f32::consts::FRAC_1_PI;
 
-use super::expanded::Tail;
+use super::expanded::{Tail, on_cpu};
 use super::math::polynomial;
 
 #[derive(Clone, Copy)]
@@ -37,6 +37,8 @@ impl Arctan {
         }
     }
 }
+
+on_cpu!(Xatlu: Arctan);
 
 impl Tail for Arctan {
     const UNIT: f32 = 1.0;

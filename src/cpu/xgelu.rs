@@ -3,7 +3,7 @@
 //! With φ(u) = e^(−u²/2)/√(2π):  t = ½·erfc(u/√2) = φ(u)·R(u), g′ = φ,  h = erf(u/√2), where R falls slowly
 //! from √(π/2) to 1/u.
 
-use super::expanded::Tail;
+use super::expanded::{Tail, on_cpu};
 use super::math::{ScaledExp2, exp2_fraction, min, polynomial};
 
 /// Beyond, t and u·t are below the smallest subnormal.
@@ -56,6 +56,8 @@ impl Normal {
             -0.002_201_635_2, 0.019_905_329, -0.132_977_5, 0.797_884_5)
     }
 }
+
+on_cpu!(Xgelu: Normal);
 
 impl Tail for Normal {
     const UNIT: f32 = 0.5 * ScaledExp2::TINY;

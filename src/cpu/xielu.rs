@@ -3,7 +3,8 @@
 //! Near 0 the q-form `α_n·q(x) + β·x`, which keeps the sign and the digits; far out
 //! `α_n·expm1(x) − s_n·x` with s_n = α_n − β, which does not cancel.
 
-use super::function::{Function, Point, Use};
+use super::call::{AnyCall, Gradients};
+use super::function::{Function, Point};
 use super::math::{Expm1, softplus};
 use crate::activation::sealed::OnCpu;
 use crate::activation::{EpsGradient, Parameters, Xielu};
@@ -137,7 +138,7 @@ impl Function for General {
 }
 
 impl OnCpu for Xielu {
-    fn function<U: Use>(&self, params: &[f32], user: U) -> U::Output {
+    fn on_cpu(&self, params: &[f32], call: AnyCall<'_, false>) -> Gradients {
         let (a_p, a_n) = (params[0], params[1]);
         let beta = params.get(2).copied().unwrap_or(self.beta);
         let raw = self.parameters == Parameters::Raw;
@@ -159,11 +160,11 @@ impl OnCpu for Xielu {
         };
         let chain = [chain_p, chain_n, 1.0];
         if constants.eps != f32::INFINITY || alpha_p == 0.0 || s_n == 0.0 {
-            user.with(General(constants), chain)
+            call.run(General(constants), chain)
         } else if params.len() == 2 {
-            user.with(Ideal::<2>(constants), chain)
+            call.run(Ideal::<2>(constants), chain)
         } else {
-            user.with(Ideal::<3>(constants), chain)
+            call.run(Ideal::<3>(constants), chain)
         }
     }
 }

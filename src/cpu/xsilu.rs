@@ -2,7 +2,7 @@
 //!
 //! With e = e⁻ᵘ:  t = e/(1 + e),  g′ = t·(1 − t),  h = tanh(u/2).
 
-use super::expanded::Tail;
+use super::expanded::{Tail, on_cpu};
 use super::math::{ScaledExp2, exp2_fraction, min, polynomial};
 
 /// Beyond, t and u·t are below the smallest subnormal.
@@ -34,6 +34,8 @@ impl Logistic {
             0.004_166_532, -0.041_666_657, 0.5)
     }
 }
+
+on_cpu!(Xsilu: Logistic);
 
 impl Tail for Logistic {
     const UNIT: f32 = ScaledExp2::TINY;
