@@ -23,10 +23,13 @@ use support::loss::{self, Batch, Fish, How, Results, Uploaded, Worst};
 use support::loss_cases::{
     batch, check_golden, check_masked_golden, everything, options, special_rows,
 };
+use support::loss_cpu;
 use support::run::{Place, bits};
+use xact::cpu::cross_entropy as cpu;
+use xact::loss::cross_entropy::Shard;
 use xact::loss::goldfish::Tokens;
 use xact::raw::goldfish::IdType;
-use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, Strategy as Drops};
+use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, RowStats, Strategy as Drops};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -105,6 +108,7 @@ impl Table {
             false the_first_of_equal_logits,
             false few_long_rows,
             false ranks,
+            false stats_of_the_cpu_are_those_of_the_device,
             false dropped_rows,
             false fused_goldfish_is_the_mask,
             true same_bits_under_any_schedule,
@@ -803,6 +807,44 @@ fn ranks<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 if each.iter().any(|r| r.statistics() != each[0].statistics()) {
                     return fail(format!("{widths:?}, {approx:?}: ranks differ"));
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The CPU backend finishes from stats of the device, and its own are the same but for the rounding of the sums.
+fn stats_of_the_cpu_are_those_of_the_device<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    for op in options().map(|(_, op)| op) {
+        let mut batch = batch::<T>(22, 9, 500, 500, 3.0);
+        batch.labels[3] = op.ignore_index;
+        let there = both(gpu, &op, &batch, How::default())?;
+        let here = loss_cpu::forward_backward(&op, &batch, loss_cpu::How::default())?;
+        let finish = cpu::Finish {
+            rows: cpu::Rows {
+                shard: Some(Shard {
+                    first_class: 0,
+                    classes: 500,
+                }),
+                ..cpu::Rows::new(&batch.labels)
+            },
+            gathered: &there.stats,
+            outputs: cpu::Outputs::default(),
+            normalizer: None,
+        };
+        let mean = f64::from(cpu::finish(&op, finish)?.mean);
+        let expected = f64::from(here.summary.mean);
+        if (mean - expected).abs() > 2e-6 * expected.abs() {
+            return fail(format!("a mean of {mean}, not {expected}"));
+        }
+        for (there, here) in there.stats.iter().zip(&here.stats) {
+            let exact = |s: &RowStats| (s.max.to_bits(), s.target.to_bits(), s.argmax);
+            // 500 roundings of 2⁻²⁴ would be 3e-5; those of exponentials and of trees are fewer.
+            let near = |a: f32, b: f32, size: f32| (a - b).abs() <= 2e-6 * size;
+            let sums = near(there.rest, here.rest, here.rest)
+                && near(there.sum, here.sum, 500.0 * here.max.abs());
+            if exact(there) != exact(here) || !sums {
+                return fail(format!("{op:?}: {there:?} and {here:?}"));
             }
         }
     }
