@@ -1,7 +1,8 @@
 //! Cross-entropy on the CPU: the formulas, options and special values of [`CrossEntropy`], for slices.
 //!
-//! Each row is read by one thread, once for its stats and once more, then from the cache, for its gradient: the
-//! memory sees one read and one write. Statistics are f32, arithmetic on a row's few numbers is f64.
+//! Rows are shared among threads, none is cut. A row is read once for its stats and once more, then from the cache,
+//! for its gradient: the memory sees one read and one write. Arithmetic on elements and the statistics of rows are
+//! f32, that on a row's few numbers is f64.
 //!
 //! ```
 //! use xact::cpu::cross_entropy::{self, ForwardWithGradient, MatrixMut, Outputs, Rows};

@@ -87,7 +87,7 @@ pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> R
     let set = InstructionSet::current();
     let before = decision.terms.len().saturating_sub(1);
     let mut keep = vec![true; tokens.hash_ids.len()];
-    let work = |(segment, first, keep): (usize, usize, &mut [bool])| {
+    for_chunks(segments.len, &mut keep, &|segment, first, keep| {
         let ids = &tokens.hash_ids[segment * segments.len..][..segments.len];
         let halo = &tokens.halo[segment * segments.halo_len..][..segments.halo_len];
         // The ids before the first label that its window needs, in the place of those that are not there 0.
@@ -103,21 +103,29 @@ pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> R
         for (keep, &id) in keep.iter_mut().zip(&ids[first..]) {
             *keep = *keep || tokens.exempt.contains(&id.into());
         }
-    };
-    let rows = keep.chunks_mut(segments.len.max(1)).enumerate();
+    });
+    Ok(keep)
+}
+
+/// Calls `work` with the segment and the first column of every chunk, and the chunk, on the threads of rayon's
+/// current pool where there are enough labels. Not generic, so that rayon's machinery is compiled here.
+fn for_chunks(len: usize, keep: &mut [bool], work: &(dyn Fn(usize, usize, &mut [bool]) + Sync)) {
+    #[cfg(feature = "rayon")]
+    let labels = keep.len();
+    let rows = keep.chunks_mut(len.max(1)).enumerate();
     let chunks = rows.flat_map(|(segment, keep)| {
         let chunks = keep.chunks_mut(CHUNK).enumerate();
         chunks.map(move |(chunk, keep)| (segment, chunk * CHUNK, keep))
     });
     #[cfg(feature = "rayon")]
-    if tokens.hash_ids.len() >= PARALLEL_FROM {
+    if labels >= PARALLEL_FROM {
         use rayon::prelude::*;
         let chunks: Vec<_> = chunks.collect();
-        chunks.into_par_iter().for_each(work);
-        return Ok(keep);
+        return chunks
+            .into_par_iter()
+            .for_each(|(segment, first, keep)| work(segment, first, keep));
     }
-    chunks.for_each(work);
-    Ok(keep)
+    chunks.for_each(|(segment, first, keep)| work(segment, first, keep));
 }
 
 /// Labels whose keys are formed side by side: four registers of u64 in the widest instruction set.
