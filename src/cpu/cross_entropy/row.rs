@@ -36,11 +36,12 @@ impl Base {
         z.mul_add(LOG2E, -self.hi) - self.lo
     }
 
-    /// 2^(n − the other's n), within what an f64 holds; exact.
+    /// 2^(n − the other's n), exactly, for an n that is not above the other's; below what an f64 holds, nothing of
+    /// a sum is left.
     #[inline(always)]
     pub fn factor_to(self, to: Base) -> f64 {
         let [from, to] = [self, to].map(|base| [base.hi, base.lo].map(f64::from));
-        let n = ((from[0] - to[0]) + (from[1] - to[1])).clamp(-1022.0, 1023.0);
+        let n = ((from[0] - to[0]) + (from[1] - to[1])).clamp(-1022.0, 0.0);
         f64::from_bits(((n as i64 + 1023) as u64) << 52)
     }
 }
