@@ -173,6 +173,29 @@ fn the_dependencies_are_few() {
     assert_eq!(tree, expected.map(str::to_owned).into());
 }
 
+/// Else what selects xact alone, as tests of examples do, compiles everything once more.
+#[test]
+fn xact_alone_is_built_with_the_features_of_the_workspace() {
+    let packages = |of: &[&str]| -> BTreeSet<String> {
+        let tree = cargo("tree")
+            .args(of)
+            .args([
+                "--edges",
+                "normal,build,dev",
+                "--prefix",
+                "none",
+                "--no-dedupe",
+            ])
+            .args(["--format", "{p} {f}"])
+            .output();
+        let lines = text(&success(tree).stdout);
+        lines.lines().map(str::to_owned).collect()
+    };
+    let (alone, together) = (packages(&["--package", "xact"]), packages(&["--workspace"]));
+    let others: Vec<_> = alone.difference(&together).collect();
+    assert!(others.is_empty(), "only without the workspace: {others:?}");
+}
+
 /// Cargo, offline, with nothing in its environment that would point the build script or cargo itself
 /// elsewhere.
 fn cargo(job: &str) -> Command {
