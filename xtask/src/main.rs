@@ -41,7 +41,8 @@ enum Job {
     Toolkit,
     /// Run every check and test: what CI runs, under 10 minutes on 2 cores
     Test {
-        /// Test exhaustively (sets XACT_FULL=1)
+        /// Test exhaustively (sets XACT_FULL=1), all tests also without the default features, and check all of
+        /// docs/accuracy.md
         #[arg(long)]
         full: bool,
     },
