@@ -48,9 +48,12 @@ mod sealed {
 
     /// With the feature `cuda`, elements can also live on a device.
     #[cfg(feature = "cuda")]
-    pub trait Sealed: crate::cpu::Convert + DeviceRepr + ValidAsZeroBits + Unpin {}
+    pub trait Sealed:
+        crate::cpu::Convert + crate::cpu::RowLoops + DeviceRepr + ValidAsZeroBits + Unpin
+    {
+    }
     #[cfg(not(feature = "cuda"))]
-    pub trait Sealed: crate::cpu::Convert {}
+    pub trait Sealed: crate::cpu::Convert + crate::cpu::RowLoops {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}
