@@ -89,7 +89,7 @@ pub fn example(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow:
 }
 
 /// The exit status to pass on; that of a signal is the shell's.
-fn code(status: ExitStatus) -> u8 {
+pub fn code(status: ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return u8::try_from(128 + signal).unwrap_or(u8::MAX);
