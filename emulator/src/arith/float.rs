@@ -260,11 +260,8 @@ pub(crate) fn fma_lanes(a: &[f32; 32], b: &[f32; 32], c: &[f32; 32]) -> [f32; 32
     out
 }
 
-/// A float to an integer of `bits` bits, saturating; NaN is 0. The result is sign- or zero-extended.
+/// A float that is no NaN to an integer of `bits` bits, saturating. The result is sign- or zero-extended.
 pub(crate) fn to_integer(x: f64, mode: Rounding, signed: bool, bits: u32) -> u64 {
-    if x.is_nan() {
-        return 0;
-    }
     let x = match mode {
         Rounding::Nearest => x.round_ties_even(),
         Rounding::Zero => x.trunc(),

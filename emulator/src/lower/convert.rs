@@ -224,7 +224,14 @@ fn one(
     };
     match to {
         Type::Int { bits, signed } => {
-            float::to_integer(x, mode, signed, bits) & if bits == 16 { 0xffff } else { u64::MAX }
+            let v = if !x.is_nan() {
+                float::to_integer(x, mode, signed, bits)
+            } else if from == Type::F64 || bits == 64 {
+                extend(1 << (bits - 1), bits, signed)
+            } else {
+                0
+            };
+            v & if bits == 16 { 0xffff } else { u64::MAX }
         }
         Type::Half(f) => {
             let x = if sat {
