@@ -144,20 +144,25 @@ impl Buffer {
         self.set_state(offset, bytes.len() as u64, WRITTEN);
     }
 
-    /// Reads bytes for the host.
+    /// Reads bytes for the host. Of those that nobody has written the bits are ones: on a device they would be what
+    /// the last owner left, and zeros would hide that a kernel leaves a part of its output out.
     pub fn copy_out(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
             if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (chunks, tail) = rest.as_chunks_mut::<8>();
-                for (word, chunk) in self.data[at as usize / 8..].iter().zip(chunks.iter_mut()) {
-                    *chunk = word.load(Relaxed).to_le_bytes();
+                let first = at as usize / 8;
+                let words = self.data[first..].iter().zip(&self.state[first..]);
+                for ((word, state), chunk) in words.zip(chunks.iter_mut()) {
+                    let unwritten = !(state.load(Relaxed) * 0xff);
+                    *chunk = (word.load(Relaxed) | unwritten).to_le_bytes();
                 }
                 at += 8 * chunks.len() as u64;
                 rest = tail;
             } else {
-                rest[0] = read(&self.data, at, 1) as u8;
+                let unwritten = !(self.state(at) * 0xff);
+                rest[0] = read(&self.data, at, 1) as u8 | unwritten;
                 at += 1;
                 rest = &mut rest[1..];
             }
@@ -254,7 +259,10 @@ static TABLE: LazyLock<RwLock<Vec<Slot>>> = LazyLock::new(RwLock::default);
 /// What an address belongs to.
 pub(crate) enum Found {
     /// Inside a live buffer, or outside of it but nearer to it than to any other.
-    Live(Arc<Buffer>),
+    Live {
+        buffer: Arc<Buffer>,
+        device: usize,
+    },
     Freed {
         base: u64,
         len: u64,
@@ -320,7 +328,10 @@ pub(crate) fn free(base: u64) -> bool {
 pub(crate) fn find(address: u64) -> Found {
     match index(address).and_then(|i| {
         table().get(i).map(|s| match s {
-            Slot::Live { buffer, .. } => Found::Live(buffer.clone()),
+            Slot::Live { buffer, device } => Found::Live {
+                buffer: buffer.clone(),
+                device: *device,
+            },
             Slot::Freed { base, len } => Found::Freed {
                 base: *base,
                 len: *len,
@@ -345,9 +356,9 @@ pub(crate) fn device_of(address: u64) -> Option<(Arc<Buffer>, usize)> {
 /// The buffer of a live allocation, and the offset in it, if `len` bytes from the address on lie inside.
 pub(crate) fn range(address: u64, len: u64) -> Option<(Arc<Buffer>, u64)> {
     match find(address) {
-        Found::Live(b) => {
-            let offset = address.wrapping_sub(b.base);
-            b.contains(offset, len).then_some((b, offset))
+        Found::Live { buffer, .. } => {
+            let offset = address.wrapping_sub(buffer.base);
+            buffer.contains(offset, len).then_some((buffer, offset))
         }
         _ => None,
     }

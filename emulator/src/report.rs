@@ -9,7 +9,7 @@ use crate::traffic::{BankPhases, BufferTraffic};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Check {
-    /// An access outside every buffer.
+    /// An access outside every buffer of the device.
     OutOfBounds,
     /// An address that is not a multiple of the size of the access.
     Misaligned,

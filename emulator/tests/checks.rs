@@ -107,6 +107,21 @@ fn use_after_free() {
     assert!(stream.alloc_zeros::<u32>(64).is_ok());
 }
 
+/// Without peer access, the memory of another device is no memory.
+#[test]
+fn another_device() {
+    let (ctx, stream) = device(0);
+    let elsewhere = device(1).1.alloc_zeros::<u32>(64).unwrap();
+    let f = function(&ctx, &kernel("ld.global.u32 %r4, [%rd3];"));
+    use cudarc::driver::DevicePtr;
+    let address = elsewhere.device_ptr(elsewhere.stream()).0;
+    let e = unsafe { stream.launch_builder(&f).arg(&address).launch(config(1, 32)) }.unwrap_err();
+    assert_eq!(e.0, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    let finding = last_finding().unwrap();
+    assert_eq!(finding.check, Check::OutOfBounds);
+    assert!(finding.message.contains("on device 1"), "{finding}");
+}
+
 #[test]
 fn uninitialised() {
     let (ctx, stream) = device(0);

@@ -208,6 +208,14 @@ fn memory() {
     let back = stream.clone_dtoh(&b).unwrap();
     assert_eq!(back[3..1002], data[1..1000]);
     assert!(back[..3].iter().chain(&back[1002..]).all(|&x| x == 0));
+    // What nobody has written is not zero.
+    let mut partly = unsafe { stream.alloc::<u8>(27) }.unwrap();
+    stream
+        .memset_zeros(&mut partly.slice_mut(5..21))
+        .unwrap();
+    let back = stream.clone_dtoh(&partly).unwrap();
+    assert_eq!((&back[..5], &back[21..]), (&[0xff; 5][..], &[0xff; 6][..]));
+    assert_eq!(back[5..21], [0; 16]);
     let (address, _guard) = a.device_ptr(&stream);
     assert_eq!(address % 256, 0);
     let mut out = [0u8; 16];

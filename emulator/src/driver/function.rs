@@ -67,7 +67,7 @@ impl Function {
             files: self.files.clone(),
             names: self.names.clone(),
             variables: self.variables.clone(),
-            profile: self.profile(),
+            device: self.device,
             grid,
             block,
             dynamic_shared,

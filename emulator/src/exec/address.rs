@@ -201,7 +201,17 @@ impl Launch<'_> {
         }
         let access = format!("{size}-byte {} at address {address:#x}", kind.verb());
         match memory::find(address) {
-            Found::Live(buffer) => {
+            // Peer access would allow it; nothing of ours asks for that.
+            Found::Live { buffer, device } if device != self.request.device => Err(Trap::new(
+                Check::OutOfBounds,
+                lane,
+                format!(
+                    "{access}, offset {} of {}, which is on device {device}",
+                    address.wrapping_sub(buffer.base) as i64,
+                    buffer.name
+                ),
+            )),
+            Found::Live { buffer, .. } => {
                 let base = buffer.base;
                 self.touch(buffer);
                 Ok((Target::Global(self.recent), base))

@@ -14,7 +14,7 @@ mod warp;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::device::Profile;
+use crate::device::DEVICES;
 use crate::lanes::Lanes;
 use crate::lower::{Code, Constant, MaskKind, Special};
 use crate::memory::{Buffer, PARAM_BASE};
@@ -37,7 +37,7 @@ pub(crate) struct Request {
     pub names: Arc<Vec<String>>,
     /// Addresses of the module's variables.
     pub variables: Arc<Vec<u64>>,
-    pub profile: &'static Profile,
+    pub device: usize,
     pub grid: (u32, u32, u32),
     pub block: (u32, u32, u32),
     pub dynamic_shared: u32,
@@ -339,8 +339,8 @@ impl Launch<'_> {
                 MaskKind::Ge => u32::MAX << lane,
                 MaskKind::Gt => ((u64::from(u32::MAX) << (lane + 1)) & 0xffff_ffff) as u32,
             }),
-            Special::SmId => block % u64::from(self.request.profile.multiprocessors),
-            Special::NSmId => u64::from(self.request.profile.multiprocessors),
+            Special::SmId => block % u64::from(DEVICES[self.request.device].multiprocessors),
+            Special::NSmId => u64::from(DEVICES[self.request.device].multiprocessors),
             Special::DynamicSmem => u64::from(self.request.dynamic_shared),
             Special::TotalSmem => self.code.shared_bytes + u64::from(self.request.dynamic_shared),
             Special::GridId | Special::Clock => 0,
