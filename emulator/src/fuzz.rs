@@ -318,7 +318,7 @@ fn run(text: &str, number: u64, buffer: &Buffer, outcome: &mut Outcome) {
             approx: Approx::Seeded(number),
             instruction_budget: 2000,
         };
-        let report = exec::run(&f.request(grid, block, 0, params), settings, true);
+        let (report, _) = exec::run(&f.request(grid, block, 0, params), settings, true);
         match report.finding {
             Some(finding) => {
                 assert!(!finding.to_string().is_empty());

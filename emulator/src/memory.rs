@@ -4,9 +4,10 @@
 //! which buffer was meant even when it lies outside of it or after its end of life.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, RwLock};
 
 use crate::device::DEVICES;
+use crate::driver::order::Use;
 use crate::race::Shadow;
 
 /// Generic addresses of the windows of parameters, local and shared memory.
@@ -42,6 +43,8 @@ pub(crate) struct Buffer {
     /// One byte of state per byte of data.
     state: Box<[AtomicU64]>,
     pub shadow: Shadow,
+    /// What streams have done with it.
+    pub uses: Mutex<Vec<Use>>,
 }
 
 /// Zeroed words, from pages that the system hands out when they are first touched.
@@ -62,6 +65,7 @@ impl Buffer {
             data: zeroed(words),
             state: zeroed(words),
             shadow: Shadow::new(len),
+            uses: Mutex::default(),
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Check {
     GlobalRace,
     /// The same in shared memory.
     SharedRace,
+    /// Work of two streams touched the same bytes, one of them writing, and nothing ordered them.
+    StreamRace,
     /// Threads of one warp wait at different barriers.
     DivergentBarrier,
     /// Some threads of a warp wait at a barrier and others have returned.
@@ -52,9 +54,9 @@ pub enum Check {
 pub struct Finding {
     /// Its kind.
     pub check: Check,
-    /// Name of the entry.
+    /// Name of the entry; of work that is no kernel, what it is.
     pub kernel: String,
-    /// Line of the PTX text.
+    /// Line of the PTX text; 0 if the finding is about the launch as a whole.
     pub ptx_line: u32,
     /// File and line of the CUDA source, if the PTX was compiled with `-lineinfo`.
     pub source: Option<(String, u32)>,
@@ -66,19 +68,32 @@ pub struct Finding {
     pub message: String,
 }
 
+impl Finding {
+    /// A finding about a launch, or other work, as a whole.
+    pub(crate) fn of_all(check: Check, kernel: &str, message: String) -> Self {
+        Finding {
+            check,
+            kernel: kernel.to_string(),
+            ptx_line: 0,
+            source: None,
+            block: (0, 0, 0),
+            thread: (0, 0, 0),
+            message,
+        }
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} in `{}`: {}", self.check, self.kernel, self.message)?;
-        if self.ptx_line > 0 {
-            write!(f, "\n  at ptx line {}", self.ptx_line)?;
+        if self.ptx_line == 0 {
+            return Ok(());
         }
+        write!(f, "\n  at ptx line {}", self.ptx_line)?;
         if let Some((file, line)) = &self.source {
             write!(f, " ({file}:{line})")?;
         }
-        if self.check != Check::LaunchLimits {
-            write!(f, "\n  thread {:?} of block {:?}", self.thread, self.block)?;
-        }
-        Ok(())
+        write!(f, "\n  thread {:?} of block {:?}", self.thread, self.block)
     }
 }
 
@@ -152,11 +167,16 @@ pub(crate) fn begin() {
     LAST.set(None);
 }
 
+/// Makes a finding known.
+pub(crate) fn tell(finding: &Finding) {
+    eprintln!("cuda-emulator: {finding}");
+    LAST.set(Some(finding.clone()));
+}
+
 /// A launch has ended.
 pub(crate) fn finish(report: LaunchReport) {
     if let Some(f) = &report.finding {
-        eprintln!("cuda-emulator: {f}");
-        LAST.set(Some(f.clone()));
+        tell(f);
     }
     RECORDS.with_borrow_mut(|r| {
         let open = r.len();

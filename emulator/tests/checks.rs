@@ -115,7 +115,13 @@ fn another_device() {
     let f = function(&ctx, &kernel("ld.global.u32 %r4, [%rd3];"));
     use cudarc::driver::DevicePtr;
     let address = elsewhere.device_ptr(elsewhere.stream()).0;
-    let e = unsafe { stream.launch_builder(&f).arg(&address).launch(config(1, 32)) }.unwrap_err();
+    let e = unsafe {
+        stream
+            .launch_builder(&f)
+            .arg(&address)
+            .launch(config(1, 32))
+    }
+    .unwrap_err();
     assert_eq!(e.0, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     let finding = last_finding().unwrap();
     assert_eq!(finding.check, Check::OutOfBounds);

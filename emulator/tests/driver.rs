@@ -210,9 +210,7 @@ fn memory() {
     assert!(back[..3].iter().chain(&back[1002..]).all(|&x| x == 0));
     // What nobody has written is not zero.
     let mut partly = unsafe { stream.alloc::<u8>(27) }.unwrap();
-    stream
-        .memset_zeros(&mut partly.slice_mut(5..21))
-        .unwrap();
+    stream.memset_zeros(&mut partly.slice_mut(5..21)).unwrap();
     let back = stream.clone_dtoh(&partly).unwrap();
     assert_eq!((&back[..5], &back[21..]), (&[0xff; 5][..], &[0xff; 6][..]));
     assert_eq!(back[5..21], [0; 16]);
@@ -274,6 +272,8 @@ fn capture_setup() -> (
     unsafe { ctx.disable_event_tracking() };
     let stream = ctx.new_stream().unwrap();
     let f = function(&ctx, &increment());
+    // Loads it.
+    f.num_regs().unwrap();
     (ctx, stream, f)
 }
 

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int, c_uint};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use super::error::Error;
-use super::{Handle, Status, call, put, stream};
+use super::{Handle, Status, call, order, put, stream};
 use crate::device::{DEVICES, DRIVER_VERSION, Profile};
 
 static INITIALISED: AtomicBool = AtomicBool::new(false);
@@ -244,7 +244,12 @@ pub unsafe extern "C" fn cuCtxGetDevice(dev: *mut c_int) -> Status {
 
 /// Waits for everything: launches have run when they return. Forbidden while anything is captured.
 pub unsafe extern "C" fn cuCtxSynchronize() -> Status {
-    call(|| stream::forbid_all(current()?))
+    call(|| {
+        let device = current()?;
+        stream::forbid_all(device)?;
+        order::host_waited_for_device(device);
+        Ok(())
+    })
 }
 
 /// Scheduling flags have no meaning here.

@@ -1,4 +1,4 @@
-//! Events: the time at which they were recorded.
+//! Events: when they were recorded, and what was over then.
 
 use std::ffi::{c_float, c_uint};
 use std::sync::{Arc, Mutex};
@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::error::Error;
 use super::graph::Node;
+use super::order::{self, Line, Past};
 use super::{Handle, Registry, Status, call, context, lock, put, stream};
 
 const DISABLE_TIMING: c_uint = 2;
@@ -17,10 +18,11 @@ pub(crate) struct Event {
 }
 
 /// The latest record of an event.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Recorded {
     Never,
-    At(Instant),
+    /// When, and what was over then.
+    At(Instant, Past),
     /// As part of a capture.
     Captured(u64),
 }
@@ -37,17 +39,25 @@ impl Event {
     }
 
     /// Records the event now.
-    pub fn record(&self) {
-        *lock(&self.recorded) = Recorded::At(Instant::now());
+    pub fn record(&self, on: Line) {
+        *lock(&self.recorded) = Recorded::At(Instant::now(), order::so_far(on));
     }
 
-    /// When it was recorded, for what needs a real record.
-    fn time(&self) -> Result<Option<Instant>, Error> {
-        match *lock(&self.recorded) {
+    /// When it was recorded and what was over then, for what needs a real record.
+    pub fn happened(&self) -> Result<Option<(Instant, Past)>, Error> {
+        match lock(&self.recorded).clone() {
             Recorded::Never => Ok(None),
-            Recorded::At(t) => Ok(Some(t)),
+            Recorded::At(time, past) => Ok(Some((time, past))),
             Recorded::Captured(_) => Err(Error::CAPTURED_EVENT),
         }
+    }
+
+    /// The host knows that it has happened.
+    fn host_waited(&self) -> Result<(), Error> {
+        if let Some((_, past)) = self.happened()? {
+            order::host_waited(&past);
+        }
+        Ok(())
     }
 }
 
@@ -81,13 +91,12 @@ pub unsafe extern "C" fn cuEventDestroy_v2(event: Handle) -> Status {
 pub unsafe extern "C" fn cuEventRecord(event: Handle, on: Handle) -> Status {
     call(|| {
         let e = get(event)?;
-        if let Some(id) = stream::capture_id(on)? {
-            *lock(&e.recorded) = Recorded::Captured(id);
-            stream::enqueue(on, || Node::Nothing)?;
-            return Ok(());
+        let capture = stream::capture_id(on)?;
+        match (stream::enqueue(on, || Node::Nothing)?, capture) {
+            (Some(work), _) => e.record(work.line),
+            (None, Some(id)) => *lock(&e.recorded) = Recorded::Captured(id),
+            (None, None) => {}
         }
-        stream::enqueue(on, || Node::Nothing)?;
-        e.record();
         Ok(())
     })
 }
@@ -104,8 +113,8 @@ pub unsafe extern "C" fn cuEventRecordWithFlags(
     }
     call(|| {
         let e = get(event)?;
-        if !stream::enqueue(on, || Node::Record(e.clone()))? {
-            e.record();
+        if let Some(work) = stream::enqueue(on, || Node::Record(e.clone()))? {
+            e.record(work.line);
         }
         Ok(())
     })
@@ -113,12 +122,12 @@ pub unsafe extern "C" fn cuEventRecordWithFlags(
 
 /// Whether an event has happened: always.
 pub unsafe extern "C" fn cuEventQuery(event: Handle) -> Status {
-    call(|| get(event)?.time().map(|_| ()))
+    call(|| get(event)?.host_waited())
 }
 
 /// Waits for an event.
 pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> Status {
-    call(|| get(event)?.time().map(|_| ()))
+    call(|| get(event)?.host_waited())
 }
 
 /// Milliseconds between two events.
@@ -132,10 +141,8 @@ pub unsafe extern "C" fn cuEventElapsedTime_v2(
         if (a.flags | b.flags) & DISABLE_TIMING != 0 {
             return Err(Error::INVALID_HANDLE);
         }
-        let (a, b) = (
-            a.time()?.ok_or(Error::INVALID_HANDLE)?,
-            b.time()?.ok_or(Error::INVALID_HANDLE)?,
-        );
+        let (a, _) = a.happened()?.ok_or(Error::INVALID_HANDLE)?;
+        let (b, _) = b.happened()?.ok_or(Error::INVALID_HANDLE)?;
         let ms = match b.checked_duration_since(a) {
             Some(d) => d.as_secs_f64() * 1e3,
             None => -(a - b).as_secs_f64() * 1e3,

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::error::Error;
-use super::{Handle, Registry, Status, call, context, put};
+use super::{Handle, Registry, Status, call, context, put, stream};
 use crate::device::{DEVICES, Profile};
 use crate::exec::Request;
 use crate::lower::Code;
@@ -23,6 +23,8 @@ pub(crate) struct Function {
     target: u32,
     /// Dynamic shared memory that a launch may ask for.
     max_dynamic: AtomicU32,
+    /// Whether it has reached the device.
+    loaded: AtomicBool,
 }
 
 static FUNCTIONS: Registry<Function> = Registry::new();
@@ -51,7 +53,23 @@ impl Function {
             version,
             target,
             max_dynamic,
+            loaded: AtomicBool::new(false),
         }
+    }
+
+    /// Lazy loading, CUDA's default: a function reaches the device when it is first used, and as any loading that is
+    /// forbidden during a capture.
+    pub fn load(&self) -> Result<(), Error> {
+        if !self.loaded.load(Relaxed) {
+            stream::forbid_unsafe_call().inspect_err(|_| {
+                eprintln!(
+                    "cuda-emulator: `{}` is first used during a capture, where nothing can be loaded; cuFuncLoad before",
+                    self.code.name
+                );
+            })?;
+            self.loaded.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// A launch of it, once its shape is known to be within the limits.
@@ -137,6 +155,8 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
     call(|| {
         context::current()?;
         let f = get(f)?;
+        // Properties of the compiled code.
+        f.load()?;
         let v = match attribute {
             0 => f.max_threads(),                // MAX_THREADS_PER_BLOCK
             1 => f.code.shared_bytes as u32,     // SHARED_SIZE_BYTES
@@ -184,17 +204,17 @@ pub unsafe extern "C" fn cuFuncSetCacheConfig(f: Handle, _config: c_uint) -> Sta
     call(|| get(f).map(|_| ()))
 }
 
-/// Functions are loaded with their module.
+/// Loads a function before its first use.
 pub unsafe extern "C" fn cuFuncLoad(f: Handle) -> Status {
-    call(|| get(f).map(|_| ()))
+    call(|| get(f)?.load())
 }
 
-/// Functions are loaded with their module.
+/// Whether a function has been loaded.
 pub unsafe extern "C" fn cuFuncIsLoaded(state: *mut c_uint, f: Handle) -> Status {
     call(|| {
-        get(f)?;
+        let loaded = get(f)?.loaded.load(Relaxed);
         // SAFETY: the caller gives a valid place.
-        unsafe { put(state, 1) }
+        unsafe { put(state, c_uint::from(loaded)) }
     })
 }
 

@@ -7,6 +7,7 @@ use super::error::Error;
 use super::event::Event;
 use super::launch::Launch;
 use super::memory::MemoryOp;
+use super::order::Work;
 use super::{Handle, Registry, Status, call, context, put, stream};
 
 /// A piece of work of a stream.
@@ -38,17 +39,17 @@ static GRAPHS: Registry<Graph> = Registry::new();
 static EXECUTABLES: Registry<Executable> = Registry::new();
 
 impl Executable {
-    fn run(&self) -> Result<(), Error> {
+    fn run(&self, work: Work) -> Result<(), Error> {
         for node in &self.nodes {
             match node {
-                Node::Launch(l) => l.run()?,
+                Node::Launch(l) => l.run(work)?,
                 // SAFETY: who captured the copy keeps its host memory while the graph is used.
-                Node::Memory(op) => unsafe { op.run() }?,
+                Node::Memory(op) => unsafe { op.run(work) }?,
                 // SAFETY: who captured the call gave a function for exactly this.
                 Node::Host(f, data) => unsafe { f(*data as *mut c_void) },
-                Node::Record(e) => e.record(),
+                Node::Record(e) => e.record(work.line),
                 Node::Nothing => {}
-                Node::Graph(g) => g.run()?,
+                Node::Graph(g) => g.run(work)?,
             }
         }
         Ok(())
@@ -85,10 +86,10 @@ pub unsafe extern "C" fn cuGraphLaunch(graph: Handle, on: Handle) -> Status {
         if g.device != context::current()? {
             return Err(Error::INVALID_CONTEXT);
         }
-        if stream::enqueue(on, || Node::Graph(g.clone()))? {
-            return Ok(());
+        match stream::enqueue(on, || Node::Graph(g.clone()))? {
+            Some(work) => g.run(work),
+            None => Ok(()),
         }
-        g.run()
     })
 }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::error::Error;
 use super::function::{self, Function};
 use super::graph::Node;
+use super::order::{self, Work};
 use super::{Handle, Status, call, context, stream};
-use crate::exec::{self, Request};
+use crate::exec::{self, Extent, Request};
 use crate::report::{self, Check, Finding, LaunchReport};
 use crate::settings;
 
@@ -20,9 +21,25 @@ pub(crate) struct Launch {
 impl Launch {
     /// Runs the kernel to its end. A finding becomes the error that CUDA would report, here and not
     /// at a later call.
-    pub fn run(&self) -> Result<(), Error> {
+    pub fn run(&self, work: Work) -> Result<(), Error> {
         report::begin();
-        let report = exec::run(&self.request, settings::current(), report::is_recording());
+        let (mut report, extents) =
+            exec::run(&self.request, settings::current(), report::is_recording());
+        for Extent {
+            buffer,
+            read,
+            written,
+        } in extents
+        {
+            for (bytes, writes) in [(read, false), (written, true)] {
+                if !bytes.is_empty()
+                    && let Err(message) = order::touch(work, &report.kernel, &buffer, bytes, writes)
+                {
+                    let unordered = || Finding::of_all(Check::StreamRace, &report.kernel, message);
+                    report.finding.get_or_insert_with(unordered);
+                }
+            }
+        }
         let status = report
             .finding
             .as_ref()
@@ -187,13 +204,14 @@ unsafe fn launch(
     }
     // SAFETY: by this function's contract.
     let params = unsafe { arguments(&f, params, extra) }?;
+    f.load()?;
     let launch = Launch {
         request: Arc::new(f.request(grid, block, dynamic, params)),
     };
-    if stream::enqueue(on, || Node::Launch(launch.clone()))? {
-        return Ok(());
+    match stream::enqueue(on, || Node::Launch(launch.clone()))? {
+        Some(work) => launch.run(work),
+        None => Ok(()),
     }
-    launch.run()
 }
 
 /// The report of a launch that never began.
@@ -212,15 +230,7 @@ fn refused(
         buffers: Vec::new(),
         shared: crate::traffic::BankPhases::default(),
         lines_not_executed: Vec::new(),
-        finding: Some(Finding {
-            check: Check::LaunchLimits,
-            kernel: f.code.name.clone(),
-            ptx_line: 0,
-            source: None,
-            block: (0, 0, 0),
-            thread: (0, 0, 0),
-            message,
-        }),
+        finding: Some(Finding::of_all(Check::LaunchLimits, &f.code.name, message)),
     }
 }
 

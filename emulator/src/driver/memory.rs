@@ -7,9 +7,11 @@ use std::sync::{LazyLock, Mutex};
 
 use super::error::Error;
 use super::graph::Node;
+use super::order::{self, Work};
 use super::{Handle, Status, call, context, lock, put, stream};
 use crate::device::DEVICES;
 use crate::memory::{self, Buffer};
+use crate::report::{self, Check, Finding};
 
 /// Allocates device memory.
 pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
@@ -112,6 +114,12 @@ pub unsafe extern "C" fn cuPointerGetAttribute(
 /// Layouts of pinned host allocations.
 static PINNED: LazyLock<Mutex<HashMap<usize, Layout>>> = LazyLock::new(Mutex::default);
 
+fn is_pinned(address: usize) -> bool {
+    let pinned = lock(&PINNED);
+    let mut allocations = pinned.iter();
+    allocations.any(|(&start, layout)| (start..start + layout.size()).contains(&address))
+}
+
 /// Allocates pinned host memory: ordinary memory, aligned to a page.
 pub unsafe extern "C" fn cuMemHostAlloc(
     to: *mut *mut c_void,
@@ -155,9 +163,29 @@ fn range(address: u64, bytes: usize) -> Result<(std::sync::Arc<Buffer>, u64), Er
     memory::range(address, bytes as u64).ok_or(Error::INVALID_VALUE)
 }
 
+/// Notes what a copy or fill touches; see [`order::touch`].
+fn touch(
+    work: Work,
+    what: &str,
+    buffer: &Buffer,
+    offset: u64,
+    bytes: usize,
+    writes: bool,
+) -> Result<(), Error> {
+    order::touch(work, what, buffer, offset..offset + bytes as u64, writes).map_err(|message| {
+        report::tell(&Finding::of_all(Check::StreamRace, what, message));
+        Error::LAUNCH_FAILED
+    })
+}
+
 /// # Safety
 /// `host` has `bytes` readable bytes.
-unsafe fn to_device(device: u64, host: *const c_void, bytes: usize) -> Result<(), Error> {
+unsafe fn to_device(
+    work: Work,
+    device: u64,
+    host: *const c_void,
+    bytes: usize,
+) -> Result<(), Error> {
     if bytes == 0 {
         return Ok(());
     }
@@ -165,6 +193,7 @@ unsafe fn to_device(device: u64, host: *const c_void, bytes: usize) -> Result<()
     if host.is_null() {
         return Err(Error::INVALID_VALUE);
     }
+    touch(work, "copy to the device", &buffer, offset, bytes, true)?;
     // SAFETY: by this function's contract.
     buffer.copy_in(offset, unsafe {
         std::slice::from_raw_parts(host.cast(), bytes)
@@ -174,7 +203,7 @@ unsafe fn to_device(device: u64, host: *const c_void, bytes: usize) -> Result<()
 
 /// # Safety
 /// `host` has `bytes` writable bytes.
-unsafe fn to_host(host: *mut c_void, device: u64, bytes: usize) -> Result<(), Error> {
+unsafe fn to_host(work: Work, host: *mut c_void, device: u64, bytes: usize) -> Result<(), Error> {
     if bytes == 0 {
         return Ok(());
     }
@@ -182,6 +211,7 @@ unsafe fn to_host(host: *mut c_void, device: u64, bytes: usize) -> Result<(), Er
     if host.is_null() {
         return Err(Error::INVALID_VALUE);
     }
+    touch(work, "copy to the host", &buffer, offset, bytes, false)?;
     // SAFETY: by this function's contract. The bytes may be uninitialised to the host's compiler,
     // but they come through a C interface, and only writes follow.
     buffer.copy_out(offset, unsafe {
@@ -190,30 +220,31 @@ unsafe fn to_host(host: *mut c_void, device: u64, bytes: usize) -> Result<(), Er
     Ok(())
 }
 
-fn between(to: u64, from: u64, bytes: usize) -> Result<(), Error> {
+fn between(work: Work, to: u64, from: u64, bytes: usize) -> Result<(), Error> {
     if bytes == 0 {
         return Ok(());
     }
     let (target, offset) = range(to, bytes)?;
     let (source, source_offset) = range(from, bytes)?;
+    touch(work, "copy", &source, source_offset, bytes, false)?;
+    touch(work, "copy", &target, offset, bytes, true)?;
     target.copy_from(offset, &source, source_offset, bytes as u64);
     Ok(())
 }
 
 /// Fills `count` elements of `width` bytes.
-fn fill(to: u64, value: u32, width: u8, count: usize) -> Result<(), Error> {
+fn fill(work: Work, to: u64, value: u32, width: u8, count: usize) -> Result<(), Error> {
     if count == 0 {
         return Ok(());
     }
     if !to.is_multiple_of(u64::from(width)) {
         return Err(Error::INVALID_VALUE);
     }
-    let (buffer, offset) = range(
-        to,
-        count
-            .checked_mul(usize::from(width))
-            .ok_or(Error::INVALID_VALUE)?,
-    )?;
+    let bytes = count
+        .checked_mul(usize::from(width))
+        .ok_or(Error::INVALID_VALUE)?;
+    let (buffer, offset) = range(to, bytes)?;
+    touch(work, "fill", &buffer, offset, bytes, true)?;
     let bytes = value.to_le_bytes();
     if bytes[..usize::from(width)].iter().all(|b| *b == bytes[0]) {
         buffer.fill(offset, count as u64 * u64::from(width), bytes[0]);
@@ -258,21 +289,23 @@ impl MemoryOp {
     ///
     /// # Safety
     /// Host addresses are valid for the bytes that are copied.
-    pub unsafe fn run(self) -> Result<(), Error> {
+    pub unsafe fn run(self, work: Work) -> Result<(), Error> {
         // SAFETY: by this function's contract.
         unsafe {
             match self {
                 MemoryOp::ToDevice { to, from, bytes } => {
-                    to_device(to, from as *const c_void, bytes)
+                    to_device(work, to, from as *const c_void, bytes)
                 }
-                MemoryOp::ToHost { to, from, bytes } => to_host(to as *mut c_void, from, bytes),
-                MemoryOp::Between { to, from, bytes } => between(to, from, bytes),
+                MemoryOp::ToHost { to, from, bytes } => {
+                    to_host(work, to as *mut c_void, from, bytes)
+                }
+                MemoryOp::Between { to, from, bytes } => between(work, to, from, bytes),
                 MemoryOp::Fill {
                     to,
                     value,
                     width,
                     count,
-                } => fill(to, value, width, count),
+                } => fill(work, to, value, width, count),
             }
         }
     }
@@ -283,11 +316,16 @@ impl MemoryOp {
 unsafe fn on_stream(op: MemoryOp, on: Handle) -> Status {
     call(|| {
         context::current()?;
-        if stream::enqueue(on, || Node::Memory(op))? {
+        let Some(work) = stream::enqueue(on, || Node::Memory(op))? else {
             return Ok(());
-        }
+        };
         // SAFETY: by this function's contract.
-        unsafe { op.run() }
+        unsafe { op.run(work) }?;
+        match op {
+            // Into memory that is not pinned, CUDA has copied when it returns.
+            MemoryOp::ToHost { to, .. } if !is_pinned(to) => stream::host_waits(on),
+            _ => Ok(()),
+        }
     })
 }
 
@@ -296,10 +334,15 @@ unsafe fn on_stream(op: MemoryOp, on: Handle) -> Status {
 unsafe fn at_once(op: MemoryOp) -> Status {
     call(|| {
         context::current()?;
-        // A synchronous copy waits for the legacy stream.
         stream::forbid_unsafe_call()?;
+        // On the legacy stream. Out of the device it has happened when it returns; the rest may still be on its way.
+        let legacy = stream::line(std::ptr::null_mut())?;
         // SAFETY: by this function's contract.
-        unsafe { op.run() }
+        unsafe { op.run(order::begin(legacy)) }?;
+        if matches!(op, MemoryOp::ToHost { .. }) {
+            order::host_waited(&order::so_far(legacy));
+        }
+        Ok(())
     })
 }
 

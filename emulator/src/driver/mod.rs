@@ -12,6 +12,7 @@ pub(crate) mod graph;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub(crate) mod module;
+pub(crate) mod order;
 pub(crate) mod stream;
 
 use std::collections::HashMap;

@@ -339,9 +339,9 @@ pub unsafe extern "C" fn cuModuleGetGlobal_v2(
     })
 }
 
-/// Modules are loaded at once.
+/// Functions are loaded when they are first used.
 pub unsafe extern "C" fn cuModuleGetLoadingMode(mode: *mut c_uint) -> Status {
-    const EAGER: c_uint = 1;
+    const LAZY: c_uint = 2;
     // SAFETY: the caller gives a valid place.
-    call(|| unsafe { put(mode, EAGER) })
+    call(|| unsafe { put(mode, LAZY) })
 }

@@ -1,7 +1,7 @@
 //! Streams and their capture.
 //!
-//! Work is done when the call that asks for it returns, so streams order nothing. What is left of
-//! them is their handles, and whether one is being captured.
+//! Work is done when the call that asks for it returns. What is left of streams is their handles, whether one is
+//! being captured, and their [`order`], which is checked.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
@@ -10,10 +10,13 @@ use std::thread::ThreadId;
 use super::error::Error;
 use super::event;
 use super::graph::{self, Node};
+use super::order::{self, Line, Work};
 use super::{Handle, Registry, Status, call, context, lock, put};
 
 /// The streams that exist without being made: null, legacy and per-thread.
 const PER_THREAD: usize = 2;
+
+const NON_BLOCKING: c_uint = 1;
 
 /// How a capture treats unsafe calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,7 @@ static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new
 
 thread_local! {
     /// This thread's `CU_STREAM_PER_THREAD`, per device.
-    static OWN: [Arc<Stream>; crate::device::DEVICES.len()] = std::array::from_fn(|d| Arc::new(Stream::new(d, 1, 0)));
+    static OWN: [Arc<Stream>; crate::device::DEVICES.len()] = std::array::from_fn(|d| Arc::new(Stream::new(d, 0, 0)));
 }
 
 impl Stream {
@@ -60,6 +63,14 @@ impl Stream {
             flags,
             priority,
             capture: Mutex::new(None),
+        }
+    }
+
+    fn line(&self) -> Line {
+        if self.flags & NON_BLOCKING == 0 {
+            Line::Blocking(self.device, self.id)
+        } else {
+            Line::NonBlocking(self.device, self.id)
         }
     }
 }
@@ -74,13 +85,19 @@ fn get(handle: Handle) -> Result<Option<Arc<Stream>>, Error> {
     }
 }
 
-/// Adds a node to the graph that is being captured; false if there is none.
-pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<bool, Error> {
+/// The stream of a handle, where order is concerned.
+pub(crate) fn line(handle: Handle) -> Result<Line, Error> {
+    let legacy = Line::Legacy(context::current()?);
+    Ok(get(handle)?.map_or(legacy, |s| s.line()))
+}
+
+/// Adds a node to the graph that is being captured; or gives the piece of work that is to be done now.
+pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Option<Work>, Error> {
     let Some(stream) = get(handle)? else {
         // The legacy stream waits for all blocking streams.
-        let blocking = |s: &Arc<Stream>| s.flags & 1 == 0;
+        let blocking = |s: &Arc<Stream>| s.flags & NON_BLOCKING == 0;
         return match lock(&CAPTURING).iter().find(|s| blocking(s)) {
-            None => Ok(false),
+            None => Ok(Some(order::begin(line(handle)?))),
             Some(s) => {
                 invalidate(s);
                 Err(Error::STREAM_CAPTURE_IMPLICIT)
@@ -92,11 +109,11 @@ pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<boo
     }
     let mut capture = lock(&stream.capture);
     match &mut *capture {
-        None => Ok(false),
+        None => Ok(Some(order::begin(stream.line()))),
         Some(c) if c.invalidated => Err(Error::STREAM_CAPTURE_INVALIDATED),
         Some(c) => {
             c.nodes.push(node());
-            Ok(true)
+            Ok(None)
         }
     }
 }
@@ -143,16 +160,20 @@ pub(crate) fn forbid_all(device: usize) -> Result<(), Error> {
     }
 }
 
-/// Waiting for a stream under capture is an error.
-fn forbid_on(handle: Handle) -> Result<(), Error> {
+/// The host waits for a stream: an error if it is under capture.
+pub(crate) fn host_waits(handle: Handle) -> Result<(), Error> {
     match get(handle)? {
         Some(s) if lock(&s.capture).is_some() => {
             invalidate(&s);
-            Err(Error::STREAM_CAPTURE_UNSUPPORTED)
+            return Err(Error::STREAM_CAPTURE_UNSUPPORTED);
         }
-        Some(_) => Ok(()),
-        None => enqueue(handle, || Node::Nothing).map(|_| ()),
+        Some(_) => {}
+        None => {
+            enqueue(handle, || Node::Nothing)?;
+        }
     }
+    order::host_waited(&order::so_far(line(handle)?));
+    Ok(())
 }
 
 /// Makes a stream.
@@ -183,18 +204,19 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> Status {
     call(|| {
         let s = STREAMS.remove(stream)?;
         lock(&CAPTURING).retain(|c| !Arc::ptr_eq(c, &s));
+        order::forget(s.line());
         Ok(())
     })
 }
 
 /// Waits for a stream.
 pub unsafe extern "C" fn cuStreamSynchronize(stream: Handle) -> Status {
-    call(|| forbid_on(stream))
+    call(|| host_waits(stream))
 }
 
 /// Whether a stream has finished: always.
 pub unsafe extern "C" fn cuStreamQuery(stream: Handle) -> Status {
-    call(|| forbid_on(stream))
+    call(|| host_waits(stream))
 }
 
 /// Makes a stream wait for an event.
@@ -207,7 +229,12 @@ pub unsafe extern "C" fn cuStreamWaitEvent(
         let event = event::get(event)?;
         let (here, there) = (capture_id(stream)?, event.capture());
         match (here, there) {
-            (None, None) => Ok(()),
+            (None, None) => {
+                if let Some((_, past)) = event.happened()? {
+                    order::wait(line(stream)?, &past);
+                }
+                Ok(())
+            }
             (Some(a), Some(b)) if a == b => Ok(()),
             // An event from outside: the graph could not depend on it.
             (Some(_), None) => {
@@ -264,11 +291,10 @@ pub unsafe extern "C" fn cuLaunchHostFunc(
 ) -> Status {
     call(|| {
         let f = f.ok_or(Error::INVALID_VALUE)?;
-        if enqueue(stream, || Node::Host(f, data as usize))? {
-            return Ok(());
+        if enqueue(stream, || Node::Host(f, data as usize))?.is_some() {
+            // SAFETY: the caller gave a function for exactly this.
+            unsafe { f(data) };
         }
-        // SAFETY: the caller gave a function for exactly this.
-        unsafe { f(data) };
         Ok(())
     })
 }

@@ -3,6 +3,8 @@
 //! A request of a warp is taken apart by the buffers that its lanes mean: of each [`Group`] the order of the
 //! accesses is checked first, then the data move.
 
+use std::ops::Range;
+
 use super::address::{Group, Kind, Target, addresses};
 use super::block::{Block, Warp};
 use super::messages::{uninitialised_register, unwritten};
@@ -26,8 +28,17 @@ fn buffer_of<'b>(
         Target::Params => params,
         Target::Local => local,
         Target::Shared => shared,
-        Target::Global(i) => &touched[i].buffer,
+        Target::Global(i) => &touched[i].extent.buffer,
     }
+}
+
+/// Makes a range contain another.
+fn widen(range: &mut Range<u64>, start: u64, end: u64) {
+    *range = if range.is_empty() {
+        start..end
+    } else {
+        range.start.min(start)..range.end.max(end)
+    };
 }
 
 impl Launch<'_> {
@@ -180,7 +191,11 @@ impl Launch<'_> {
         let (buffer, floor, swaps) = match group.target {
             Target::Params | Target::Local => return Ok(()),
             Target::Shared => (&block.shared, block.floor, self.code.swaps[1]),
-            Target::Global(i) => (&*self.touched[i].buffer, self.floor, self.code.swaps[0]),
+            Target::Global(i) => (
+                &*self.touched[i].extent.buffer,
+                self.floor,
+                self.code.swaps[0],
+            ),
         };
         let warp = &block.warps[w];
         let order = Order {
@@ -233,9 +248,24 @@ impl Launch<'_> {
         }
     }
 
-    /// Counts a request.
+    /// Counts a request, and widens the extents that it goes beyond.
     #[inline]
     fn count(&mut self, group: &Group, size: u64, kind: Kind) {
+        if let Target::Global(i) = group.target {
+            let (mut first, mut last) = (u64::MAX, 0);
+            for (lane, &offset) in group.offsets.iter().enumerate() {
+                let here = group.mask >> lane & 1 != 0;
+                first = first.min(if here { offset } else { u64::MAX });
+                last = last.max(if here { offset } else { 0 });
+            }
+            let extent = &mut self.touched[i].extent;
+            if kind != Kind::Store {
+                widen(&mut extent.read, first, last + size);
+            }
+            if kind != Kind::Load {
+                widen(&mut extent.written, first, last + size);
+            }
+        }
         if !self.counting || matches!(group.target, Target::Params | Target::Local) {
             return;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::block::Block;
 use super::messages::uninitialised_register;
 use super::warp::lanes_of;
-use super::{Launch, Step, Touched, Trap};
+use super::{Extent, Launch, Step, Touched, Trap};
 use crate::lower::Access;
 use crate::memory::{self, Buffer, FORBIDDEN, Found, LOCAL_BASE, SHARED_BASE, WINDOW};
 use crate::ptx::ast::Space;
@@ -70,7 +70,7 @@ impl Launch<'_> {
             Target::Params => (base, self.params.len),
             Target::Local => (base, self.code.local_bytes),
             Target::Shared => (base, block.shared.len),
-            Target::Global(i) => (base, self.touched[i].buffer.len),
+            Target::Global(i) => (base, self.touched[i].extent.buffer.len),
         };
         let limit = len.checked_sub(size);
         let mut offsets = [0; 32];
@@ -142,7 +142,7 @@ impl Launch<'_> {
             Target::Params => &self.params,
             Target::Local => &block.warps[w].local,
             Target::Shared => &block.shared,
-            Target::Global(i) => &self.touched[i].buffer,
+            Target::Global(i) => &self.touched[i].extent.buffer,
         }
     }
 
@@ -163,9 +163,9 @@ impl Launch<'_> {
             Space::Global | Space::Const | Space::Generic => {
                 let recent = self.touched.get(self.recent);
                 if let Some(t) = recent
-                    && address.wrapping_sub(t.buffer.base) < t.buffer.len
+                    && address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len
                 {
-                    return Ok((Target::Global(self.recent), t.buffer.base));
+                    return Ok((Target::Global(self.recent), t.extent.buffer.base));
                 }
                 self.target_slowly(a, address, lane, size, kind)
             }
@@ -183,10 +183,10 @@ impl Launch<'_> {
         if let Some(i) = self
             .touched
             .iter()
-            .position(|t| address.wrapping_sub(t.buffer.base) < t.buffer.len)
+            .position(|t| address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len)
         {
             self.recent = i;
-            return Ok((Target::Global(i), self.touched[i].buffer.base));
+            return Ok((Target::Global(i), self.touched[i].extent.buffer.base));
         }
         if a.space == Space::Generic {
             for (base, target) in [
@@ -244,7 +244,7 @@ impl Launch<'_> {
         if let Some(i) = self
             .touched
             .iter()
-            .position(|t| t.buffer.base == buffer.base)
+            .position(|t| t.extent.buffer.base == buffer.base)
         {
             self.recent = i;
             return;
@@ -254,8 +254,13 @@ impl Launch<'_> {
             len: buffer.len,
             ..BufferTraffic::default()
         };
+        let extent = Extent {
+            buffer,
+            read: 0..0,
+            written: 0..0,
+        };
         self.recent = self.touched.len();
-        self.touched.push(Touched { buffer, traffic });
+        self.touched.push(Touched { extent, traffic });
     }
 }
 

@@ -12,6 +12,7 @@ mod sync;
 mod warp;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::DEVICES;
@@ -65,8 +66,15 @@ type Step<T = ()> = Result<T, Box<Trap>>;
 
 /// A buffer that the launch has touched.
 struct Touched {
-    buffer: Arc<Buffer>,
+    extent: Extent,
     traffic: BufferTraffic,
+}
+
+/// The bytes of a buffer between the first and the last that a launch read, and that it wrote.
+pub(crate) struct Extent {
+    pub buffer: Arc<Buffer>,
+    pub read: Range<u64>,
+    pub written: Range<u64>,
 }
 
 /// State of a launch that all of its blocks share.
@@ -106,7 +114,11 @@ impl Rng {
 }
 
 /// Runs a launch to its end or to its first finding.
-pub(crate) fn run(request: &Request, settings: Settings, counting: bool) -> LaunchReport {
+pub(crate) fn run(
+    request: &Request,
+    settings: Settings,
+    counting: bool,
+) -> (LaunchReport, Vec<Extent>) {
     let code = &*request.code;
     let (bx, by, bz) = request.block;
     let params = Buffer::new(PARAM_BASE, code.param_bytes, "kernel parameters".into());
@@ -347,7 +359,7 @@ impl Launch<'_> {
         }
     }
 
-    fn report(self, finding: Option<Finding>) -> LaunchReport {
+    fn report(self, finding: Option<Finding>) -> (LaunchReport, Vec<Extent>) {
         let mut by_opcode: HashMap<&str, u64> = HashMap::new();
         let mut lines_not_executed = Vec::new();
         if self.counting {
@@ -372,13 +384,13 @@ impl Launch<'_> {
         by_opcode.sort();
         // The exit that ends every body belongs to no line.
         let executed = &self.counts[..self.request.names.len()];
-        let mut buffers: Vec<BufferTraffic> = if self.counting {
-            self.touched.into_iter().map(|t| t.traffic).collect()
-        } else {
-            Vec::new()
-        };
-        buffers.sort_by_key(|b| b.address);
-        LaunchReport {
+        let touched = self.touched.into_iter().map(|t| (t.traffic, t.extent));
+        let (mut buffers, extents): (Vec<_>, Vec<_>) = touched.unzip();
+        if !self.counting {
+            buffers.clear();
+        }
+        buffers.sort_by_key(|b: &BufferTraffic| b.address);
+        let report = LaunchReport {
             kernel: self.code.name.clone(),
             grid: self.request.grid,
             block: self.request.block,
@@ -388,6 +400,7 @@ impl Launch<'_> {
             shared: self.shared,
             lines_not_executed,
             finding,
-        }
+        };
+        (report, extents)
     }
 }

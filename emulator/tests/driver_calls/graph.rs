@@ -21,6 +21,8 @@ fn captures() {
     let _one = begin(0);
     let ((_, f), a, s) = (load(), allocate(16), stream());
     ok!(cuMemsetD32_v2(a, 0u32, 4usize));
+    ok!(cuFuncLoad(f));
+    ok!(cuCtxSynchronize());
     let (mut status, mut graph, mut run, mut id): (c_uint, Handle, Handle, u64) =
         (9, null_mut(), null_mut(), 0);
     const GLOBAL: u32 = 0;
@@ -164,7 +166,7 @@ fn captures() {
 #[test]
 fn captures_that_are_broken() {
     let _one = begin(0);
-    let (a, s) = (allocate(16), stream());
+    let ((_, f), a, s) = (load(), allocate(16), stream());
     let mut blocking: Handle = null_mut();
     ok!(cuStreamCreate(to(&mut blocking), 0u32));
     let (mut outside, mut address, mut pinned): (Handle, u64, Handle) = (null_mut(), 0, null_mut());
@@ -237,6 +239,16 @@ fn captures_that_are_broken() {
             CAPTURE_UNSUPPORTED,
         ),
         (
+            "first launch",
+            Box::new(move || launch(f, a, s)),
+            CAPTURE_UNSUPPORTED,
+        ),
+        (
+            "function",
+            Box::new(move || cu!(cuFuncLoad(f))),
+            CAPTURE_UNSUPPORTED,
+        ),
+        (
             "event",
             Box::new(|| cu!(cuStreamWaitEvent(s, outside, 0u32))),
             CAPTURE_ISOLATION,
@@ -249,13 +261,15 @@ fn captures_that_are_broken() {
         fails!(CAPTURE_INVALIDATED, cuMemsetD8Async(a, 0u8, 16usize, s));
         end_broken(s, what);
     }
-    // The legacy stream waits for blocking streams, and would wait for a capture.
-    ok!(cuStreamBeginCapture_v2(blocking, 2u32));
-    fails!(
-        CAPTURE_IMPLICIT,
-        cuMemsetD8Async(a, 0u8, 16usize, null_mut::<c_void>())
-    );
-    end_broken(blocking, "legacy");
+    // The legacy stream waits for blocking streams, the threads' own among them, and would wait for a capture.
+    for blocking in [blocking, 2 as Handle] {
+        ok!(cuStreamBeginCapture_v2(blocking, 2u32));
+        fails!(
+            CAPTURE_IMPLICIT,
+            cuMemsetD8Async(a, 0u8, 16usize, null_mut::<c_void>())
+        );
+        end_broken(blocking, "legacy");
+    }
     // An event of a capture in a stream outside: several streams in a graph are not supported.
     ok!(cuStreamBeginCapture_v2(s, 2u32));
     ok!(cuEventRecord(outside, s));

@@ -31,6 +31,7 @@ mod graph;
 mod launch;
 mod memory;
 mod module;
+mod order;
 mod stream;
 
 use std::ffi::{CString, c_int, c_void};
@@ -56,6 +57,7 @@ const ILLEGAL_STATE: u32 = 401;
 const NOT_FOUND: u32 = 500;
 const ILLEGAL_ADDRESS: u32 = 700;
 const LAUNCH_OUT_OF_RESOURCES: u32 = 701;
+const LAUNCH_FAILED: u32 = 719;
 const CONTEXT_IS_DESTROYED: u32 = 709;
 const NOT_SUPPORTED: u32 = 801;
 const CAPTURE_UNSUPPORTED: u32 = 900;

@@ -43,7 +43,9 @@ fn memory() {
     );
 
     // Copies, at once and on a stream; every one is checked against the ends of the buffer.
-    let (data, s) = ([1u32, 2, 3, 4], stream());
+    // The stream and the legacy one wait for each other.
+    let (data, mut s): (_, Handle) = ([1u32, 2, 3, 4], null_mut());
+    ok!(cuStreamCreate(to(&mut s), 0u32));
     let host = data.as_ptr();
     ok!(cuMemcpyHtoD_v2(a, host, 16usize));
     assert_eq!(words(a), data);

@@ -50,7 +50,7 @@ fn modules_and_functions() {
     ));
     let mut mode: c_uint = 0;
     ok!(cuModuleGetLoadingMode(to(&mut mode)));
-    assert_eq!(mode, 1);
+    assert_eq!(mode, 2);
     fails!(INVALID_VALUE, cuModuleGetLoadingMode(null_mut::<c_uint>()));
 
     fails!(
@@ -66,6 +66,9 @@ fn modules_and_functions() {
         cuModuleGetFunction(to(&mut f), STALE, c"k".as_ptr())
     );
     ok!(cuModuleGetFunction(to(&mut f), module, c"k".as_ptr()));
+    let mut state: c_uint = 9;
+    ok!(cuFuncIsLoaded(to(&mut state), f));
+    assert_eq!(state, 0);
     let (mut address, mut size) = (0u64, 0usize);
     ok!(cuModuleGetGlobal_v2(
         to(&mut address),
@@ -103,11 +106,11 @@ fn modules_and_functions() {
     fails!(INVALID_HANDLE, cuFuncSetAttribute(STALE, 8u32, 0 as c_int));
     ok!(cuFuncSetCacheConfig(f, 1u32));
     fails!(INVALID_HANDLE, cuFuncSetCacheConfig(STALE, 1u32));
-    ok!(cuFuncLoad(f));
-    fails!(INVALID_HANDLE, cuFuncLoad(STALE));
-    let mut state: c_uint = 0;
+    // Asking for a property has loaded it already.
     ok!(cuFuncIsLoaded(to(&mut state), f));
     assert_eq!(state, 1);
+    ok!(cuFuncLoad(f));
+    fails!(INVALID_HANDLE, cuFuncLoad(STALE));
     fails!(INVALID_HANDLE, cuFuncIsLoaded(to(&mut state), STALE));
 
     // Occupancy: 2048 threads, 164 KB of shared memory.
