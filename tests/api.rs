@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         gated_calls_refuse_what_is_no_gate_and_value,
         rows_that_are_not_in_their_buffer_are_refused,
         forward_and_backward_can_be_captured_and_replayed,
+        two_streams_wait_for_each_other,
         errors_say_what_to_do,
     ];
     trials.push(
@@ -937,6 +938,38 @@ fn forward_and_backward_can_be_captured_and_replayed() {
         graph.launch().unwrap();
         assert_eq!(b.results(&stream), expected);
     }
+}
+
+/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
+/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+fn two_streams_wait_for_each_other() {
+    let Gpu { device, .. } = gpu();
+    let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
+    let mut b = Buffers::<f32>::new(&calls);
+    b.backward(&device, &calls).unwrap();
+    let expected = b.results(&copies);
+    let (x, dy) = (
+        copies.clone_dtoh(&b.x).unwrap(),
+        copies.clone_dtoh(&b.dy).unwrap(),
+    );
+    // What the calls read is overwritten with the same, what they write is read.
+    type Copy<'a> = &'a dyn Fn(&mut Buffers<f32>);
+    let each: [Copy; 7] = [
+        &|b| copies.memcpy_htod(&x, &mut b.x).unwrap(),
+        &|b| copies.memcpy_htod(&dy, &mut b.dy).unwrap(),
+        &|b| copies.memcpy_htod(&[0.2], &mut b.alpha_p).unwrap(),
+        &|b| copies.memcpy_htod(&[-1.0], &mut b.alpha_n).unwrap(),
+        &|b| drop(copies.clone_dtoh(&b.out).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.dalpha_p).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.dalpha_n).unwrap()),
+    ];
+    for copy in each {
+        b.forward(&device, &calls).unwrap();
+        copy(&mut b);
+        b.backward(&device, &calls).unwrap();
+        copy(&mut b);
+    }
+    assert_eq!(b.results(&copies), expected);
 }
 
 fn streams_of_another_device_are_refused() {

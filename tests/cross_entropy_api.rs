@@ -777,6 +777,21 @@ fn raw_calls_refuse_what_can_be_seen() {
     assert_ne!(b.contents(&stream), before);
 }
 
+/// Each kind of call, on its own or with those that it needs.
+type Call = fn(&mut Buffers, &Device, &Arc<CudaStream>) -> Result<()>;
+const CALLS: [Call; 4] = [
+    |b, device, stream| {
+        b.forward(&op(), device, stream)?;
+        b.backward(&op(), device, stream)
+    },
+    |b, device, stream| {
+        b.forward(&op(), device, stream)?;
+        b.backward_in_place(&op(), device, stream)
+    },
+    |b, device, stream| b.with_gradient(&op(), device, stream),
+    |b, device, stream| b.as_a_rank(device, stream),
+];
+
 /// Capture takes launches alone: an allocation, a synchronisation or a load would end it with an error.
 #[test]
 fn every_call_can_be_captured_and_replayed() {
@@ -786,23 +801,7 @@ fn every_call_can_be_captured_and_replayed() {
     // SAFETY: everything below runs on one stream.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
-    type Call = fn(&mut Buffers, &Device, &Arc<CudaStream>) -> Result<()>;
-    let calls: [Call; 4] = [
-        |b, device, stream| {
-            b.forward(&op(), device, stream)?;
-            b.backward(&op(), device, stream)
-        },
-        |b, device, stream| {
-            b.forward(&op(), device, stream)?;
-            b.backward_in_place(&op(), device, stream)
-        },
-        |b, device, stream| b.with_gradient(&op(), device, stream),
-        |b, device, stream| b.as_a_rank(device, stream),
-    ];
-    for call in calls {
-        let mut expected = Buffers::new(&stream);
-        call(&mut expected, &device, &stream).unwrap();
-        let expected = expected.contents(&stream);
+    for call in CALLS {
         let mut b = Buffers::new(&stream);
         let before = b.contents(&stream);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -811,10 +810,59 @@ fn every_call_can_be_captured_and_replayed() {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).unwrap().expect("launches");
         assert_eq!(b.contents(&stream), before);
+        // Not before: the capture is the first use of the kernels.
+        let mut expected = Buffers::new(&stream);
+        call(&mut expected, &device, &stream).unwrap();
+        let expected = expected.contents(&stream);
         for _ in 0..3 {
             b.restore(&stream);
             graph.launch().unwrap();
             assert_eq!(b.contents(&stream), expected);
         }
+    }
+}
+
+/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
+/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+#[test]
+fn two_streams_wait_for_each_other() {
+    let Gpu { device, .. } = gpu();
+    let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
+    let same = Buffers::new(&copies);
+    let (labels, weights) = (
+        copies.clone_dtoh(&same.labels).unwrap(),
+        copies.clone_dtoh(&same.weights).unwrap(),
+    );
+    let (dloss, normalizer) = (
+        copies.clone_dtoh(&same.dloss).unwrap(),
+        copies.clone_dtoh(&same.normalizer).unwrap(),
+    );
+    // What the calls read is overwritten with the same, what they write is read.
+    type Copy<'a> = &'a dyn Fn(&mut Buffers);
+    let each: [Copy; 12] = [
+        &|b| b.restore(&copies),
+        &|b| copies.memcpy_htod(&labels, &mut b.labels).unwrap(),
+        &|b| copies.memcpy_htod(&weights, &mut b.weights).unwrap(),
+        &|b| copies.memcpy_htod(&dloss, &mut b.dloss).unwrap(),
+        &|b| copies.memcpy_htod(&normalizer, &mut b.normalizer).unwrap(),
+        &|b| drop(copies.clone_dtoh(&b.dlogits).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.loss).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.z_loss).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.lse).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.argmax).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.stats).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.summary).unwrap()),
+    ];
+    for call in CALLS {
+        let mut b = Buffers::new(&calls);
+        call(&mut b, &device, &calls).unwrap();
+        let expected = b.contents(&copies);
+        for copy in each {
+            call(&mut b, &device, &calls).unwrap();
+            copy(&mut b);
+        }
+        b.restore(&copies);
+        call(&mut b, &device, &calls).unwrap();
+        assert_eq!(b.contents(&copies), expected);
     }
 }

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         wrong_calls_are_refused_and_nothing_is_written,
         raw_calls_refuse_what_can_be_seen,
         a_mask_can_be_captured_and_replayed,
+        two_streams_wait_for_each_other,
     ];
     trials.push(
         test(
@@ -679,5 +680,36 @@ fn a_mask_can_be_captured_and_replayed() {
                 .zip(&expected)
                 .all(|(&got, &keep)| got == u8::from(keep))
         );
+    }
+}
+
+/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
+/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+fn two_streams_wait_for_each_other() {
+    let Gpu { device, .. } = gpu();
+    let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
+    let gpu = Gpu {
+        stream: calls.clone(),
+        ..gpu()
+    };
+    for strategy in strategies(3, 9, 4) {
+        let goldfish = Goldfish::new(strategy).unwrap();
+        let mut b = Buffers::new(&gpu);
+        let ids = copies.clone_dtoh(&b.ids).unwrap();
+        // Its tables are written on the one stream and read on the other.
+        let uploaded = goldfish.upload(&device, &copies).unwrap();
+        uploaded.mask(&device, &calls, b.call()).unwrap();
+        copies.memcpy_htod(&ids, &mut b.ids).unwrap();
+        uploaded.mask(&device, &calls, b.call()).unwrap();
+        let keep = copies.clone_dtoh(&b.keep).unwrap();
+        uploaded.mask(&device, &calls, b.call()).unwrap();
+        let weights = copies.clone_dtoh(&b.weights).unwrap();
+        uploaded.mask(&device, &calls, b.call()).unwrap();
+        let counts = copies.clone_dtoh(&b.counts).unwrap();
+        let expected = goldfish.keep(&Tokens::row(&ids)).unwrap();
+        for (i, &kept) in expected.iter().enumerate() {
+            assert_eq!((keep[i], weights[i]), (u8::from(kept), f32::from(kept)));
+        }
+        assert_eq!(counts.iter().sum::<i64>(), N as i64);
     }
 }
