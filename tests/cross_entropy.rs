@@ -961,7 +961,7 @@ fn fused_goldfish_is_the_mask<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let (goldfish, ids, _) = half_dropped(gpu);
     let fish = Fish::new(gpu, &goldfish, &ids);
-    let seeds = if full { 10 } else { 2 };
+    let seeds = if full { 20 } else { 2 };
     let schedules: Vec<_> = (0..seeds)
         .map(Schedule::Seeded)
         .chain([Schedule::Reversed])
