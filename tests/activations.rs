@@ -135,8 +135,8 @@ impl Table {
             self.add(name("places"), false, move |gpu, _| {
                 gated_places::<A, T>(gpu, order)
             });
-            self.add(name("schedules"), true, move |gpu, _| {
-                gated_schedules::<A, T>(gpu, order)
+            self.add(name("schedules"), true, move |gpu, full| {
+                gated_schedules::<A, T>(gpu, full, order)
             });
             self.add(name("traffic"), true, move |gpu, _| {
                 gated_traffic::<A, T>(gpu, order)
@@ -249,7 +249,7 @@ fn gated_places<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
 }
 
 /// The same bits under any schedule and on any grid, and nothing that the emulator would report.
-fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, full: bool, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 9_001;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
@@ -261,13 +261,10 @@ fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
         run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
     };
     let ([dx, dv], dparams) = run(None)?;
-    let schedules = [
-        Schedule::InOrder,
-        Schedule::Reversed,
-        Schedule::Seeded(1),
-        Schedule::Seeded(2),
-    ];
-    for (blocks, schedule) in schedules.into_iter().enumerate() {
+    let seeds = if full { 20 } else { 2 };
+    let in_order = [Schedule::InOrder, Schedule::Reversed].into_iter();
+    let schedules = in_order.chain((0..seeds).map(Schedule::Seeded));
+    for (blocks, schedule) in schedules.enumerate() {
         let settings = Settings {
             schedule,
             ..Settings::default()

@@ -486,6 +486,19 @@ fn never_ends() {
     passes(body, 1, 64);
 }
 
+/// What only a running kernel shows to be more than the emulator does: refused by name, and not as one of its bugs.
+#[test]
+fn unsupported() {
+    let number = "mov.u32 %r4, 16; bar.sync %r4;";
+    let local = ".local .align 4 .b8 l[4]; st.local.u32 [l], %r1; cvta.local.u64 %rd4, l; atom.add.u32 %r4, [%rd4], 1;";
+    for (body, says) in [(number, "barrier 16"), (local, "atomic on local memory")] {
+        trips(body, 32, Check::Unsupported);
+        let (_, report, status) = run(&kernel(body), config(1, 32), Schedule::InOrder, &[0u32; 32]);
+        assert_eq!(status, Err(CUresult::CUDA_ERROR_INVALID_PTX));
+        assert!(report.finding.unwrap().message.contains(says));
+    }
+}
+
 #[test]
 fn compare_and_swap_loop() {
     // The usual float maximum: a plain read, then compare-and-swap until it holds.
