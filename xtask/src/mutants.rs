@@ -420,7 +420,7 @@ impl Bench {
         for kernel in &self.kernels {
             let shown = self.tree.join(kernel);
             let hidden = shown.with_extension("cu-hidden");
-            let (from, to) = if ops.contains(&op_of(kernel)) {
+            let (from, to) = if ops.iter().any(|op| self.uses(op, kernel)) {
                 (hidden, shown)
             } else {
                 (shown, hidden)
@@ -430,6 +430,12 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Whether the trials of an op call this kernel: those of a loss call the masks beside it too.
+    fn uses(&self, op: &str, kernel: &Path) -> bool {
+        let of = op_of(kernel);
+        of == op || (self.test_of(op) != ACTIVATIONS && self.test_of(&of) != ACTIVATIONS)
     }
 }
 
