@@ -245,6 +245,13 @@ impl Device {
                     self.0.dynamic_shared_bytes as i32,
                 )
                 .map_err(|e| driver_error("asking for shared memory", e))?;
+            // Several blocks shall fit on a multiprocessor, and what passes through once needs no cache.
+            function
+                .set_attribute(
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                    sys::CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32,
+                )
+                .map_err(|e| driver_error("preferring shared memory to cache", e))?;
         }
         functions
             .write()

@@ -36,7 +36,6 @@ pub const ROW_PACKS: u64 = 4;
 pub const BLOCKS_OF_ROWS: u64 = 3;
 
 /// Blocks of the largest cluster that every device of compute capability 9.0 takes.
-#[allow(dead_code)] // unused by build.rs, which includes this file
 pub const MAX_CLUSTER: u64 = 8;
 
 /// Bytes of the widest load and store.
@@ -55,12 +54,13 @@ pub const SPLIT_BLOCKS: u64 = 1024;
 
 /// What the CUDA sources are compiled with.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 7] = [
+pub const DEFINES: [(&str, u64); 8] = [
     ("XACT_BLOCK", BLOCK),
     ("XACT_BLOCKS_OF_1", BLOCKS_OF_1),
     ("XACT_BLOCKS_OF_2", BLOCKS_OF_2),
     ("XACT_BLOCKS_OF_3", BLOCKS_OF_3),
     ("XACT_BLOCKS_OF_ROWS", BLOCKS_OF_ROWS),
+    ("XACT_MAX_CLUSTER", MAX_CLUSTER),
     ("XACT_PACKS", PACKS),
     ("XACT_ROW_PACKS", ROW_PACKS),
 ];

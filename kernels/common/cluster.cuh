@@ -6,9 +6,6 @@
 
 namespace xact {
 
-// Blocks of the largest cluster that every device takes.
-constexpr unsigned kMaxCluster = 8;
-
 // The number of the block in its cluster.
 __device__ inline unsigned cluster_rank() {
     unsigned rank;
@@ -50,7 +47,9 @@ __device__ inline unsigned shared_address(const void* p) {
 // The same place in the shared memory of the block `rank` of the cluster.
 __device__ inline unsigned peer_address(const void* p, unsigned rank) {
     unsigned address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(address)
+                 : "r"(shared_address(p)), "r"(rank));
     return address;
 }
 
@@ -67,7 +66,8 @@ struct Mbarrier {
 
     // By one thread, once per phase; bytes may have come before.
     __device__ void expect(unsigned bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+        asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
+                         shared_address(this)),
                      "r"(bytes)
                      : "memory");
     }
@@ -91,14 +91,15 @@ struct Mbarrier {
 
 // Stores 4 or 16 bytes into a peer, whose mbarrier counts them; both addresses are the peer's.
 __device__ inline void store_async(unsigned to, unsigned value, unsigned mbarrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(value),
-                 "r"(mbarrier)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+                 "r"(value), "r"(mbarrier)
                  : "memory");
 }
 __device__ inline void store_async(unsigned to, uint4 value, unsigned mbarrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-                 "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(mbarrier)
-                 : "memory");
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+        "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(mbarrier)
+        : "memory");
 }
 
 }  // namespace xact

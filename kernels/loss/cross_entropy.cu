@@ -18,7 +18,7 @@
 //   stats     a part of a row -> RowStats                                            one read
 //   gradient  RowStats of the parts of a row (or of the ranks) -> dlogits            one read, one write
 //   fused     both, a whole row per block; if it fits into shared memory             one read, one write
-//   cluster   both, a row per cluster of blocks that keep its parts (sm_90)          one read, one write
+//   cluster   both, a row per cluster, whose blocks keep its parts (sm_90)           one read, one write
 //   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows
 //   totals    the sums of all chunks -> Summary
 // The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
@@ -559,8 +559,8 @@ struct Exchange {
         RowStats stats;
     };
 
-    Slot slots[kMaxCluster];  // by the rank of who sent it
-    Mbarrier sent;            // a phase is a row
+    Slot slots[XACT_MAX_CLUSTER];  // by the rank of who sent it
+    Mbarrier sent;                 // a phase is a row
 
     // Sends a thread's stats to all blocks, to this one too, and returns those of the row: from the same
     // slots in the same order everywhere, and so the same bits. The cluster has met since it last read them.
@@ -595,7 +595,8 @@ __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& 
     unsigned parity = 0;
     for (u64 row = cluster_id(); row < args.rows; row += clusters()) {
         const Row<T> logits(args.logits, row, Row<T>::phase(args.logits, row));
-        const Part part = part_of(packs<T>(args.padded_cols, logits.skew), cluster_rank(), args.packs_per_split);
+        const Part part =
+            part_of(packs<T>(args.padded_cols, logits.skew), cluster_rank(), args.packs_per_split);
         const Target target = target_of<32>(args, row);
         RowStats stats = no_stats();
         with_cap(args, [&](auto cap) {
