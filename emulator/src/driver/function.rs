@@ -59,6 +59,7 @@ impl Function {
         &self,
         grid: (u32, u32, u32),
         block: (u32, u32, u32),
+        cluster: u32,
         dynamic_shared: u32,
         params: Vec<u8>,
     ) -> Request {
@@ -70,6 +71,7 @@ impl Function {
             profile: self.profile(),
             grid,
             block,
+            cluster,
             dynamic_shared,
             params,
         }

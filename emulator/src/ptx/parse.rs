@@ -51,7 +51,7 @@ const MAX_ALIGN: u64 = 1 << 12;
 /// Braces in braces of an initialiser.
 const MAX_DEPTH: u32 = 8;
 
-const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid"];
+const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid", "clusterid", "nclusterid"];
 const SPECIAL_SCALAR: &[&str] = &[
     "%laneid",
     "%warpid",
@@ -70,6 +70,8 @@ const SPECIAL_SCALAR: &[&str] = &[
     "%smid",
     "%nsmid",
     "%gridid",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
     "%dynamic_smem_size",
     "%total_smem_size",
 ];
