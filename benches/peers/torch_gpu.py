@@ -1,0 +1,316 @@
+"""Times what PyTorch and its neighbours do in the place of our kernels, for the rows of `gpu --peers --list`.
+
+    python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
+
+Of each row: the formula of its authors in eager PyTorch and under torch.compile (whose kernels are Triton's), and
+for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
+alternate on one device; the round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples
+that alternate with a copy of as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
+
+A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too,
+and times nothing.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import math
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+SAMPLES = 11
+# Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
+SAMPLE_MS = 4.0
+COPY_BYTES = 1 << 30
+
+
+# The formulas, as their authors write them.
+
+
+def xielu(x, alpha_p, alpha_n, eps):
+    """`XIELUActivation` of Hugging Face transformers, with its beta; its eps is a tensor."""
+    beta = 0.5
+    alpha_p = F.softplus(alpha_p)
+    alpha_n = beta + F.softplus(alpha_n)
+    return torch.where(
+        x > 0,
+        alpha_p * x * x + beta * x,
+        (torch.expm1(torch.min(x, eps)) - x) * alpha_n + beta * x,
+    )
+
+
+def xatlu_gate(x, alpha):
+    return (torch.arctan(x) / math.pi + 0.5) * (1 + 2 * alpha) - alpha
+
+
+def xgelu_gate(x, alpha):
+    return (torch.erf(x / math.sqrt(2)) * 0.5 + 0.5) * (1 + 2 * alpha) - alpha
+
+
+def xsilu_gate(x, alpha):
+    return torch.sigmoid(x) * (1 + 2 * alpha) - alpha
+
+
+GATES = {"xatlu": xatlu_gate, "xgelu": xgelu_gate, "xsilu": xsilu_gate}
+
+
+def activation(op, form, x):
+    """The function of the tensors and the scalars of a row, for tensors like x."""
+    if op == "xielu":
+        eps = torch.tensor(-1e-6, device=x.device, dtype=x.dtype)
+        return lambda x, alpha_p, alpha_n: xielu(x, alpha_p, alpha_n, eps)
+    gate = GATES[op]
+    if form == "plain":
+        return lambda x, alpha: x * gate(x, alpha)
+    if form == "gated1":
+        return lambda x, v, alpha: gate(x, alpha) * v
+    return lambda x, v, alpha: x * gate(x, alpha) * v
+
+
+class Turns:
+    """What a peer calls: `call(turn)`, on the buffers of a turn; `restore(turn)` where it overwrites them."""
+
+    def __init__(self, turns, call, restore=None):
+        self.turns, self.call, self.restore = turns, call, restore
+
+
+def normal(row, device):
+    dtype = DTYPES[row["dtype"]]
+    return torch.randn(row["rows"], row["cols"], device=device, dtype=dtype) * row["scale"]
+
+
+def make_activation(row, turns, device, compiled):
+    scalars = [0.203382, -1.050226] if row["op"] == "xielu" else [0.0]
+    tensors = 1 if row["form"] == "plain" else 2
+    backward = row["direction"] == "backward"
+    inputs = [[normal(row, device) for _ in range(tensors)] for _ in range(turns)]
+    f = activation(row["op"], row["form"], inputs[0][0])
+    dtype = DTYPES[row["dtype"]]
+    # Parameters of the type of x, as Hugging Face holds them.
+    params = [torch.tensor(s, device=device, dtype=dtype, requires_grad=backward) for s in scalars]
+    if compiled:
+        f = torch.compile(f, dynamic=False)
+    if not backward:
+
+        def call(turn):
+            with torch.no_grad():
+                return f(*inputs[turn], *params)
+
+        return Turns(turns, call)
+    for tensors in inputs:
+        for tensor in tensors:
+            tensor.requires_grad_()
+    dy = [normal(row, device) for _ in range(turns)]
+    # Only the backward is timed: the graphs are made here.
+    outputs = [f(*inputs[turn], *params) for turn in range(turns)]
+
+    def call(turn):
+        return torch.autograd.grad(outputs[turn], [*inputs[turn], *params], dy[turn], retain_graph=True)
+
+    return Turns(turns, call)
+
+
+def make_torch_loss(row, turns, device, compiled):
+    """Forward; forward and backward; or backward alone, of F.cross_entropy on f32 logits as trainers call it."""
+
+    def f(logits, labels):
+        return F.cross_entropy(logits.float(), labels)
+
+    logits, labels = make_logits(row, turns, device)
+    if compiled:
+        f = torch.compile(f, dynamic=False)
+    direction = row["direction"]
+    if direction == "forward":
+
+        def call(turn):
+            with torch.no_grad():
+                return f(logits[turn], labels)
+
+        return Turns(turns, call)
+    for tensor in logits:
+        tensor.requires_grad_()
+    if direction == "fused":
+        return Turns(turns, lambda turn: torch.autograd.grad(f(logits[turn], labels), logits[turn]))
+    losses = [f(tensor, labels) for tensor in logits]
+    return Turns(turns, lambda turn: torch.autograd.grad(losses[turn], logits[turn], retain_graph=True))
+
+
+def make_logits(row, turns, device):
+    labels = torch.randint(0, row["cols"], (row["rows"],), device=device)
+    return [normal(row, device) for _ in range(turns)], labels
+
+
+def make_liger(row, turns, device):
+    """Its forward writes the gradient over the logits: the rival of `fused` alone."""
+    if row["direction"] != "fused":
+        return None
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits, labels = make_logits(row, turns, device)
+    pristine = [tensor.clone() for tensor in logits]
+
+    def call(turn):
+        return cross_entropy_forward(logits[turn], labels, None, -100, 0.0, 0.0, "mean", None, False)
+
+    return Turns(turns, call, lambda turn: logits[turn].copy_(pristine[turn]))
+
+
+def make_quack(row, turns, device):
+    """`return_dx` for `fused`, else without."""
+    from quack.cross_entropy import cross_entropy_fwd
+
+    if row["direction"] == "backward":
+        return None
+    logits, labels = make_logits(row, turns, device)
+    with_dx = row["direction"] == "fused"
+    return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
+
+
+def peers_of(row):
+    """Names and makers of those that compute a row."""
+    if row["op"] == "cross_entropy":
+        yield "torch eager", lambda turns, device: make_torch_loss(row, turns, device, False)
+        yield "torch.compile", lambda turns, device: make_torch_loss(row, turns, device, True)
+        for name, module, make in [
+            ("Liger-Kernel", "liger_kernel", make_liger),
+            ("QuACK", "quack", make_quack),
+        ]:
+            if version(module) is not None:
+                yield name, lambda turns, device, make=make: make(row, turns, device)
+    else:
+        yield "torch eager", lambda turns, device: make_activation(row, turns, device, False)
+        yield "torch.compile", lambda turns, device: make_activation(row, turns, device, True)
+
+
+def version(module):
+    try:
+        return str(getattr(importlib.import_module(module), "__version__", "of no version"))
+    except Exception:
+        return None
+
+
+def elapsed(run, count):
+    """Milliseconds of `count` calls. The GPU is kept busy until they are queued, so that the host is not timed."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(20_000_000)
+    start.record()
+    for i in range(count):
+        run(i)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def measure(row, make, device):
+    """Milliseconds of a call and of a copy of as many bytes."""
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    turns = max(3, math.ceil(2 * l2 / max(row["bytes"], 1)))
+    work = make(turns, device)
+    if work is None:
+        return None
+    restore = work.restore or (lambda turn: None)
+    for _ in range(3):
+        for turn in range(work.turns):
+            restore(turn)
+            work.call(turn)
+    torch.cuda.synchronize()
+    once = elapsed(work.call, work.turns) / work.turns
+    rounds = 1 if work.restore else max(1, math.ceil(SAMPLE_MS / (once * work.turns)))
+    calls = rounds * work.turns
+    part = min(max(row["bytes"] // 2, 1), COPY_BYTES)
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    places = COPY_BYTES // part
+
+    def copy(i):
+        at = (i % places) * part
+        target[at : at + part].copy_(source[at : at + part])
+
+    copies = min(2000, max(1, math.ceil(SAMPLE_MS / (once * 2 * part / max(row["bytes"], 1)))))
+    times, copy_times = [], []
+    for _ in range(SAMPLES):
+        for turn in range(work.turns):
+            restore(turn)
+        times.append(elapsed(lambda i: work.call(i % work.turns), calls) / calls)
+        copy_times.append(elapsed(copy, copies) / copies * row["bytes"] / (2 * part))
+    return statistics.median(times), statistics.median(copy_times)
+
+
+def one_round(rows, device, smoke, deadline):
+    found = []
+    for row in rows:
+        for peer, make in peers_of(row):
+            result = {"name": row["name"], "peer": peer, "ms": None, "copy_ms": None, "error": None}
+            if time.monotonic() > deadline:
+                result["error"] = "no time left"
+                found.append(result)
+                continue
+            try:
+                if smoke:
+                    work = make(2, device)
+                    if work is None:
+                        continue
+                    work.call(0)
+                else:
+                    times = measure(row, make, device)
+                    if times is None:
+                        continue
+                    result["ms"], result["copy_ms"] = times
+            except Exception as error:  # a peer that fails is a line of the table, not the end of it
+                result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            found.append(result)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=pathlib.Path, required=True, help="what `gpu --peers --list` printed")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder for the rounds' files")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after that")
+    parser.add_argument("--ours", help="command to run before each round; {} is the file that it is to write")
+    parser.add_argument("--smoke", action="store_true", help="run every row once at a tiny size, time nothing")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + arguments.seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not arguments.smoke:
+        print("No GPU, nothing measured.", file=sys.stderr)
+        return 1
+    rows = json.loads(arguments.rows.read_text())
+    if arguments.smoke:
+        for row in rows:
+            row["rows"], row["cols"] = 4, 96
+    torch.manual_seed(0)
+    torch._dynamo.config.cache_size_limit = 1000
+    # A backward is timed again and again on what one forward kept.
+    torch._functorch.config.donated_buffer = False
+    versions = {module: version(module) for module in ["torch", "triton", "liger_kernel", "quack"]}
+    failed = 0
+    for number in range(1, arguments.rounds + 1):
+        if arguments.ours:
+            command = [word.replace("{}", str(arguments.out / f"ours-{number}.json")) for word in shlex.split(arguments.ours)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        found = one_round(rows, device, arguments.smoke, deadline)
+        failed += sum(row["error"] is not None for row in found)
+        text = json.dumps({"versions": versions, "rows": found}, indent=1)
+        (arguments.out / f"peers-{number}.json").write_text(text)
+        if time.monotonic() > deadline:
+            break
+    print(f"{len(found)} rows of peers, {failed} without a time; {versions}")
+    return 1 if arguments.smoke and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

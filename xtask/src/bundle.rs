@@ -1,0 +1,261 @@
+//! Packs what a machine with a GPU and without Rust needs to run everything: the programs, the script that runs them,
+//! and the peers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::folders::Folders;
+use crate::jobs::REQUIRE;
+use crate::mutants::copy;
+use crate::{cargo_messages, steps, toolkit};
+
+/// The script that runs it all.
+const RUN: &str = include_str!("../bundle/run.sh");
+
+/// The tests that open a device. The others need cargo or the sources, and say nothing about a device.
+const TESTS: [&str; 8] = [
+    "activations",
+    "api",
+    "cross_entropy",
+    "cross_entropy_api",
+    "golden_expanded",
+    "golden_xielu",
+    "goldfish",
+    "xielu",
+];
+
+/// The bench, which also compares devices and writes the report.
+const BENCH: &str = "gpu";
+
+/// Peers that a PyTorch image does not hold; what they need besides it is not packed.
+const WHEELS: [&str; 2] = ["liger-kernel==0.8.5", "quack-kernels==0.6.5"];
+
+/// The most that a bundle may weigh, so that it can be carried anywhere: 60 MiB.
+const MOST_BYTES: u64 = 60 << 20;
+
+/// The geometries that `--tuning` compares with the present one: a name, and numbers of src/geometry.rs.
+const GEOMETRIES: [(&str, &[(&str, u64)]); 9] = [
+    ("present", &[]),
+    ("packs-1", &[("PACKS", 1)]),
+    (
+        "packs-4",
+        &[("PACKS", 4), ("BLOCKS_OF_1", 3), ("BLOCKS_OF_2", 2)],
+    ),
+    ("forward-5-blocks", &[("BLOCKS_OF_1", 5)]),
+    ("backward-2-blocks", &[("BLOCKS_OF_2", 2)]),
+    (
+        "block-128",
+        &[
+            ("BLOCK", 128),
+            ("BLOCKS_OF_1", 8),
+            ("BLOCKS_OF_2", 6),
+            ("BLOCKS_OF_3", 4),
+            ("BLOCKS_OF_ROWS", 6),
+        ],
+    ),
+    (
+        "block-512",
+        &[
+            ("BLOCK", 512),
+            ("BLOCKS_OF_1", 2),
+            ("BLOCKS_OF_2", 1),
+            ("BLOCKS_OF_3", 1),
+            ("BLOCKS_OF_ROWS", 1),
+        ],
+    ),
+    ("row-packs-2", &[("ROW_PACKS", 2), ("BLOCKS_OF_ROWS", 4)]),
+    ("row-packs-8", &[("ROW_PACKS", 8), ("BLOCKS_OF_ROWS", 2)]),
+];
+
+/// What the command line asks for.
+pub struct Options {
+    /// Also the bench under every geometry.
+    pub tuning: bool,
+    /// Also the wheels of peers.
+    pub wheels: bool,
+}
+
+/// Builds and packs; says how large it is.
+///
+/// # Errors
+/// Something does not build, or the bundle is larger than it may be.
+pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
+    let toolkit = toolkit::ensure(folders)?;
+    eprintln!("{}", toolkit.describe());
+    let bundle = folders.target.join("gpu-bundle");
+    let stage = folders.target.join("gpu-bundle-stage");
+    let programs = stage.join("programs");
+    for folder in [&bundle, &stage] {
+        match fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(folder.display().to_string());
+            }
+            _ => fs::create_dir_all(folder).with_context(|| folder.display().to_string())?,
+        }
+    }
+    fs::create_dir(&programs)?;
+    let messages = build(
+        Command::new(steps::cargo()).current_dir(&folders.root),
+        &TESTS,
+    )?;
+    for (kind, name) in TESTS
+        .map(|name| ("test", name))
+        .into_iter()
+        .chain([("bench", BENCH)])
+    {
+        let program = cargo_messages::executable(&messages, kind, name);
+        let program = program.with_context(|| format!("cargo did not say where {name} is"))?;
+        copy_file(&program, &programs.join(name))?;
+    }
+    fs::write(programs.join("tests.txt"), TESTS.join("\n") + "\n")?;
+    if options.tuning {
+        for (name, numbers) in GEOMETRIES {
+            eprintln!("geometry {name}: {numbers:?}");
+            let program = with_geometry(folders, &toolkit.nvcc, numbers)?;
+            let folder = programs.join("tuning").join(name);
+            fs::create_dir_all(&folder)?;
+            copy_file(&program, &folder.join(BENCH))?;
+        }
+    }
+    run_quietly(
+        Command::new("tar")
+            .arg("-czf")
+            .arg(bundle.join("programs.tar.gz"))
+            .arg("-C")
+            .arg(&stage)
+            .arg("programs"),
+    )?;
+    fs::remove_dir_all(&stage)?;
+    write_executable(&bundle.join("run.sh"), RUN)?;
+    copy_file(
+        &folders.root.join("benches/peers/torch_gpu.py"),
+        &bundle.join("torch_gpu.py"),
+    )?;
+    fs::write(bundle.join("version.txt"), version(folders))?;
+    if options.wheels {
+        run_quietly(
+            Command::new("python3")
+                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"])
+                .arg(bundle.join("wheels"))
+                .args(WHEELS),
+        )?;
+    }
+    let bytes = size(&bundle)?;
+    println!("{}: {:.1} MiB", bundle.display(), bytes as f64 / 1048576.0);
+    ensure!(
+        bytes <= MOST_BYTES,
+        "that is more than {} MiB",
+        MOST_BYTES >> 20
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the bench and some tests; what cargo says.
+fn build(cargo: &mut Command, tests: &[&str]) -> anyhow::Result<String> {
+    let output = cargo
+        .args([
+            "test",
+            "--package",
+            "xact",
+            "--profile",
+            "bundle",
+            "--no-run",
+        ])
+        .args(["--bench", BENCH])
+        .args(tests.iter().flat_map(|test| ["--test", test]))
+        .arg("--message-format=json-render-diagnostics")
+        .env(REQUIRE.0, REQUIRE.1)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo does not start")?;
+    ensure!(output.status.success(), "the programs do not build");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The bench, built from a copy of the workspace whose src/geometry.rs has other numbers.
+fn with_geometry(
+    folders: &Folders,
+    nvcc: &Path,
+    numbers: &[(&str, u64)],
+) -> anyhow::Result<PathBuf> {
+    let tree = folders.target.join("tuning/tree");
+    copy::synchronise(&folders.root, &tree)?;
+    let path = tree.join("src/geometry.rs");
+    let text = set(&fs::read_to_string(&path)?, numbers)?;
+    fs::write(&path, text)?;
+    let mut cargo = Command::new(steps::cargo());
+    cargo
+        .current_dir(&tree)
+        .env("CARGO_TARGET_DIR", folders.target.join("tuning/target"))
+        // The copy has no toolkit of its own.
+        .env("NVCC", nvcc);
+    let messages = build(&mut cargo, &[])?;
+    let program = cargo_messages::executable(&messages, "bench", BENCH);
+    program.context("cargo did not say where the bench is")
+}
+
+/// The text of src/geometry.rs with other numbers.
+fn set(text: &str, numbers: &[(&str, u64)]) -> anyhow::Result<String> {
+    let mut text = text.to_owned();
+    for (name, value) in numbers {
+        let start = format!("pub const {name}: u64 = ");
+        let Some((before, after)) = text.split_once(&start) else {
+            bail!("src/geometry.rs has no number {name}");
+        };
+        let (_, after) = after.split_once(';').context("a number ends with ;")?;
+        text = format!("{before}{start}{value};{after}");
+    }
+    Ok(text)
+}
+
+/// What was packed: the version, and the commit where git knows it.
+fn version(folders: &Folders) -> String {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(&folders.root)
+        .output();
+    let commit = git.ok().filter(|output| output.status.success());
+    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let commit = commit.unwrap_or_else(|| "of no known commit\n".to_owned());
+    format!("xact {} {commit}", env!("CARGO_PKG_VERSION"))
+}
+
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} does not start"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// Bytes of the files in a folder and those below it.
+fn size(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.metadata()? {
+            data if data.is_dir() => size(&entry.path())?,
+            data => data.len(),
+        };
+    }
+    Ok(bytes)
+}
