@@ -32,8 +32,12 @@ done
 work=$(mktemp -d)
 background=()
 cleanup() {
-    for pid in "${background[@]}"; do kill "$pid" 2>/dev/null; done
+    local status=$? pid
+    # A background process that is stopped before it has begun comes here too.
+    [ "$BASHPID" = $$ ] || return
+    for pid in "${background[@]}"; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
     rm -rf "$work"
+    exit $status
 }
 trap cleanup EXIT
 mkdir -p "$work/parts" "$work/logs" "$out"
@@ -50,7 +54,9 @@ else
 fi
 
 # A line of the summary: name, outcome, seconds, note.
+failed=0
 line() {
+    [ "$2" != FAILED ] || failed=1
     printf '%s\t%s\t%s\t%s\n' "$@" >>"$steps"
     printf '%-28s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
@@ -213,4 +219,4 @@ fi
 
 # Not by way of `step`: the summary holds every step.
 "$programs/gpu" report "$parts" "$out" || exit 1
-! grep -q "$(printf '\tFAILED\t')" "$steps"
+exit $failed

@@ -259,3 +259,238 @@ fn size(folder: &Path) -> anyhow::Result<u64> {
     }
     Ok(bytes)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::process::Output;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    /// A bundle of programs that do nothing but say that they passed, on a machine whose tools are scripts too.
+    struct Stub(Scratch);
+
+    const PASSED: &str = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured'";
+
+    impl Stub {
+        fn new() -> Stub {
+            let stub = Stub(Scratch::new());
+            stub.program("api", PASSED);
+            stub.program("activations", PASSED);
+            stub.program("cross_entropy", PASSED);
+            stub.0.write(
+                "stage/programs/tests.txt",
+                "api\nactivations\ncross_entropy\n",
+            );
+            // Remembers how it was called, and copies the summary where the report would be.
+            stub.program(
+                "gpu",
+                r#"echo "$XACT_DEVICE ${XACT_REQUIRE_GPU-} $*" >>"$CALLS"
+case $1 in report) cp "$2"/* "$3" ;; esac
+echo done"#,
+            );
+            stub.0.write("bundle/version.txt", "xact of a test\n");
+            stub.tool("python3", "exit 1");
+            stub.tool("compute-sanitizer", "shift 4; exec \"$@\"");
+            stub.tool("nvidia-smi", "echo 1755");
+            stub
+        }
+
+        fn program(&self, name: &str, body: &str) {
+            self.0.script(&format!("stage/programs/{name}"), body);
+        }
+
+        fn tool(&self, name: &str, body: &str) {
+            self.0.script(&format!("tools/{name}"), body);
+        }
+
+        /// Packs the programs, and runs the script with `arguments`.
+        fn run(&self, arguments: &[&str]) -> Output {
+            let folder = self.0.path();
+            write_executable(&folder.join("bundle/run.sh"), RUN).expect("the script");
+            let archive = folder.join("bundle/programs.tar.gz");
+            let mut tar = Command::new("tar");
+            tar.arg("-czf").arg(archive).arg("-C");
+            run_quietly(tar.arg(folder.join("stage")).arg("programs")).expect("tar");
+            let path = std::env::var("PATH").expect("PATH");
+            Command::new(folder.join("bundle/run.sh"))
+                .args(arguments)
+                .arg("--out")
+                .arg(folder.join("results"))
+                .env("PATH", format!("{}:{path}", folder.join("tools").display()))
+                .env("CALLS", folder.join("calls"))
+                .env("XACT_REQUIRE_GPU", "set by who runs it")
+                .output()
+                .expect("bash")
+        }
+
+        /// The lines of the summary: a name and an outcome each.
+        fn outcomes(&self) -> Vec<String> {
+            let text = fs::read_to_string(self.0.path().join("results/steps.tsv"));
+            let text = text.expect("a summary");
+            let columns = text
+                .lines()
+                .map(|line| line.split('\t').collect::<Vec<_>>());
+            columns.map(|c| format!("{}: {}", c[0], c[1])).collect()
+        }
+
+        fn calls(&self) -> String {
+            fs::read_to_string(self.0.path().join("calls")).expect("calls")
+        }
+    }
+
+    const ALL: [&str; 13] = [
+        "suite api: passed",
+        "suite activations: passed",
+        "suite cross_entropy: passed",
+        "dump of the device: passed",
+        "emulator and device: passed",
+        "speed: passed",
+        "peers: not run",
+        "memcheck: passed",
+        "racecheck: passed",
+        "initcheck: passed",
+        "synccheck: passed",
+        "memcheck places: passed",
+        "memcheck lengths: passed",
+    ];
+
+    #[test]
+    fn a_run_does_everything_on_the_device() {
+        let stub = Stub::new();
+        let output = stub.run(&[]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stub.outcomes(), ALL);
+        let calls = stub.calls();
+        // The emulator computes its part although the machine requires a GPU of everything else.
+        assert!(calls.contains("emulated  dump "), "{calls}");
+        for call in [
+            "gpu 1 dump ",
+            "gpu 1 compare ",
+            "gpu 1 --json ",
+            "gpu 1 dump --small ",
+        ] {
+            assert!(calls.contains(call), "{call}: {calls}");
+        }
+        assert!(!stub.0.path().join("results/failures.txt").exists());
+    }
+
+    #[test]
+    fn a_quick_run_does_less() {
+        let stub = Stub::new();
+        assert!(stub.run(&["--quick"]).status.success());
+        assert_eq!(stub.outcomes(), ALL[..8]);
+        assert!(stub.calls().contains("--quick"), "{}", stub.calls());
+    }
+
+    #[test]
+    fn a_stand_in_is_not_timed() {
+        let stub = Stub::new();
+        assert!(stub.run(&["--stand-in"]).status.success());
+        let calls = stub.calls();
+        assert!(calls.contains("emulated  --smoke"), "{calls}");
+        assert!(
+            !calls.contains("gpu 1") && !calls.contains("speed.json"),
+            "{calls}"
+        );
+    }
+
+    #[test]
+    fn what_fails_is_named_and_the_rest_still_runs() {
+        for (name, body) in [
+            (
+                "api",
+                "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'",
+            ),
+            ("api", "echo 'thread panicked'; exit 101"),
+        ] {
+            let stub = Stub::new();
+            stub.program(name, body);
+            let output = stub.run(&["--quick"]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            let mut expected = ALL.map(str::to_owned);
+            expected[0] = "suite api: FAILED".to_owned();
+            assert_eq!(stub.outcomes(), expected[..8]);
+            let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
+            let said = body.split('\'').nth(1).expect("quoted");
+            assert!(failures.expect("failures").contains(said));
+        }
+    }
+
+    #[test]
+    fn what_the_sanitizer_or_the_comparison_finds_fails() {
+        for (tool, body, failed) in [
+            ("tools/compute-sanitizer", "[ $2 != initcheck ]", 9),
+            (
+                "stage/programs/gpu",
+                "[ $1 != compare ] || exit 1; case $1 in report) cp \"$2\"/* \"$3\" ;; esac",
+                4,
+            ),
+        ] {
+            let stub = Stub::new();
+            stub.0.script(tool, body);
+            assert_eq!(stub.run(&[]).status.code(), Some(1));
+            let outcomes = stub.outcomes();
+            let at: Vec<_> = (0..ALL.len()).filter(|&i| outcomes[i] != ALL[i]).collect();
+            assert_eq!(at, [failed], "{outcomes:?}");
+            assert!(outcomes[failed].ends_with("FAILED"));
+        }
+    }
+
+    #[test]
+    fn nothing_begins_without_time() {
+        let stub = Stub::new();
+        let output = stub.run(&["--limit", "0"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let outcomes = stub.outcomes();
+        assert!(
+            outcomes.iter().all(|o| !o.ends_with("passed")),
+            "{outcomes:?}"
+        );
+    }
+
+    #[test]
+    fn unknown_arguments_exit_with_2() {
+        assert_eq!(Stub::new().run(&["--qiuck"]).status.code(), Some(2));
+    }
+
+    #[test]
+    fn every_test_of_a_device_is_packed() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a root");
+        // They start cargo, or read the sources.
+        let left_out = ["apply", "helpers"];
+        for entry in fs::read_dir(root.join("tests")).expect("tests") {
+            let path = entry.expect("a file").path();
+            let Some(name) = path.file_stem().and_then(|n| n.to_str()) else {
+                continue;
+            };
+            if path.extension().is_none_or(|e| e != "rs") || left_out.contains(&name) {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a test");
+            let opens = text.contains("choose::");
+            assert_eq!(opens, TESTS.contains(&name), "tests/{name}.rs");
+        }
+    }
+
+    #[test]
+    fn a_geometry_is_that_of_the_crate_with_other_numbers() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a root");
+        let text = fs::read_to_string(root.join("src/geometry.rs")).expect("the geometry");
+        for (name, numbers) in GEOMETRIES {
+            let changed = set(&text, numbers).expect("every number exists");
+            for (number, value) in numbers {
+                let line = format!("pub const {number}: u64 = {value};");
+                assert!(changed.contains(&line), "{name}: {line}");
+            }
+            let different = text.lines().zip(changed.lines()).filter(|(a, b)| a != b);
+            assert_eq!(different.count(), numbers.len(), "{name}");
+            assert_eq!(text.lines().count(), changed.lines().count());
+        }
+        assert!(set(&text, &[("PACK", 1)]).is_err());
+    }
+}
