@@ -23,9 +23,9 @@ use crate::support::choose::{Choice, Gpu, open};
 use crate::support::inputs::{self, GRADIENTS, Random, VALUES};
 use crate::support::loss::{self, Batch, Uploaded};
 use crate::support::run::{self, bits};
+use crate::support::table::table;
 use crate::support::{check, files, goldfish, progress};
 use crate::work::Result;
-use crate::{new_table, verdict};
 
 /// What one device computed.
 #[derive(Debug, PartialEq)]
@@ -88,11 +88,11 @@ pub fn dump(file: &Path, small: bool) -> Result<ExitCode> {
         eprintln!("{} is outside the bounds", call.name());
     }
     println!("{} calls on {}", dump.calls.len(), dump.device);
-    Ok(verdict(outside.is_empty()))
+    Ok(ExitCode::from(u8::from(!outside.is_empty())))
 }
 
 /// The entries of the kernels that no call of an emulated dump has launched.
-fn never_launched(dump: &Dump) -> Vec<&'static str> {
+pub fn never_launched(dump: &Dump) -> Vec<&'static str> {
     let launched: BTreeSet<_> = dump.calls.iter().flat_map(|call| &call.entries).collect();
     let entries = xact::images().iter().flat_map(|image| {
         let texts = image.ptx.split(".entry ").skip(1);
@@ -253,7 +253,7 @@ impl Comparison {
             groups.entry(words.join(" ")).or_default().push(tensor);
         }
         let heads = ["call", "bits", "elements", "same bits", "apart", ""];
-        let mut table = new_table(&heads, &["elements", "same bits", "apart"]);
+        let mut table = table(&heads, &["elements", "same bits", "apart"]);
         for (name, tensors) in groups {
             let sum = |f: fn(&Compared) -> usize| tensors.iter().map(|t| f(t)).sum::<usize>();
             let (elements, same) = (sum(|t| t.elements), sum(|t| t.same));
@@ -298,7 +298,7 @@ pub fn compare(emulated: &Path, device: &Path, json: Option<&Path>) -> Result<Ex
     if let Some(path) = json {
         files::replace(path, serde_json::to_string_pretty(&comparison)?.as_bytes())?;
     }
-    Ok(verdict(comparison.ok()))
+    Ok(ExitCode::from(u8::from(!comparison.ok())))
 }
 
 /// How many steps from value to neighbouring value one element is from another: 0 from NaN to NaN, none from NaN to a

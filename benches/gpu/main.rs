@@ -24,7 +24,7 @@ use measure::{Bench, Machine, Measured};
 use rows::Row;
 use serde_json::json;
 use support::choose::{Choice, Gpu, gpu_required, open};
-use support::{files, progress, table::table};
+use support::{files, progress};
 use work::Result;
 use xact::{activation, loss};
 
@@ -214,14 +214,4 @@ fn in_words(machine: &Machine, rows: &[Measured], too_large: &[String]) -> Strin
         text += &format!("Does not fit into the memory: {name}\n");
     }
     text
-}
-
-/// Exit status of a check.
-fn verdict(ok: bool) -> ExitCode {
-    ExitCode::from(u8::from(!ok))
-}
-
-/// The table helper, for the parts of this program.
-fn new_table(heads: &[&str], numbers: &[&str]) -> comfy_table::Table {
-    table(heads, numbers)
 }

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::compare::Comparison;
 use crate::measure::{Machine, Measured, median};
-use crate::new_table;
 use crate::support::files;
 use crate::support::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
+use crate::support::table::table;
 use crate::work::Result;
 
 /// A file that `gpu --json` wrote.
@@ -141,7 +141,7 @@ impl Parts {
 
     /// The steps, and what they come to.
     fn verdict(&self) -> String {
-        let mut table = new_table(&["step", "outcome", "s", "note"], &["s"]);
+        let mut table = table(&["step", "outcome", "s", "note"], &["s"]);
         for step in &self.steps {
             let Step {
                 name,
@@ -268,7 +268,7 @@ impl Parts {
             "of copy",
             "times as fast",
         ];
-        let mut table = new_table(&heads, &heads);
+        let mut table = table(&heads, &heads);
         let percent = |copy: Option<f64>, ms: Option<f64>| match (copy, ms) {
             (Some(copy), Some(ms)) => format!("{:.0} %", 100.0 * copy / ms),
             _ => String::new(),
@@ -307,7 +307,7 @@ impl Parts {
     fn tuning_in_words(&self) -> String {
         let geometries: Vec<_> = self.tuning.keys().map(String::as_str).collect();
         let heads = [&["row"][..], &geometries, &["best"]].concat();
-        let mut table = new_table(&heads, &geometries);
+        let mut table = table(&heads, &geometries);
         let mut rows: Vec<&str> = Vec::new();
         for row in self.tuning.values().flat_map(|speed| &speed.rows) {
             if !rows.contains(&row.name.as_str()) {
@@ -388,7 +388,7 @@ pub fn speed_table(machine: &Machine, rows: &[Measured]) -> comfy_table::Table {
         "of copy",
         "of data sheet",
     ];
-    let mut table = new_table(&heads, &numbers);
+    let mut table = table(&heads, &numbers);
     for found in rows {
         let row = &found.row;
         let input = match (row.scale, row.masked) {
