@@ -1,40 +1,76 @@
-//! The CPU backend: nanoseconds per element, bytes per second, and the share of what a copy moves.
+//! The CPU backend: nanoseconds per element, bytes per second, the share of what a copy moves, and how often
+//! faster than others it is.
 //!
 //! ```text
-//! cargo bench --bench cpu -- [--op NAME] [--dtype NAME] [--len N]... [--json]
+//! cargo bench --bench cpu -- [--op NAME] [--dtype NAME] [--form NAME] [--len N]... [--json] [--write FOLDER]
+//! cargo xtask bench --peers [the same]
 //! ```
 //!
-//! Every sample of an op is beside one of a copy in the same type, in turn, so that what else the machine does
-//! meets both; of each the median counts. Bytes are the floor: each input once, each output once. The copy is
-//! split over the same threads, and where one thread copies faster, that counts.
+//! Every sample of an op is beside one of a copy in the same type and one of each peer, in turn, so that what
+//! else the machine does meets all of them; of each the median counts. Bytes are the floor: each input once,
+//! each output once. The copy is split over the same threads, and where one thread copies faster, that counts.
+
+#[path = "cpu/peers.rs"]
+mod peers;
+#[allow(dead_code)] // another kind of axis
+#[path = "../tests/support/plot.rs"]
+mod plot;
+#[path = "cpu/table.rs"]
+mod table;
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use serde_json::json;
 use xact::activation::{self, Visitor};
-use xact::{Activation, Element, Gated, Order, cpu};
+use xact::cpu::cross_entropy as ce;
+use xact::cpu::goldfish::{self, Mask};
+use xact::loss::goldfish::{Layout, Tokens};
+use xact::{
+    Activation, CrossEntropy, CrossEntropySummary, Element, Gated, Goldfish, Order, RowStats,
+    Strategy, cpu, loss,
+};
+
+use peers::Peer;
+use table::{Measured, Row, Table};
 
 /// Time the CPU backend beside a copy
 #[derive(Parser)]
 struct Arguments {
     /// Only this op
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(activation::NAMES))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Option<String>,
     /// Only this element type
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     dtype: Option<String>,
-    /// Elements of a tensor
-    #[arg(long, default_values_t = [1 << 16, 1 << 24])]
+    /// Only this form: plain, "order 1", "order 2", a strategy
+    #[arg(long)]
+    form: Option<String>,
+    /// Elements of a tensor; ids of a Goldfish mask
+    #[arg(long, default_values_t = [1 << 16, 1 << 20, 1 << 24])]
     len: Vec<usize>,
+    /// Rows of cross-entropy
+    #[arg(long, default_value_t = 512)]
+    rows: usize,
+    /// Classes of cross-entropy
+    #[arg(long, default_value_t = 131_072)]
+    vocab: usize,
     /// Samples of each row
     #[arg(long, default_value_t = 15)]
     samples: usize,
     /// One JSON object a line instead of the table
     #[arg(long)]
     json: bool,
+    /// A program that times another implementation, as benches/peers/torch_cpu.py does
+    #[arg(long, value_name = "COMMAND")]
+    peer: Vec<String>,
+    /// Write the table and a plot to FOLDER/cpu.md and FOLDER/cpu.svg, row by row
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
     /// What cargo passes on
     #[arg(long, hide = true)]
     bench: bool,
@@ -45,30 +81,43 @@ const SAMPLE: Duration = Duration::from_millis(2);
 
 fn main() {
     let arguments = Arguments::parse();
+    let peers: Vec<Peer> = arguments.peer.iter().map(|p| Peer::start(p)).collect();
+    let table = Table::new(&machine(), &peers);
     if !arguments.json {
-        let set = cpu::InstructionSet::current().name();
-        println!(
-            "{}, {set}, {} threads\n",
-            processor(),
-            rayon::current_num_threads()
-        );
-        println!("| op | form | type | elements | direction | ns/element | GB/s | of a copy |");
-        println!("| --- | --- | --- | ---: | --- | ---: | ---: | ---: |");
+        print!("{}", table.head());
     }
-    activation::for_each(&mut Rows(&arguments));
+    let mut bench = Bench {
+        arguments,
+        peers,
+        table,
+    };
+    activation::for_each(&mut bench);
+    bench.cross_entropy::<f32>();
+    bench.cross_entropy::<f16>();
+    bench.cross_entropy::<bf16>();
+    bench.goldfish();
 }
 
-fn processor() -> String {
+/// The processor, its instruction set, and the threads in use.
+fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find_map(|l| l.strip_prefix("model name"));
-    line.and_then(|l| l.split(": ").nth(1))
-        .unwrap_or(std::env::consts::ARCH)
-        .to_owned()
+    let processor = line.and_then(|l| l.split(": ").nth(1));
+    format!(
+        "{}, {}, {} threads",
+        processor.unwrap_or(std::env::consts::ARCH),
+        cpu::InstructionSet::current().name(),
+        rayon::current_num_threads()
+    )
 }
 
-struct Rows<'a>(&'a Arguments);
+struct Bench {
+    arguments: Arguments,
+    peers: Vec<Peer>,
+    table: Table,
+}
 
-impl Visitor for Rows<'_> {
+impl Visitor for Bench {
     fn visit<A: Activation>(&mut self) {
         self.plain::<A, f32>();
         self.plain::<A, f16>();
@@ -82,62 +131,69 @@ impl Visitor for Rows<'_> {
     }
 }
 
-impl Rows<'_> {
-    fn wants<A: Activation, T: Element>(&self) -> bool {
-        self.0.op.as_ref().is_none_or(|op| op == A::NAME)
-            && self
-                .0
-                .dtype
-                .as_ref()
-                .is_none_or(|dtype| dtype == T::DTYPE.name())
+impl Bench {
+    fn wants(&self, op: &str, dtype: &str) -> bool {
+        let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
+        is(&self.arguments.op, op) && is(&self.arguments.dtype, dtype)
     }
 
-    fn plain<A: Activation, T: Element>(&self) {
-        if !self.wants::<A, T>() {
+    fn wants_form(&self, form: &str) -> bool {
+        self.arguments.form.as_ref().is_none_or(|f| f == form)
+    }
+
+    fn plain<A: Activation, T: Element>(&mut self) {
+        if !self.wants(A::NAME, T::DTYPE.name()) {
             return;
         }
         let sample = A::samples().remove(0);
         let (op, params) = (sample.op, sample.params);
-        for &len in &self.0.len {
+        for len in self.arguments.len.clone() {
             let [x, dy] = [1, 2].map(|seed| random::<T>(seed, len));
-            let mut out = x.clone();
-            self.row::<A, T>("plain", "forward", 2, &x, || {
-                cpu::forward(&op, &params, black_box(&x), &mut out).expect("equal lengths");
-                black_box(&mut out);
-            });
+            let (mut y, mut dx) = (x.clone(), x.clone());
             let mut dparams = vec![0.0; params.len()];
-            self.row::<A, T>("plain", "backward", 3, &x, || {
+            let mut forward = || {
+                cpu::forward(&op, &params, black_box(&x), &mut y).expect("equal lengths");
+                black_box(&mut y);
+            };
+            let mut backward = || {
                 let call = cpu::Backward {
                     x: black_box(&x),
                     dy: &dy,
-                    dx: &mut out,
+                    dx: &mut dx,
                     y: None,
                     dparams: &mut dparams,
                     accumulate: false,
                 };
                 cpu::backward(&op, &params, call).expect("equal lengths");
-                black_box((&mut out, &mut dparams));
+                black_box((&mut dx, &mut dparams));
+            };
+            let row = |pass, tensors| Row::new::<T>(A::NAME, "plain", pass, tensors);
+            self.row(row("forward", 2), &x, &mut forward);
+            self.row(row("backward", 3), &x, &mut backward);
+            self.step(row("step", 5), &x, || {
+                forward();
+                backward();
             });
         }
     }
 
-    fn gated<A: Gated, T: Element>(&self) {
-        if !self.wants::<A, T>() {
+    fn gated<A: Gated, T: Element>(&mut self) {
+        if !self.wants(A::NAME, T::DTYPE.name()) {
             return;
         }
         let sample = A::samples().remove(0);
         let (op, params) = (sample.op, sample.params);
-        for &len in &self.0.len {
+        for len in self.arguments.len.clone() {
             let [x, v, dy] = [1, 2, 3].map(|seed| random::<T>(seed, len));
-            let (mut dx, mut dv) = (x.clone(), x.clone());
+            let [mut y, mut dx, mut dv] = [(); 3].map(|()| x.clone());
+            let mut dparams = vec![0.0; params.len()];
             for (form, order) in [("order 1", Order::First), ("order 2", Order::Second)] {
-                self.row::<A, T>(form, "forward", 3, &x, || {
-                    cpu::gated_forward(&op, order, &params, black_box(&x), &v, &mut dx)
+                let mut forward = || {
+                    cpu::gated_forward(&op, order, &params, black_box(&x), &v, &mut y)
                         .expect("equal lengths");
-                    black_box(&mut dx);
-                });
-                let mut dparams = vec![0.0; params.len()];
-                self.row::<A, T>(form, "backward", 5, &x, || {
+                    black_box(&mut y);
+                };
+                let mut backward = || {
                     let call = cpu::GatedBackward {
                         x: black_box(&x),
                         v: &v,
@@ -150,20 +206,128 @@ impl Rows<'_> {
                     };
                     cpu::gated_backward(&op, order, &params, call).expect("equal lengths");
                     black_box((&mut dx, &mut dv, &mut dparams));
+                };
+                let row = |pass, tensors| Row::new::<T>(A::NAME, form, pass, tensors);
+                self.row(row("forward", 3), &x, &mut forward);
+                self.row(row("backward", 5), &x, &mut backward);
+                self.step(row("step", 8), &x, || {
+                    forward();
+                    backward();
                 });
             }
         }
     }
 
-    /// Times `run`, which moves `tensors` tensors like `x`, beside copies of x.
-    fn row<A: Activation, T: Element>(
-        &self,
-        form: &str,
-        direction: &str,
-        tensors: usize,
-        x: &[T],
-        mut run: impl FnMut(),
-    ) {
+    /// Losses; gradients from the stats of a forward; both at once, in place. (From the second call on, what
+    /// is in place are gradients, which cost the same.)
+    fn cross_entropy<T: Element>(&mut self) {
+        let name = loss::NAMES[0];
+        if !self.wants(name, T::DTYPE.name()) {
+            return;
+        }
+        let Arguments { rows: n, vocab, .. } = self.arguments;
+        let op = CrossEntropy::default();
+        let logits = random::<T>(1, n * vocab);
+        let labels: Vec<i64> = (0..n).map(|r| (r * 7919 % vocab) as i64).collect();
+        let mut stats = vec![RowStats::default(); n];
+        let rows = ce::Rows::new(&labels);
+        let matrix = ce::Matrix::dense(&logits, vocab);
+        let mut summary = CrossEntropySummary::default();
+        let form = format!("{n} × {vocab}");
+        let row = |pass, tensors| Row {
+            matrix: Some((n, vocab)),
+            ..Row::new::<T>(name, &form, pass, tensors)
+        };
+        self.row(row("forward", 1), &logits, || {
+            let call = ce::Forward {
+                logits: black_box(matrix),
+                rows,
+                outputs: ce::Outputs {
+                    stats: Some(&mut stats),
+                    ..ce::Outputs::default()
+                },
+                normalizer: None,
+            };
+            summary = ce::forward(&op, call).expect("equal lengths");
+        });
+        let mut dlogits = logits.clone();
+        self.row(row("backward", 2), &logits, || {
+            let call = ce::Backward {
+                logits: black_box(matrix),
+                rows,
+                stats: &stats,
+                dlogits: ce::MatrixMut::dense(&mut dlogits, vocab),
+                divisor: summary.normalizer,
+                dloss: None,
+            };
+            ce::backward(&op, call).expect("equal lengths");
+            black_box(&mut dlogits);
+        });
+        self.row(row("step", 2), &logits, || {
+            let call = ce::ForwardWithGradient {
+                logits: ce::MatrixMut::dense(black_box(&mut dlogits), vocab),
+                rows,
+                outputs: ce::Outputs::default(),
+                normalizer: None,
+                dloss: None,
+            };
+            ce::forward_with_gradient(&op, call).expect("equal lengths");
+        });
+    }
+
+    /// Masks as weights, of i32 ids in rows of 4096, with the longest windows that are in use.
+    fn goldfish(&mut self) {
+        let (name, dtype) = (loss::NAMES[1], "i32");
+        if !self.wants(name, dtype) {
+            return;
+        }
+        let (k, h, seed) = (50, 50, 0);
+        for len in self.arguments.len.clone() {
+            let mut numbers = inputs::Random(1);
+            let ids: Vec<i32> = (0..len)
+                .map(|_| (numbers.bits() % 131_072) as i32)
+                .collect();
+            let tokens = Tokens {
+                layout: Layout::Rows { len: 4096.min(len) },
+                ..Tokens::row(&ids)
+            };
+            let mut weights = vec![0.0f32; len];
+            for strategy in [
+                Strategy::Random { k, seed },
+                Strategy::ProductTable { k, h },
+                Strategy::ProductAvalanche { k, h },
+                Strategy::DotTable { k, h },
+                Strategy::Hash64 { k, h, seed },
+            ] {
+                let goldfish = Goldfish::new(strategy).expect("a strategy");
+                let row = Row {
+                    dtype,
+                    ..Row::new::<f32>(name, strategy.name(), "mask", 2)
+                };
+                self.row(row, &ids, || {
+                    let call = Mask {
+                        tokens: black_box(tokens),
+                        keep: None,
+                        weights: Some(&mut weights),
+                    };
+                    black_box(goldfish::mask(&goldfish, call).expect("whole rows"));
+                });
+            }
+        }
+    }
+
+    /// A forward and a backward, which is what peers are asked for: they keep between the two what we do not.
+    fn step<T: Copy + Send + Sync>(&mut self, row: Row<'_>, x: &[T], run: impl FnMut()) {
+        if !self.peers.is_empty() {
+            self.row(row, x, run);
+        }
+    }
+
+    /// Times `run` beside copies of x, and beside what the peers have of the row.
+    fn row<T: Copy + Send + Sync>(&mut self, row: Row<'_>, x: &[T], mut run: impl FnMut()) {
+        if !self.wants_form(row.form) {
+            return;
+        }
         let mut to = x.to_vec();
         let mut copy = || {
             to.copy_from_slice(black_box(x));
@@ -182,32 +346,46 @@ impl Rows<'_> {
             (&mut shared_copy, Vec::new()),
         ];
         let repeats = timed.each_mut().map(|(f, _)| repeats(f));
-        for _ in 0..self.0.samples {
+        let mut request = json!({
+            "op": row.op, "form": row.form, "dtype": row.dtype, "pass": row.pass, "len": x.len(),
+        });
+        if let Some((rows, vocab)) = row.matrix {
+            request["rows"] = rows.into();
+            request["vocab"] = vocab.into();
+        }
+        let asked = ["forward", "step"].contains(&row.pass);
+        for peer in self.peers.iter_mut().filter(|_| asked) {
+            peer.prepare(&request);
+        }
+        for _ in 0..self.arguments.samples {
             for ((f, times), repeats) in timed.iter_mut().zip(repeats) {
                 times.push(seconds(f, repeats));
             }
+            for peer in &mut self.peers {
+                peer.sample();
+            }
         }
-        let [run, copy, shared] = timed.map(|(_, mut times)| {
-            times.sort_by(f64::total_cmp);
-            times[times.len() / 2]
-        });
-        let bytes = size_of_val(x) as f64;
-        let speed = tensors as f64 * bytes / run;
-        let copy_speed = 2.0 * bytes / copy.min(shared);
-        let (len, name, dtype) = (x.len(), A::NAME, T::DTYPE);
-        let (ns, gb, share) = (run * 1e9 / len as f64, speed / 1e9, speed / copy_speed);
-        if self.0.json {
-            println!(
-                "{{\"op\":\"{name}\",\"form\":\"{form}\",\"dtype\":\"{dtype}\",\"len\":{len},\"direction\":\"{direction}\",\
-                 \"ns_per_element\":{ns},\"gb_per_s\":{gb},\"copy_gb_per_s\":{},\"share\":{share}}}",
-                copy_speed / 1e9
-            );
+        let [run, copy, shared] = timed.map(|(_, times)| median(times));
+        let measured = Measured {
+            len: x.len(),
+            bytes: size_of_val(x),
+            seconds: run,
+            copy: copy.min(shared),
+            peers: self
+                .peers
+                .iter_mut()
+                .flat_map(Peer::take)
+                .map(|(name, times)| (name, median(times)))
+                .collect(),
+        };
+        if self.arguments.json {
+            println!("{}", measured.json(&row));
         } else {
-            println!(
-                "| {name} | {form} | {dtype} | 2^{:.0} | {direction} | {ns:.3} | {gb:.1} | {:.0} % |",
-                (len as f64).log2(),
-                share * 100.0
-            );
+            println!("{}", self.table.row(&row, &measured));
+        }
+        self.table.add(&row, measured);
+        if let Some(folder) = &self.arguments.write {
+            self.table.write(folder);
         }
     }
 }
@@ -219,6 +397,11 @@ fn seconds(f: &mut dyn FnMut(), repeats: u32) -> f64 {
         f();
     }
     start.elapsed().as_secs_f64() / f64::from(repeats)
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 /// How many calls fill a sample, after a few to warm up.

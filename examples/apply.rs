@@ -132,8 +132,8 @@ struct Files {
     /// The .safetensors file to write
     #[arg(long)]
     output: PathBuf,
-    /// Who computes: the reference on the CPU (in f64, rounded once), the fast CPU backend (activations
-    /// only), the emulated or a real device, or the best device there is
+    /// Who computes: the reference on the CPU (in f64, rounded once), the fast CPU backend, the emulated or a
+    /// real device, or the best device there is
     #[arg(long, value_enum, default_value = "auto")]
     device: Backend,
 }
@@ -206,8 +206,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             strategy,
             numbers,
         } => convert(&files, |tensors| {
-            let gpu = device(&files)?;
-            goldfish::mask(numbers.of(strategy), gpu.as_ref(), tensors)
+            goldfish::mask(numbers.of(strategy), &machine(&files)?, tensors)
         }),
     }
 }
@@ -281,17 +280,6 @@ fn machine(files: &Files) -> Result<Machine, String> {
     };
     eprintln!("device: {name}");
     Ok(machine)
-}
-
-/// The device; `None` for the reference. For what the CPU backend does not have.
-fn device(files: &Files) -> Result<Option<Gpu>, String> {
-    if let Backend::Cpu = files.device {
-        return Err("the CPU backend has activations only; use --device reference".to_owned());
-    }
-    Ok(match machine(files)? {
-        Machine::Gpu(gpu) => Some(gpu),
-        Machine::Reference | Machine::Cpu => None,
-    })
 }
 
 fn output<T: Element>(name: &'static str, like: &TensorView<'_>, values: &[T]) -> Output {

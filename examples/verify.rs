@@ -22,13 +22,14 @@ use support::{check, inputs, run, table::table};
 use xact::activation::{self, Sample};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Element, Goldfish, Strategy, loss};
+use xact::{Activation, Element, Goldfish, Strategy, cpu, loss};
 
 /// Verify every op, direction and type against the f64 reference
 ///
 /// Inputs are all 65,536 values of the 16-bit types and a sweep of f32. On the emulator every row is run
 /// with the approximate instructions exact, at the lower and at the upper end of their documented
-/// error. On the CPU backend, which has activations only, there is one way. Masks of Goldfish must be those of the reference, label for label. Exit status 1 if any row fails.
+/// error. On the CPU backend there is one way. Masks of Goldfish must be those of the reference, label for
+/// label. Exit status 1 if any row fails.
 #[derive(Parser)]
 #[command(name = "verify")]
 struct Arguments {
@@ -167,23 +168,19 @@ impl Jobs<'_> {
     }
 
     fn cross_entropy<T: Element>(&mut self) {
-        let Some(gpu) = self.gpu.clone() else {
-            return;
-        };
         for direction in cross_entropy::DIRECTIONS {
             for (name, op) in cross_entropy::options() {
                 let names = ["cross_entropy", T::DTYPE.name(), direction, name];
-                let gpu = gpu.clone();
-                self.add(names, move |row| cross_entropy::verify::<T>(&gpu, &op, row));
+                let gpu = self.gpu.clone();
+                self.add(names, move |row| {
+                    cross_entropy::verify::<T>(gpu.as_ref(), &op, row)
+                });
             }
         }
     }
 
     /// The masks of every strategy for ids of type `I`.
     fn goldfish<I: TokenId + TryFrom<i64>>(&mut self, dtype: &'static str) {
-        let Some(gpu) = self.gpu.clone() else {
-            return;
-        };
         let (k, h, seed) = (4, 13, 0);
         for strategy in [
             Strategy::Static { k, start: 3 },
@@ -194,9 +191,9 @@ impl Jobs<'_> {
             Strategy::Hash64 { k, h, seed },
         ] {
             let name = strategy.name();
-            let gpu = gpu.clone();
+            let gpu = self.gpu.clone();
             self.add(["goldfish", dtype, "mask", name], move |row| {
-                verify_mask::<I>(&gpu, strategy, row)
+                verify_mask::<I>(gpu.as_ref(), strategy, row)
             });
         }
     }
@@ -306,7 +303,11 @@ fn verify_on_cpu<A: Activation, T: Element>(case: &Case<A, T>, mut row: Row) -> 
 }
 
 /// The mask of random ids in rows, with exempt ones, against the reference.
-fn verify_mask<I: TokenId + TryFrom<i64>>(gpu: &Gpu, strategy: Strategy, mut row: Row) -> Row {
+fn verify_mask<I: TokenId + TryFrom<i64>>(
+    gpu: Option<&Gpu>,
+    strategy: Strategy,
+    mut row: Row,
+) -> Row {
     let mut random = Random(1);
     let ids: Vec<I> = (0..1 << 16)
         .filter_map(|_| I::try_from((random.bits() >> 33) as i64 % 131_072).ok())
@@ -319,7 +320,20 @@ fn verify_mask<I: TokenId + TryFrom<i64>>(gpu: &Gpu, strategy: Strategy, mut row
     row.n = ids.len();
     let goldfish = Goldfish::new(strategy).expect("a strategy");
     let expected = goldfish.keep(&tokens).expect("whole rows");
-    row.ok = goldfish::keep(gpu, &goldfish, &tokens, goldfish::How::default()) == Ok(expected);
+    let keep = match gpu {
+        Some(gpu) => goldfish::keep(gpu, &goldfish, &tokens, goldfish::How::default()),
+        None => {
+            let mut keep = vec![0; ids.len()];
+            let call = cpu::goldfish::Mask {
+                tokens,
+                keep: Some(&mut keep),
+                weights: None,
+            };
+            cpu::goldfish::mask(&goldfish, call)
+                .map(|_| keep.into_iter().map(|keep| keep == 1).collect())
+        }
+    };
+    row.ok = keep == Ok(expected);
     row
 }
 

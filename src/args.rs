@@ -1,4 +1,4 @@
-// The parameter blocks that kernels take, declared once. `src/launch.rs` expands this into Rust structs,
+// The parameter blocks that kernels take, declared once. `src/blocks.rs` expands this into Rust structs,
 // `build.rs` into the C++ structs of the generated header args.cuh; fields are laid out by the C rules
 // in both. Numbers that both sides name follow.
 

@@ -48,9 +48,12 @@ mod sealed {
 
     /// With the feature `cuda`, elements can also live on a device.
     #[cfg(feature = "cuda")]
-    pub trait Sealed: crate::cpu::Convert + DeviceRepr + ValidAsZeroBits + Unpin {}
+    pub trait Sealed:
+        crate::cpu::Convert + crate::cpu::RowLoops + DeviceRepr + ValidAsZeroBits + Unpin
+    {
+    }
     #[cfg(not(feature = "cuda"))]
-    pub trait Sealed: crate::cpu::Convert {}
+    pub trait Sealed: crate::cpu::Convert + crate::cpu::RowLoops {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}
@@ -78,10 +81,12 @@ impl Element for f32 {
     const ULP_EXPONENT: i32 = -23;
     const MIN_EXPONENT: i32 = -126;
 
+    #[inline]
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
 
+    #[inline]
     fn from_f64(value: f64) -> Self {
         value as f32
     }
@@ -92,10 +97,12 @@ impl Element for f16 {
     const ULP_EXPONENT: i32 = -10;
     const MIN_EXPONENT: i32 = -14;
 
+    #[inline]
     fn to_f64(self) -> f64 {
         f64::from(self.to_f32())
     }
 
+    #[inline]
     fn from_f64(value: f64) -> Self {
         f16::from_f32(round_to_odd(value))
     }
@@ -106,10 +113,12 @@ impl Element for bf16 {
     const ULP_EXPONENT: i32 = -7;
     const MIN_EXPONENT: i32 = -126;
 
+    #[inline]
     fn to_f64(self) -> f64 {
         f64::from(self.to_f32())
     }
 
+    #[inline]
     fn from_f64(value: f64) -> Self {
         bf16::from_f32(round_to_odd(value))
     }
@@ -117,6 +126,7 @@ impl Element for bf16 {
 
 /// The f32 that a later rounding to fewer digits cannot tell from `value`: exact if it can be, else
 /// the neighbour whose last bit is 1.
+#[inline]
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let back = f64::from(nearest);

@@ -10,35 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::geometry::BLOCK;
 
-/// What `src/args.rs` becomes here: a struct that a kernel can take.
-macro_rules! kernel_args {
-    ($($(#[doc = $struct_doc:literal])* $name:ident {
-        $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
-    })*) => {$(
-        $(#[doc = $struct_doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        pub struct $name {
-            $($(#[doc = $doc])* $vis $field: $type,)*
-        }
-
-        impl KernelArgs for $name {}
-    )*};
-}
-
-/// What the numbers of `src/args.rs` become here.
-macro_rules! kernel_numbers {
-    ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {$(
-        $(#[doc = $doc])*
-        #[allow(dead_code)] // some are for the kernels alone
-        pub(crate) const $name: u32 = $value;
-    )*};
-}
-
-/// A parameter block declared in `src/args.rs`.
-pub(crate) trait KernelArgs: Copy {}
-
-include!("args.rs");
+pub use crate::blocks::*;
 
 // SAFETY: structs of numbers without padding, laid out by the C rules on both sides.
 unsafe impl DeviceRepr for RowStats {}

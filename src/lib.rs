@@ -5,6 +5,7 @@
 )]
 
 pub mod activation;
+mod blocks;
 pub mod cpu;
 mod dtype;
 mod error;
@@ -25,6 +26,7 @@ mod tensor;
 pub use activation::{
     Activation, Compat, EpsGradient, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu,
 };
+pub use blocks::{CrossEntropySummary, RowStats};
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
 
@@ -35,8 +37,6 @@ pub use device::{Device, Image, Workspace, images};
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use launch::entry_names;
-#[cfg(feature = "cuda")]
-pub use launch::{CrossEntropySummary, RowStats};
 pub use loss::{CrossEntropy, Goldfish, Normalizer, Strategy};
 
 pub use half;

@@ -72,18 +72,19 @@ pub fn backward<A: Activation, T: Element>(
     dy: &[T],
 ) -> Result<(Vec<f64>, Vec<f64>)> {
     check_length("dy", x.len(), dy.len())?;
+    let mut sums = ParameterSums::default();
     let dx = x
         .iter()
         .zip(dy)
-        .map(|(x, dy)| dy.to_f64() * op.evaluate(params, x.to_f64()).slope.value)
+        .map(|(x, dy)| {
+            let (point, dy) = (op.evaluate(params, x.to_f64()), dy.to_f64());
+            sums.add(dy, &point.dparams);
+            dy * point.slope.value
+        })
         .collect();
-    let terms = x.iter().zip(dy).map(|(x, dy)| {
-        let point = op.evaluate(params, x.to_f64());
-        (dy.to_f64(), point.dparams)
-    });
-    let sums = parameter_sums(params.len(), terms);
+    let sums = sums.totals();
     let chain = op.chain(params);
-    let dparams = sums.iter().zip(chain).map(|(s, c)| s.sum * c).collect();
+    let dparams = (0..params.len()).map(|p| sums[p].sum * chain[p]).collect();
     Ok((dx, dparams))
 }
 
@@ -96,14 +97,15 @@ struct ParameterSum {
     magnitude: f64,
 }
 
-/// The sums of the parameters over terms given as the upstream gradient and what it multiplies.
-fn parameter_sums(
-    count: usize,
-    terms: impl Iterator<Item = (f64, [f64; MAX_PARAMS])>,
-) -> Vec<ParameterSum> {
-    let mut sums = vec![ParameterSum::default(); count];
-    for (upstream, terms) in terms {
-        for (total, term) in sums.iter_mut().zip(terms) {
+/// The sums of all parameters.
+#[derive(Default)]
+struct ParameterSums([ParameterSum; MAX_PARAMS]);
+
+impl ParameterSums {
+    /// Adds an element: the upstream gradient, and what it multiplies.
+    #[inline]
+    fn add(&mut self, upstream: f64, terms: &[f64; MAX_PARAMS]) {
+        for (total, term) in self.0.iter_mut().zip(terms) {
             let v = upstream * term;
             let next = total.sum + v;
             let back = next - total.sum;
@@ -112,12 +114,16 @@ fn parameter_sums(
             total.magnitude += v.abs();
         }
     }
-    for total in &mut sums {
-        if total.sum.is_finite() {
-            total.sum += total.rest;
+
+    /// The sums with what their additions rounded away.
+    fn totals(mut self) -> [ParameterSum; MAX_PARAMS] {
+        for total in &mut self.0 {
+            if total.sum.is_finite() {
+                total.sum += total.rest;
+            }
         }
+        self.0
     }
-    sums
 }
 
 /// The worst element of a tensor.
@@ -275,17 +281,15 @@ pub fn check_gradients<A: Activation, T: Element>(
     check_length("dy", x.len(), dy.len())?;
     check_length("dx", x.len(), dx.len())?;
     check_length("dparams", params.len(), dparams.len())?;
+    let mut sums = ParameterSums::default();
     let exact = |i: usize| {
-        let slope = op.evaluate(params, x[i].to_f64()).slope;
-        Product::new(slope, dy[i].to_f64())
+        let (point, dy) = (op.evaluate(params, x[i].to_f64()), dy[i].to_f64());
+        sums.add(dy, &point.dparams);
+        Product::new(point.slope, dy)
     };
-    let terms = x.iter().zip(dy).map(|(x, dy)| {
-        let point = op.evaluate(params, x.to_f64());
-        (dy.to_f64(), point.dparams)
-    });
     Ok(Report {
         tensors: vec![check_tensor("dx", x, dx, bounds, exact)],
-        parameters: check_parameters(op, params, terms, dparams),
+        parameters: check_parameters(op, params, sums, dparams),
     })
 }
 
@@ -353,26 +357,26 @@ pub fn check_gated_gradients<A: Gated, T: Element>(
     let upstream = |i: usize| dy[i].to_f64() * v[i].to_f64();
     let exact_dx = |i: usize| Product::new(points[i].slope, upstream(i));
     let exact_dv = |i: usize| Product::new(points[i].y, dy[i].to_f64());
-    let terms = points
-        .iter()
-        .enumerate()
-        .map(|(i, p)| (upstream(i), p.dparams));
+    let mut sums = ParameterSums::default();
+    for (i, point) in points.iter().enumerate() {
+        sums.add(upstream(i), &point.dparams);
+    }
     Ok(Report {
         tensors: vec![
             check_tensor("dx", x, dx, bounds, exact_dx),
             check_tensor("dv", x, dv, bounds, exact_dv),
         ],
-        parameters: check_parameters(op, params, terms, dparams),
+        parameters: check_parameters(op, params, sums, dparams),
     })
 }
 
 fn check_parameters<A: Activation>(
     op: &A,
     params: &[f64],
-    terms: impl Iterator<Item = (f64, [f64; MAX_PARAMS])>,
+    sums: ParameterSums,
     dparams: &[f64],
 ) -> Vec<ParameterReport> {
-    let sums = parameter_sums(params.len(), terms);
+    let sums = sums.totals();
     let chain = op.chain(params);
     (0..params.len())
         .map(|p| {
@@ -414,6 +418,7 @@ struct Product {
 }
 
 impl Product {
+    #[inline]
     fn of(term: Term) -> Product {
         Product {
             value: term.value,
@@ -423,6 +428,7 @@ impl Product {
     }
 
     /// `term` is formed in f32 and may overflow there, even if the product would fit.
+    #[inline]
     fn new(term: Term, factor: f64) -> Product {
         let value = f64::from(term.value as f32);
         let term_value = if value.is_infinite() {
@@ -443,7 +449,7 @@ fn check_tensor<T: Element>(
     x: &[T],
     got: &[T],
     bounds: Bounds,
-    exact: impl Fn(usize) -> Product,
+    mut exact: impl FnMut(usize) -> Product,
 ) -> TensorReport {
     /// Failures that a report lists.
     const LISTED: usize = 8;
@@ -491,6 +497,7 @@ fn check_tensor<T: Element>(
 }
 
 /// Whether `got` is within the bound around `exact`, and its error in ulp as [`Worst::ulps`] has it.
+#[inline]
 fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) {
     let Product {
         value,
@@ -508,7 +515,7 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
     let largest = value.abs().max(scale);
     let f32_unit = ulp::<f32>(largest).max(spacing);
     let bound =
-        bounds.ulps * f32_unit + bounds.parameter_ulps * largest * 2f64.powi(f32::ULP_EXPONENT);
+        bounds.ulps * f32_unit + bounds.parameter_ulps * largest * power_of_2(f32::ULP_EXPONENT);
     let (low, high) = (
         T::from_f64(value - bound).to_f64(),
         T::from_f64(value + bound).to_f64(),
@@ -530,6 +537,7 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
 
 /// Distance of neighbouring values of type T around `value`, which is taken as if the exponent had no
 /// upper end.
+#[inline]
 pub fn ulp<T: Element>(value: f64) -> f64 {
     let exponent = if value == 0.0 || !value.is_finite() {
         T::MIN_EXPONENT
@@ -538,7 +546,14 @@ pub fn ulp<T: Element>(value: f64) -> f64 {
         let bits = ((value.abs().to_bits() >> 52) & 0x7ff) as i32;
         (bits - 1023).max(T::MIN_EXPONENT)
     };
-    2f64.powi(exponent + T::ULP_EXPONENT)
+    power_of_2(exponent + T::ULP_EXPONENT)
+}
+
+/// 2 to a power that makes a normal f64: the function of std multiplies.
+#[inline]
+fn power_of_2(exponent: i32) -> f64 {
+    debug_assert!((-1022..1024).contains(&exponent));
+    f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
 /// The largest disagreement between the reference's derivatives and the differences of its values.

@@ -641,31 +641,29 @@ mod output_file {
     }
 }
 
-/// `--device cpu` has the activations, and says so where it has not.
+/// `verify --device cpu` runs every op, and names the backend.
 #[test]
-fn the_cpu_backend_has_activations_only() {
-    let scratch = Scratch::new();
-    scratch.write(&loss_input::<f32>(Dtype::I64));
-    let arguments = ["--direction", "forward", "--device", "cpu"];
-    let words = ["the CPU backend has activations only"];
-    scratch.refused("cross-entropy", &arguments, &words);
-    let verify = |arguments: &[&str]| {
+fn the_cpu_backend_is_verified() {
+    // Of an activation: forms and directions of every sample; of the losses: directions or ids, times what is
+    // chosen.
+    for (op, dtype, rows) in [
+        ("xsilu", "bf16", 36),
+        ("cross_entropy", "bf16", 9),
+        ("goldfish", "i32", 6),
+    ] {
         let mut verify = program("verify");
-        verify.args(["--device", "cpu", "--json"]).args(arguments);
-        verify.output().unwrap()
-    };
-    let output = verify(&["--op", "xsilu", "--dtype", "bf16"]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.lines().count() == 36,
-        "{text}"
-    );
-    assert!(
-        text.lines().all(|l| l.contains("the CPU backend")),
-        "{text}"
-    );
-    let output = verify(&["--op", "goldfish"]);
-    assert_eq!(output.status.code(), Some(2));
+        verify.args(["--device", "cpu", "--json", "--op", op, "--dtype", dtype]);
+        let output = verify.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.lines().count() == rows,
+            "{text}"
+        );
+        assert!(
+            text.lines().all(|l| l.contains("the CPU backend")),
+            "{text}"
+        );
+    }
 }
 
 /// `verify --json | head -1`.
@@ -735,7 +733,7 @@ fn goldfish_masks_are_those_of_the_reference_on_every_backend() {
             let expected = goldfish.keep(&tokens).unwrap();
             let kept = expected.iter().filter(|&&keep| keep).count() as i64;
             let numbers = "--k 3 --h 5 --start 1 --seed 11";
-            for device in ["reference", "emulated"] {
+            for device in ["reference", "cpu", "emulated"] {
                 let arguments = format!("--device {device} --strategy {name} {numbers}");
                 let arguments: Vec<_> = arguments.split(' ').collect();
                 let outputs = scratch.outputs_of("goldfish-mask", &arguments);
@@ -755,7 +753,7 @@ fn goldfish_masks_are_those_of_the_reference_on_every_backend() {
 #[test]
 fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
     let op = "goldfish-mask";
-    for device in ["reference", "emulated"] {
+    for device in ["reference", "cpu", "emulated"] {
         let on = ["--device", device];
         let with = |arguments: &[&'static str]| [&on[..], arguments].concat();
         let scratch = Scratch::new();
@@ -923,7 +921,7 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductio
 
 #[test]
 fn losses_and_their_gradients_are_within_the_bounds_on_every_backend() {
-    for device in ["reference", &the_device()] {
+    for device in ["reference", "cpu", &the_device()] {
         losses_are_within_the_bounds::<f32>(Dtype::I64, device, &["none", "mean", "sum"]);
         losses_are_within_the_bounds::<half::f16>(Dtype::I32, device, &["mean"]);
         losses_are_within_the_bounds::<half::bf16>(Dtype::I64, device, &["mean"]);
@@ -933,7 +931,7 @@ fn losses_and_their_gradients_are_within_the_bounds_on_every_backend() {
 #[test]
 fn losses_of_nothing_and_of_what_cannot_be() {
     let op = "cross-entropy";
-    for device in ["reference", "emulated"] {
+    for device in ["reference", "cpu", "emulated"] {
         let with = |line: &str| format!("--device {device} --direction forward {line}");
         let scratch = Scratch::new();
         scratch.write(&[

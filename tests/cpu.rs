@@ -261,13 +261,16 @@ fn equal<T: bytemuck::Pod + std::fmt::Debug>(what: &str, got: &[T], expected: &[
     Err(format!("{what} [{at:?}]: {values:?}").into())
 }
 
-/// Runs `f` in every instruction set on pools of several sizes.
-fn everywhere(mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
+/// Runs `f` in every instruction set and, over a tensor long enough for threads, on pools of several sizes.
+fn everywhere(len: usize, mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
     for set in InstructionSet::available() {
         set.force(|| f(set.name()))?;
     }
-    #[cfg(feature = "rayon")]
-    for threads in [1, 2, 3, 7] {
+    let pools: &[usize] = match len {
+        LONG if cfg!(feature = "rayon") => &[1, 2, 3, 7],
+        _ => &[],
+    };
+    for &threads in pools {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()?;
@@ -276,22 +279,33 @@ fn everywhere(mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
     Ok(())
 }
 
-/// Long enough for threads, with every kind of value, and not a multiple of anything.
-const LEN: usize = 300_007;
+/// Long enough for threads, or for every kind of value; not a multiple of anything.
+const LONG: usize = 300_007;
+const SHORT: usize = 40_009;
 
-/// Values of all magnitudes, then ordinary ones.
-fn mixed<T: Element>(seed: u64) -> Vec<T> {
+/// Of the first sample, [`LONG`]: how a tensor is cut for threads is no matter of parameters.
+fn length<A: Activation>(s: &Sample<A>) -> usize {
+    if s.name == A::samples()[0].name {
+        LONG
+    } else {
+        SHORT
+    }
+}
+
+/// `len` values: of all magnitudes, then ordinary ones.
+fn mixed<T: Element>(seed: u64, len: usize) -> Vec<T> {
     let mut x: Vec<T> = inputs::f32_sweep(1 << 14)
         .into_iter()
         .map(|x| T::from_f64(f64::from(x)))
         .collect();
-    x.extend(Random(seed).normal::<T>(LEN - x.len(), 3.0));
+    x.extend(Random(seed).normal::<T>(len - x.len(), 3.0));
     x
 }
 
 fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
-    let x = mixed::<T>(1);
-    let dy = Random(2).normal::<T>(LEN, 1.0);
+    let len = length(s);
+    let x = mixed::<T>(1, len);
+    let dy = Random(2).normal::<T>(len, 1.0);
     let finite = inputs::summable(&x);
     let results = || {
         let (dx, y, _) = run_backward(s, &x, &dy);
@@ -299,7 +313,7 @@ fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
         (dx, y, dparams)
     };
     let (dx, y, dparams) = results();
-    everywhere(|what| {
+    everywhere(len, |what| {
         let again = results();
         equal(&format!("dx, {what}"), &again.0, &dx)?;
         equal(&format!("y, {what}"), &again.1, &y)?;
@@ -308,10 +322,11 @@ fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
 }
 
 fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+    let len = length(s);
     let (x, v, dy) = (
-        mixed::<T>(1),
-        Random(2).normal::<T>(LEN, 1.0),
-        mixed::<T>(3),
+        mixed::<T>(1, len),
+        Random(2).normal::<T>(len, 1.0),
+        mixed::<T>(3, len),
     );
     let finite = inputs::summable(&x);
     let n = finite.len();
@@ -322,7 +337,7 @@ fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome
         (tensors, dparams)
     };
     let (tensors, dparams) = results();
-    everywhere(|what| {
+    everywhere(len, |what| {
         let (again, dparams_again) = results();
         for ((name, again), first) in ["dx", "dv", "y"].iter().zip(&again).zip(&tensors) {
             equal(&format!("{name}, {what}"), again, first)?;

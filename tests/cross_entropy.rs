@@ -20,10 +20,16 @@ use support::choose::{Gpu, open_for_tests};
 use support::goldfish;
 use support::inputs::Random;
 use support::loss::{self, Batch, Fish, How, Results, Uploaded, Worst};
+use support::loss_cases::{
+    batch, check_golden, check_masked_golden, everything, options, special_rows,
+};
+use support::loss_cpu;
 use support::run::{Place, bits};
+use xact::cpu::cross_entropy as cpu;
+use xact::loss::cross_entropy::Shard;
 use xact::loss::goldfish::Tokens;
 use xact::raw::goldfish::IdType;
-use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, Strategy as Drops};
+use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, RowStats, Strategy as Drops};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -102,47 +108,13 @@ impl Table {
             false the_first_of_equal_logits,
             false few_long_rows,
             false ranks,
+            false stats_of_the_cpu_are_those_of_the_device,
             false dropped_rows,
             false fused_goldfish_is_the_mask,
             true same_bits_under_any_schedule,
             true traffic,
             true on_chip_and_not,
         ];
-    }
-}
-
-/// The options of the accuracy table, by name.
-fn options() -> [(&'static str, CrossEntropy); 5] {
-    let plain = CrossEntropy::default();
-    let smoothing = CrossEntropy {
-        label_smoothing: 0.1,
-        ..plain
-    };
-    let z_loss = CrossEntropy {
-        z_loss: 1e-3,
-        ..plain
-    };
-    let softcap = CrossEntropy {
-        softcap: Some(30.0),
-        ..plain
-    };
-    [
-        ("plain", plain),
-        ("smoothing", smoothing),
-        ("z_loss", z_loss),
-        ("softcap", softcap),
-        ("all", everything()),
-    ]
-}
-
-/// Every option that changes the formula.
-fn everything() -> CrossEntropy {
-    CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-4,
-        softcap: Some(15.0),
-        normalizer: Normalizer::Weight,
-        ..CrossEntropy::default()
     }
 }
 
@@ -161,26 +133,6 @@ fn with_approx<R>(approx: Approx, f: impl FnOnce() -> R) -> R {
 
 fn fail<R>(message: String) -> Result<R, Failed> {
     Err(message.into())
-}
-
-/// Numbers of deviation `scale`, roughly normal.
-fn noise(random: &mut Random, len: usize, scale: f64) -> Vec<f64> {
-    let values = random.normal::<f32>(len, scale);
-    values.into_iter().map(f64::from).collect()
-}
-
-/// Logits of deviation `scale` and labels that are classes; the rows become ever more certain of theirs.
-fn batch<T: Element>(seed: u64, rows: usize, cols: usize, classes: usize, scale: f64) -> Batch<T> {
-    let mut random = Random(seed);
-    let mut logits = noise(&mut random, rows * cols, scale);
-    let labels: Vec<_> = (0..rows)
-        .map(|_| (random.bits() % classes as u64) as i64)
-        .collect();
-    for (r, &label) in labels.iter().enumerate() {
-        logits[r * cols + label as usize] += 3.0 * (r % 8) as f64;
-    }
-    let logits = logits.into_iter().map(T::from_f64).collect();
-    Batch::new(logits, cols, labels)
 }
 
 /// Both ways to the gradient, which give the same bits.
@@ -213,14 +165,12 @@ fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Outc
         let at = (0..a.len().min(b.len())).find(|&i| a[i] != b[i]);
         return fail(format!("{what}: statistics differ at {at:?}"));
     }
-    let pairs = got.dlogits.iter().zip(&expected.dlogits);
-    match pairs
-        .enumerate()
-        .find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]))
-    {
-        None if got.dlogits.len() == expected.dlogits.len() => Ok(()),
-        at => fail(format!("{what}: gradients differ: {at:?}")),
+    if bits(&got.dlogits) == bits(&expected.dlogits) {
+        return Ok(());
     }
+    let mut pairs = got.dlogits.iter().zip(&expected.dlogits).enumerate();
+    let at = pairs.find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]));
+    fail(format!("{what}: gradients differ: {at:?}"))
 }
 
 fn within(what: impl std::fmt::Debug, worst: Worst) -> Outcome {
@@ -380,29 +330,9 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
 
 /// What PyTorch computes.
 fn golden<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    const F64: f64 = 1e-14;
-    for case in support::loss_golden::cases() {
-        let convert = |values: &[f64]| values.iter().map(|&v| T::from_f64(v)).collect();
-        let mut batch = Batch::<T>::new(convert(&case.logits), case.cols, case.labels.clone());
-        batch.weights = case.weights.clone();
-        batch.dloss = Some((case.dloss.clone(), 1));
-        let got = both(gpu, &case.op, &batch, How::default())?;
-        let mut expected = loss::expected(&case.op, &batch, &[]);
-        for (r, row) in expected.rows.iter_mut().enumerate() {
-            if let Some(row) = row {
-                (row.loss, row.lse) = (case.loss[r], case.lse[r]);
-                row.dlogits = case.dlogits[r * case.cols..][..case.cols].to_vec();
-                // Theirs of a confident row is 1 − p, rounded in f64.
-                row.loss_bound += F64;
-                row.dlogits_bound.iter_mut().for_each(|b| *b += F64);
-            }
-        }
-        within(&case.name, loss::check(&case.op, &batch, &expected, &got))?;
-        let mean = f64::from(got.summary.mean);
-        if (mean - case.mean).abs() > 2e-6 * case.mean.abs() {
-            return fail(format!("{}: mean {mean}, not {}", case.name, case.mean));
-        }
-    }
+    check_golden::<T>(|op, batch| {
+        both(gpu, op, batch, How::default()).map_err(|e| format!("{e:?}"))
+    })?;
     Ok(())
 }
 
@@ -488,65 +418,16 @@ fn large_common_offsets<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 
 /// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows.
 fn special_values<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    const COLS: usize = 2100;
-    let ninf = f64::NEG_INFINITY;
-    let set = |values: &[(usize, f64)]| {
-        let mut row = noise(&mut Random(9), COLS, 2.0);
-        for &(at, value) in values {
-            row[at] = value;
-        }
-        row
-    };
-    let range = |from: usize, to: usize, value: f64| {
-        let mut row = noise(&mut Random(10), COLS, 2.0);
-        row[from..to].fill(value);
-        row
-    };
-    let one_hot = |value: f64| {
-        let mut row = vec![ninf; COLS];
-        row[1] = value;
-        row
-    };
-    let rows = [
-        set(&[(5, ninf), (2000, ninf)]),
-        set(&[(1, ninf)]),
-        range(0, COLS, ninf),
-        one_hot(3.0),
-        one_hot(-60000.0),
-        range(2, COLS, ninf),
-        range(0, COLS - 1, ninf),
-        range(0, 2048, ninf),
-        range(2, 2060, ninf),
-        set(&[(7, f64::NAN)]),
-        set(&[(1, f64::NAN)]),
-        range(0, COLS, f64::NAN),
-        range(0, COLS - 1, f64::NAN),
-        set(&[(0, f64::NAN), (COLS - 1, ninf)]),
-        set(&[(3, f64::INFINITY)]),
-        set(&[(1, f64::INFINITY)]),
-        set(&[(3, f64::INFINITY), (4, ninf)]),
-        range(0, COLS, 0.0),
-        range(0, COLS, -0.0),
-        range(0, COLS, 60000.0),
-        set(&[(1, 1000.0)]),
-        set(&[(2, 1000.0)]),
-        set(&[(1, 1e38)]),
-        set(&[(2, -1e38)]),
-        // Their sum is still an f32.
-        range(0, COLS, 1e35),
-        one_hot(f64::from(f32::MAX)),
-        set(&[(1, f64::from(f32::MAX)), (2, f64::from(f32::MIN))]),
-    ];
-    let logits = rows.concat().into_iter().map(T::from_f64).collect();
-    let batch = Batch::<T>::new(logits, COLS, vec![1; rows.len()]);
-    let caps = [1e-37, 0.5, 1e4, 1e30, 2e38].map(|cap| CrossEntropy {
-        softcap: Some(cap),
-        ..CrossEntropy::default()
-    });
+    let (batch, caps) = special_rows::<T>();
     for op in options().into_iter().map(|(_, op)| op).chain(caps) {
         let expected = loss::expected(&op, &batch, &[]);
         for &approx in modes(gpu) {
-            for offset in [0, 1] {
+            // Where a row begins is no matter of approximations.
+            let offsets: &[usize] = match approx {
+                Approx::Nearest => &[0, 1],
+                _ => &[0],
+            };
+            for &offset in offsets {
                 let how = How {
                     logits: Place { offset, gap: 0 },
                     ..How::default()
@@ -784,9 +665,12 @@ fn no_rows_and_no_columns<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
+/// Rows that are not cut: more than half the blocks that rows are cut into.
+const UNCUT_ROWS: usize = 513;
+
 /// The argmax is the first of equal logits, wherever the row begins and whoever meets them.
 fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    const COLS: usize = 20_000;
+    const COLS: usize = 12_000;
     let op = CrossEntropy::default();
     let batch_packs = 256 * 16 / size_of::<T>();
     for offset in 0..16 / size_of::<T>() {
@@ -805,7 +689,7 @@ fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
             vec![3000, 300],
         ];
         // Enough rows that they are not cut, and enough that they are.
-        for rows in [places.len(), 600] {
+        for rows in [places.len(), UNCUT_ROWS] {
             if rows > 100 && offset > 1 {
                 continue;
             }
@@ -931,6 +815,51 @@ fn ranks<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// The stats of the CPU backend are those of the device but for the rounding of the sums, and it finishes from
+/// the device's, so that ranks of both kinds may be mixed.
+fn stats_of_the_cpu_are_those_of_the_device<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    // Of a sum relative to its terms, what 4 ulp of the loss allow each side.
+    const SUMS: f32 = 2.0 * 4.0 * f32::EPSILON;
+    for op in options().map(|(_, op)| op) {
+        let mut batch = batch::<T>(22, 9, 500, 500, 3.0);
+        batch.labels[3] = op.ignore_index;
+        let expected = loss::expected(&op, &batch, &[]);
+        let there = both(gpu, &op, &batch, How::default())?;
+        let here = loss_cpu::forward_backward(&op, &batch, loss_cpu::How::default())?;
+        for (there, here) in there.stats.iter().zip(&here.stats) {
+            let exact = |s: &RowStats| (s.max.to_bits(), s.target.to_bits(), s.argmax);
+            let near = |a: f32, b: f32, size: f32| (a - b).abs() <= SUMS * size;
+            let sums = near(there.rest, here.rest, here.rest)
+                && near(there.sum, here.sum, 500.0 * here.max.abs());
+            if exact(there) != exact(here) || !sums {
+                return fail(format!("{op:?}: {there:?} and {here:?}"));
+            }
+        }
+        let mut got = there.clone();
+        let call = cpu::Finish {
+            rows: cpu::Rows {
+                shard: Some(Shard {
+                    first_class: 0,
+                    classes: 500,
+                }),
+                ..cpu::Rows::new(&batch.labels)
+            },
+            gathered: &there.stats,
+            outputs: cpu::Outputs {
+                loss: Some(&mut got.loss),
+                z_loss: Some(&mut got.z_loss),
+                lse: Some(&mut got.lse),
+                argmax: Some(&mut got.argmax),
+                stats: None,
+            },
+            normalizer: None,
+        };
+        got.summary = cpu::finish(&op, call)?;
+        within(op, loss::check(&op, &batch, &expected, &got))?;
     }
     Ok(())
 }
@@ -1197,8 +1126,7 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 /// Where a row fits into the shared memory of a block, the fused kernel reads it once; else twice. The bits are
 /// the same.
 fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
-    // More than half the blocks that rows are cut into, so that they are not.
-    const ROWS: usize = 513;
+    const ROWS: usize = UNCUT_ROWS;
     let per_pack = 16 / size_of::<T>();
     for (gpu, kib) in devices(gpu)?.into_iter().zip([227, 163]) {
         if !full && T::DTYPE != xact::Dtype::F32 {
@@ -1216,7 +1144,8 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
             }
             let batch = Batch::new(logits, cols, labels);
             let op = CrossEntropy::default();
-            for offset in [0, 1] {
+            // A row of one column too many is one wherever it begins.
+            for offset in 0..=usize::from(reads == 1) {
                 let how = How {
                     logits: Place { offset, gap: 0 },
                     all_outputs: false,
@@ -1277,50 +1206,10 @@ fn confident_rows(gpu: &Gpu, full: bool) -> Outcome {
 
 /// The masked losses of tests/golden/goldfish.json, from PyTorch.
 fn goldfish_golden(gpu: &Gpu, _full: bool) -> Outcome {
-    let golden = support::goldfish_golden::Golden::read();
-    let case = &golden.0["masked_ce"];
-    let floats = |value: &serde_json::Value| -> Vec<f64> {
-        let list = value.as_array().expect("a list");
-        list.iter().map(|v| v.as_f64().expect("a number")).collect()
-    };
-    let rows = |name: &str| -> Vec<Vec<f64>> {
-        let list = case[name].as_array().expect("a list");
-        list.iter().map(floats).collect()
-    };
-    // The logits are f64; what rounding them to f32 does to the loss is within 2^-23 of the largest.
-    let logits = rows("logits").concat();
-    let cols = case["V"].as_u64().expect("V") as usize;
-    let labels = support::goldfish_golden::numbers(&case["y"]);
-    let keep = case["keep"].as_array().expect("a list");
-    let keep: Vec<f32> = (keep.iter())
-        .map(|k| k.as_f64().unwrap_or_else(|| f64::from(u8::from(k == true))) as f32)
-        .collect();
-    let mut batch = Batch::<f32>::new(logits.iter().map(|&z| z as f32).collect(), cols, labels);
-    batch.weights = Some(keep.clone());
-    let op = CrossEntropy::default();
-    let got = checked(gpu, &op, &batch, How::default())?;
-    let close = |what: &str, got: f32, expected: f64| {
-        if (f64::from(got) - expected).abs() <= 2e-6 * (1.0 + expected.abs()) {
-            Ok(())
-        } else {
-            fail(format!("{what}: {got:e}, not {expected:e}"))
-        }
-    };
-    let number = |name: &str| case[name].as_f64().expect("a number");
-    close("mean", got.summary.mean, number("loss_mean_kept"))?;
-    close("sum", got.summary.loss, number("loss_sum_kept"))?;
-    for (got, expected) in got.dlogits.iter().zip(rows("grad").concat()) {
-        close("gradient", *got, expected)?;
-    }
-    for (r, loss) in floats(&case["per_token_ce"]).into_iter().enumerate() {
-        close("loss", got.loss[r], loss * f64::from(keep[r]))?;
-    }
-    batch.weights = None;
-    let all = checked(gpu, &op, &batch, How::default())?;
-    close("all", all.summary.mean, number("loss_mean_all_tokens"))?;
-    let dropped = (f64::from(all.summary.loss) - f64::from(got.summary.loss))
-        / (all.summary.kept - got.summary.kept) as f64;
-    close("dropped", dropped as f32, number("loss_mean_dropped"))
+    check_masked_golden(|op, batch| {
+        checked(gpu, op, batch, How::default()).map_err(|e| format!("{e:?}"))
+    })?;
+    Ok(())
 }
 
 /// Rows further apart than 32 bits count elements.

@@ -173,6 +173,29 @@ fn the_dependencies_are_few() {
     assert_eq!(tree, expected.map(str::to_owned).into());
 }
 
+/// Else what selects xact alone, as tests of examples do, compiles everything once more.
+#[test]
+fn xact_alone_is_built_with_the_features_of_the_workspace() {
+    let packages = |of: &[&str]| -> BTreeSet<String> {
+        let tree = cargo("tree")
+            .args(of)
+            .args([
+                "--edges",
+                "normal,build,dev",
+                "--prefix",
+                "none",
+                "--no-dedupe",
+            ])
+            .args(["--format", "{p} {f}"])
+            .output();
+        let lines = text(&success(tree).stdout);
+        lines.lines().map(str::to_owned).collect()
+    };
+    let (alone, together) = (packages(&["--package", "xact"]), packages(&["--workspace"]));
+    let others: Vec<_> = alone.difference(&together).collect();
+    assert!(others.is_empty(), "only without the workspace: {others:?}");
+}
+
 /// Cargo, offline, with nothing in its environment that would point the build script or cargo itself
 /// elsewhere.
 fn cargo(job: &str) -> Command {
@@ -195,7 +218,8 @@ fn cargo(job: &str) -> Command {
     command
 }
 
-/// A fresh copy of what `cargo package` makes. Each test has its own, because tests may run at once.
+/// A copy of what `cargo package` makes. Each test has its own, because tests may run at once, and keeps it: what
+/// did not change since the last run is not compiled again.
 fn unpacked(name: &str) -> PathBuf {
     let target = scratch(&format!("packages/{name}"));
     let output = cargo("package")
@@ -205,17 +229,51 @@ fn unpacked(name: &str) -> PathBuf {
         .output();
     success(output);
     let file = concat!("package/xact-", env!("CARGO_PKG_VERSION"), ".crate");
-    let folder = scratch(&format!("unpacked/{name}"));
+    let fresh = scratch(&format!("fresh/{name}"));
     let output = Command::new("tar")
         // The files in a package are all of one old date, by which cargo would take changed ones for known.
         .arg("-xzmf")
         .arg(target.join(file))
         .arg("-C")
-        .arg(&folder)
+        .arg(&fresh)
         .arg("--strip-components=1")
         .output();
     success(output);
-    folder
+    let kept = folder(&format!("unpacked/{name}"));
+    fs::create_dir_all(&kept).expect("a folder");
+    update(&kept, &fresh);
+    kept
+}
+
+/// Makes `old` what `new` is, and leaves files that are the same as they are.
+fn update(old: &Path, new: &Path) {
+    let names = |folder: &Path| -> BTreeSet<OsString> {
+        let entries = fs::read_dir(folder).expect("a folder");
+        entries
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect()
+    };
+    let (was, is) = (names(old), names(new));
+    for name in was.difference(&is) {
+        let old = old.join(name);
+        if old.is_dir() {
+            fs::remove_dir_all(old).expect("a folder");
+        } else {
+            fs::remove_file(old).expect("a file");
+        }
+    }
+    for name in &is {
+        let (old, new) = (old.join(name), new.join(name));
+        if new.is_dir() {
+            fs::create_dir_all(&old).expect("a folder");
+            update(&old, &new);
+        } else {
+            let text = fs::read(&new).expect("a file");
+            if fs::read(&old).ok().as_ref() != Some(&text) {
+                fs::write(&old, text).expect("a file");
+            }
+        }
+    }
 }
 
 /// A program that depends on a copy of the package.
@@ -263,11 +321,16 @@ impl Program {
     }
 }
 
+/// A folder of these tests.
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("package-test")
+        .join(name)
+}
+
 /// An empty folder.
 fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("package-test")
-        .join(name);
+    let folder = folder(name);
     // It need not exist.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder");

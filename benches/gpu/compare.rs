@@ -21,7 +21,8 @@ use xact::{
 
 use crate::support::choose::{Choice, Gpu, open};
 use crate::support::inputs::{self, GRADIENTS, Random, VALUES};
-use crate::support::loss::{self, Batch, Uploaded};
+use crate::support::loss::{self, Uploaded};
+use crate::support::loss_check::{self, Batch, Results};
 use crate::support::run::{self, bits};
 use crate::support::table::table;
 use crate::support::{check, files, goldfish, progress};
@@ -517,7 +518,7 @@ impl Dumper<'_> {
                 });
                 let mut batch = Batch::new(logits, cols, labels.collect());
                 batch.weights = Some((0..rows).map(|r| [1.0, 0.25, 2.0][r % 3]).collect());
-                let expected = loss::expected(&op, &batch, &[]);
+                let expected = loss_check::expected(&op, &batch, &[]);
                 let gpu = self.gpu;
                 let uploaded = Uploaded::new(gpu, &batch, loss::How::default());
                 let params = format!("{options}, {name}");
@@ -529,7 +530,7 @@ impl Dumper<'_> {
                         ["cross_entropy", T::DTYPE.name(), direction, &params],
                         || run(gpu, &op, &batch, &uploaded).expect("a loss"),
                         |results| {
-                            let worst = loss::check(&op, &batch, &expected, &results);
+                            let worst = loss_check::check(&op, &batch, &expected, &results);
                             let argmax = Output {
                                 name: "argmax",
                                 dtype: safetensors::Dtype::I32,
@@ -589,8 +590,7 @@ impl Dumper<'_> {
 }
 
 /// A way to compute a loss and its gradient.
-type LossCall<T> =
-    fn(&Gpu, &CrossEntropy, &Batch<T>, &Uploaded<'_>) -> xact::Result<loss::Results<T>>;
+type LossCall<T> = fn(&Gpu, &CrossEntropy, &Batch<T>, &Uploaded<'_>) -> xact::Result<Results<T>>;
 
 fn in_bounds(report: xact::Result<Report>) -> bool {
     report.expect("equal lengths").ok()

@@ -2,8 +2,8 @@
 
     python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
 
-Of each row: the formula of its authors in eager PyTorch and under torch.compile (whose kernels are Triton's), and
-for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
+Of each row: the formula of its authors (torch_cpu.py) in eager PyTorch and under torch.compile, whose kernels are
+Triton's, and for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
 alternate on one device; the round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples
 that alternate with a copy of as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
 
@@ -26,54 +26,15 @@ import time
 import torch
 import torch.nn.functional as F
 
+from torch_cpu import activation
+
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# The forms' names there.
+FORMS = {"plain": "plain", "gated1": "order 1", "gated2": "order 2"}
 SAMPLES = 11
 # Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
 SAMPLE_MS = 4.0
 COPY_BYTES = 1 << 30
-
-
-# The formulas, as their authors write them.
-
-
-def xielu(x, alpha_p, alpha_n, eps):
-    """`XIELUActivation` of Hugging Face transformers, with its beta; its eps is a tensor."""
-    beta = 0.5
-    alpha_p = F.softplus(alpha_p)
-    alpha_n = beta + F.softplus(alpha_n)
-    return torch.where(
-        x > 0,
-        alpha_p * x * x + beta * x,
-        (torch.expm1(torch.min(x, eps)) - x) * alpha_n + beta * x,
-    )
-
-
-def xatlu_gate(x, alpha):
-    return (torch.arctan(x) / math.pi + 0.5) * (1 + 2 * alpha) - alpha
-
-
-def xgelu_gate(x, alpha):
-    return (torch.erf(x / math.sqrt(2)) * 0.5 + 0.5) * (1 + 2 * alpha) - alpha
-
-
-def xsilu_gate(x, alpha):
-    return torch.sigmoid(x) * (1 + 2 * alpha) - alpha
-
-
-GATES = {"xatlu": xatlu_gate, "xgelu": xgelu_gate, "xsilu": xsilu_gate}
-
-
-def activation(op, form, x):
-    """The function of the tensors and the scalars of a row, for tensors like x."""
-    if op == "xielu":
-        eps = torch.tensor(-1e-6, device=x.device, dtype=x.dtype)
-        return lambda x, alpha_p, alpha_n: xielu(x, alpha_p, alpha_n, eps)
-    gate = GATES[op]
-    if form == "plain":
-        return lambda x, alpha: x * gate(x, alpha)
-    if form == "gated1":
-        return lambda x, v, alpha: gate(x, alpha) * v
-    return lambda x, v, alpha: x * gate(x, alpha) * v
 
 
 class Turns:
@@ -89,11 +50,9 @@ def normal(row, device):
 
 
 def make_activation(row, turns, device, compiled):
-    scalars = [0.203382, -1.050226] if row["op"] == "xielu" else [0.0]
-    tensors = 1 if row["form"] == "plain" else 2
+    f, tensors, scalars = activation(row["op"], FORMS[row["form"]])
     backward = row["direction"] == "backward"
     inputs = [[normal(row, device) for _ in range(tensors)] for _ in range(turns)]
-    f = activation(row["op"], row["form"], inputs[0][0])
     dtype = DTYPES[row["dtype"]]
     # Parameters of the type of x, as Hugging Face holds them.
     params = [torch.tensor(s, device=device, dtype=dtype, requires_grad=backward) for s in scalars]
@@ -120,11 +79,8 @@ def make_activation(row, turns, device, compiled):
 
 
 def make_torch_loss(row, turns, device, compiled):
-    """Forward; forward and backward; or backward alone, of F.cross_entropy on f32 logits as trainers call it."""
-
-    def f(logits, labels):
-        return F.cross_entropy(logits.float(), labels)
-
+    """Forward; forward and backward; or backward alone. Of the logits as they are: to f32 first is slower."""
+    f = F.cross_entropy
     logits, labels = make_logits(row, turns, device)
     if compiled:
         f = torch.compile(f, dynamic=False)

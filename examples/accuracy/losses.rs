@@ -55,7 +55,7 @@ impl Jobs {
     /// The rows of cross-entropy in one type.
     pub fn losses<T: Element>(&mut self) {
         for (name, op) in options() {
-            self.0.push(Job {
+            self.jobs.push(Job {
                 name: format!("{OP} {} {name}", T::DTYPE),
                 run: Box::new(move |gpu| measure::<T>(gpu, name, &op)),
             });

@@ -41,6 +41,9 @@ struct Arguments {
     /// Write nothing; exit status 1 if the files are not what would be written
     #[arg(long)]
     check: bool,
+    /// Check the table of README.md alone: of the activations the plain forms, and no plots
+    #[arg(long, requires = "check")]
+    readme: bool,
     /// Write nothing; one JSON object a line for every op, direction, type, parameters and way to approximate
     #[arg(long, conflicts_with = "check")]
     json: bool,
@@ -55,17 +58,21 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let (mut measurements, mut plots) = (Jobs(Vec::new()), Plots(Vec::new()));
+    let mut measurements = Jobs {
+        jobs: Vec::new(),
+        plain_alone: arguments.readme,
+    };
+    let mut plots = Plots(Vec::new());
     cases::for_each(&mut measurements);
     measurements.losses::<f32>();
     measurements.losses::<f16>();
     measurements.losses::<bf16>();
-    if !arguments.json {
+    if !arguments.json && !arguments.readme {
         xact::activation::for_each(&mut plots);
     }
-    let bar = progress::bar(measurements.0.len() + plots.0.len());
+    let bar = progress::bar(measurements.jobs.len() + plots.0.len());
     let mut rows = Vec::new();
-    for job in measurements.0 {
+    for job in measurements.jobs {
         bar.set_message(job.name);
         let new = (job.run)(&gpu);
         let lines: String = new
@@ -93,6 +100,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if arguments.readme {
+        let page = pages::readme(root, &gpu, &rows);
+        return exit(page.and_then(|page| compare(root, &[page])));
+    }
     let done = pages::all(root, &gpu, &rows, drawn).and_then(|pages| {
         if arguments.check {
             return compare(root, &pages);
@@ -100,6 +111,10 @@ fn main() -> ExitCode {
         print(&pages::summary(&gpu, &rows));
         write(root, &pages)
     });
+    exit(done)
+}
+
+fn exit(done: Result<(), String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -190,10 +205,17 @@ struct Job<R> {
 const F32_POINTS: u32 = 1 << 15;
 
 /// The rows of every case.
-struct Jobs(Vec<Job<Vec<Row>>>);
+struct Jobs {
+    jobs: Vec<Job<Vec<Row>>>,
+    /// Without the gated forms.
+    plain_alone: bool,
+}
 
 impl CaseVisitor for Jobs {
     fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
+        if self.plain_alone && pages::form(case.direction) != "plain" {
+            return;
+        }
         let name = format!(
             "{} {} {} {}",
             A::NAME,
@@ -202,7 +224,7 @@ impl CaseVisitor for Jobs {
             case.sample.name
         );
         let run = Box::new(move |gpu: &Gpu| measure(gpu, &case));
-        self.0.push(Job { name, run });
+        self.jobs.push(Job { name, run });
     }
 }
 

@@ -24,16 +24,11 @@ const MARKS: [&str; 2] = [
     "<!-- end -->",
 ];
 
-/// All files, in the folder `root`; `plots` are the ops' names and SVG.
+/// README.md, which is in the folder `root`.
 ///
 /// # Errors
-/// README.md cannot be read or has no marks.
-pub fn all(
-    root: &Path,
-    gpu: &Gpu,
-    rows: &[Row],
-    plots: Vec<(String, String)>,
-) -> Result<Vec<Page>, String> {
+/// It cannot be read or has no marks.
+pub fn readme(root: &Path, gpu: &Gpu, rows: &[Row]) -> Result<Page, String> {
     let readme = std::fs::read_to_string(root.join("README.md"));
     let readme = readme.map_err(|e| format!("README.md: {e}"))?;
     let parts = readme.split_once(MARKS[0]).and_then(|(before, rest)| {
@@ -51,12 +46,25 @@ pub fn all(
         after,
     ]
     .concat();
+    Ok(Page {
+        path: "README.md".to_owned(),
+        text,
+    })
+}
+
+/// All files, in the folder `root`; `plots` are the ops' names and SVG.
+///
+/// # Errors
+/// Those of [`readme`].
+pub fn all(
+    root: &Path,
+    gpu: &Gpu,
+    rows: &[Row],
+    plots: Vec<(String, String)>,
+) -> Result<Vec<Page>, String> {
     let names: Vec<_> = plots.iter().map(|(op, _)| op.as_str()).collect();
     let mut pages = vec![
-        Page {
-            path: "README.md".to_owned(),
-            text,
-        },
+        readme(root, gpu, rows)?,
         Page {
             path: "docs/accuracy.md".to_owned(),
             text: page(gpu, rows, &names),
@@ -238,6 +246,6 @@ fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 }
 
 /// The form in the name of a direction.
-fn form(direction: &'static str) -> &'static str {
+pub fn form(direction: &'static str) -> &'static str {
     direction.split_once(' ').map_or("plain", |(form, _)| form)
 }

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use xact::cpu::cross_entropy as on_cpu;
 use xact::loss::cross_entropy::Fate;
 use xact::loss::cross_entropy::device::{
     Backward, Divisor, Dloss, Forward, Goldfish as Decision, Outputs, Rows, workspace_bytes,
@@ -17,7 +18,7 @@ use xact::{
 use super::goldfish::{list, upload, view};
 use super::support::choose::Gpu;
 use super::support::strategy::{Name, Numbers};
-use super::{Direction, Output, Task, device, elements, finite, output, tensor};
+use super::{Direction, Machine, Output, Task, elements, finite, machine, output, tensor};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -114,9 +115,10 @@ fn compute<T: Element>(
     let strategy = arguments.goldfish.map(|name| arguments.numbers.of(name));
     let inputs = Inputs::<T>::read(tensors, view, strategy)?;
     let backward = arguments.task.direction == Direction::Backward;
-    let results = match device(&arguments.task.files)? {
-        None => inputs.reference(&op),
-        Some(gpu) => inputs.on_device(&op, &gpu, backward),
+    let results = match machine(&arguments.task.files)? {
+        Machine::Reference => inputs.reference(&op),
+        Machine::Cpu => inputs.on_cpu(&op, backward),
+        Machine::Gpu(gpu) => inputs.on_device(&op, &gpu, backward),
     };
     let results = results.map_err(|e| e.to_string())?;
     if backward {
@@ -253,6 +255,69 @@ impl<T: Element> Inputs<T> {
         Ok(results)
     }
 
+    fn on_cpu(&self, op: &CrossEntropy, backward: bool) -> xact::Result<Results<T>> {
+        let n = self.labels.len();
+        let (mut loss, mut lse) = (vec![0.0; n], vec![0.0; n]);
+        let mut stats = vec![RowStats::default(); n];
+        let goldfish = self.goldfish.as_ref().map(|dropping| on_cpu::Goldfish {
+            strategy: &dropping.goldfish,
+            tokens: dropping.tokens(),
+        });
+        let rows = on_cpu::Rows {
+            weights: self.weights.as_deref(),
+            goldfish,
+            ..on_cpu::Rows::new(&self.labels)
+        };
+        let logits = on_cpu::Matrix::dense(&self.logits, self.cols);
+        let call = on_cpu::Forward {
+            logits,
+            rows,
+            outputs: on_cpu::Outputs {
+                loss: Some(&mut loss),
+                lse: Some(&mut lse),
+                stats: Some(&mut stats),
+                ..on_cpu::Outputs::default()
+            },
+            normalizer: None,
+        };
+        let summary = on_cpu::forward(op, call)?;
+        let mut dlogits = Vec::new();
+        if backward {
+            dlogits = vec![T::from_f64(0.0); self.logits.len()];
+            let call = on_cpu::Backward {
+                logits,
+                rows,
+                stats: &stats,
+                dlogits: on_cpu::MatrixMut::dense(&mut dlogits, self.cols),
+                divisor: summary.normalizer,
+                dloss: (self.dloss.as_ref()).map(|values| on_cpu::Dloss { values, stride: 1 }),
+            };
+            on_cpu::backward(op, call)?;
+        }
+        self.tell(&summary);
+        Ok(Results {
+            loss,
+            lse,
+            mean: summary.mean,
+            sum: summary.loss,
+            dlogits,
+        })
+    }
+
+    /// Says what the results do not.
+    fn tell(&self, summary: &CrossEntropySummary) {
+        if summary.bad_row < self.labels.len() as u64 {
+            let row = summary.bad_row as usize;
+            eprintln!(
+                "warning: the label of row {row}, {}, is no class; its results are NaN",
+                self.labels[row]
+            );
+        }
+        if self.goldfish.is_some() {
+            eprintln!("kept {} rows, dropped {}", summary.kept, summary.dropped);
+        }
+    }
+
     /// Through the safe API.
     fn on_device(&self, op: &CrossEntropy, gpu: &Gpu, backward: bool) -> xact::Result<Results<T>> {
         let Gpu { device, stream, .. } = gpu;
@@ -360,16 +425,7 @@ impl<T: Element> Inputs<T> {
             values
         };
         let summary = stream.clone_dtoh(&summary).expect("a copy of the result")[0];
-        if summary.bad_row < n as u64 {
-            let row = summary.bad_row as usize;
-            eprintln!(
-                "warning: the label of row {row}, {}, is no class; its results are NaN",
-                self.labels[row]
-            );
-        }
-        if self.goldfish.is_some() {
-            eprintln!("kept {} rows, dropped {}", summary.kept, summary.dropped);
-        }
+        self.tell(&summary);
         Ok(Results {
             loss: copy(&loss),
             lse: copy(&lse),
@@ -398,8 +454,8 @@ impl Dropping {
         })
     }
 
-    fn reference(&self) -> xact::Result<Vec<bool>> {
-        let keep = self.goldfish.keep(&Tokens {
+    fn tokens(&self) -> Tokens<'_, i64> {
+        Tokens {
             hash_ids: &self.hash_ids,
             layout: match &self.cu_seqlens {
                 Some(cu_seqlens) => Layout::Documents { cu_seqlens },
@@ -407,7 +463,11 @@ impl Dropping {
             },
             halo: &[],
             exempt: &self.exempt,
-        })?;
+        }
+    }
+
+    fn reference(&self) -> xact::Result<Vec<bool>> {
+        let keep = self.goldfish.keep(&self.tokens())?;
         Ok(keep.into_iter().map(|keep| !keep).collect())
     }
 

@@ -1,13 +1,14 @@
 //! The Goldfish mask of the labels of a file.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use xact::cpu;
 use xact::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
 use xact::loss::goldfish::device::{Counts, DeviceLayout, DeviceTokens, Mask};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::{Error, Goldfish, Strategy, Workspace, raw};
 
 use super::support::choose::Gpu;
-use super::{Output, tensor};
+use super::{Machine, Output, tensor};
 
 /// What is read of the file.
 struct Inputs<'a, I> {
@@ -19,23 +20,23 @@ struct Inputs<'a, I> {
     labels: &'a TensorView<'a>,
 }
 
-/// `keep` and `kept`, from the device or, without one, the reference.
+/// `keep` and `kept`.
 pub fn mask(
     strategy: Strategy,
-    gpu: Option<&Gpu>,
+    machine: &Machine,
     tensors: &SafeTensors<'_>,
 ) -> Result<Vec<Output>, String> {
     let labels = tensor(tensors, "labels")?;
     match labels.dtype() {
-        Dtype::I32 => mask_of::<i32>(strategy, gpu, tensors, &labels),
-        Dtype::I64 => mask_of::<i64>(strategy, gpu, tensors, &labels),
+        Dtype::I32 => mask_of::<i32>(strategy, machine, tensors, &labels),
+        Dtype::I64 => mask_of::<i64>(strategy, machine, tensors, &labels),
         other => Err(format!("labels is {other:?}; it must be I32 or I64")),
     }
 }
 
 fn mask_of<I: TokenId + bytemuck::Pod + DeviceRepr + ValidAsZeroBits>(
     strategy: Strategy,
-    gpu: Option<&Gpu>,
+    machine: &Machine,
     tensors: &SafeTensors<'_>,
     labels: &TensorView<'_>,
 ) -> Result<Vec<Output>, String> {
@@ -50,9 +51,10 @@ fn mask_of<I: TokenId + bytemuck::Pod + DeviceRepr + ValidAsZeroBits>(
         labels,
     };
     let goldfish = Goldfish::new(strategy).map_err(|e| e.to_string())?;
-    let keep = match gpu {
-        None => inputs.reference(&goldfish),
-        Some(gpu) => inputs.on_device(&goldfish, gpu),
+    let keep = match machine {
+        Machine::Reference => inputs.reference(&goldfish),
+        Machine::Cpu => inputs.on_cpu(&goldfish),
+        Machine::Gpu(gpu) => inputs.on_device(&goldfish, gpu),
     };
     let (keep, kept) = keep.map_err(|e| e.to_string())?;
     Ok(vec![
@@ -90,8 +92,8 @@ pub fn list<T: bytemuck::Pod>(
 }
 
 impl<I: TokenId + DeviceRepr + ValidAsZeroBits> Inputs<'_, I> {
-    fn reference(&self, goldfish: &Goldfish) -> xact::Result<(Vec<u8>, i64)> {
-        let keep = goldfish.keep(&Tokens {
+    fn tokens(&self) -> Tokens<'_, I> {
+        Tokens {
             hash_ids: &self.ids,
             layout: match &self.cu_seqlens {
                 Some(cu_seqlens) => Layout::Documents { cu_seqlens },
@@ -99,7 +101,22 @@ impl<I: TokenId + DeviceRepr + ValidAsZeroBits> Inputs<'_, I> {
             },
             halo: &[],
             exempt: &self.exempt,
-        })?;
+        }
+    }
+
+    fn on_cpu(&self, goldfish: &Goldfish) -> xact::Result<(Vec<u8>, i64)> {
+        let mut keep = vec![0; self.ids.len()];
+        let call = cpu::goldfish::Mask {
+            tokens: self.tokens(),
+            keep: Some(&mut keep),
+            weights: None,
+        };
+        let counts = cpu::goldfish::mask(goldfish, call)?;
+        Ok((keep, counts.kept as i64))
+    }
+
+    fn reference(&self, goldfish: &Goldfish) -> xact::Result<(Vec<u8>, i64)> {
+        let keep = goldfish.keep(&self.tokens())?;
         let kept = keep.iter().filter(|&&keep| keep).count() as i64;
         Ok((keep.into_iter().map(u8::from).collect(), kept))
     }

@@ -6,7 +6,8 @@ use xact::{CrossEntropy, Element, Normalizer};
 use super::support::check;
 use super::support::choose::Gpu;
 use super::support::inputs::Random;
-use super::support::loss::{self, Batch, How, Uploaded};
+use super::support::loss::{self, Batch, How, Results, Uploaded};
+use super::support::loss_cpu;
 use super::{DIFFERENCES, Row};
 
 /// The directions: losses alone; losses and the gradient in place; the gradient from the stats of a forward.
@@ -35,7 +36,8 @@ const CLASSES: usize = 1531;
 /// Rows whose label is ignored: the first of each so many.
 const IGNORED: usize = 10;
 
-pub fn verify<T: Element>(gpu: &Gpu, op: &CrossEntropy, mut row: Row) -> Row {
+/// On a device or, without one, on the CPU backend.
+pub fn verify<T: Element>(gpu: Option<&Gpu>, op: &CrossEntropy, mut row: Row) -> Row {
     let mut random = Random(3);
     let logits = random.normal::<T>(ROWS * CLASSES, 4.0);
     let label = |r: usize| match r % IGNORED {
@@ -47,26 +49,16 @@ pub fn verify<T: Element>(gpu: &Gpu, op: &CrossEntropy, mut row: Row) -> Row {
     batch.weights = Some((0..ROWS).map(|r| [1.0, 0.25, 2.0][r % 3]).collect());
     let expected = loss::expected(op, &batch, &[]);
     row.n = ROWS * CLASSES;
-    let size = T::DTYPE.size();
-    let all = row.n as u64 * size;
-    let kept = (ROWS - ROWS.div_ceil(IGNORED)) as u64 * CLASSES as u64 * size;
-    // Rows that count are read, and all gradients are written.
-    let floor_bytes = match row.direction {
-        "forward" => kept,
-        _ => kept + all,
-    };
-    row.floor_bytes = Some(floor_bytes);
     row.differences = Some(differences(op));
-    let call = |how| {
-        let uploaded = Uploaded::new(gpu, &batch, how);
-        match row.direction {
-            "fused" => loss::with_gradient(gpu, op, &batch, &uploaded),
-            _ => loss::forward_backward(gpu, op, &batch, &uploaded),
-        }
+    let results = match gpu {
+        Some(gpu) => on_device(gpu, op, &batch, &mut row),
+        None => vec![match row.direction {
+            "fused" => loss_cpu::with_gradient(op, &batch, loss_cpu::How::default()),
+            _ => loss_cpu::forward_backward(op, &batch, loss_cpu::How::default()),
+        }],
     };
     let (mut ok, mut share) = (true, 0.0f64);
-    for (settings, _) in check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]) {
-        let results = cuda_emulator::with_settings(settings, || call(How::default()));
+    for results in results {
         let Ok(results) = results else {
             ok = false;
             continue;
@@ -77,6 +69,41 @@ pub fn verify<T: Element>(gpu: &Gpu, op: &CrossEntropy, mut row: Row) -> Row {
             _ => worst.dlogits,
         });
     }
+    row.share = Some(share);
+    row.ok &= ok && share <= 1.0;
+    row.ok &= row.differences.is_none_or(|d| d <= DIFFERENCES);
+    row
+}
+
+/// The results in each mode of the approximate instructions, and the bytes that are moved.
+fn on_device<T: Element>(
+    gpu: &Gpu,
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    row: &mut Row,
+) -> Vec<xact::Result<Results<T>>> {
+    let size = T::DTYPE.size();
+    let all = row.n as u64 * size;
+    let kept = (ROWS - ROWS.div_ceil(IGNORED)) as u64 * CLASSES as u64 * size;
+    // Rows that count are read, and all gradients are written.
+    let floor_bytes = match row.direction {
+        "forward" => kept,
+        _ => kept + all,
+    };
+    row.floor_bytes = Some(floor_bytes);
+    let direction = row.direction;
+    let call = |how| {
+        let uploaded = Uploaded::new(gpu, batch, how);
+        match direction {
+            "fused" => loss::with_gradient(gpu, op, batch, &uploaded),
+            _ => loss::forward_backward(gpu, op, batch, &uploaded),
+        }
+    };
+    let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
+    let results = modes
+        .into_iter()
+        .map(|(settings, _)| cuda_emulator::with_settings(settings, || call(How::default())));
+    let results = results.collect();
     if gpu.emulated {
         // To find the argmax, a few logits are read again.
         let how = How {
@@ -84,7 +111,7 @@ pub fn verify<T: Element>(gpu: &Gpu, op: &CrossEntropy, mut row: Row) -> Row {
             ..How::default()
         };
         let (_, launches) = cuda_emulator::record(|| call(how));
-        let of_direction = launches.iter().filter(|launch| match row.direction {
+        let of_direction = launches.iter().filter(|launch| match direction {
             "forward" => launch.kernel.contains("_stats_"),
             "backward" => launch.kernel.contains("_gradient_"),
             _ => true,
@@ -92,14 +119,12 @@ pub fn verify<T: Element>(gpu: &Gpu, op: &CrossEntropy, mut row: Row) -> Row {
         // Logits and gradients are the only buffers of that size.
         let tensors = of_direction.flat_map(|launch| &launch.buffers);
         let tensors = tensors.filter(|buffer| buffer.len >= all);
-        row.bytes = Some(tensors.map(|b| b.bytes_read + b.bytes_written).sum());
+        let bytes = tensors.map(|b| b.bytes_read + b.bytes_written).sum();
+        row.bytes = Some(bytes);
+        // The target's gradient needs no logit, and where that is read by itself it is not.
+        row.ok &= bytes <= floor_bytes;
     }
-    row.share = Some(share);
-    row.ok &= ok && share <= 1.0;
-    row.ok &= row.differences.is_none_or(|d| d <= DIFFERENCES);
-    // The target's gradient needs no logit, and where that is read by itself it is not.
-    row.ok &= row.bytes.is_none_or(|bytes| bytes <= floor_bytes);
-    row
+    results
 }
 
 /// The reference against finite differences of itself, of a small row: the largest disagreement.

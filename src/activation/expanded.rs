@@ -53,7 +53,8 @@ pub struct Tail {
 }
 
 /// The sum of the addends of a formula, and the largest of them.
-fn sum(addends: &[f64]) -> Term {
+#[inline]
+fn sum<const N: usize>(addends: [f64; N]) -> Term {
     Term {
         value: addends.iter().sum(),
         scale: addends.iter().fold(0.0, |max, a| a.abs().max(max)),
@@ -110,8 +111,8 @@ impl<G: Gate> Activation for G {
         };
         let (mut y, slope) = if x < 0.0 {
             (
-                sum(&[product(alpha, u), -k * ut]),
-                sum(&[-alpha, k * t, -bend]),
+                sum([product(alpha, u), -k * ut]),
+                sum([-alpha, k * t, -bend]),
             )
         } else {
             let linear = if alpha == -1.0 {
@@ -126,8 +127,8 @@ impl<G: Gate> Activation for G {
                 linear
             };
             (
-                sum(&[linear[0], linear[1], -k * ut]),
-                sum(&[1.0, alpha, -k * t, bend]),
+                sum([linear[0], linear[1], -k * ut]),
+                sum([1.0, alpha, -k * t, bend]),
             )
         };
         if x == 0.0 {
@@ -152,11 +153,11 @@ impl<G: Gate> Gated for G {
         let Tail { t, density, h, .. } = G::tail(x.abs());
         Evaluation {
             y: if x < 0.0 {
-                sum(&[-alpha, k * t])
+                sum([-alpha, k * t])
             } else {
-                sum(&[1.0, alpha, -k * t])
+                sum([1.0, alpha, -k * t])
             },
-            slope: sum(&[k * density]),
+            slope: sum([k * density]),
             dparams: [h.copysign(x), 0.0, 0.0],
         }
     }

@@ -22,7 +22,7 @@ pub const CHUNK: usize = 1 << 15;
 /// How far ahead of a block the tensors are asked for. The work on a block is longer than what a CPU looks
 /// ahead by itself: with this a backward over 2²⁴ elements of f32 takes half the time (Zen 5; 4 blocks ahead
 /// are as good, stores past the cache are no better).
-const AHEAD: usize = 2 * BLOCK;
+pub const AHEAD: usize = 2 * BLOCK;
 
 /// Independent sums: two registers of f64 in the widest instruction set.
 const LANES: usize = 16;
@@ -185,7 +185,7 @@ where
 /// Elements from which there are threads. Handing work to the pool and waiting for it takes 12 µs (Zen 5),
 /// as long as one thread takes for 40 thousand elements of a forward: here that is a sixth of the whole.
 #[cfg(feature = "rayon")]
-const PARALLEL_FROM: usize = 8 * CHUNK;
+pub const PARALLEL_FROM: usize = 8 * CHUNK;
 
 /// The sums of a chunk; of a forward there are none.
 pub trait IntoSums {

@@ -4,7 +4,10 @@
 //! what is fused is written as `mul_add`. (rustc fuses nothing by itself.) `f32::min` and `f32::max` drop
 //! a NaN and `as i32` saturates, which costs instructions; neither is used.
 
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LN_2;
+
+/// log2 e, rounded to f32.
+pub const LOG2E: f32 = std::f32::consts::LOG2_E;
 
 /// c₀ + c₁·x + … by Horner's rule, coefficients from the highest down.
 macro_rules! polynomial {
@@ -33,7 +36,7 @@ pub fn exp2_fraction(f: f32) -> f32 {
     )
 }
 
-/// 2^t for −127 ≤ t ≤ 0, and 0 where that is subnormal. NaN gives NaN.
+/// 2^t for −127 ≤ t ≤ 127, and 0 where that is subnormal. NaN gives NaN.
 #[inline(always)]
 pub fn exp2(t: f32) -> f32 {
     let rounded = t + ROUND;
@@ -109,7 +112,7 @@ impl Expm1 {
             1.545_181_5e-5, 0.000_183_806_39, 0.001_377_116_1, 0.008_328_428_5,
             0.041_665_714, 0.166_666_6, 0.5,
         );
-        let t = x * LOG2_E;
+        let t = x * LOG2E;
         let exp = exp2(if t < -127.0 { -127.0 } else { t });
         Expm1 {
             x,

@@ -7,6 +7,8 @@
 //! ([`Activation::OPTIONAL`]) may be left out, with their gradients. Accuracy is that of
 //! [`reference::ULPS_EXACT`](crate::reference::ULPS_EXACT), special values are those of the op.
 //!
+//! Activations are here; [`cross_entropy`] and [`goldfish`] have the losses, with the options of the device.
+//!
 //! The same input gives the same bits, whatever the number of threads and the instruction set. On x86-64
 //! without FMA, results are right but slow.
 //!
@@ -33,8 +35,10 @@
 
 pub(crate) mod call;
 mod convert;
+pub mod cross_entropy;
 mod expanded;
 mod function;
+pub mod goldfish;
 mod map;
 mod math;
 mod simd;
@@ -44,6 +48,7 @@ mod xielu;
 mod xsilu;
 
 pub(crate) use convert::Convert;
+pub(crate) use cross_entropy::RowLoops;
 #[doc(hidden)]
 pub use simd::InstructionSet;
 

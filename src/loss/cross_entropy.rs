@@ -72,8 +72,17 @@ pub enum Normalizer {
     Kept,
     /// The sum of the weights of the kept rows.
     Weight,
-    /// An f32 on the device, such as the number of tokens in all micro-batches of a step.
+    /// An f32 of the caller's, on the device if the logits are, such as the number of tokens in all micro-batches of a step.
     External,
+}
+
+/// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// The class of the rank's first column.
+    pub first_class: u64,
+    /// Classes of all ranks.
+    pub classes: u64,
 }
 
 impl Default for CrossEntropy {

@@ -520,21 +520,16 @@ impl Goldfish {
         mut label: impl FnMut(usize, Place),
     ) -> Result<()> {
         let ids = tokens.hash_ids;
-        let (segments, len, cu_seqlens): (_, _, &[i32]) = match tokens.layout {
-            Layout::Rows { len } => {
-                let rows = rows(ids.len() as u64, len as u64)? as usize;
-                (rows, len, &[])
-            }
-            Layout::Documents { cu_seqlens } => (1, ids.len(), cu_seqlens),
-        };
-        let halo_len = halo_len(tokens.halo.len() as u64, segments as u64)? as usize;
-        if let Some(at) = cu_seqlens.windows(2).position(|pair| pair[1] < pair[0]) {
-            return Err(Error::Offsets { at: at as u64 + 1 });
-        }
+        let Segments {
+            count,
+            len,
+            halo_len,
+            cu_seqlens,
+        } = Segments::new(tokens)?;
         let h = self.strategy.h().map_or(0, |h| h as usize);
         // The segment with its halo before it, so that every window is a slice.
         let mut joined = Vec::with_capacity(halo_len + len);
-        for segment in 0..segments {
+        for segment in 0..count {
             joined.clear();
             joined.extend_from_slice(&tokens.halo[segment * halo_len..][..halo_len]);
             joined.extend_from_slice(&ids[segment * len..][..len]);
@@ -559,6 +554,38 @@ impl Goldfish {
             }
         }
         Ok(())
+    }
+}
+
+/// How labels are cut.
+pub(crate) struct Segments<'a> {
+    /// How many segments.
+    pub(crate) count: usize,
+    /// Labels of each.
+    pub(crate) len: usize,
+    /// Halo ids of each.
+    pub(crate) halo_len: usize,
+    /// Offsets of documents, which do not decrease.
+    pub(crate) cu_seqlens: &'a [i32],
+}
+
+impl<'a> Segments<'a> {
+    pub(crate) fn new<I>(tokens: &Tokens<'a, I>) -> Result<Segments<'a>> {
+        let labels = tokens.hash_ids.len();
+        let (count, len, cu_seqlens): (_, _, &[i32]) = match tokens.layout {
+            Layout::Rows { len } => (rows(labels as u64, len as u64)? as usize, len, &[]),
+            Layout::Documents { cu_seqlens } => (1, labels, cu_seqlens),
+        };
+        let halo_len = halo_len(tokens.halo.len() as u64, count as u64)? as usize;
+        if let Some(at) = cu_seqlens.windows(2).position(|pair| pair[1] < pair[0]) {
+            return Err(Error::Offsets { at: at as u64 + 1 });
+        }
+        Ok(Segments {
+            count,
+            len,
+            halo_len,
+            cu_seqlens,
+        })
     }
 }
 
@@ -635,10 +662,11 @@ pub(crate) fn halo_len(halo: u64, segments: u64) -> Result<u64> {
 }
 
 /// The increment of SplitMix64: 2⁶⁴ divided by the golden ratio.
-const WEYL: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const WEYL: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finaliser of SplitMix64 (variant 13 of Stafford, "Better Bit Mixing", 2011).
-fn mix(mut z: u64) -> u64 {
+#[inline(always)] // of loops over vectors
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -646,7 +674,7 @@ fn mix(mut z: u64) -> u64 {
 
 /// SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) from a
 /// state.
-struct SplitMix(u64);
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl Iterator for SplitMix {
     type Item = u64;
@@ -663,12 +691,13 @@ fn one_in(k: u32, random: u64) -> bool {
 }
 
 /// What `random` must be below for `one_in(k, random)`.
-fn cut64(k: u32) -> u64 {
+pub(crate) fn cut64(k: u32) -> u64 {
     u64::MAX / u64::from(k) + 1
 }
 
 /// `hashint` of the official code: each of its sums of shifts is a product.
-fn avalanche(key: u64) -> u64 {
+#[inline(always)] // of loops over vectors
+pub(crate) fn avalanche(key: u64) -> u64 {
     const MASK: u64 = u32::MAX as u64;
     const ONES21: u64 = (1 << 21) - 1;
     let mut a = key.wrapping_mul(ONES21).wrapping_sub(1) & MASK;
@@ -683,7 +712,7 @@ fn avalanche(key: u64) -> u64 {
 
 /// The least number that is not below (2³² − 1)/k once both are rounded to f32, which is what the official
 /// comparison comes to.
-fn avalanche_cut(k: u32) -> u64 {
+pub(crate) fn avalanche_cut(k: u32) -> u64 {
     let threshold = (f64::from(u32::MAX) / f64::from(k)) as f32;
     let is_below = |a: u64| (a as f32) < threshold;
     let (mut low, mut high) = (0, 1 << 32);

@@ -21,21 +21,14 @@ use crate::loss::cross_entropy::{
     CrossEntropy, FINISH, FUSED, GRADIENT, Normalizer, STATS, TOTALS, entry,
 };
 
+pub use crate::loss::cross_entropy::Shard;
+
 pub(crate) mod safe;
 
 /// Bytes of an f32, an i32 or a [`RowStats`] field.
 const WORD: u64 = 4;
 const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
 const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
-
-/// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// The class of the rank's first column.
-    pub first_class: u64,
-    /// Classes of all ranks.
-    pub classes: u64,
-}
 
 /// What decides about rows, in all calls.
 #[derive(Clone, Copy, Debug)]

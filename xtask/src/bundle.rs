@@ -130,10 +130,10 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     )?;
     fs::remove_dir_all(&stage)?;
     write_executable(&bundle.join("run.sh"), RUN)?;
-    copy_file(
-        &folders.root.join("benches/peers/torch_gpu.py"),
-        &bundle.join("torch_gpu.py"),
-    )?;
+    for peer in ["torch_gpu.py", "torch_cpu.py"] {
+        let from = folders.root.join("benches/peers").join(peer);
+        copy_file(&from, &bundle.join(peer))?;
+    }
     fs::write(bundle.join("version.txt"), version(folders))?;
     if options.wheels {
         run_quietly(

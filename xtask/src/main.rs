@@ -3,6 +3,7 @@
 //!
 //! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
 
+mod bench;
 mod bundle;
 mod cargo_messages;
 mod folders;
@@ -42,7 +43,8 @@ enum Job {
     Toolkit,
     /// Run every check and test: what CI runs, under 10 minutes on 2 cores
     Test {
-        /// Test exhaustively (sets XACT_FULL=1)
+        /// Test exhaustively (sets XACT_FULL=1), all tests also without the default features, and check all of
+        /// docs/accuracy.md
         #[arg(long)]
         full: bool,
     },
@@ -109,6 +111,20 @@ enum Job {
         )]
         arguments: Vec<OsString>,
     },
+    /// Time the CPU backend beside a copy; the arguments after `--` are those of the bench `cpu`
+    Bench {
+        /// Also beside PyTorch (eager and torch.compile) and candle, sample by sample
+        ///
+        /// Installs the packages of benches/peers/requirements.txt into target/peers/venv: on Linux several GB,
+        /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.10 or newer with venv, and a
+        /// C++ compiler for torch.compile. Builds benches/peers/candle. Nothing outside the target folder is
+        /// written but PyTorch's cache of compiled code; removing target/peers uninstalls it.
+        #[arg(long, verbatim_doc_comment)]
+        peers: bool,
+        /// Passed through; `cargo xtask bench -- --help` lists them
+        #[arg(value_name = "ARGUMENTS", last = true)]
+        arguments: Vec<OsString>,
+    },
     /// Verify every kernel on the best device present; the arguments are those of the example `verify`
     #[command(disable_help_flag = true)]
     Verify {
@@ -157,6 +173,7 @@ fn main() -> ExitCode {
             bundle::run(&folders, &bundle::Options { tuning, wheels })
         }
         Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
+        Job::Bench { peers, arguments } => bench::run(&folders, peers, &arguments),
         Job::Verify { arguments } => jobs::example(&folders, "verify", &arguments),
     });
     result.unwrap_or_else(|error| {

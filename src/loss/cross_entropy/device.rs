@@ -13,8 +13,9 @@ use crate::loss::goldfish::device::{DeviceGoldfish, DeviceTokens};
 use crate::raw;
 use crate::tensor::{Input, Output};
 
+pub use super::Shard;
 pub use crate::launch::{CrossEntropySummary, RowStats};
-pub use crate::raw::cross_entropy::{Shard, workspace_bytes};
+pub use crate::raw::cross_entropy::workspace_bytes;
 
 /// What decides about the rows of a call. `L` is i32 or i64.
 #[derive(Clone, Copy)]

@@ -1,0 +1,303 @@
+//! The loops over rows. A row is worked on by one thread, its stats and then its gradient, so that the second
+//! reading finds it in the cache; rows are shared out. All sums have a fixed order.
+
+use super::super::convert::{BLOCK, Block, Convert};
+use super::super::map::AHEAD;
+#[cfg(feature = "rayon")]
+use super::super::map::PARALLEL_FROM;
+use super::super::math::exp2;
+use super::super::simd::{InstructionSet, Task, prefetch};
+use super::row::{Base, NO_STATS, Options, RowGradient, Softcap, Target, rounded};
+use crate::blocks::RowStats;
+use crate::dtype::Element;
+use crate::loss::cross_entropy::Fate;
+
+/// Independent sums: a register of f32 in the widest instruction set.
+const LANES: usize = 16;
+
+/// A row of a call.
+pub struct Row<'a, T> {
+    /// `None`: they are in `dlogits`.
+    pub logits: Option<&'a [T]>,
+    /// Empty if there is to be no gradient; with the columns that are no classes.
+    pub dlogits: &'a mut [T],
+    pub target: Target,
+    pub stats: RowStats,
+}
+
+/// What is done with rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    pub options: Options,
+    /// Find the stats, or use those that are there.
+    pub find_stats: bool,
+}
+
+/// The loops in the types that there are: compiled here, not where they are called.
+pub trait RowLoops: Sized {
+    /// Works on all rows, on the threads of rayon's current pool where there is enough work.
+    fn run(pass: &Pass, rows: &mut [Row<'_, Self>]);
+}
+
+macro_rules! row_loops {
+    ($($T:ty),*) => {$(
+        impl RowLoops for $T {
+            fn run(pass: &Pass, rows: &mut [Row<'_, $T>]) {
+                run(pass, rows);
+            }
+        }
+    )*};
+}
+row_loops!(f32, half::f16, half::bf16);
+
+fn run<T: Element>(pass: &Pass, rows: &mut [Row<'_, T>]) {
+    let set = InstructionSet::current();
+    let work = |row: &mut Row<'_, T>| match pass.options.cap {
+        None => pass.work::<T, false>(set, row),
+        Some(_) => pass.work::<T, true>(set, row),
+    };
+    #[cfg(feature = "rayon")]
+    if rows.len().saturating_mul(pass.options.cols) >= PARALLEL_FROM {
+        use rayon::prelude::*;
+        rows.par_iter_mut().for_each(work);
+        return;
+    }
+    rows.iter_mut().for_each(work);
+}
+
+impl Pass {
+    fn work<T: Element, const CAP: bool>(&self, set: InstructionSet, row: &mut Row<'_, T>) {
+        let Pass { options, .. } = *self;
+        let target = row.target;
+        if self.find_stats {
+            row.stats = if options.has_loss(target.fate) {
+                set.run(Stats::<T, CAP> {
+                    logits: &row.logits.unwrap_or(row.dlogits)[..options.cols],
+                    target: target.column,
+                    options,
+                })
+            } else {
+                NO_STATS
+            };
+        }
+        if row.dlogits.is_empty() {
+            return;
+        }
+        let (classes, padding) = row.dlogits.split_at_mut(options.cols);
+        padding.fill(T::narrow(0.0));
+        match target.fate {
+            Fate::Masked | Fate::Dropped => classes.fill(T::narrow(0.0)),
+            Fate::Bad => classes.fill(T::narrow(f32::NAN)),
+            Fate::Kept => set.run(Gradient::<T, CAP> {
+                logits: row.logits.map(|logits| &logits[..options.cols]),
+                dlogits: classes,
+                target: target.column,
+                cap: options.cap,
+                row: RowGradient::new(&options, &row.stats, target.upstream),
+            }),
+        }
+    }
+}
+
+/// e^z / 2ⁿ, and 0 where that is subnormal.
+#[inline(always)]
+fn exp(base: Base, z: f32) -> f32 {
+    let t = base.exponent(z);
+    exp2(if t < -127.0 { -127.0 } else { t })
+}
+
+/// The logit as the formulas have it, and its slope.
+#[inline(always)]
+fn at<const CAP: bool>(cap: Option<Softcap>, z: f32) -> (f32, f32) {
+    match cap {
+        Some(cap) if CAP => cap.at(z),
+        _ => (z, 1.0),
+    }
+}
+
+/// The largest of a block. NaNs are passed over.
+#[inline(always)]
+fn max_of(Block(z): &Block) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for group in z.as_chunks::<LANES>().0 {
+        for (max, &z) in lanes.iter_mut().zip(group) {
+            *max = if z > *max { z } else { *max };
+        }
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            let (a, b) = (lanes[i], lanes[i + half]);
+            lanes[i] = if b > a { b } else { a };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Adds a block to the lanes, as a tree in f32 of the 16 elements that belong to a lane.
+#[inline(always)]
+fn add(lanes: &mut [f64; LANES], Block(v): &mut Block) {
+    #[inline(always)]
+    fn fold<const N: usize>(v: &mut [f32; BLOCK]) {
+        let (low, high) = v.split_at_mut(N);
+        for i in 0..N {
+            low[i] += high[i];
+        }
+    }
+    fold::<128>(v);
+    fold::<64>(v);
+    fold::<32>(v);
+    fold::<16>(v);
+    for (lane, v) in lanes.iter_mut().zip(&v[..LANES]) {
+        *lane += f64::from(*v);
+    }
+}
+
+/// The stats of a row.
+struct Stats<'a, T, const CAP: bool> {
+    /// Those of the classes.
+    logits: &'a [T],
+    /// The target is apart in all: its exponential is not summed, and a confident row's others are taken
+    /// relative to the largest of them, where their exponents do not round.
+    target: Option<usize>,
+    options: Options,
+}
+
+impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
+    type Output = RowStats;
+
+    #[inline(always)]
+    fn run(self) -> RowStats {
+        /// An exponent may reach this before the sum is taken relative to a larger power of two, which real
+        /// logits make happen a few times in a row. Below 4 its rounding costs 2⁻²⁴·1.4.
+        const HEADROOM: f32 = 4.0;
+        let Stats {
+            logits,
+            target,
+            options,
+        } = self;
+        let Options {
+            cap, with_argmax, ..
+        } = options;
+        let with_sum = options.label_smoothing > 0.0;
+        let capped = |z| at::<CAP>(cap, z).0;
+        let (mut max, mut first_block) = (f32::NEG_INFINITY, 0);
+        let mut base = Base::new(capped(max));
+        let mut target_logit = f32::NEG_INFINITY;
+        let (mut rest, mut sum) = ([0.0; LANES], [0.0; LANES]);
+        let [mut z, mut e] = [Block::ZERO; 2];
+        for start in (0..logits.len()).step_by(BLOCK) {
+            prefetch(logits, start + AHEAD);
+            let block = &logits[start..logits.len().min(start + BLOCK)];
+            z.load(block);
+            z.0[block.len()..].fill(f32::NEG_INFINITY);
+            let apart = target
+                .and_then(|target| target.checked_sub(start))
+                .filter(|&i| i < block.len());
+            if let Some(i) = apart {
+                target_logit = z.0[i];
+                z.0[i] = f32::NEG_INFINITY;
+            }
+            let max_of_block = max_of(&z);
+            if max_of_block > max {
+                (max, first_block) = (max_of_block, start);
+                if base.exponent(capped(max)) > HEADROOM {
+                    let to = Base::new(capped(max));
+                    let factor = base.factor_to(to);
+                    rest.iter_mut().for_each(|lane| *lane *= factor);
+                    base = to;
+                }
+            }
+            for i in 0..BLOCK {
+                if CAP {
+                    z.0[i] = capped(z.0[i]);
+                }
+                e.0[i] = exp(base, z.0[i]);
+            }
+            let without = |Block(v): &mut Block| {
+                v[block.len()..].fill(0.0);
+                if let Some(i) = apart {
+                    v[i] = 0.0;
+                }
+            };
+            without(&mut e);
+            add(&mut rest, &mut e);
+            if with_sum {
+                without(&mut z);
+                add(&mut sum, &mut z);
+            }
+        }
+        // A NaN is passed over here too.
+        let all = if target_logit > max {
+            target_logit
+        } else {
+            max
+        };
+        let argmax = || {
+            let of_target = target.filter(|_| target_logit == all);
+            let mut others = (first_block..logits.len()).filter(|_| max == all);
+            let of_others = others.find(|&i| Some(i) != target && logits[i].widen() == all);
+            let first = of_others.into_iter().chain(of_target).min();
+            first.map_or(u32::MAX, |at| (options.first_class + at as u64) as u32)
+        };
+        let factor = base.factor_to(Base::new(capped(all)));
+        let of_target = target.map_or(0.0, |_| f64::from(capped(target_logit)));
+        RowStats {
+            max: all,
+            rest: rounded(rest.iter().sum::<f64>() * factor),
+            target: f32::narrow(target_logit),
+            sum: if with_sum {
+                rounded(sum.iter().sum::<f64>() + of_target)
+            } else {
+                0.0
+            },
+            argmax: if with_argmax { argmax() } else { u32::MAX },
+        }
+    }
+}
+
+/// The gradient of a row that counts.
+struct Gradient<'a, T, const CAP: bool> {
+    /// Those of the classes; `None`: they are in `dlogits`.
+    logits: Option<&'a [T]>,
+    dlogits: &'a mut [T],
+    target: Option<usize>,
+    cap: Option<Softcap>,
+    row: RowGradient,
+}
+
+impl<T: Element, const CAP: bool> Task for Gradient<'_, T, CAP> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Gradient {
+            logits,
+            dlogits,
+            target,
+            cap,
+            row,
+        } = self;
+        let [mut z, mut d] = [Block::ZERO; 2];
+        for start in (0..dlogits.len()).step_by(BLOCK) {
+            let range = start..dlogits.len().min(start + BLOCK);
+            for tensor in [logits.unwrap_or_default(), dlogits] {
+                prefetch(tensor, start + AHEAD);
+            }
+            z.load(logits.map_or(&dlogits[range.clone()], |logits| &logits[range.clone()]));
+            for i in 0..BLOCK {
+                let (z, slope) = at::<CAP>(cap, z.0[i]);
+                let of_z = exp(row.base, z).mul_add(row.k, -row.offset);
+                d.0[i] = if CAP { of_z * slope } else { of_z };
+            }
+            if let Some(i) = target
+                .and_then(|target| target.checked_sub(start))
+                .filter(|&i| i < BLOCK)
+            {
+                d.0[i] = row.target;
+            }
+            d.store(&mut dlogits[range]);
+        }
+    }
+}

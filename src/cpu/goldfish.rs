@@ -1,0 +1,293 @@
+//! Goldfish masks on the CPU: the decisions of [`Goldfish::keep`], in vector code, on threads.
+//!
+//! ```
+//! use xact::cpu::goldfish::{self, Counts, Mask};
+//! use xact::loss::goldfish::Tokens;
+//! use xact::{Goldfish, Strategy};
+//!
+//! let labels: Vec<i32> = (0..1000).map(|i| i * i % 1009).collect();
+//! let strategy = Goldfish::new(Strategy::Hash64 { k: 4, h: 13, seed: 0 })?;
+//! let mut weights = [0.0; 1000];
+//! let counts = goldfish::mask(&strategy, Mask {
+//!     tokens: Tokens::row(&labels),
+//!     keep: None,
+//!     weights: Some(&mut weights),
+//! })?;
+//! assert_eq!(counts, Counts { kept: 734, dropped: 266 });
+//! # Ok::<(), xact::Error>(())
+//! ```
+
+use super::simd::{InstructionSet, Task};
+use crate::error::Result;
+use crate::loss::goldfish::{
+    Goldfish, Segments, SplitMix, Strategy, TABLE_LEN, TokenId, Tokens, WEYL, avalanche,
+    avalanche_cut, cut64, mix,
+};
+
+/// What [`mask`] reads and writes. An output that is not given is not written.
+#[derive(Debug)]
+pub struct Mask<'a, I> {
+    /// The ids.
+    pub tokens: Tokens<'a, I>,
+    /// One for each label: 1 kept, 0 dropped.
+    pub keep: Option<&'a mut [u8]>,
+    /// The same as weights of a loss: 1 kept, 0 dropped.
+    pub weights: Option<&'a mut [f32]>,
+}
+
+/// How many labels are kept and dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Kept.
+    pub kept: u64,
+    /// Dropped.
+    pub dropped: u64,
+}
+
+/// Decides about every label. The same as [`Goldfish::keep`].
+///
+/// # Errors
+/// [`Error::Length`](crate::Error::Length): an output is not of one element for each label, the number of labels
+/// is no multiple of a row, or that of halo ids none of the segments.
+/// [`Error::Offsets`](crate::Error::Offsets): offsets that decrease. Nothing is written then.
+pub fn mask<I: TokenId>(goldfish: &Goldfish, call: Mask<'_, I>) -> Result<Counts> {
+    let Mask {
+        tokens,
+        keep: out,
+        weights,
+    } = call;
+    let n = tokens.hash_ids.len();
+    super::check("keep", n, out.as_ref().map_or(n, |out| out.len()))?;
+    super::check("weights", n, weights.as_ref().map_or(n, |out| out.len()))?;
+    let keep = keep(goldfish, &tokens)?;
+    for (out, &keep) in out.into_iter().flatten().zip(&keep) {
+        *out = keep.into();
+    }
+    for (weight, &keep) in weights.into_iter().flatten().zip(&keep) {
+        *weight = keep.into();
+    }
+    let kept = keep.iter().filter(|&&keep| keep).count() as u64;
+    Ok(Counts {
+        kept,
+        dropped: n as u64 - kept,
+    })
+}
+
+/// Labels that a thread takes at a time.
+const CHUNK: usize = 1 << 12;
+
+/// Labels from which there are threads: a label takes some nanoseconds, handing work over 12 µs.
+#[cfg(feature = "rayon")]
+const PARALLEL_FROM: usize = 4 * CHUNK;
+
+/// For each label whether it is kept.
+pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
+    let segments = Segments::new(tokens)?;
+    let decision = Decision::new(goldfish, &segments);
+    let set = InstructionSet::current();
+    let before = decision.terms.len().saturating_sub(1);
+    let mut keep = vec![true; tokens.hash_ids.len()];
+    for_chunks(segments.len, &mut keep, &|segment, first, keep| {
+        let ids = &tokens.hash_ids[segment * segments.len..][..segments.len];
+        let halo = &tokens.halo[segment * segments.halo_len..][..segments.halo_len];
+        // The ids before the first label that its window needs, in the place of those that are not there 0.
+        let of_halo = before.saturating_sub(first).min(halo.len());
+        let missing = before.saturating_sub(first + of_halo);
+        let present = halo[halo.len() - of_halo..]
+            .iter()
+            .chain(&ids[first.saturating_sub(before)..first + keep.len()]);
+        let mut windows = vec![0; missing];
+        windows.extend(present.map(|&id| Into::<i64>::into(id) as u64));
+        windows.resize(before + keep.len().next_multiple_of(LANES), 0);
+        decision.decide(set, segment, first, &windows, keep);
+        for (keep, &id) in keep.iter_mut().zip(&ids[first..]) {
+            *keep = *keep || tokens.exempt.contains(&id.into());
+        }
+    });
+    Ok(keep)
+}
+
+/// Calls `work` with the segment and the first column of every chunk, and the chunk, on the threads of rayon's
+/// current pool where there are enough labels. Not generic, so that rayon's machinery is compiled here.
+fn for_chunks(len: usize, keep: &mut [bool], work: &(dyn Fn(usize, usize, &mut [bool]) + Sync)) {
+    #[cfg(feature = "rayon")]
+    let labels = keep.len();
+    let rows = keep.chunks_mut(len.max(1)).enumerate();
+    let chunks = rows.flat_map(|(segment, keep)| {
+        let chunks = keep.chunks_mut(CHUNK).enumerate();
+        chunks.map(move |(chunk, keep)| (segment, chunk * CHUNK, keep))
+    });
+    #[cfg(feature = "rayon")]
+    if labels >= PARALLEL_FROM {
+        use rayon::prelude::*;
+        let chunks: Vec<_> = chunks.collect();
+        return chunks
+            .into_par_iter()
+            .for_each(|(segment, first, keep)| work(segment, first, keep));
+    }
+    chunks.for_each(|(segment, first, keep)| work(segment, first, keep));
+}
+
+/// Labels whose keys are formed side by side: four registers of u64 in the widest instruction set.
+const LANES: usize = 32;
+
+/// What decides, the same for all labels. Nothing of it depends on the type of the ids, so that the loops are
+/// compiled here.
+struct Decision<'a> {
+    strategy: Strategy,
+    /// What goes with each id of a window, the label's own first: an addend, a factor, or nothing.
+    terms: Vec<u64>,
+    /// A bit for each entry of the table.
+    bitmap: &'a [u32],
+    segments: &'a Segments<'a>,
+}
+
+impl<'a> Decision<'a> {
+    fn new(goldfish: &'a Goldfish, segments: &'a Segments<'a>) -> Decision<'a> {
+        let strategy = goldfish.strategy();
+        let h = strategy.h().map_or(0, |h| h as usize);
+        let terms = match strategy {
+            // No window is whole, and h may be beyond all memory.
+            _ if h > segments.len.saturating_add(segments.halo_len) => Vec::new(),
+            Strategy::Hash64 { seed, .. } => SplitMix(mix(seed)).take(h).collect(),
+            Strategy::DotTable { .. } => {
+                let coefficients = goldfish.coefficients().unwrap_or_default();
+                coefficients.iter().rev().map(|&c| c as u64).collect()
+            }
+            _ => vec![0; h],
+        };
+        Decision {
+            strategy,
+            terms,
+            bitmap: goldfish.bitmap_words().unwrap_or_default(),
+            segments,
+        }
+    }
+
+    /// Decides about the labels from column `first` of a segment on, all of which are kept so far. `ids` are those
+    /// of all their windows.
+    fn decide(
+        &self,
+        set: InstructionSet,
+        segment: usize,
+        first: usize,
+        ids: &[u64],
+        keep: &mut [bool],
+    ) {
+        let Segments {
+            len,
+            halo_len,
+            cu_seqlens,
+            ..
+        } = *self.segments;
+        // Labels before this one in its document, if it is in one.
+        let mut next = 0;
+        let mut in_document = |column: usize| {
+            while cu_seqlens
+                .get(next)
+                .is_some_and(|&s| i64::from(s) <= column as i64)
+            {
+                next += 1;
+            }
+            let start = cu_seqlens[..next].last()?;
+            Some((column as i64 - i64::from(*start)) as u64)
+        };
+        let columns = first..;
+        match self.strategy {
+            Strategy::Static { k, start } => {
+                for (keep, column) in keep.iter_mut().zip(columns) {
+                    let position = in_document(column).unwrap_or(column as u64);
+                    let after = position.checked_sub(start);
+                    *keep = !after.is_some_and(|after| after.is_multiple_of(k.into()));
+                }
+            }
+            Strategy::Random { k, seed } => {
+                let (state, cut) = (mix(seed), cut64(k));
+                for (keep, column) in keep.iter_mut().zip(columns) {
+                    let number = (segment * len + column) as u64 + 1;
+                    *keep = mix(state.wrapping_add(number.wrapping_mul(WEYL))) >= cut;
+                }
+            }
+            _ if self.terms.is_empty() => {}
+            _ => {
+                set.run(Windows {
+                    decision: self,
+                    ids,
+                    keep,
+                });
+                for (keep, column) in keep.iter_mut().zip(columns) {
+                    let previous = (column + halo_len) as u64;
+                    let previous = in_document(column).map_or(previous, |p| p.min(previous));
+                    *keep |= previous + 1 < self.terms.len() as u64;
+                }
+            }
+        }
+    }
+}
+
+/// Decides about labels by their windows, as if all were whole.
+struct Windows<'a> {
+    decision: &'a Decision<'a>,
+    ids: &'a [u64],
+    keep: &'a mut [bool],
+}
+
+impl Windows<'_> {
+    /// Keeps a label if `keeps` its key, which `join` makes of a window from the label's own id on.
+    #[inline(always)]
+    fn each(self, empty: u64, join: impl Fn(u64, u64, u64) -> u64, keeps: impl Fn(u64) -> bool) {
+        let Windows {
+            decision,
+            ids,
+            keep,
+        } = self;
+        let before = decision.terms.len() - 1;
+        for (group, keep) in keep.chunks_mut(LANES).enumerate() {
+            let mut keys = [empty; LANES];
+            for (distance, &term) in decision.terms.iter().enumerate() {
+                let ids = &ids[group * LANES + before - distance..][..LANES];
+                for (key, &id) in keys.iter_mut().zip(ids) {
+                    *key = join(*key, id, term);
+                }
+            }
+            let mut kept = [false; LANES];
+            for (kept, key) in kept.iter_mut().zip(keys) {
+                *kept = keeps(key);
+            }
+            keep.copy_from_slice(&kept[..keep.len()]);
+        }
+    }
+}
+
+impl Task for Windows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let bitmap = self.decision.bitmap;
+        let by_table = |key: u64| {
+            let entry = (key as i64).rem_euclid(TABLE_LEN as i64) as usize;
+            bitmap[entry / 32] >> (entry % 32) & 1 == 0
+        };
+        let product = |key: u64, id: u64, _| key.wrapping_mul(id);
+        match self.decision.strategy {
+            // They have no windows.
+            Strategy::Static { .. } | Strategy::Random { .. } => {}
+            Strategy::ProductTable { .. } => self.each(1, product, by_table),
+            Strategy::ProductAvalanche { k, .. } => {
+                let cut = avalanche_cut(k);
+                self.each(1, product, |key| avalanche(key) >= cut);
+            }
+            Strategy::DotTable { .. } => {
+                let dot = |key: u64, id: u64, c| key.wrapping_add(id.wrapping_mul(c));
+                self.each(0, dot, by_table);
+            }
+            Strategy::Hash64 { k, .. } => {
+                let cut = cut64(k);
+                let sum =
+                    |key: u64, id: u64, offset| key.wrapping_add(mix(id.wrapping_add(offset)));
+                self.each(0, sum, |key| mix(key) >= cut);
+            }
+        }
+    }
+}

@@ -1,0 +1,872 @@
+//! Cross-entropy on the CPU backend: accuracy over shapes and options, both ways to the gradient, special values,
+//! ranks, Goldfish; the same bits in every instruction set and on any number of threads; bad input.
+//!
+//! `XACT_FULL=1` takes longer rows and more of them.
+
+#[allow(dead_code)] // this test takes a part of what follows
+#[path = "support/goldfish_golden.rs"]
+mod goldfish_golden;
+#[allow(dead_code)]
+#[path = "support/inputs.rs"]
+mod inputs;
+#[path = "support/loss_cases.rs"]
+mod loss_cases;
+#[path = "support/loss_check.rs"]
+mod loss_check;
+#[path = "support/loss_cpu.rs"]
+mod loss_cpu;
+#[path = "support/loss_golden.rs"]
+mod loss_golden;
+
+use std::process::ExitCode;
+
+use half::{bf16, f16};
+use inputs::Random;
+use libtest_mimic::{Arguments, Failed, Trial};
+use loss_cases::{batch, check_golden, check_masked_golden, everything, options, special_rows};
+use loss_check::{Batch, Results, Worst, check, expected};
+use loss_cpu::How;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use xact::cpu::InstructionSet;
+use xact::cpu::cross_entropy::{
+    self as ce, Backward, Dloss, Finish, Forward, Matrix, MatrixMut, Outputs, PartialStats, Rows,
+};
+use xact::loss::cross_entropy::Shard;
+use xact::loss::goldfish::{Layout, Tokens};
+use xact::{CrossEntropy, Element, Error, Goldfish, Normalizer, RowStats, Strategy as Drops};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut table = Table(Vec::new());
+    table.of_type::<f32>();
+    table.of_type::<f16>();
+    table.of_type::<bf16>();
+    table.add("confident_rows", confident_rows);
+    table.add("masked_golden", || {
+        Ok(check_masked_golden(|op, batch| {
+            checked(op, batch, How::default()).map_err(|e| format!("{e:?}"))
+        })?)
+    });
+    table.add("errors", errors);
+    libtest_mimic::run(&arguments, table.0).exit_code()
+}
+
+type Outcome = Result<(), Failed>;
+
+struct Table(Vec<Trial>);
+
+impl Table {
+    fn add(&mut self, name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) {
+        self.0.push(Trial::test(name, test));
+    }
+
+    fn of_type<T: Element>(&mut self) {
+        for (name, op) in options() {
+            let name = |what: &str| format!("{what}::{name}::{}", T::DTYPE);
+            self.add(name("accuracy"), move || accuracy::<T>(&op));
+            self.add(name("same_bits"), move || same_bits::<T>(&op));
+        }
+        macro_rules! tests {
+            ($($name:ident),+ $(,)?) => {$(
+                self.add(format!("{}::{}", stringify!($name), T::DTYPE), $name::<T>);
+            )+};
+        }
+        tests![
+            vocabularies,
+            any_shape_and_options,
+            golden,
+            large_common_offsets,
+            special_values,
+            columns_that_are_no_classes,
+            rows_that_do_not_count,
+            bad_labels,
+            weights_of_any_value,
+            upstream_gradients,
+            normalizers,
+            no_rows_and_no_columns,
+            the_first_of_equal_logits,
+            ranks,
+            goldfish,
+        ];
+    }
+}
+
+fn full() -> bool {
+    std::env::var("XACT_FULL").is_ok_and(|v| v == "1")
+}
+
+fn fail<R>(message: String) -> Result<R, Failed> {
+    Err(message.into())
+}
+
+fn bits<T: bytemuck::Pod>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
+}
+
+/// The same bits in everything.
+fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Outcome {
+    let (a, b) = (got.statistics(), expected.statistics());
+    if a != b {
+        let at = (0..a.len().min(b.len())).find(|&i| a[i] != b[i]);
+        return fail(format!("{what}: statistics differ at {at:?}"));
+    }
+    if bits(&got.dlogits) == bits(&expected.dlogits) {
+        return Ok(());
+    }
+    let mut pairs = got.dlogits.iter().zip(&expected.dlogits).enumerate();
+    let at = pairs.find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]));
+    fail(format!("{what}: gradients differ: {at:?}"))
+}
+
+fn within(what: impl std::fmt::Debug, worst: Worst) -> Outcome {
+    if worst.ok() {
+        Ok(())
+    } else {
+        fail(format!("{what:?}: {worst:?} of the bounds"))
+    }
+}
+
+/// Both ways to the gradient, which give the same bits.
+fn both<T: Element>(
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    how: How<'_>,
+) -> Result<Results<T>, Failed> {
+    let two = loss_cpu::forward_backward(op, batch, how)?;
+    let one = loss_cpu::with_gradient(op, batch, how)?;
+    same("in one call", &one, &two)?;
+    Ok(two)
+}
+
+/// Runs both ways and holds them against the reference.
+fn checked<T: Element>(
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    how: How<'_>,
+) -> Result<Results<T>, Failed> {
+    let got = both(op, batch, how)?;
+    let reference = expected(op, batch, &[]);
+    within((op, how), check(op, batch, &reference, &got))?;
+    Ok(got)
+}
+
+/// Loss, lse and gradients are inside their bounds.
+fn accuracy<T: Element>(op: &CrossEntropy) -> Outcome {
+    let mut shapes = vec![(8, 3), (9, 100), (8, 2500)];
+    if full() {
+        shapes.extend([(1, 1), (8, 2), (1030, 17), (8, 50_257), (3, 131_072)]);
+    }
+    for (rows, cols) in shapes {
+        for scale in [1.0, 5.0, 0.1, 20.0] {
+            let mut batch = batch::<T>(cols as u64, rows, cols, cols, scale);
+            batch.weights = Some((0..rows).map(|r| 1.0 + r as f32 / 8.0).collect());
+            checked(op, &batch, How::default())?;
+        }
+    }
+    Ok(())
+}
+
+/// The same bits in every instruction set and on pools of several sizes, with every special value, in rows that
+/// threads share.
+fn same_bits<T: Element>(op: &CrossEntropy) -> Outcome {
+    let (special, _) = special_rows::<T>();
+    let mut long = batch::<T>(1, 5, 40_011, 40_011, 4.0);
+    long.labels[1] = -100;
+    long.labels[2] = -1;
+    for batch in [special, long] {
+        let results = || loss_cpu::forward_backward(op, &batch, How::default());
+        let first = results()?;
+        for set in InstructionSet::available() {
+            same(set.name(), &set.force(results)?, &first)?;
+        }
+        #[cfg(feature = "rayon")]
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()?;
+            same(
+                &format!("{threads} threads"),
+                &pool.install(results)?,
+                &first,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of real and of unlucky length, with gaps.
+fn vocabularies<T: Element>() -> Outcome {
+    let op = CrossEntropy {
+        label_smoothing: 0.05,
+        ..CrossEntropy::default()
+    };
+    let long: &[usize] = if full() || T::DTYPE == xact::Dtype::Bf16 {
+        &[50_257, 131_071, 131_073]
+    } else {
+        &[50_257]
+    };
+    let short = [1, 7, 15, 16, 17, 255, 256, 257, 511, 512, 513];
+    for &cols in short.iter().chain(long) {
+        let batch = batch::<T>(5, 2, cols, cols, 2.0);
+        let how = How {
+            gaps: [3, 2],
+            ..How::default()
+        };
+        checked(&op, &batch, how)?;
+    }
+    Ok(())
+}
+
+/// Anything together: shapes, gaps, label types, options, weights, upstream gradients, outputs.
+fn any_shape_and_options<T: Element>() -> Outcome {
+    let config = Config {
+        cases: if full() { 3000 } else { 150 },
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let cols = prop_oneof![1..40usize, 1..3000usize];
+    let shape = (1..9usize, cols, 0..9usize, any::<u64>());
+    let how = ([0..4usize, 0..4usize], any::<[bool; 3]>());
+    let op = (
+        prop_oneof![Just(0.0f32), 0.0f32..0.99],
+        prop_oneof![Just(0.0f32), 0.0f32..0.1],
+        prop::option::of(0.5f32..60.0),
+        0..4usize,
+    );
+    let scale = prop_oneof![Just(0.0), 0.01..30.0f64];
+    let strategy = (shape, how, op, scale, any::<[bool; 3]>(), 0..4i64);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let run = runner.run(&strategy, |(shape, how, op, scale, options, stride)| {
+        let (rows, cols, padding, seed) = shape;
+        let (gaps, [in_place, narrow, all_outputs]) = how;
+        let (label_smoothing, z_loss, softcap, normalizer) = op;
+        let normalizers = [
+            Normalizer::None,
+            Normalizer::Kept,
+            Normalizer::Weight,
+            Normalizer::External,
+        ];
+        let op = CrossEntropy {
+            label_smoothing,
+            z_loss,
+            softcap,
+            vocab: (padding > 0).then_some(cols as u64),
+            normalizer: normalizers[normalizer],
+            ..CrossEntropy::default()
+        };
+        let mut batch = batch::<T>(seed, rows, cols + padding, cols, scale);
+        let mut random = Random(seed ^ 1);
+        let [weighted, upstream, masked] = options;
+        batch.weights = weighted.then(|| random.normal(rows, 1.0));
+        let length = stride as usize * (rows - 1) + 1;
+        batch.dloss = upstream.then(|| (random.normal(length, 1.0), stride));
+        batch.normalizer = Some(3.5);
+        if masked {
+            batch.labels[rows / 2] = op.ignore_index;
+        }
+        let how = How {
+            gaps,
+            in_place,
+            narrow,
+            ..How::default()
+        };
+        let failed = |e: Failed| TestCaseError::fail(format!("{e:?}"));
+        let got = checked(&op, &batch, how).map_err(failed)?;
+        if !all_outputs {
+            let how = How { all_outputs, ..how };
+            let fewer = both(&op, &batch, how).map_err(failed)?;
+            prop_assert!(bits(&fewer.dlogits) == bits(&got.dlogits));
+            let losses = [&fewer, &got].map(|results| results.summary.loss.to_bits());
+            prop_assert_eq!(losses[0], losses[1], "without outputs");
+        }
+        Ok(())
+    });
+    run.map_err(|e| e.to_string().into())
+}
+
+fn golden<T: Element>() -> Outcome {
+    check_golden::<T>(|op, batch| both(op, batch, How::default()).map_err(|e| format!("{e:?}")))?;
+    Ok(())
+}
+
+/// A constant added to all logits of a row costs the loss and the gradient no digits.
+fn large_common_offsets<T: Element>() -> Outcome {
+    for offset in [1e4, -1e4, 3e4, -6e4] {
+        let mut batch = batch::<T>(3, 8, 300, 300, 3.0);
+        for z in &mut batch.logits {
+            *z = T::from_f64(z.to_f64() + offset);
+        }
+        for (_, op) in options().into_iter().filter(|(_, op)| op.softcap.is_none()) {
+            checked(&op, &batch, How::default())?;
+        }
+    }
+    Ok(())
+}
+
+/// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows.
+fn special_values<T: Element>() -> Outcome {
+    let (batch, caps) = special_rows::<T>();
+    for op in options().into_iter().map(|(_, op)| op).chain(caps) {
+        checked(&op, &batch, How::default())?;
+    }
+    Ok(())
+}
+
+/// Columns beyond the classes hold anything: nothing of it is seen, and their gradient is 0.
+fn columns_that_are_no_classes<T: Element>() -> Outcome {
+    for (rows, cols, classes) in [(3, 8, 7), (2, 64, 50), (2, 5000, 4097), (2, 9000, 3)] {
+        for junk in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30, -1e30] {
+            let mut batch = batch::<T>(1, rows, cols, classes, 2.0);
+            batch.labels[1] = classes as i64;
+            for row in batch.logits.chunks_mut(cols) {
+                row[classes..].fill(T::from_f64(junk));
+            }
+            for op in [CrossEntropy::default(), everything()] {
+                let op = CrossEntropy {
+                    vocab: Some(classes as u64),
+                    ..op
+                };
+                checked(&op, &batch, How::default())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All rows ignored, one valid, all of weight 0: gradients are exactly 0, the mean 0 or NaN as was asked.
+fn rows_that_do_not_count<T: Element>() -> Outcome {
+    let (rows, cols) = (6, 70);
+    for ignore_index in [-100, -1, 0, 5, i64::from(i32::MIN)] {
+        for empty_is_nan in [false, true] {
+            for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+                let op = CrossEntropy {
+                    ignore_index,
+                    empty_is_nan,
+                    normalizer,
+                    ..CrossEntropy::default()
+                };
+                let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
+                // What is not read may be anything.
+                batch.logits.fill(T::from_f64(f64::NAN));
+                batch.labels.fill(ignore_index);
+                let how = How {
+                    narrow: true,
+                    ..How::default()
+                };
+                checked(&op, &batch, how)?;
+                batch.labels.fill(7);
+                batch.weights = Some(vec![0.0, -0.0, 0.0, 0.0, 0.0, 0.0]);
+                checked(&op, &batch, how)?;
+                batch.labels[4] = 3;
+                batch.weights = Some(vec![0.0, 0.0, 0.0, 0.0, 2.0, 0.0]);
+                let valid = Random(1).normal(cols, 1.0);
+                batch.logits[4 * cols..5 * cols].copy_from_slice(&valid);
+                checked(&op, &batch, how)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A label that is no class makes its own row NaN and is reported; the others are what they are without it.
+fn bad_labels<T: Element>() -> Outcome {
+    let (rows, cols) = (7, 40);
+    let wide = [i64::MAX, i64::MIN, 1 << 32, (1 << 32) + 3, -(1 << 32) + 3];
+    for label in [40, 41, -1, -101, i64::from(i32::MAX)]
+        .into_iter()
+        .chain(wide)
+    {
+        for op in [CrossEntropy::default(), everything()] {
+            // A count of kept rows would change the others' gradients.
+            let op = CrossEntropy {
+                normalizer: Normalizer::None,
+                ..op
+            };
+            let mut batch = batch::<T>(4, rows, cols, cols, 2.0);
+            let good = both(&op, &batch, How::default())?;
+            for r in [5, 2] {
+                batch.labels[r] = label;
+            }
+            let got = checked(&op, &batch, How::default())?;
+            assert_eq!(got.summary.bad_row, 2);
+            for r in (0..rows).filter(|r| ![2, 5].contains(r)) {
+                let of = |x: &Results<T>| bits(&x.dlogits[r * cols..][..cols]).to_vec();
+                if of(&got) != of(&good) || got.loss[r].to_bits() != good.loss[r].to_bits() {
+                    return fail(format!("label {label} changed row {r}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Weights are any numbers: negative ones are taken as they are, a NaN makes its own row NaN.
+fn weights_of_any_value<T: Element>() -> Outcome {
+    let weights = [
+        -2.5,
+        f32::NAN,
+        1e-30,
+        1e30,
+        0.0,
+        -0.0,
+        1.0,
+        f32::MIN_POSITIVE,
+    ];
+    for op in options().map(|(_, op)| op) {
+        let op = CrossEntropy {
+            normalizer: Normalizer::None,
+            ..op
+        };
+        let mut batch = batch::<T>(6, weights.len(), 333, 333, 2.0);
+        batch.weights = Some(weights.to_vec());
+        let got = checked(&op, &batch, How::default())?;
+        if !got.loss[1].is_nan() || got.loss.iter().filter(|l| l.is_nan()).count() != 1 {
+            return fail(format!("{:?}", got.loss));
+        }
+    }
+    Ok(())
+}
+
+/// Upstream gradients of any value and stride.
+fn upstream_gradients<T: Element>() -> Outcome {
+    let rows = 6;
+    let mut batch = batch::<T>(8, rows, 90, 90, 2.0);
+    batch.labels[1] = -100;
+    let op = everything();
+    let unit = both(&op, &batch, How::default())?;
+    for value in [1.0, 0.0, -0.0, -2.5, f32::NAN] {
+        batch.dloss = Some((vec![value], 0));
+        let got = checked(&op, &batch, How::default())?;
+        if value == 1.0 {
+            same("dloss = 1", &got, &unit)?;
+        }
+        if value == 0.0 && got.dlogits.iter().any(|d| d.to_f64() != 0.0) {
+            return fail("dloss = 0 leaves gradients".into());
+        }
+    }
+    for stride in [1, 2, 7] {
+        let mut dloss = Random(stride).normal::<f32>(stride as usize * (rows - 1) + 1, 1.0);
+        batch.dloss = Some((dloss.clone(), stride as i64));
+        checked(&op, &batch, How::default())?;
+        // A NaN stays in its row, and out of a masked one.
+        for row in [0, 1] {
+            dloss[row * stride as usize] = f32::NAN;
+        }
+        batch.dloss = Some((dloss, stride as i64));
+        checked(&op, &batch, How::default())?;
+    }
+    Ok(())
+}
+
+/// What the mean and the gradients are divided by.
+fn normalizers<T: Element>() -> Outcome {
+    for rows in [1, 5, 300] {
+        let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
+        batch.weights = Some((0..rows).map(|r| (r % 4) as f32 + 0.5).collect());
+        batch.normalizer = Some(1234.5);
+        for normalizer in [
+            Normalizer::None,
+            Normalizer::Kept,
+            Normalizer::Weight,
+            Normalizer::External,
+        ] {
+            let op = CrossEntropy {
+                normalizer,
+                ..CrossEntropy::default()
+            };
+            checked(&op, &batch, How::default())?;
+        }
+    }
+    Ok(())
+}
+
+/// No rows: the summary of nothing. No columns: an error.
+fn no_rows_and_no_columns<T: Element>() -> Outcome {
+    for empty_is_nan in [false, true] {
+        let op = CrossEntropy {
+            vocab: Some(5),
+            empty_is_nan,
+            ..CrossEntropy::default()
+        };
+        let mut empty = Batch::<T>::new(vec![], 5, vec![]);
+        checked(&op, &empty, How::default())?;
+        empty.cols = 0;
+        let op = CrossEntropy { vocab: None, ..op };
+        checked(&op, &empty, How::default())?;
+    }
+    let none = Batch::<T>::new(vec![], 0, vec![1, 2]);
+    let op = CrossEntropy::default();
+    for result in [
+        loss_cpu::forward_backward(&op, &none, How::default()),
+        loss_cpu::with_gradient(&op, &none, How::default()),
+    ] {
+        if !matches!(result, Err(Error::Classes { .. })) {
+            return fail("rows of no columns are accepted".into());
+        }
+    }
+    Ok(())
+}
+
+/// The argmax is the first of equal logits, the target's or another's, in whatever block.
+fn the_first_of_equal_logits<T: Element>() -> Outcome {
+    const COLS: usize = 3000;
+    let places = [
+        [0, 1, 2],
+        [0, 255, 256],
+        [17, 256, 2999],
+        [255, 256, 257],
+        [2998, 2999, 2999],
+        [1, 512, 1024],
+    ];
+    for target in 0..4 {
+        let mut logits = vec![T::from_f64(-1.0); places.len() * COLS];
+        let mut labels = vec![40; places.len()];
+        for (r, places) in places.iter().enumerate() {
+            for &at in places {
+                logits[r * COLS + at] = T::from_f64(2.5);
+            }
+            if let Some(&at) = places.get(target) {
+                labels[r] = at as i64;
+            }
+        }
+        let batch = Batch::new(logits, COLS, labels);
+        let got = checked(&CrossEntropy::default(), &batch, How::default())?;
+        let first = places.map(|places| places[0] as i32);
+        assert_eq!(got.argmax, first);
+    }
+    Ok(())
+}
+
+/// Columns spread over ranks: the same bits on every rank, all inside the bounds, counts those of one rank.
+fn ranks<T: Element>() -> Outcome {
+    let cuts: [&[usize]; 6] = [
+        &[1000],
+        &[1, 999],
+        &[600, 400],
+        &[500, 17, 483],
+        &[100, 125, 1, 300, 7, 160, 207, 100],
+        &[999, 1],
+    ];
+    for op in options().map(|(_, op)| op) {
+        let mut batch = batch::<T>(13, 9, 1000, 1000, 3.0);
+        batch.weights = Some((0..9).map(|r| 0.5 + r as f32).collect());
+        batch.labels[3] = op.ignore_index;
+        batch.labels[4] = 0;
+        batch.labels[5] = 999;
+        // The argmax of some rows is their label, and on other ranks than the first.
+        for r in [5, 6, 7] {
+            batch.logits[r * 1000 + batch.labels[r] as usize] = T::from_f64(40.0);
+        }
+        batch.logits[8 * 1000..9 * 1000 - 100].fill(T::from_f64(f64::NEG_INFINITY));
+        batch.logits[2 * 1000..3 * 1000].fill(T::from_f64(f64::NEG_INFINITY));
+        let whole = checked(&op, &batch, How::default())?;
+        let reference = expected(&op, &batch, &[]);
+        for widths in cuts {
+            let each = loss_cpu::sharded(&op, &batch, widths)?;
+            let mut joined = each[0].clone();
+            for (rank, results) in each.iter().enumerate() {
+                if results.statistics() != each[0].statistics() {
+                    return fail(format!("{widths:?}: rank {rank} differs from rank 0"));
+                }
+            }
+            joined.dlogits.clear();
+            for r in 0..9 {
+                for (results, &width) in each.iter().zip(widths) {
+                    let row = &results.dlogits[r * width..][..width];
+                    joined.dlogits.extend_from_slice(row);
+                }
+            }
+            within((widths, op), check(&op, &batch, &reference, &joined))?;
+            let argmax = |x: &Results<T>| (x.argmax.clone(), x.summary.correct);
+            if argmax(&joined) != argmax(&whole) {
+                return fail(format!("{widths:?}: {:?}", joined.summary));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Dropped rows, decided inside: their loss is summed apart if asked for, and otherwise they have the bits of
+/// rows of weight 0.
+fn goldfish<T: Element>() -> Outcome {
+    const ROWS: usize = 120;
+    let mut random = Random(15);
+    let ids: Vec<i64> = (0..ROWS).map(|_| (random.bits() % 30) as i64 + 1).collect();
+    let halo: Vec<i64> = (0..6).map(|_| (random.bits() % 30) as i64).collect();
+    let rows = Tokens {
+        layout: Layout::Rows { len: ROWS / 3 },
+        halo: &halo,
+        exempt: &[3, 4],
+        ..Tokens::row(&ids)
+    };
+    let documents = Tokens {
+        layout: Layout::Documents {
+            cu_seqlens: &[-2, 31, 31, 80],
+        },
+        ..rows
+    };
+    let strategies = [
+        Drops::Static { k: 3, start: 1 },
+        Drops::Random { k: 3, seed: 9 },
+        Drops::ProductTable { k: 4, h: 13 },
+        Drops::ProductAvalanche { k: 3, h: 4 },
+        Drops::DotTable { k: 2, h: 20 },
+        Drops::Hash64 {
+            k: 2,
+            h: 5,
+            seed: 3,
+        },
+    ];
+    let op = CrossEntropy::default();
+    for (strategy, narrow) in strategies
+        .into_iter()
+        .zip([false, true].into_iter().cycle())
+    {
+        let strategy = Goldfish::new(strategy)?;
+        for tokens in [Tokens::row(&ids), rows, documents] {
+            let keep = strategy.keep(&tokens)?;
+            let dropped: Vec<bool> = keep.iter().map(|keep| !keep).collect();
+            assert!(dropped.contains(&true) && dropped.contains(&false));
+            let mut batch = batch::<T>(16, ROWS, 31, 31, 2.0);
+            batch.labels[7] = -100;
+            let how = How {
+                goldfish: Some((&strategy, tokens)),
+                narrow,
+                ..How::default()
+            };
+            let mut fused = both(&op, &batch, how)?;
+            let mut weighted = batch.clone();
+            weighted.weights = Some(keep.iter().map(|&keep| f32::from(keep)).collect());
+            let weights = both(&op, &weighted, How::default())?;
+            // Weights cannot tell a dropped row from a masked one.
+            fused.summary.dropped = 0;
+            same(&format!("{strategy:?}"), &fused, &weights)?;
+            for (_, op) in options() {
+                let op = CrossEntropy {
+                    dropped_loss: true,
+                    ..op
+                };
+                let got = both(&op, &batch, how)?;
+                let reference = expected(&op, &batch, &dropped);
+                within(op, check(&op, &batch, &reference, &got))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The loss of rows that are all but certain is within 1e-6 of itself, over gaps at which the exponent rounds
+/// as badly as it can.
+fn confident_rows() -> Outcome {
+    let op = CrossEntropy {
+        normalizer: Normalizer::None,
+        ..CrossEntropy::default()
+    };
+    let gaps = if full() { 10_000 } else { 1200 };
+    for others in [1, 3, 1000] {
+        let gaps = if others > 10 { gaps / 50 } else { gaps };
+        let cols = others + 1;
+        let mut random = Random(others as u64);
+        let mut logits = vec![0.0f32; gaps * cols];
+        for (i, row) in logits.chunks_mut(cols).enumerate() {
+            let top = random.uniform() as f32 * 10.0;
+            // p from ½ to where the loss is nearly subnormal.
+            let gap = (others as f32).ln() + 0.01 + 85.0 * i as f32 / gaps as f32;
+            row.fill(top - gap);
+            row[0] = top;
+        }
+        let batch = Batch::new(logits, cols, vec![0; gaps]);
+        checked(&op, &batch, How::default())?;
+    }
+    Ok(())
+}
+
+/// Bad lengths, pitches and options are typed errors, and nothing is written.
+fn errors() -> Outcome {
+    const N: usize = 3;
+    const V: usize = 4;
+    let logits = [0.5f32; N * V + 1];
+    let labels = [0i64, 1, 2];
+    let op = CrossEntropy::default();
+    let length = |what, expected, got| {
+        Err(Error::Length {
+            what,
+            expected,
+            got,
+        })
+    };
+    let forward = |op: &CrossEntropy, matrix: Matrix<'_, f32>, rows: Rows<'_, i64>| {
+        let mut loss = [7.0; N];
+        let outputs = Outputs {
+            loss: Some(&mut loss),
+            ..Outputs::default()
+        };
+        let call = Forward {
+            logits: matrix,
+            rows,
+            outputs,
+            normalizer: None,
+        };
+        let result = ce::forward(op, call).map(|_| ());
+        assert!(result.is_ok() || loss == [7.0; N]);
+        result
+    };
+    let matrix = Matrix::dense(&logits[..N * V], V);
+    let rows = Rows::new(&labels);
+    assert_eq!(forward(&op, matrix, rows), Ok(()));
+    for len in [0, 1, N * V - 1, N * V + 1] {
+        let short = Matrix::dense(&logits[..len], V);
+        let got = forward(&op, short, rows);
+        assert_eq!(got, length("logits", 12, len as u64));
+    }
+    let overlapping = Matrix {
+        pitch: V - 1,
+        ..matrix
+    };
+    let pitch = forward(&op, overlapping, rows);
+    assert!(matches!(pitch, Err(Error::Pitch { .. })), "{pitch:?}");
+    let endless = Matrix {
+        pitch: usize::MAX,
+        ..matrix
+    };
+    let large = forward(&op, endless, rows);
+    assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
+    let weights = Rows {
+        weights: Some(&[1.0; 2]),
+        ..rows
+    };
+    assert_eq!(forward(&op, matrix, weights), length("weights", 3, 2));
+    let strategy = Goldfish::new(Drops::Static { k: 2, start: 0 })?;
+    let fish = |tokens| Rows {
+        goldfish: Some(ce::Goldfish {
+            strategy: &strategy,
+            tokens,
+        }),
+        ..rows
+    };
+    let few = fish(Tokens::row(&labels[..2]));
+    assert_eq!(forward(&op, matrix, few), length("hash_ids", 3, 2));
+    let decreasing = fish(Tokens {
+        layout: Layout::Documents {
+            cu_seqlens: &[2, 1],
+        },
+        ..Tokens::row(&labels)
+    });
+    let offsets = forward(&op, matrix, decreasing);
+    assert_eq!(offsets, Err(Error::Offsets { at: 1 }));
+    for bad in [
+        CrossEntropy {
+            label_smoothing: 1.0,
+            ..op
+        },
+        CrossEntropy { z_loss: -1.0, ..op },
+        CrossEntropy {
+            softcap: Some(0.0),
+            ..op
+        },
+    ] {
+        let result = forward(&bad, matrix, rows);
+        assert!(matches!(result, Err(Error::Option { .. })), "{result:?}");
+    }
+    let wide = CrossEntropy {
+        vocab: Some(5),
+        ..op
+    };
+    let result = forward(&wide, matrix, rows);
+    assert_eq!(result, length("a row of logits", 5, 4));
+    for (first_class, classes) in [(0, 0), (0, 3), (1, 4), (u64::MAX, 4), (0, 1 << 32)] {
+        let sharded = Rows {
+            shard: Some(Shard {
+                first_class,
+                classes,
+            }),
+            ..rows
+        };
+        let result = forward(&op, matrix, sharded);
+        assert!(matches!(result, Err(Error::Classes { .. })), "{result:?}");
+    }
+    let external = CrossEntropy {
+        normalizer: Normalizer::External,
+        ..op
+    };
+    let result = forward(&external, matrix, rows);
+    assert_eq!(result, length("the normalizer", 1, 0));
+
+    for what in ["loss", "z_loss", "lse", "argmax", "stats"] {
+        let [mut loss, mut z_loss, mut lse] = [[7.0; N]; 3];
+        let (mut argmax, mut stats) = ([7; N], [RowStats::default(); N]);
+        let len = |name| if name == what { N - 1 } else { N };
+        let outputs = Outputs {
+            loss: Some(&mut loss[..len("loss")]),
+            z_loss: Some(&mut z_loss[..len("z_loss")]),
+            lse: Some(&mut lse[..len("lse")]),
+            argmax: Some(&mut argmax[..len("argmax")]),
+            stats: Some(&mut stats[..len("stats")]),
+        };
+        let call = Forward {
+            logits: matrix,
+            rows,
+            outputs,
+            normalizer: None,
+        };
+        assert_eq!(ce::forward(&op, call).map(|_| ()), length(what, 3, 2));
+        assert_eq!(
+            (loss, z_loss, lse, argmax),
+            ([7.0; N], [7.0; N], [7.0; N], [7; N])
+        );
+    }
+
+    let backward = |stats: usize, cols: usize, len: usize, dloss| {
+        let stats = vec![RowStats::default(); stats];
+        let mut dlogits = vec![7.0f32; len];
+        let call = Backward {
+            logits: matrix,
+            rows,
+            stats: &stats,
+            dlogits: MatrixMut::dense(&mut dlogits, cols),
+            divisor: 1.0,
+            dloss,
+        };
+        let result = ce::backward(&op, call);
+        assert!(result.is_ok() || dlogits.iter().all(|&d| d == 7.0));
+        result
+    };
+    assert_eq!(backward(N, V, N * V, None), Ok(()));
+    assert_eq!(backward(N + 1, V, N * V, None), length("stats", 3, 4));
+    assert_eq!(backward(0, V, N * V, None), length("stats", 3, 0));
+    assert_eq!(backward(N, 3, 9, None), length("a row of dlogits", 4, 3));
+    assert_eq!(backward(N, V, 11, None), length("dlogits", 12, 11));
+    for (stride, needed) in [(1, 3), (2, 5), (usize::MAX, u64::MAX)] {
+        let dloss = Dloss {
+            values: &[1.0, 2.0],
+            stride,
+        };
+        let result = backward(N, V, N * V, Some(dloss));
+        assert_eq!(result, length("dloss", needed, 2));
+    }
+
+    let mut stats = [RowStats::default(); 2];
+    let call = PartialStats {
+        logits: matrix,
+        rows,
+        with_argmax: false,
+        stats: &mut stats,
+    };
+    assert_eq!(ce::partial_stats(&op, call), length("stats", 3, 2));
+    let call = Finish {
+        rows: Rows {
+            shard: Some(Shard {
+                first_class: 0,
+                classes: 8,
+            }),
+            ..rows
+        },
+        gathered: &stats,
+        outputs: Outputs::default(),
+        normalizer: None,
+    };
+    assert_eq!(ce::finish(&op, call).map(|_| ()), length("stats", 3, 2));
+    Ok(())
+}
