@@ -288,6 +288,15 @@ impl Comparison {
         for name in &self.unpaired {
             text += &format!("Only one device has {name}.\n");
         }
+        let count = |is: fn(&Compared) -> bool| self.tensors.iter().filter(|t| is(t)).count();
+        text += &format!(
+            "{} tensors: {} must be the same, {} are; {} failed, {} unpaired.\n",
+            self.tensors.len(),
+            count(|t| t.exact),
+            count(|t| t.same == t.elements),
+            count(|t| !t.ok),
+            self.unpaired.len(),
+        );
         text
     }
 }

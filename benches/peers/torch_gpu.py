@@ -121,12 +121,14 @@ def make_liger(row, turns, device):
 
 
 def make_quack(row, turns, device):
-    """`return_dx` for `fused`, else without."""
-    from quack.cross_entropy import cross_entropy_fwd
+    """`return_dx` for `fused`; for `backward` the gradient from the lse of a forward."""
+    from quack.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 
-    if row["direction"] == "backward":
-        return None
     logits, labels = make_logits(row, turns, device)
+    if row["direction"] == "backward":
+        lse = [cross_entropy_fwd(tensor, labels, return_lse=True)[1] for tensor in logits]
+        dloss = torch.full((row["rows"],), 1 / row["rows"], device=device)
+        return Turns(turns, lambda turn: cross_entropy_bwd(logits[turn], labels, dloss, lse[turn]))
     with_dx = row["direction"] == "fused"
     return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
 
