@@ -262,9 +262,9 @@ fn speed(ms: f64) -> String {
         device: "a device".to_owned(),
         l2_bytes: 50 << 20,
         sms: 132,
-        sheet_gb_per_s: 3355.443_2,
+        sheet_gb_per_s: 3_355.443,
     };
-    json!({ "machine": machine, "rows": [measured(FORWARD, ms, 0.2)] }).to_string()
+    json!({ "machine": machine, "rows": [measured(FORWARD, ms, 0.2)], "without": [["another row", "does not fit"]] }).to_string()
 }
 
 fn peers(ms: Option<f64>, error: Option<&str>) -> String {
@@ -307,6 +307,7 @@ fn the_report_adds_up() {
     has_line(&["3 steps: 1 passed, 1 failed, 1 not run."]);
     has_line(&["speed", "FAILED", "no time left"]);
     has_line(&["xielu", "20480 × 8192", "0.2500", "2684", "80.0 %"]);
+    has_line(&["another row: does not fit"]);
     has_line(&["SM clock", "1755 to 1980 MHz, median 1800"]);
     // The medians of three rounds: 1.0 over 0.25.
     has_line(&[FORWARD, "torch eager", "1.0000", "4.00"]);

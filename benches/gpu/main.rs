@@ -154,23 +154,27 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
     }
     let machine = Machine::of(&gpu)?;
     let mut bench = Bench::new(&gpu, &machine, arguments.samples)?;
+    // If the time runs out, what matters most has been measured.
+    rows.sort_by_key(|row| !row.quick);
     let bar = progress::bar(rows.len());
-    let (mut measured, mut too_large) = (Vec::new(), Vec::new());
+    let (mut measured, mut without) = (Vec::new(), Vec::new());
     for row in &rows {
         bar.set_message(row.name());
-        match bench.measure(row)? {
-            Some(found) => measured.push(found),
-            None => too_large.push(row.name()),
+        match bench.measure(row) {
+            Ok(Some(found)) => measured.push(found),
+            Ok(None) => without.push((row.name(), "does not fit into the memory".to_owned())),
+            Err(e) => without.push((row.name(), format!("FAILED: {e}"))),
+        }
+        if let Some(path) = &arguments.json {
+            let found = json!({ "machine": machine, "rows": measured, "without": without });
+            files::replace(path, serde_json::to_string_pretty(&found)?.as_bytes())?;
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    progress::print(&in_words(&machine, &measured, &too_large));
-    if let Some(path) = &arguments.json {
-        let found = json!({ "machine": machine, "rows": measured, "too_large": too_large });
-        files::replace(path, serde_json::to_string_pretty(&found)?.as_bytes())?;
-    }
-    Ok(ExitCode::SUCCESS)
+    progress::print(&in_words(&machine, &measured, &without));
+    let failed = without.iter().any(|(_, why)| why.starts_with("FAILED"));
+    Ok(ExitCode::from(u8::from(failed)))
 }
 
 #[allow(unsafe_code)]
@@ -200,7 +204,7 @@ fn smoke(gpu: &Gpu, rows: Vec<Row>) -> Result<ExitCode> {
 }
 
 /// The table, and what it means.
-fn in_words(machine: &Machine, rows: &[Measured], too_large: &[String]) -> String {
+fn in_words(machine: &Machine, rows: &[Measured], without: &[(String, String)]) -> String {
     let lines = report::speed_table(machine, rows);
     let mut text = format!(
         "{lines}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
@@ -210,8 +214,8 @@ fn in_words(machine: &Machine, rows: &[Measured], too_large: &[String]) -> Strin
         machine.l2_bytes as f64 / 1e6,
         machine.sheet_gb_per_s,
     );
-    for name in too_large {
-        text += &format!("Does not fit into the memory: {name}\n");
+    for (name, why) in without {
+        text += &format!("{name}: {why}\n");
     }
     text
 }

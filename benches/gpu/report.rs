@@ -21,6 +21,8 @@ use crate::work::Result;
 pub struct Speed {
     pub machine: Machine,
     pub rows: Vec<Measured>,
+    /// Names of rows that have no figure, and why.
+    pub without: Vec<(String, String)>,
 }
 
 /// A file that `benches/peers/torch_gpu.py` wrote: one round.
@@ -188,6 +190,9 @@ impl Parts {
             );
             text += "\nMedians of alternated samples; bytes are each input once and each output once; the copy is \
                      `cuMemcpyDtoDAsync` of as many bytes in the same run.\n";
+            for (name, why) in &speed.without {
+                let _ = writeln!(text, "{name}: {why}");
+            }
             let mut clocks = self.clocks.clone();
             if !clocks.is_empty() {
                 let middle = median(&mut clocks);
@@ -211,7 +216,8 @@ impl Parts {
 
     /// Everything as JSON.
     pub fn json(&self) -> Value {
-        let speed = |s: &Speed| json!({ "machine": s.machine, "rows": s.rows });
+        let speed =
+            |s: &Speed| json!({ "machine": s.machine, "rows": s.rows, "without": s.without });
         let versions: Vec<_> = self.peers.iter().map(|p| &p.versions).collect();
         json!({
             "steps": self.steps,

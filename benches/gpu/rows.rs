@@ -169,7 +169,7 @@ impl List {
                     let row = self.add(names, [ROWS, cols]);
                     // Anchors: Liger's 128,256 and QuACK's 131,072; one that is not a multiple of 8.
                     row.peers = bf16 && [50_257, 128_256, VOCABULARY].contains(&cols);
-                    row.quick = bf16 && cols >= 128_256 && cols <= VOCABULARY;
+                    row.quick = bf16 && (128_256..=VOCABULARY).contains(&cols);
                 }
                 for rows in ROW_COUNTS {
                     // QuACK's anchor.

@@ -378,8 +378,8 @@ impl<'a> Maker<'_, 'a> {
         let losses = row.rows * size_of::<f32>() as u64;
         match row.direction.as_str() {
             "forward" => {
-                // SAFETY: as in `plain`.
                 let launch = move |turn| {
+                    // SAFETY: as in `plain`.
                     Ok(unsafe { loss::forward(&gpu.device, stream, &op, &forward(turn)) }?)
                 };
                 Ok(self.work(loss, losses, Box::new(launch)))
