@@ -1,11 +1,12 @@
 //! The results of a run of the GPU bundle, joined: Markdown for people, JSON for machines, plots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
+use plotters::style::RGBColor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -431,12 +432,7 @@ fn share_of_copy(speed: &Speed) -> String {
                 row.op, row.form, row.direction, row.rows, row.cols
             ),
             value: 100.0 * found.share_of_copy()?,
-            colour: match row.direction.as_str() {
-                "forward" => colour::BLUE,
-                "backward" => colour::VERMILION,
-                "fused" => colour::PURPLE,
-                _ => colour::SKY,
-            },
+            colour: colour_of(&row.direction),
         })
     });
     plot::bars(
@@ -505,46 +501,60 @@ fn roofline(speed: &Speed) -> Result<String> {
     let issue = Line {
         name: "issue of instructions / at 1.755 GHz".to_owned(),
         colour: colour::SKY,
-        points: (10..=120)
-            .map(|i| (f64::from(i) / 10.0, issued / (f64::from(i) / 10.0)))
+        points: (1..=120)
+            .map(|i| f64::from(i) / 10.0)
+            .map(|x| (x, issued / x))
+            .filter(|(_, speed)| *speed <= y.max)
             .collect(),
     };
-    let colours = [colour::BLUE, colour::VERMILION, colour::PURPLE, colour::SKY];
-    let panel = |title: &str, is_gated: bool| {
-        let rows = speed
-            .rows
-            .iter()
-            .filter(|found| found.row.quick && found.row.form.starts_with("gated") == is_gated);
-        let mut seen = BTreeSet::new();
-        let points = rows.filter_map(|found| {
-            let name = entry(found);
-            let at = *per_byte.get(&name)?;
-            seen.insert(name.clone())
-                .then(|| (name, (at, found.gb_per_s())))
+    let panel = |op: &str| {
+        let rows = speed.rows.iter();
+        let rows = rows.filter(|found| found.row.quick && found.row.op == op);
+        // Of several shapes, the first.
+        let mut points = BTreeMap::new();
+        for found in rows {
+            let entry = entry(found);
+            if let Some(&at) = per_byte.get(&entry) {
+                points.entry(entry).or_insert((at, found));
+            }
+        }
+        let points = points.into_values().map(|(at, found)| Line {
+            name: match found.row.form.as_str() {
+                "plain" => found.row.direction.clone(),
+                form => format!("{form} {}", found.row.direction),
+            },
+            colour: colour_of(&found.row.direction),
+            points: vec![(at, found.gb_per_s())],
         });
-        let points = points
-            .zip(colours.iter().cycle())
-            .map(|((name, point), &colour)| Line {
-                name,
-                colour,
-                points: vec![point],
-            });
         Panel {
-            title: title.to_owned(),
+            title: op.to_owned(),
             x: x.clone(),
             y: y.clone(),
             lines: [issue.clone()].into_iter().chain(points).collect(),
             level: (machine.sheet_gb_per_s, "memory, data sheet".to_owned()),
         }
     };
+    let mut ops: Vec<&str> = Vec::new();
+    for found in &speed.rows {
+        if per_byte.contains_key(&entry(found)) && !ops.contains(&found.row.op.as_str()) {
+            ops.push(&found.row.op);
+        }
+    }
     Ok(plot::svg(&Plot {
         title: format!("Roofline, {}", machine.device),
         notes: vec![
-            "Instructions of the main loop are those of tests/golden/sass.md for sm_90.".to_owned(),
+            "Instructions of the main loops are those of tests/golden/sass.md for sm_90."
+                .to_owned(),
         ],
-        panels: vec![
-            panel("plain forms and cross-entropy", false),
-            panel("gated forms", true),
-        ],
+        panels: ops.into_iter().map(panel).collect(),
     }))
+}
+
+fn colour_of(direction: &str) -> RGBColor {
+    match direction {
+        "forward" => colour::BLUE,
+        "backward" => colour::VERMILION,
+        "fused" => colour::PURPLE,
+        _ => colour::SKY,
+    }
 }

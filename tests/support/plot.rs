@@ -26,7 +26,8 @@ pub struct Panel {
     pub level: (f64, String),
 }
 
-/// A line and its name in the legend, broken by ` / ` into rows. One of a single point is drawn as a dot.
+/// A line and its name in the legend, broken by ` / ` into rows. One of a single point is a dot
+/// with its name beside it.
 #[derive(Clone)]
 pub struct Line {
     pub name: String,
@@ -287,7 +288,10 @@ fn draw_panel<'a>(
     for (i, line) in panel.lines.iter().enumerate().rev() {
         let points = line.points.iter().copied();
         if let [point] = line.points[..] {
-            let dot = Circle::new(point, 5, line.colour.filled());
+            let style = ("sans-serif", 13).into_font().color(&INK);
+            let dot = EmptyElement::at(point)
+                + Circle::new((0, 0), 5, line.colour.filled())
+                + Text::new(line.name.clone(), (8, -6), style);
             chart.draw_series([dot])?;
             continue;
         }
@@ -306,7 +310,8 @@ fn draw_legend<'a>(
     const GAP: i32 = 8;
     let mut y = 56;
     let (_, level) = &panel.level;
-    let lines = panel.lines.iter().map(|line| (&line.name, line.colour, 3));
+    let lines = panel.lines.iter().filter(|line| line.points.len() != 1);
+    let lines = lines.map(|line| (&line.name, line.colour, 3));
     for (name, colour, width) in lines.chain([(level, INK, 1)]) {
         let stroke = colour.stroke_width(width);
         area.draw(&PathElement::new([(14, y), (38, y)], stroke))?;
