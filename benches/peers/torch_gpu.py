@@ -203,7 +203,8 @@ def measure(row, make, device):
     return statistics.median(times), statistics.median(copy_times)
 
 
-def one_round(rows, device, smoke, deadline):
+def one_round(rows, device, smoke, deadline, save):
+    """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
     found = []
     for row in rows:
         for peer, make in peers_of(row):
@@ -226,6 +227,7 @@ def one_round(rows, device, smoke, deadline):
             except Exception as error:  # a peer that fails is a line of the table, not the end of it
                 result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
             found.append(result)
+            save(found)
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -260,10 +262,17 @@ def main():
         if arguments.ours:
             command = [word.replace("{}", str(arguments.out / f"ours-{number}.json")) for word in shlex.split(arguments.ours)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found = one_round(rows, device, arguments.smoke, deadline)
+
+        def save(found, number=number):
+            text = json.dumps({"versions": versions, "rows": found}, indent=1)
+            # Whole or not at all, should the time run out while it is written.
+            partial = arguments.out / "peers.partial"
+            partial.write_text(text)
+            partial.rename(arguments.out / f"peers-{number}.json")
+
+        found = one_round(rows, device, arguments.smoke, deadline, save)
+        save(found)
         failed += sum(row["error"] is not None for row in found)
-        text = json.dumps({"versions": versions, "rows": found}, indent=1)
-        (arguments.out / f"peers-{number}.json").write_text(text)
         if time.monotonic() > deadline:
             break
     print(f"{len(found)} rows of peers, {failed} without a time; {versions}")

@@ -359,6 +359,11 @@ fn draw_bars<'a>(
     let at = |value: f64| {
         NAMES + (value.max(0.0) / highest * f64::from(WIDTH - NAMES - FIGURES)).round() as i32
     };
+    let line = [
+        (at(level), head),
+        (at(level), head + ROW * bars.len() as i32),
+    ];
+    root.draw(&PathElement::new(line, INK.stroke_width(1)))?;
     let style = ("sans-serif", 13).into_font().color(&INK);
     for (i, bar) in (0..).zip(bars) {
         let top = head + ROW * i;
@@ -378,11 +383,6 @@ fn draw_bars<'a>(
             figure,
         ))?;
     }
-    let line = [
-        (at(level), head),
-        (at(level), head + ROW * bars.len() as i32),
-    ];
-    root.draw(&PathElement::new(line, INK.stroke_width(1)))?;
     root.present()?;
     Ok(())
 }

@@ -156,8 +156,10 @@ peers() {
         export PYTHONPATH=$work/site
     fi
     "$programs/gpu" --peers $([ $quick = 0 ] || echo --quick) --list >"$work/rows.json"
-    local most=$([ $quick = 1 ] && echo 60 || echo 160)
-    local arguments=(--rows "$work/rows.json" --out "$parts" --seconds $((most - 20)))
+    local most=$([ $quick = 1 ] && echo 75 || echo 170)
+    [ $stand_in = 0 ] || most=$limit
+    # A row that has begun may take half a minute: a compiler's first.
+    local arguments=(--rows "$work/rows.json" --out "$parts" --seconds $((most - 35)))
     if [ $stand_in = 1 ]; then
         arguments+=(--smoke --rounds 1)
     else
