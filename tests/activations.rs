@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         trials: Vec::new(),
     };
     xact::activation::for_each(&mut table);
-    libtest_mimic::run(&arguments, table.trials).exit_code()
+    support::trials::run(&arguments, table.trials)
 }
 
 struct Table {

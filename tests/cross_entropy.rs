@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         decision::drops_what_the_reference_drops,
     );
     table.add("beyond_32_bits".into(), true, beyond_32_bits);
-    libtest_mimic::run(&arguments, table.trials).exit_code()
+    support::trials::run(&arguments, table.trials)
 }
 
 type Outcome = Result<(), Failed>;

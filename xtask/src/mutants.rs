@@ -2,7 +2,7 @@
 //! its op until one fails. Works on a copy of the workspace under the target folder, with a target folder
 //! of its own, so that a mutant costs one run of the build script, one link and the trials.
 
-mod copy;
+pub mod copy;
 mod explained;
 mod mutate;
 mod report;
@@ -310,7 +310,7 @@ impl Bench {
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let executables = tests.into_iter().map(|test| {
-            let executable = cargo_messages::test_executable(&messages, test);
+            let executable = cargo_messages::executable(&messages, "test", test);
             let executable = executable.context("cargo did not say where the test is")?;
             Ok((test.to_owned(), executable))
         });
