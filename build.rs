@@ -81,15 +81,43 @@ fn c_field(name: &str, rust_type: &str) -> String {
     format!("    {c_type} {name}{count};\n")
 }
 
-/// The virtual architecture the kernels are compiled for, with the oldest PTX version that knows it
-/// and the versions after that. PTX runs on its own and every later architecture.
-const TARGETS: [(u32, &[&str]); 1] = [(
-    80,
-    &[
-        "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "7.7", "7.8", "8.0", "8.1", "8.2", "8.3",
-        "8.4", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3", "9.4",
-    ],
-)];
+/// PTX versions, from the first that knows the oldest of [`TARGETS`].
+const VERSIONS: [&str; 23] = [
+    "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "7.7", "7.8", "8.0", "8.1", "8.2", "8.3",
+    "8.4", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3", "9.4",
+];
+
+/// A virtual architecture that kernels are compiled for. PTX runs on its own and every later one.
+struct Target {
+    /// Compute capability times ten.
+    capability: u32,
+    /// The oldest PTX version that knows it.
+    since: &'static str,
+    /// Stems of the files that gain from it; `None` for all.
+    stems: Option<&'static [&'static str]>,
+}
+
+const TARGETS: [Target; 2] = [
+    Target {
+        capability: 80,
+        since: "7.0",
+        stems: None,
+    },
+    Target {
+        capability: 90,
+        since: "7.8",
+        // Clusters.
+        stems: Some(&["cross_entropy"]),
+    },
+];
+
+impl Target {
+    fn takes(&self, source: &Path) -> bool {
+        let stem = source.file_stem();
+        self.stems
+            .is_none_or(|stems| stems.iter().any(|of| stem.is_some_and(|stem| stem == *of)))
+    }
+}
 
 /// Variables that nvcc itself reads.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
@@ -235,7 +263,12 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
     )?;
     let jobs: Vec<_> = sources()?
         .into_iter()
-        .flat_map(|source| TARGETS.iter().map(move |target| (source.clone(), target)))
+        .flat_map(|source| {
+            let targets = TARGETS.iter().filter(|target| target.takes(&source));
+            targets
+                .map(|target| (source.clone(), target))
+                .collect::<Vec<_>>()
+        })
         .collect();
     let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
     let next = AtomicUsize::new(0);
@@ -306,14 +339,10 @@ fn sources() -> Result<Vec<PathBuf>, String> {
     Ok(sources)
 }
 
-fn compile(
-    nvcc: &Path,
-    source: &Path,
-    &(target, versions): &(u32, &[&str]),
-    folder: &Path,
-) -> Result<Image, String> {
+fn compile(nvcc: &Path, source: &Path, target: &Target, folder: &Path) -> Result<Image, String> {
+    let capability = target.capability;
     let stem = source.file_stem().expect("a .cu file").to_string_lossy();
-    let file = format!("{stem}.sm_{target}.ptx");
+    let file = format!("{stem}.sm_{capability}.ptx");
     let path = folder.join(&file);
     let mut command = Command::new(nvcc);
     command
@@ -321,7 +350,7 @@ fn compile(
         // What is fused is what the source says.
         .arg("-fmad=false")
         .arg("-Wno-deprecated-gpu-targets")
-        .arg(format!("-arch=compute_{target}"))
+        .arg(format!("-arch=compute_{capability}"))
         .arg("-I")
         .arg(folder);
     for (name, value) in geometry::DEFINES {
@@ -332,10 +361,10 @@ fn compile(
         println!("cargo::warning={line}");
     }
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let (version, nvcc_version) = lower_version(nvcc, &text, target, versions, &path)?;
+    let (version, nvcc_version) = lower_version(nvcc, &text, target, &path)?;
     Ok(Image {
         stem: stem.into_owned(),
-        target,
+        target: capability,
         version,
         nvcc_version,
         file,
@@ -347,8 +376,7 @@ fn compile(
 fn lower_version(
     nvcc: &Path,
     text: &str,
-    target: u32,
-    versions: &[&str],
+    target: &Target,
     path: &Path,
 ) -> Result<(String, String), String> {
     // A hint to ptxas about which bytes of a load are used, that PTX before 8.3 does not know.
@@ -359,12 +387,15 @@ fn lower_version(
     let line = text.lines().find(|line| line.starts_with(".version "));
     let line = line.ok_or_else(|| format!("{}: nvcc wrote no .version", path.display()))?;
     let stamped = line[".version ".len()..].trim();
-    let older = versions.iter().take_while(|v| **v != stamped);
+    let older = VERSIONS
+        .iter()
+        .skip_while(|v| **v != target.since)
+        .take_while(|v| **v != stamped);
     let mut refused = String::new();
     for &version in older.chain([&stamped]) {
         let lowered = text.replacen(line, &format!(".version {version}"), 1);
         write(path, &lowered)?;
-        match assemble(nvcc, path, target) {
+        match assemble(nvcc, path, target.capability) {
             Ok(()) => return Ok((version.to_owned(), stamped.to_owned())),
             Err(message) => refused = message,
         }

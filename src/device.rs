@@ -73,6 +73,9 @@ pub(crate) fn driver_error(doing: &'static str, error: DriverError) -> Error {
 /// Shared memory of a block that is left to what the compiler places there.
 const STATIC_SHARED_BYTES: u32 = 1024;
 
+/// Shared memory of a multiprocessor that the system takes for each block.
+const SYSTEM_SHARED_BYTES: u32 = 1024;
+
 /// A CUDA device, ready to run this crate's kernels: its primary context and the functions loaded
 /// into it. Cheap to clone; all clones share what is loaded.
 ///
@@ -87,8 +90,17 @@ struct Inner {
     /// Compute capability times ten.
     capability: u32,
     dynamic_shared_bytes: u32,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    shared_bytes_per_multiprocessor: u32,
+    modules: Mutex<HashMap<&'static str, Loaded>>,
     functions: RwLock<HashMap<Entry, CudaFunction>>,
+}
+
+/// An image on the device.
+#[derive(Clone, Debug)]
+struct Loaded {
+    module: Arc<CudaModule>,
+    /// As in [`Image`].
+    target: u32,
 }
 
 impl Device {
@@ -115,15 +127,21 @@ impl Device {
         let (major, minor) = context
             .compute_capability()
             .map_err(|e| driver_error("asking for the compute capability", e))?;
-        let shared = context
-            .attribute(
-                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-            )
-            .map_err(|e| driver_error("asking for the size of shared memory", e))?;
+        let shared = |attribute| {
+            let bytes = context
+                .attribute(attribute)
+                .map_err(|e| driver_error("asking for the size of shared memory", e))?;
+            Ok(bytes as u32)
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let of_block = shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let of_multiprocessor =
+            shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         Ok(Device(Arc::new(Inner {
             context: context.clone(),
             capability: (major * 10 + minor) as u32,
-            dynamic_shared_bytes: (shared as u32).saturating_sub(STATIC_SHARED_BYTES),
+            dynamic_shared_bytes: of_block.saturating_sub(STATIC_SHARED_BYTES),
+            shared_bytes_per_multiprocessor: of_multiprocessor,
             modules: Mutex::default(),
             functions: RwLock::default(),
         })))
@@ -137,6 +155,13 @@ impl Device {
     /// The most dynamic shared memory that an entry may be launched with.
     pub(crate) fn dynamic_shared_bytes(&self) -> u32 {
         self.0.dynamic_shared_bytes
+    }
+
+    /// The most with which so many blocks still fit on a multiprocessor at once.
+    pub(crate) fn dynamic_shared_bytes_of_each(&self, blocks: u32) -> u32 {
+        (self.0.shared_bytes_per_multiprocessor / blocks)
+            .saturating_sub(SYSTEM_SHARED_BYTES + STATIC_SHARED_BYTES)
+            .min(self.0.dynamic_shared_bytes)
     }
 
     /// The device's name, such as `NVIDIA H100 80GB HBM3`.
@@ -157,8 +182,10 @@ impl Device {
     /// As a launch: [`Error::Driver`], [`Error::DriverTooOld`], [`Error::DeviceTooOld`].
     pub fn preload(&self) -> Result<()> {
         for entry in crate::launch::entries() {
-            let function = self.function(entry)?;
-            self.force_load(&function)?;
+            if self.has(entry)? {
+                let function = self.function(entry)?;
+                self.force_load(&function)?;
+            }
         }
         Ok(())
     }
@@ -189,6 +216,11 @@ impl Device {
         }
     }
 
+    /// Whether the best image that the device and the driver take has the entry.
+    pub(crate) fn has(&self, entry: Entry) -> Result<bool> {
+        Ok(self.loaded(entry.stem)?.target >= entry.target())
+    }
+
     pub(crate) fn function(&self, entry: Entry) -> Result<CudaFunction> {
         // A poisoned lock means that another thread panicked between two insertions; the map is whole.
         let functions = &self.0.functions;
@@ -200,10 +232,12 @@ impl Device {
             return Ok(found.clone());
         }
         let function = self
-            .module(entry.stem)?
+            .loaded(entry.stem)?
+            .module
             .load_function(&entry.name())
             .map_err(|e| driver_error("finding a kernel in its module", e))?;
-        if entry.task == crate::loss::cross_entropy::FUSED {
+        use crate::loss::cross_entropy::{CLUSTER, FUSED};
+        if [CLUSTER, FUSED].contains(&entry.task) {
             // Beyond 48 KiB it must be asked for.
             function
                 .set_attribute(
@@ -211,6 +245,13 @@ impl Device {
                     self.0.dynamic_shared_bytes as i32,
                 )
                 .map_err(|e| driver_error("asking for shared memory", e))?;
+            // Several blocks shall fit on a multiprocessor, and what passes through once needs no cache.
+            function
+                .set_attribute(
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                    sys::CUshared_carveout::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32,
+                )
+                .map_err(|e| driver_error("preferring shared memory to cache", e))?;
         }
         functions
             .write()
@@ -219,45 +260,35 @@ impl Device {
         Ok(function)
     }
 
-    fn module(&self, stem: &'static str) -> Result<Arc<CudaModule>> {
+    fn loaded(&self, stem: &'static str) -> Result<Loaded> {
         let mut modules = self
             .0
             .modules
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(module) = modules.get(stem) {
-            return Ok(module.clone());
+        if let Some(loaded) = modules.get(stem) {
+            return Ok(loaded.clone());
         }
-        let image = self.image(stem)?;
-        let module = self
-            .0
-            .context
-            .load_module(Ptx::from_src(image.ptx))
-            .map_err(|e| {
-                if e.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION {
-                    Error::DriverTooOld {
-                        ptx: image.version,
-                        driver: driver_version(),
-                    }
-                } else {
-                    driver_error("loading a kernel", e)
+        let mut refused = None;
+        for image in images_for(IMAGES, stem, self.0.capability)? {
+            match self.0.context.load_module(Ptx::from_src(image.ptx)) {
+                Ok(module) => {
+                    let target = image.target;
+                    let loaded = Loaded { module, target };
+                    modules.insert(stem, loaded.clone());
+                    return Ok(loaded);
                 }
-            })?;
-        modules.insert(stem, module.clone());
-        Ok(module)
-    }
-
-    /// The newest image that the device takes.
-    fn image(&self, stem: &'static str) -> Result<&'static Image> {
-        let capability = self.0.capability;
-        let of_stem = || IMAGES.iter().filter(|image| image.stem == stem);
-        of_stem()
-            .filter(|image| image.target <= capability)
-            .max_by_key(|image| image.target)
-            .ok_or_else(|| Error::DeviceTooOld {
-                device: capability,
-                oldest: of_stem().map(|image| image.target).min().unwrap_or(0),
-            })
+                // The image of an older target is of an older version, too.
+                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                    refused = Some(image.version);
+                }
+                Err(e) => return Err(driver_error("loading a kernel", e)),
+            }
+        }
+        Err(Error::DriverTooOld {
+            ptx: refused.unwrap_or_default(),
+            driver: driver_version(),
+        })
     }
 
     /// Fails unless `stream` is of this device's context.
@@ -274,6 +305,23 @@ impl Device {
             Err(Error::WrongContext { what })
         }
     }
+}
+
+/// The images of a stem that a device of this compute capability (times ten) takes, the newest first; at least
+/// one.
+fn images_for<'a>(images: &'a [Image], stem: &str, capability: u32) -> Result<Vec<&'a Image>> {
+    let of_stem = || images.iter().filter(|image| image.stem == stem);
+    let mut taken: Vec<_> = of_stem()
+        .filter(|image| image.target <= capability)
+        .collect();
+    taken.sort_by_key(|image| std::cmp::Reverse(image.target));
+    if taken.is_empty() {
+        return Err(Error::DeviceTooOld {
+            device: capability,
+            oldest: of_stem().map(|image| image.target).min().unwrap_or(0),
+        });
+    }
+    Ok(taken)
 }
 
 fn check_built() -> Result<()> {
@@ -356,4 +404,30 @@ fn is_per_thread(stream: &CudaStream) -> bool {
     /// `CU_STREAM_PER_THREAD` of cuda.h.
     const CU_STREAM_PER_THREAD: usize = 2;
     stream.cu_stream() as usize == CU_STREAM_PER_THREAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_image_comes_first_and_a_device_may_be_too_old() {
+        let image = |stem, target| Image {
+            stem,
+            target,
+            version: "",
+            nvcc_version: "",
+            ptx: "",
+        };
+        let images = [image("a", 80), image("b", 80), image("a", 90)];
+        let targets = |stem, capability| {
+            let images = images_for(&images, stem, capability).map_err(|e| e.to_string())?;
+            Ok::<_, String>(images.iter().map(|i| i.target).collect::<Vec<_>>())
+        };
+        assert_eq!(targets("a", 100), Ok(vec![90, 80]));
+        assert_eq!(targets("a", 90), Ok(vec![90, 80]));
+        assert_eq!(targets("a", 86), Ok(vec![80]));
+        assert_eq!(targets("b", 90), Ok(vec![80]));
+        assert!(targets("a", 75).is_err());
+    }
 }

@@ -35,6 +35,9 @@ pub const ROW_PACKS: u64 = 4;
 /// Blocks of the row kernels that must fit on an SM at once: 80 registers, of which a batch holds 16.
 pub const BLOCKS_OF_ROWS: u64 = 3;
 
+/// Blocks of the largest cluster that every device of compute capability 9.0 takes.
+pub const MAX_CLUSTER: u64 = 8;
+
 /// Bytes of the widest load and store.
 pub const VECTOR_BYTES: u64 = 16;
 
@@ -51,12 +54,13 @@ pub const SPLIT_BLOCKS: u64 = 1024;
 
 /// What the CUDA sources are compiled with.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 7] = [
+pub const DEFINES: [(&str, u64); 8] = [
     ("XACT_BLOCK", BLOCK),
     ("XACT_BLOCKS_OF_1", BLOCKS_OF_1),
     ("XACT_BLOCKS_OF_2", BLOCKS_OF_2),
     ("XACT_BLOCKS_OF_3", BLOCKS_OF_3),
     ("XACT_BLOCKS_OF_ROWS", BLOCKS_OF_ROWS),
+    ("XACT_MAX_CLUSTER", MAX_CLUSTER),
     ("XACT_PACKS", PACKS),
     ("XACT_ROW_PACKS", ROW_PACKS),
 ];
@@ -118,16 +122,55 @@ pub struct RowCut {
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
 impl RowCut {
-    /// Cuts `rows` rows of `cols` elements: at most [`SPLIT_BLOCKS`] parts in all, unless there are more rows.
+    /// Cuts `rows` rows of `cols` elements: at most [`SPLIT_BLOCKS`] parts in all, unless there are more rows. Few
+    /// parts are made to fill a cluster, whose size is a power of two.
     pub fn new(rows: u64, cols: u64, element_bytes: u64) -> RowCut {
         // A step of a block is one pack per thread.
         let steps = (Self::row_bytes(cols, element_bytes) / VECTOR_BYTES).div_ceil(BLOCK);
         let wanted = (SPLIT_BLOCKS / rows.max(1)).clamp(1, steps.max(1));
-        let steps_per_split = steps.div_ceil(wanted).max(1);
+        if wanted <= MAX_CLUSTER {
+            Self::of_parts(steps, 1 << wanted.ilog2())
+        } else {
+            Self::of_parts(steps, wanted)
+        }
+    }
+
+    /// Cuts a row of so many steps into at most so many parts.
+    fn of_parts(steps: u64, parts: u64) -> RowCut {
+        let steps_per_split = steps.div_ceil(parts).max(1);
         RowCut {
             splits: steps.div_ceil(steps_per_split).max(1),
             packs_per_split: steps_per_split * BLOCK,
         }
+    }
+
+    /// How a cluster shares a row of so many bytes (see [`RowCut::row_bytes`]), if it does: each block keeps a part
+    /// in `room` bytes. The parts are those of this cut where they fit, and then the results have the same bits as
+    /// those of other kernels; else the fewest that fit.
+    ///
+    /// More parts than a cluster has blocks are not merged into fewer: the rows are so few that the second read finds
+    /// them in the L2 cache (at most 113 rows, 28 MiB of 131,072 16-bit logits), and their parts keep more of the
+    /// device busy.
+    pub fn of_cluster(self, row_bytes: u64, room: u64) -> Option<RowCut> {
+        let steps = (row_bytes / VECTOR_BYTES).div_ceil(BLOCK);
+        let fewest = steps.div_ceil((room / (BLOCK * VECTOR_BYTES)).max(1));
+        let cut = if self.part_bytes() <= room {
+            self
+        } else {
+            Self::of_parts(steps, fewest.next_power_of_two())
+        };
+        let fits = cut.part_bytes() <= room;
+        (fits && (2..=MAX_CLUSTER).contains(&cut.splits)).then_some(cut)
+    }
+
+    /// Blocks of the cluster that takes these parts; the last may have none.
+    pub fn cluster_blocks(self) -> u64 {
+        self.splits.next_power_of_two()
+    }
+
+    /// Bytes of a part.
+    pub fn part_bytes(self) -> u64 {
+        self.packs_per_split * VECTOR_BYTES
     }
 
     /// Bytes of the packs that hold a row, whatever its alignment.
@@ -182,6 +225,49 @@ mod tests {
         }
         assert_eq!(RowCut::new(1, 262_144, 2).splits, 129);
         assert_eq!(RowCut::new(16_384, 131_072, 2).splits, 1);
+    }
+
+    #[test]
+    fn a_cluster_keeps_the_whole_row() {
+        // What the tests of the launches find on an H100: 3 blocks of 74 KiB.
+        const ROOM: u64 = 74 << 10;
+        let parts = |rows, cols, bytes| {
+            let cut = RowCut::new(rows, cols, bytes);
+            let row_bytes = RowCut::row_bytes(cols, bytes);
+            let shared = cut.of_cluster(row_bytes, ROOM);
+            if let Some(shared) = shared {
+                assert!((2..=MAX_CLUSTER).contains(&shared.cluster_blocks()));
+                assert!(shared.splits * shared.part_bytes() >= row_bytes);
+                assert!(shared.part_bytes() <= ROOM);
+                assert!(cut.splits == 1 || cut == shared || cut.part_bytes() > ROOM);
+            }
+            shared.map(|cut| cut.splits)
+        };
+        for bytes in [2, 4] {
+            for rows in [1, 2, 100, 127, 128, 129, 300, 512, 513, 8192] {
+                for cols in (1..700_000).step_by(1_777) {
+                    parts(rows, cols, bytes);
+                }
+            }
+        }
+        // Many rows: as few parts as fit, from one on, which needs no cluster.
+        for (cols, want) in [
+            (36_000, None),
+            (37_900, Some(2)),
+            (128_256, Some(4)),
+            (152_064, Some(8)),
+        ] {
+            assert_eq!(parts(8192, cols, 2), want, "{cols}");
+        }
+        assert_eq!(parts(8192, 131_072, 4), Some(8));
+        assert_eq!(parts(8192, 262_144, 4), None);
+        // Fewer: the parts that they have anyway, if a cluster takes as many.
+        assert_eq!(parts(512, 131_072, 2), Some(4));
+        assert_eq!(parts(200, 131_072, 2), Some(4));
+        assert_eq!(parts(128, 131_072, 2), Some(8));
+        assert_eq!(parts(64, 131_072, 2), None);
+        assert_eq!(parts(3, 5_000, 4), Some(3));
+        assert_eq!(parts(3, 7, 2), None);
     }
 
     #[test]

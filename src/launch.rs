@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use cudarc::driver::sys::CUstream;
+use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use crate::device::{Device, driver_error};
@@ -41,6 +41,15 @@ impl Entry {
             None => format!("{stem}_{task}"),
         }
     }
+
+    /// The oldest target whose image has it: compute capability times ten.
+    pub(crate) fn target(&self) -> u32 {
+        if self.task == crate::loss::cross_entropy::CLUSTER {
+            90
+        } else {
+            80
+        }
+    }
 }
 
 /// Every entry of the crate.
@@ -54,8 +63,29 @@ pub fn entry_names() -> Vec<String> {
     entries().map(|entry| entry.name()).collect()
 }
 
-/// Launches `entry` with `blocks` blocks of [`BLOCK`] threads on `stream`, each with `shared_bytes` of
-/// dynamic shared memory. Does not allocate, synchronise or choose a stream; loads the entry if
+/// The blocks of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// How many, of [`BLOCK`] threads each: a multiple of `cluster`.
+    pub(crate) blocks: u32,
+    /// Blocks of a cluster; 1 where there are none. More need compute capability 9.0.
+    pub(crate) cluster: u32,
+    /// Dynamic shared memory of each block.
+    pub(crate) shared_bytes: u32,
+}
+
+impl Grid {
+    /// Blocks that share nothing and need no dynamic shared memory.
+    pub(crate) fn of_blocks(blocks: u32) -> Grid {
+        Grid {
+            blocks,
+            cluster: 1,
+            shared_bytes: 0,
+        }
+    }
+}
+
+/// Launches `entry` on `stream`. Does not allocate, synchronise or choose a stream; loads the entry if
 /// [`Device::preload`] has not.
 ///
 /// # Safety
@@ -67,8 +97,7 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
     device: &Device,
     stream: CUstream,
     entry: Entry,
-    blocks: u32,
-    shared_bytes: u32,
+    grid: Grid,
     args: &A,
 ) -> Result<()> {
     let function = device.function(entry)?;
@@ -82,14 +111,49 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
     // of `args` is that of the kernel's parameter because both are generated from src/args.rs. The
     // driver copies the block before it returns and does not write it.
     unsafe {
-        cudarc::driver::result::launch_kernel(
-            function.cu_function(),
-            (blocks, 1, 1),
-            (BLOCK as u32, 1, 1),
-            shared_bytes,
-            stream,
-            &mut params,
-        )
+        if grid.cluster == 1 {
+            cudarc::driver::result::launch_kernel(
+                function.cu_function(),
+                (grid.blocks, 1, 1),
+                (BLOCK as u32, 1, 1),
+                grid.shared_bytes,
+                stream,
+                &mut params,
+            )
+        } else {
+            let mut attributes = [cluster_attribute(grid.cluster)];
+            let config = sys::CUlaunchConfig {
+                gridDimX: grid.blocks,
+                gridDimY: 1,
+                gridDimZ: 1,
+                blockDimX: BLOCK as u32,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: grid.shared_bytes,
+                hStream: stream,
+                attrs: attributes.as_mut_ptr(),
+                numAttrs: 1,
+            };
+            // Every driver of a device that has clusters has this call.
+            let extra = std::ptr::null_mut();
+            sys::cuLaunchKernelEx(&config, function.cu_function(), params.as_mut_ptr(), extra)
+                .result()
+        }
     }
     .map_err(|e| driver_error(doing, e))
+}
+
+/// Clusters of so many blocks along x.
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                x: blocks,
+                y: 1,
+                z: 1,
+            },
+        },
+    }
 }

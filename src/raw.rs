@@ -25,7 +25,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::Cut;
 pub use crate::launch::Matrix;
-use crate::launch::{ActivationArgs, Entry, launch};
+use crate::launch::{ActivationArgs, Entry, Grid, launch};
 
 use span::Span;
 
@@ -423,12 +423,20 @@ impl Plan {
             let blocks = self.max_blocks.map_or(chunks, |max| chunks.min(max.get()));
             // SAFETY: the block of parameters is that of an activation's entries, filled for this task;
             // the caller vouches for the buffers and the stream.
-            unsafe { launch(device, stream, entry(task), blocks, 0, &self.args) }?;
+            unsafe {
+                launch(
+                    device,
+                    stream,
+                    entry(task),
+                    Grid::of_blocks(blocks),
+                    &self.args,
+                )
+            }?;
         }
         if let Some(sums) = sums {
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
-            unsafe { launch(device, stream, sums, 1, 0, &self.args) }?;
+            unsafe { launch(device, stream, sums, Grid::of_blocks(1), &self.args) }?;
         }
         Ok(())
     }

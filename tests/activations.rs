@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         trials: Vec::new(),
     };
     xact::activation::for_each(&mut table);
-    libtest_mimic::run(&arguments, table.trials).exit_code()
+    support::trials::run(&arguments, table.trials)
 }
 
 struct Table {
@@ -401,13 +401,20 @@ fn stored_parameters<A: Activation>(gpu: &Gpu, _full: bool) -> Outcome {
         .filter(|s| s.params.len() == required)
         .map(|s| (format!("{:?}", s.op), s.op))
         .collect();
-    for (settings, _) in modes(gpu) {
-        for raw in inputs::f32_sweep(512) {
-            if !raw.is_finite() || raw.abs() > 200.0 {
-                continue;
-            }
+    let [x, dy] = [[1.0, -1.0], [1.0; 2]];
+    for (settings, ulps) in modes(gpu) {
+        let raw = inputs::f32_sweep(512).into_iter();
+        let raw = raw.filter(|raw| raw.is_finite() && raw.abs() <= 200.0);
+        for (i, raw) in raw.enumerate() {
             for op in ops.values() {
                 let params = vec![raw; required];
+                // So are the gradients, through whatever makes them of what is stored.
+                if i % 8 == 0 {
+                    cuda_emulator::with_settings(settings, || {
+                        let report = check::backward::<A, f32>(gpu, op, &params, &x, &dy, ulps);
+                        passed(&report, (settings, op, raw))
+                    })?;
+                }
                 let measured =
                     cuda_emulator::with_settings(settings, || check::measured(gpu, op, &params));
                 let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();

@@ -46,6 +46,11 @@ fn main() -> ExitCode {
     table.of_type::<f16>();
     table.of_type::<bf16>();
     table.add("confident_rows".into(), false, confident_rows);
+    table.add(
+        "clusters_keep_long_rows".into(),
+        true,
+        clusters_keep_long_rows,
+    );
     table.add("goldfish_golden".into(), false, goldfish_golden);
     table.add(
         "goldfish_decision".into(),
@@ -53,7 +58,7 @@ fn main() -> ExitCode {
         decision::drops_what_the_reference_drops,
     );
     table.add("beyond_32_bits".into(), true, beyond_32_bits);
-    libtest_mimic::run(&arguments, table.trials).exit_code()
+    support::trials::run(&arguments, table.trials)
 }
 
 type Outcome = Result<(), Failed>;
@@ -135,7 +140,7 @@ fn fail<R>(message: String) -> Result<R, Failed> {
     Err(message.into())
 }
 
-/// Both ways to the gradient, which give the same bits.
+/// Both ways to the gradient, which give the same bits: where a cluster does not have to cut the rows finer.
 fn both<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -702,11 +707,16 @@ fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
                 }
             }
             let batch = Batch::new(logits, COLS, labels);
-            let got = both(gpu, &op, &batch, how)?;
-            for (r, places) in places.iter().enumerate() {
-                let first = places.iter().min().map(|&at| at as i32);
-                if Some(got.argmax[r]) != first {
-                    return fail(format!("{how:?} {places:?}: {}", got.argmax[r]));
+            let uploaded = Uploaded::new(gpu, &batch, how);
+            for got in [
+                loss::forward_backward(gpu, &op, &batch, &uploaded)?,
+                loss::with_gradient(gpu, &op, &batch, &uploaded)?,
+            ] {
+                for (r, places) in places.iter().enumerate() {
+                    let first = places.iter().min().map(|&at| at as i32);
+                    if Some(got.argmax[r]) != first {
+                        return fail(format!("{how:?} {places:?}: {}", got.argmax[r]));
+                    }
                 }
             }
         }
@@ -967,6 +977,10 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         .chain([Schedule::Reversed])
         .collect();
     let mut shapes = vec![(40, 60), (2, 4500)];
+    if T::DTYPE == xact::Dtype::F32 {
+        // Of 8 parts.
+        shapes.push((2, 8 * STEP_BYTES / size_of::<T>() - 3));
+    }
     if full {
         shapes.push((270, 3));
     }
@@ -1019,6 +1033,9 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     Ok(())
 }
 
+/// What a block takes of a row in one step: a vector per thread.
+const STEP_BYTES: usize = 256 * 16;
+
 /// Bytes that a launch reads from and writes to the tensors of logits: buffers of at least `len` bytes.
 fn moved(launch: &LaunchReport, len: usize) -> (u64, u64) {
     let large = || launch.buffers.iter().filter(|b| b.len >= len as u64);
@@ -1035,6 +1052,23 @@ fn named<'a>(launches: &'a [LaunchReport], task: &str) -> Result<&'a LaunchRepor
         (Some(launch), None) => Ok(launch),
         _ => fail(format!("not one launch of {name}")),
     }
+}
+
+/// Fails unless a launch reads and writes so many bytes of the logits, all in whole vectors and in as few sectors
+/// as there can be.
+fn moves(launch: &LaunchReport, len: usize, bytes: (u64, u64)) -> Outcome {
+    let name = &launch.kernel;
+    if moved(launch, len) != bytes {
+        return fail(format!("{name}: {:?}, not {bytes:?}", moved(launch, len)));
+    }
+    for b in launch.buffers.iter().filter(|b| b.len >= len as u64) {
+        for access in [&b.loads, &b.stores] {
+            if access.by_width[..4] != [0; 4] || access.sectors != access.minimum_sectors {
+                return fail(format!("{name}: {access:?}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The same device, and the A100 that the emulator has besides.
@@ -1094,28 +1128,23 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
                 let all = (ROWS * COLS * size) as u64;
                 let len = ROWS * COLS * size;
                 let (stats, gradient) = (named(&launches, "stats")?, named(&launches, "gradient")?);
-                if moved(stats, len) != (row(read), 0) {
-                    return fail(format!("stats: {:?}", moved(stats, len)));
-                }
-                if moved(gradient, len) != (row(kept), all) {
-                    return fail(format!("gradient: {:?}", moved(gradient, len)));
-                }
-                for launch in [stats, gradient] {
-                    for b in launch.buffers.iter().filter(|b| b.len >= len as u64) {
-                        for access in [&b.loads, &b.stores] {
-                            if access.by_width[..4] != [0; 4]
-                                || access.sectors != access.minimum_sectors
-                            {
-                                return fail(format!("{}: {access:?}", launch.kernel));
-                            }
-                        }
-                    }
-                }
+                moves(stats, len, (row(read), 0))?;
+                moves(gradient, len, (row(kept), all))?;
                 for launch in &launches[1..] {
                     let shared = launch.shared;
                     if launch.kernel.contains("finish") && moved(launch, len) != (0, 0) {
                         return fail(format!("{} reads logits, {shared:?}", launch.kernel));
                     }
+                }
+                // At once: clusters read once what counts, a device without them twice.
+                let (one, launches) =
+                    cuda_emulator::record(|| loss::with_gradient(&gpu, &op, &batch, &uploaded));
+                one?;
+                if gpu.name.contains("H100") {
+                    moves(named(&launches, "cluster")?, len, (row(read), all))?;
+                } else {
+                    moves(named(&launches, "stats")?, len, (row(read), 0))?;
+                    moves(named(&launches, "gradient")?, len, (row(kept), all))?;
                 }
             }
         }
@@ -1123,26 +1152,68 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Where a row fits into the shared memory of a block, the fused kernel reads it once; else twice. The bits are
-/// the same.
+/// `rows` rows of which three count, the first and the last among them.
+fn three_of<T: Element>(rows: usize, cols: usize) -> Batch<T> {
+    let mut labels = vec![-100; rows];
+    let mut logits = vec![T::from_f64(0.0); rows * cols];
+    for r in [0, rows / 3, rows - 1] {
+        labels[r] = (r * 7) as i64;
+        let row = Random(r as u64).normal::<T>(cols, 3.0);
+        logits[r * cols..][..cols].copy_from_slice(&row);
+    }
+    Batch::new(logits, cols, labels)
+}
+
+/// Rows as long as those of real vocabularies are read once and written once, in parts of 32 KiB by 8 blocks, with
+/// the bits of the other way to the gradient.
+fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
+    let mut shapes = vec![(114, 131_072, 8)];
+    if full {
+        // So many that clusters take as few parts as fit: the bits are others.
+        shapes.extend([(200, 131_071, 4), (513, 128_256, 4), (513, 152_064, 8)]);
+    }
+    for (rows, cols, blocks) in shapes {
+        let batch = three_of::<bf16>(rows, cols);
+        let op = CrossEntropy::default();
+        let uploaded = Uploaded::new(gpu, &batch, How::default());
+        let (got, launches) =
+            cuda_emulator::record(|| loss::with_gradient(gpu, &op, &batch, &uploaded));
+        let got = got?;
+        let launch = named(&launches, "cluster")?;
+        assert_eq!(launch.grid.0, rows as u32 * blocks);
+        let (row, all) = (2 * cols as u64, 2 * (rows * cols) as u64);
+        let bytes = moved(launch, 2 * rows * cols);
+        if bytes != (3 * row, all) {
+            return fail(format!("{rows} rows of {cols}: {bytes:?}"));
+        }
+        let expected = loss::expected(&op, &batch, &[]);
+        within((rows, cols), loss::check(&op, &batch, &expected, &got))?;
+        if rows <= 512 {
+            let two = loss::forward_backward(gpu, &op, &batch, &uploaded)?;
+            same("cluster", &got, &two)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a third of a multiprocessor's shared memory holds a row, one block reads it once; where it holds a part of
+/// it, a cluster does. A device without clusters reads rows once that fit into the shared memory of a block, and
+/// others twice.
 fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     const ROWS: usize = UNCUT_ROWS;
     let per_pack = 16 / size_of::<T>();
-    for (gpu, kib) in devices(gpu)?.into_iter().zip([227, 163]) {
-        if !full && T::DTYPE != xact::Dtype::F32 {
-            break;
-        }
-        // What the kernel may have, less what is set aside for its static shared memory.
-        let fits = (kib * 1024 - 1024) / size_of::<T>() - (per_pack - 1);
-        for (cols, reads) in [(fits, 1), (fits + 1, 2)] {
-            let mut labels = vec![-100; ROWS];
-            let mut logits = vec![T::from_f64(0.0); ROWS * cols];
-            for r in [0, 200, ROWS - 1] {
-                labels[r] = (r * 7) as i64;
-                let row = Random(r as u64).normal::<T>(cols, 3.0);
-                logits[r * cols..][..cols].copy_from_slice(&row);
-            }
-            let batch = Batch::new(logits, cols, labels);
+    if !full && T::DTYPE != xact::Dtype::F32 {
+        return Ok(());
+    }
+    let [h100, a100] = devices(gpu)?;
+    // Less what is set aside: for static shared memory, and by the system for each of three blocks. Parts are whole
+    // steps.
+    let third = (228 * 1024 / 3 - 2048) / STEP_BYTES * STEP_BYTES;
+    let whole = 163 * 1024 - 1024;
+    for (gpu, room, beyond, reads) in [(h100, third, "cluster", 1), (a100, whole, "fused", 2)] {
+        let fits = room / size_of::<T>() - (per_pack - 1);
+        for (cols, task, reads) in [(fits, "fused", 1), (fits + 1, beyond, reads)] {
+            let batch = three_of::<T>(ROWS, cols);
             let op = CrossEntropy::default();
             // A row of one column too many is one wherever it begins.
             for offset in 0..=usize::from(reads == 1) {
@@ -1154,14 +1225,23 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 let uploaded = Uploaded::new(&gpu, &batch, how);
                 let (results, launches) =
                     cuda_emulator::record(|| loss::with_gradient(&gpu, &op, &batch, &uploaded));
-                let fused = results?;
+                let once = results?;
                 let row = (cols * size_of::<T>()) as u64;
-                let got = moved(named(&launches, "fused")?, ROWS * row as usize);
+                let got = moved(named(&launches, task)?, ROWS * row as usize);
                 if got != (3 * reads * row, ROWS as u64 * row) {
                     return fail(format!("{cols} columns on {}: {got:?}", gpu.name));
                 }
-                let two = loss::forward_backward(&gpu, &op, &batch, &uploaded)?;
-                same("fused", &fused, &two)?;
+                if task == "fused" {
+                    let two = loss::forward_backward(&gpu, &op, &batch, &uploaded)?;
+                    same("fused", &once, &two)?;
+                } else {
+                    // Cut finer than without a gradient: the bits are others.
+                    let all_outputs = true;
+                    let uploaded = Uploaded::new(&gpu, &batch, How { all_outputs, ..how });
+                    let again = loss::with_gradient(&gpu, &op, &batch, &uploaded)?;
+                    let expected = loss::expected(&op, &batch, &[]);
+                    within(cols, loss::check(&op, &batch, &expected, &again))?;
+                }
             }
         }
     }

@@ -25,7 +25,8 @@ use xact::{
 };
 
 const ROWS: usize = 6;
-const COLS: usize = 50;
+/// Enough that blocks of a cluster share a row, where there are clusters.
+const COLS: usize = 1100;
 /// What outputs hold before a call that must not write.
 const BEFORE: f32 = 77.0;
 
@@ -394,9 +395,9 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
     }
     with!(
         logits,
-        &[1.0f32; 299],
+        &[1.0f32; ROWS * COLS - 1],
         "logits",
-        294,
+        (ROWS * (COLS - 1)) as u64,
         [forward, with_gradient, backward, backward_in_place]
     );
     with!(
@@ -438,7 +439,13 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
         1,
         [forward, with_gradient]
     );
-    with!(dlogits, &[BEFORE; 299], "dlogits", 300, [backward]);
+    with!(
+        dlogits,
+        &[BEFORE; ROWS * COLS - 1],
+        "dlogits",
+        (ROWS * COLS) as u64,
+        [backward]
+    );
     assert_eq!(b.contents(&stream), before);
     b.forward(&op(), &device, &stream).unwrap();
 }
@@ -642,10 +649,10 @@ fn raw_calls_refuse_what_can_be_seen() {
         (
             Error::Pitch {
                 what: "logits",
-                pitch: 49,
-                cols: 50,
+                pitch: COLS as u64 - 1,
+                cols: COLS as u64,
             },
-            &|c| c.logits.matrix.pitch = 49,
+            &|c| c.logits.matrix.pitch = COLS as u64 - 1,
         ),
     ];
     for (expected, change) in &cases {
@@ -694,9 +701,9 @@ fn raw_calls_refuse_what_can_be_seen() {
         })
     };
     for (first, classes) in [
-        (0, 49),
-        (1, 50),
-        (u64::MAX, 50),
+        (0, COLS as u64 - 1),
+        (1, COLS as u64),
+        (u64::MAX, COLS as u64),
         (0, u64::from(u32::MAX)),
         (0, 0),
     ] {
@@ -766,7 +773,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         c.logits.cols = 49;
         c.rows.shard = Some(Shard {
             first_class: 0,
-            classes: 50,
+            classes: COLS as u64,
         });
     })
     .unwrap();

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         )
         .with_ignored_flag(!second_device),
     );
-    libtest_mimic::run(&arguments, trials).exit_code()
+    support::trials::run(&arguments, trials)
 }
 
 fn gpu() -> Gpu {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::choose::Choice;
 use support::inputs;
 use support::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
 use xact::{Activation, Xgelu, Xielu};
@@ -103,4 +104,17 @@ fn inputs_surround_roots_and_switch_over_points() {
     }
     let x = inputs::accuracy::<Xgelu, f32>(&Xgelu::samples()[0], 64);
     assert!(x.contains(&16.0f32.next_up()) && x.contains(&-16.0));
+}
+
+#[test]
+fn where_a_gpu_is_required_nothing_is_emulated() {
+    for present in [false, true] {
+        assert_eq!(Choice::Auto.emulates(present, false), Ok(!present));
+        assert_eq!(Choice::Auto.emulates(present, true), Ok(false));
+        for required in [false, true] {
+            assert_eq!(Choice::Gpu.emulates(present, required), Ok(false));
+        }
+        assert_eq!(Choice::Emulated.emulates(present, false), Ok(true));
+        assert!(Choice::Emulated.emulates(present, true).is_err());
+    }
 }

@@ -299,9 +299,9 @@ fn run(text: &str, number: u64, buffer: &Buffer, outcome: &mut Outcome) {
         let f = module
             .function(std::ptr::null_mut(), &name)
             .expect("it is one of its names");
-        // A whole warp, and one of which a part is there.
-        let (grid, block) = ((2, 1, 1), (48, 1, 1));
-        if launch::limits(&f, grid, block, 0).is_some() {
+        // A whole warp, and one of which a part is there; alone or as a cluster.
+        let (grid, block, cluster) = ((2, 1, 1), (48, 1, 1), 1 + number as u32 / 4 % 2);
+        if launch::limits(&f, grid, block, cluster, 0).is_some() {
             outcome.refused += 1;
             continue;
         }
@@ -318,7 +318,7 @@ fn run(text: &str, number: u64, buffer: &Buffer, outcome: &mut Outcome) {
             approx: Approx::Seeded(number),
             instruction_budget: 2000,
         };
-        let (report, _) = exec::run(&f.request(grid, block, 0, params), settings, true);
+        let (report, _) = exec::run(&f.request(grid, block, cluster, 0, params), settings, true);
         match report.finding {
             Some(finding) => {
                 assert!(!finding.to_string().is_empty());

@@ -17,6 +17,24 @@ pub(crate) const SHARED_BASE: u64 = 3 << 40;
 /// Length of each of those windows.
 pub(crate) const WINDOW: u64 = 1 << 32;
 
+/// In the space of a cluster an address is one of a block's shared memory, with the number of the block above
+/// these bits: 0 for the own one, or 1 and its rank.
+const PEER_SHIFT: u32 = 24;
+
+/// The address, in the space of a cluster, of what lies at a shared address in the block of a rank.
+pub(crate) fn in_peer(address: u32, rank: u32) -> u32 {
+    // Above the largest cluster all ranks are as wrong.
+    address & ((1 << PEER_SHIFT) - 1) | (rank.min(0xfe) + 1) << PEER_SHIFT
+}
+
+/// The rank, if it is not that of the own block, and the shared address there.
+pub(crate) fn of_peer(address: u64) -> (Option<u64>, u64) {
+    (
+        (address >> PEER_SHIFT).checked_sub(1),
+        address & ((1 << PEER_SHIFT) - 1),
+    )
+}
+
 /// Allocation `i` owns the addresses from `FIRST + i·SPAN` on; its first byte is in their middle.
 const FIRST: u64 = 1 << 44;
 const SPAN: u64 = 1 << 36;

@@ -9,9 +9,12 @@
 //!
 //! Reads through the non-coherent path are no matter of order: the launch may not write the same bytes.
 //!
+//! An asynchronous store belongs to no thread: its stamp names the mbarrier that it completes bytes of, and
+//! only a wait for that phase orders it.
+//!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
 //! schedule and found in another; an atomic after a fence publishes what came before it to every later
-//! atomic, whatever their addresses.
+//! atomic, whatever their addresses; what one lane knows from an mbarrier, its warp knows.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -29,6 +32,8 @@ const ATOMIC: u64 = 1;
 /// Pseudo-threads: several threads of one block, or of several blocks.
 const MANY_OF_BLOCK: u64 = (1 << THREAD_BITS) - 1;
 const MANY: u64 = (1 << THREAD_BITS) - 2;
+/// Pseudo-thread: an asynchronous store; the block is a [`channel`].
+const ASYNCHRONOUS: u64 = (1 << THREAD_BITS) - 3;
 
 /// Advances the clock.
 pub(crate) fn tick() -> u64 {
@@ -51,6 +56,22 @@ pub(crate) fn stamp(clock: u64, block: u64, thread: u32, atomic: bool) -> u64 {
     clock << CLOCK_SHIFT | block << (1 + THREAD_BITS) | u64::from(thread) << 1 | u64::from(atomic)
 }
 
+/// What stands for block in the stamps of the asynchronous stores that complete bytes of an mbarrier: the
+/// `n`-th of the launch. Far from the numbers of blocks, unless there are very many.
+pub(crate) fn channel(n: u64) -> u64 {
+    (1 << BLOCK_BITS) - 2 - n % (1 << (BLOCK_BITS - 1))
+}
+
+/// The stamp of an asynchronous store that arrives now.
+pub(crate) fn asynchronous(channel: u64) -> u64 {
+    stamp(now(), channel, ASYNCHRONOUS as u32, false)
+}
+
+/// Whether a stamp is that of an asynchronous store.
+pub(crate) fn is_asynchronous(s: u64) -> bool {
+    s >> 1 & ((1 << THREAD_BITS) - 1) == ASYNCHRONOUS
+}
+
 fn clock_of(s: u64) -> u64 {
     s >> CLOCK_SHIFT
 }
@@ -60,7 +81,7 @@ pub(crate) fn who(s: u64) -> (u64, Option<u32>) {
     let t = s >> 1 & ((1 << THREAD_BITS) - 1);
     (
         s >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1),
-        (t < MANY).then_some(t as u32),
+        (t < ASYNCHRONOUS).then_some(t as u32),
     )
 }
 
@@ -90,6 +111,70 @@ pub(crate) struct Order<'a> {
     pub acquired: u64,
     /// Compare-and-swap loops read plainly first: reads do not race with atomics.
     pub lenient: bool,
+    /// The cluster's barrier, as far as this warp has waited for it.
+    pub met: Option<&'a Meeting>,
+    /// What this warp knows of mbarriers.
+    pub landed: &'a Landed,
+}
+
+/// A phase of the barrier of a cluster that is complete: what each thread did before it arrived is known to
+/// whoever has waited.
+pub(crate) struct Meeting {
+    /// When it opened.
+    pub clock: u64,
+    /// Number of the cluster's first block.
+    pub first: u64,
+    /// Threads of a block.
+    pub threads: usize,
+    /// When each thread arrived, block after block.
+    pub arrivals: Vec<u64>,
+    /// What they knew of mbarriers then.
+    pub landed: Landed,
+}
+
+/// Phases of mbarriers that are known to be complete: channel, and clock of the last completion.
+#[derive(Clone, Default)]
+pub(crate) struct Landed(Vec<(u64, u64)>);
+
+impl Landed {
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Takes in what others know.
+    pub fn learn(&mut self, other: &Landed) {
+        for &(channel, clock) in &other.0 {
+            self.complete(channel, clock);
+        }
+    }
+
+    pub fn complete(&mut self, channel: u64, clock: u64) {
+        match self.0.iter_mut().find(|(c, _)| *c == channel) {
+            Some((_, last)) => *last = clock.max(*last),
+            None => self.0.push((channel, clock)),
+        }
+    }
+
+    fn since(&self, channel: u64, at: u64) -> bool {
+        self.0.iter().any(|&(c, clock)| c == channel && clock > at)
+    }
+}
+
+impl Meeting {
+    /// Whether a thread of a block (nothing: several threads) did something before it arrived.
+    fn covers(&self, at: u64, block: u64, thread: Option<u32>) -> bool {
+        let rank = block.wrapping_sub(stamp(0, self.first, 0, false) >> (1 + THREAD_BITS)) as usize;
+        let mut blocks = self.arrivals.chunks(self.threads);
+        match (blocks.nth(rank), thread) {
+            (Some(arrivals), Some(thread)) => arrivals
+                .get(thread as usize)
+                .is_some_and(|&clock| clock > at),
+            (Some(arrivals), None) => arrivals.iter().all(|&clock| clock > at),
+            // Readers in several blocks: believed to be those of this cluster.
+            (None, None) => self.arrivals.iter().all(|&clock| clock > at),
+            (None, Some(_)) => false,
+        }
+    }
 }
 
 /// An atomic after a fence: whoever sees it sees what its warp did before, and what the other warps of the
@@ -126,10 +211,21 @@ impl Order<'_> {
             || self.ordered_slowly(prev, me)
     }
 
+    /// Whether `prev` happened before what `me` started at the time `issued` and did not wait for.
+    pub fn ordered_before_issue(&self, prev: u64, me: u64, issued: u64) -> bool {
+        prev < self.floor || clock_of(prev) < issued && self.ordered(prev, me)
+    }
+
     #[cold]
     fn ordered_slowly(&self, prev: u64, me: u64) -> bool {
         let at = clock_of(prev);
         let (block, thread) = who(prev);
+        if is_asynchronous(prev) {
+            return self.landed.since(block, at);
+        }
+        if self.met.is_some_and(|met| met.covers(at, block, thread)) {
+            return true;
+        }
         if same_block(prev, me) {
             let Some(thread) = thread else { return false };
             let both = 1u32 << (thread / 32) | 1 << self.warp;
@@ -302,6 +398,33 @@ impl Shadow {
                     return Err(Conflict {
                         previous: reader,
                         wrote: false,
+                        non_coherent: false,
+                    });
+                }
+            }
+            cell[0].store(me, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Shadow {
+    /// Records an asynchronous store by its stamp `me`, which `issuer` started at the time `issued`.
+    pub fn write_asynchronously(
+        &self,
+        offset: u64,
+        size: u64,
+        me: u64,
+        (issuer, issued): (u64, u64),
+        order: &Order,
+    ) -> Result<(), Conflict> {
+        for cell in self.range(offset, size).chunks_exact(2) {
+            for (previous, wrote) in [(&cell[0], true), (&cell[1], false)] {
+                let previous = previous.load(Relaxed);
+                if !order.ordered_before_issue(previous, issuer, issued) {
+                    return Err(Conflict {
+                        previous,
+                        wrote,
                         non_coherent: false,
                     });
                 }

@@ -33,6 +33,13 @@ pub enum Check {
     DivergentBarrier,
     /// Some threads of a warp wait at a barrier and others have returned.
     BarrierAfterExit,
+    /// A thread arrives at the barrier of its cluster twice, or waits for it without having arrived.
+    ClusterBarrier,
+    /// A block of a cluster has returned while others still store into its shared memory.
+    PeerExited,
+    /// An mbarrier that nobody initialised, or whose initialisation nothing orders before its use; more bytes than
+    /// it was told to expect.
+    Mbarrier,
     /// The member mask of a warp instruction does not contain the lane that executes it.
     MemberMask,
     /// A shuffle read a lane that does not take part.

@@ -18,6 +18,7 @@
 //   stats     a part of a row -> RowStats                                            one read
 //   gradient  RowStats of the parts of a row (or of the ranks) -> dlogits            one read, one write
 //   fused     both, a whole row per block; if it fits into shared memory             one read, one write
+//   cluster   both, a row per cluster, whose blocks keep its parts (sm_90)           one read, one write
 //   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows
 //   totals    the sums of all chunks -> Summary
 // The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
@@ -26,6 +27,7 @@
 // gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its loss is 0
 // and its gradient exactly 0. A label that is no class gives NaN in its row, unread.
 #include "args.cuh"
+#include "../common/cluster.cuh"
 #include "../common/reduce.cuh"
 #include "../common/rows.cuh"
 #include "../common/softmax.cuh"
@@ -293,13 +295,12 @@ __device__ inline RowStats block_stats(const Args& args, Stats<T, kCap>& mine, P
     return stats;
 }
 
-// The stats of a row from those of its parts, in their order.
-template <bool kCap>
-__device__ inline RowStats merged(const Args& args, u64 row) {
-    const RowStats* parts = reinterpret_cast<const RowStats*>(args.parts) + row;
-    RowStats all = parts[0];
-    for (u64 p = 1; p < args.part_count; ++p) {
-        const RowStats& part = parts[p * args.rows];
+// The stats of a row from those of its parts, in their order; part_at(p) are those of part p.
+template <bool kCap, class PartAt>
+__device__ inline RowStats merged(const Args& args, u64 count, PartAt part_at) {
+    RowStats all = part_at(0);
+    for (u64 p = 1; p < count; ++p) {
+        const RowStats& part = part_at(p);
         if (part.max > all.max || (part.max == all.max && part.argmax < all.argmax)) {
             all.argmax = part.argmax;
         }
@@ -310,14 +311,22 @@ __device__ inline RowStats merged(const Args& args, u64 row) {
     const Cap<kCap> cap(args);
     const Base base(cap(all.max));
     Sum rest, sum;
-    for (u64 p = 0; p < args.part_count; ++p) {
-        const RowStats& part = parts[p * args.rows];
+    for (u64 p = 0; p < count; ++p) {
+        const RowStats& part = part_at(p);
         rest.add(rebased(part.rest, Base(cap(part.max)), base));
         sum.add(part.sum);
     }
     all.rest = rest.value();
     all.sum = sum.value();
     return all;
+}
+
+// From the parts that other blocks, or ranks, have left in memory.
+template <bool kCap>
+__device__ inline RowStats merged(const Args& args, u64 row) {
+    const RowStats* parts = reinterpret_cast<const RowStats*>(args.parts) + row;
+    return merged<kCap>(args, args.part_count,
+                        [&](u64 p) -> const RowStats& { return parts[p * args.rows]; });
 }
 
 // What the formulas of a row have in common.
@@ -543,6 +552,78 @@ __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& sh
     });
 }
 
+#if __CUDA_ARCH__ >= 900
+// What the blocks of a cluster tell each other of a row.
+struct Exchange {
+    struct alignas(16) Slot {
+        RowStats stats;
+    };
+
+    Slot slots[XACT_MAX_CLUSTER];  // by the rank of who sent it
+    Mbarrier sent;                 // a phase is a row
+
+    // Sends a thread's stats to all blocks, to this one too, and returns those of the row: from the same
+    // slots in the same order everywhere, and so the same bits. The cluster has met since it last read them.
+    template <bool kCap>
+    __device__ RowStats all(const Args& args, const RowStats& mine, unsigned parity) {
+        static_assert(sizeof(RowStats) == sizeof(uint4) + sizeof(unsigned), "what is sent is all of it");
+        const unsigned rank = cluster_rank();
+        const unsigned size = cluster_size();
+        sent.expect(size * sizeof(RowStats));
+        const uint4 most = make_uint4(__float_as_uint(mine.max), __float_as_uint(mine.rest),
+                                      __float_as_uint(mine.target), __float_as_uint(mine.sum));
+#pragma unroll 1
+        for (unsigned peer = 0; peer < size; ++peer) {
+            const unsigned slot = peer_address(&slots[rank], peer);
+            const unsigned mbarrier = peer_address(&sent, peer);
+            store_async(slot, most, mbarrier);
+            store_async(slot + sizeof(most), mine.argmax, mbarrier);
+        }
+        sent.wait(parity);
+        return merged<kCap>(args, size, [&](u64 p) -> const RowStats& { return slots[p].stats; });
+    }
+};
+
+// A block keeps a part of the row. The barrier of the cluster is passed once per row that is read, from the
+// last look at the slots to the next row's stores into them, so that nobody waits for it there. The first
+// passage says that all mbarriers are initialised, the last that no peer is still needed.
+template <class T>
+__device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& shared, Exchange& exchange,
+                               Pack<T>* chip) {
+    if (threadIdx.x == 0) exchange.sent.init();
+    cluster_arrive();
+    unsigned parity = 0;
+    for (u64 row = cluster_id(); row < args.rows; row += clusters()) {
+        const Row<T> logits(args.logits, row, Row<T>::phase(args.logits, row));
+        const Part part =
+            part_of(packs<T>(args.padded_cols, logits.skew), cluster_rank(), args.packs_per_split);
+        const Target target = target_of<32>(args, row);
+        RowStats stats = no_stats();
+        with_cap(args, [&](auto cap) {
+            constexpr bool kCap = cap.value;
+            Pack<T>* kept = chip - part.begin;  // so that a pack has the same number here as in the row
+            __builtin_assume(kept != nullptr);
+            // All blocks of the cluster find the same.
+            if (has_loss(args, target.fate)) {
+                stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch);
+                cluster_wait();
+                if (threadIdx.x == 0) {
+                    stats = exchange.all<kCap>(args, stats, parity);
+                    shared = row_gradient<kCap>(args, target.weight, row, stats);
+                }
+                parity ^= 1;
+                __syncthreads();
+                cluster_arrive();
+            }
+            if (target.fate != Fate::Kept) return write_unread(args, logits, part, target.fate);
+            write_gradient<T, kCap, true>(args, logits, logits, kept, target.column, part, shared);
+        });
+        if (cluster_rank() == 0 && threadIdx.x == 0) reinterpret_cast<RowStats*>(args.stats)[row] = stats;
+    }
+    cluster_wait();
+}
+#endif
+
 using Totals = CrossEntropyTotals;
 
 __device__ inline void add(float (&to)[2], const Sum& value) {
@@ -692,6 +773,21 @@ __device__ inline void totals(const Args& args, Totals* scratch) {
 XACT_CROSS_ENTROPY(f32, float)
 XACT_CROSS_ENTROPY(f16, __half)
 XACT_CROSS_ENTROPY(bf16, __nv_bfloat16)
+
+#if __CUDA_ARCH__ >= 900
+#define XACT_CROSS_ENTROPY_CLUSTER(suffix, T)                                                     \
+    XACT_ENTRY(cross_entropy_cluster_##suffix) {                                                  \
+        extern __shared__ uint4 chip[];                                                           \
+        __shared__ xact::Scratch scratch;                                                         \
+        __shared__ xact::RowGradient shared;                                                      \
+        __shared__ xact::Exchange exchange;                                                       \
+        xact::cluster<T>(args, scratch, shared, exchange, reinterpret_cast<xact::Pack<T>*>(chip)); \
+    }
+
+XACT_CROSS_ENTROPY_CLUSTER(f32, float)
+XACT_CROSS_ENTROPY_CLUSTER(f16, __half)
+XACT_CROSS_ENTROPY_CLUSTER(bf16, __nv_bfloat16)
+#endif
 
 XACT_ENTRY(cross_entropy_finish) {
     __shared__ xact::Totals scratch[XACT_BLOCK];

@@ -155,6 +155,9 @@ pub(crate) const GRADIENT: &str = "gradient";
 /// Stats and gradients, in place.
 #[cfg(feature = "cuda")]
 pub(crate) const FUSED: &str = "fused";
+/// The same, by clusters of blocks.
+#[cfg(feature = "cuda")]
+pub(crate) const CLUSTER: &str = "cluster";
 
 /// An entry that reads logits.
 #[cfg(feature = "cuda")]
@@ -183,7 +186,7 @@ pub(crate) const TOTALS: Entry = Entry {
 
 #[cfg(feature = "cuda")]
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
-    let rows = [STATS, GRADIENT, FUSED];
+    let rows = [STATS, GRADIENT, FUSED, CLUSTER];
     let rows = rows
         .into_iter()
         .flat_map(|task| Dtype::ALL.map(|dtype| entry(task, dtype)));

@@ -13,12 +13,13 @@ use super::{CUdeviceptr, CUstream};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::{RowChunks, RowCut, SPLIT_BLOCKS};
+use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
 use crate::launch::{
-    CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Entry, Matrix, RowStats, launch,
+    CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Entry, Grid, Matrix, RowStats,
+    launch,
 };
 use crate::loss::cross_entropy::{
-    CrossEntropy, FINISH, FUSED, GRADIENT, Normalizer, STATS, TOTALS, entry,
+    CLUSTER, CrossEntropy, FINISH, FUSED, GRADIENT, Normalizer, STATS, TOTALS, entry,
 };
 
 pub use crate::loss::cross_entropy::Shard;
@@ -46,7 +47,8 @@ pub struct Rows<'a> {
     pub goldfish: Option<Decision<'a>>,
     /// Set where the columns are those of one rank of several.
     pub shard: Option<Shard>,
-    /// The most blocks to launch; `None` for the fastest. The result is the same to the bit.
+    /// The most blocks to launch, if a cluster has not more; `None` for the fastest. The result is the same to the
+    /// bit.
     pub max_blocks: Option<NonZeroU32>,
 }
 
@@ -212,8 +214,12 @@ pub unsafe fn forward(
     }
 }
 
-/// Launches the forward and the gradient in place on `stream`. Where the rows are many and fit into a block's
-/// shared memory, the logits are read once and written once; else they are read twice.
+/// Launches the forward and the gradient in place on `stream`. The logits are read once and written once
+/// - from compute capability 9.0 on, where the parts of a row fit into the shared memory of a cluster of blocks: on
+///   an H100 rows of at most 576 KiB, more than 113 of them or of at most 32 KiB;
+/// - elsewhere, where there are more than 512 rows that fit into the shared memory of one block.
+///
+/// Else they are read twice.
 ///
 /// # Errors
 /// As [`forward`].
@@ -236,7 +242,8 @@ pub unsafe fn forward_with_gradient(
     plan.multiply_by(upstream)?;
     plan.check()?;
     let dtype = logits.dtype;
-    if plan.cut.splits > 1 {
+    let cluster = plan.cluster(device, dtype)?;
+    if cluster.is_none() && plan.cut.splits > 1 {
         plan.load(
             device,
             &[entry(STATS, dtype), FINISH, TOTALS, entry(GRADIENT, dtype)],
@@ -251,7 +258,8 @@ pub unsafe fn forward_with_gradient(
             plan.gradient(device, stream, dtype)
         };
     }
-    plan.load(device, &[entry(FUSED, dtype), FINISH, TOTALS])?;
+    let task = if cluster.is_some() { CLUSTER } else { FUSED };
+    plan.load(device, &[entry(task, dtype), FINISH, TOTALS])?;
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
         if matches!(op.normalizer, Normalizer::Kept | Normalizer::Weight) {
@@ -260,7 +268,10 @@ pub unsafe fn forward_with_gradient(
             plan.finish(device, stream)?;
             plan.totals(device, stream)?;
         }
-        plan.fused(device, stream, dtype)?;
+        match cluster {
+            Some(cut) => plan.clusters(device, stream, dtype, cut)?,
+            None => plan.fused(device, stream, dtype)?,
+        }
         plan.args.parts = plan.args.stats;
         plan.args.part_count = 1;
         plan.finish(device, stream)?;
@@ -627,19 +638,45 @@ impl Plan {
         stream: CUstream,
         entry: Entry,
         blocks: u64,
-        shared_bytes: u32,
         args: &CrossEntropyArgs,
     ) -> Result<()> {
-        // The widest grid that CUDA takes; blocks stride over the rest.
-        let blocks = u32::try_from(blocks)
-            .unwrap_or(u32::MAX)
-            .min(i32::MAX as u32);
-        let blocks = self.max_blocks.map_or(blocks, |max| blocks.min(max.get()));
-        if blocks == 0 {
+        let grid = Grid::of_blocks(self.limited(blocks));
+        // SAFETY: the caller vouches for all.
+        unsafe { self.launch_grid(device, stream, entry, grid, args) }
+    }
+
+    /// # Safety
+    /// As for `launch`.
+    unsafe fn launch_grid(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        entry: Entry,
+        grid: Grid,
+        args: &CrossEntropyArgs,
+    ) -> Result<()> {
+        if grid.blocks == 0 {
             return Ok(());
         }
         // SAFETY: the block of parameters is that of all entries of the op; the caller vouches for the rest.
-        unsafe { launch(device, stream, entry, blocks, shared_bytes, args) }
+        unsafe { launch(device, stream, entry, grid, args) }
+    }
+
+    /// The blocks to launch where there is work for so many: at most the widest grid that CUDA takes; they stride
+    /// over the rest.
+    fn limited(&self, blocks: u64) -> u32 {
+        let blocks = blocks.min(i32::MAX as u64) as u32;
+        self.max_blocks.map_or(blocks, |max| blocks.min(max.get()))
+    }
+
+    /// How clusters share the rows, if they do.
+    fn cluster(&self, device: &Device, dtype: Dtype) -> Result<Option<RowCut>> {
+        if !device.has(entry(CLUSTER, dtype))? {
+            return Ok(None);
+        }
+        let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
+        let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
+        Ok(self.cut.of_cluster(row_bytes, u64::from(room)))
     }
 
     /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
@@ -652,7 +689,7 @@ impl Plan {
         self.args.part_count = self.cut.splits;
         let blocks = args.rows * args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, entry(STATS, dtype), blocks, 0, &args) }
+        unsafe { self.launch(device, stream, entry(STATS, dtype), blocks, &args) }
     }
 
     unsafe fn finish(&self, device: &Device, stream: CUstream) -> Result<()> {
@@ -662,27 +699,18 @@ impl Plan {
             args.stats = 0;
         }
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, FINISH, args.chunks, 0, &args) }
+        unsafe { self.launch(device, stream, FINISH, args.chunks, &args) }
     }
 
     unsafe fn totals(&self, device: &Device, stream: CUstream) -> Result<()> {
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, TOTALS, 1, 0, &self.args) }
+        unsafe { self.launch(device, stream, TOTALS, 1, &self.args) }
     }
 
     unsafe fn gradient(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
         let blocks = self.args.rows * self.args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe {
-            self.launch(
-                device,
-                stream,
-                entry(GRADIENT, dtype),
-                blocks,
-                0,
-                &self.args,
-            )
-        }
+        unsafe { self.launch(device, stream, entry(GRADIENT, dtype), blocks, &self.args) }
     }
 
     unsafe fn fused(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
@@ -690,18 +718,35 @@ impl Plan {
         let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
         let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
         args.on_chip = u32::from(on_chip);
-        let shared_bytes = if on_chip { row_bytes as u32 } else { 0 };
+        let grid = Grid {
+            shared_bytes: if on_chip { row_bytes as u32 } else { 0 },
+            ..Grid::of_blocks(self.limited(args.rows))
+        };
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe {
-            self.launch(
-                device,
-                stream,
-                entry(FUSED, dtype),
-                args.rows,
-                shared_bytes,
-                &args,
-            )
-        }
+        unsafe { self.launch_grid(device, stream, entry(FUSED, dtype), grid, &args) }
+    }
+
+    unsafe fn clusters(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        dtype: Dtype,
+        cut: RowCut,
+    ) -> Result<()> {
+        let mut args = self.args;
+        args.splits = cut.splits;
+        args.packs_per_split = cut.packs_per_split;
+        let cluster = cut.cluster_blocks() as u32;
+        // Whole clusters, and one at least, unless there is nothing to do.
+        let clusters = self.limited(args.rows.saturating_mul(u64::from(cluster))) / cluster;
+        let clusters = clusters.max(u32::from(args.rows > 0));
+        let grid = Grid {
+            blocks: clusters * cluster,
+            cluster,
+            shared_bytes: cut.part_bytes() as u32,
+        };
+        // SAFETY: the caller vouches for the buffers and the stream.
+        unsafe { self.launch_grid(device, stream, entry(CLUSTER, dtype), grid, &args) }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{CUdeviceptr, CUstream, check_count};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCK, MAX_CHUNKS};
-use crate::launch::{GoldfishArgs, GoldfishMaskArgs, launch};
+use crate::launch::{GoldfishArgs, GoldfishMaskArgs, Grid, launch};
 use crate::loss::Goldfish;
 use crate::loss::goldfish::{COUNTS, MASK, TokenId, halo_len, rows};
 
@@ -261,12 +261,12 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
         let blocks = u32::try_from(blocks).expect("at most MAX_CHUNKS");
         // SAFETY: the parameters are those of goldfish's entries; the caller vouches for the buffers and the
         // stream.
-        unsafe { launch(device, stream, MASK, blocks, 0, &args) }?;
+        unsafe { launch(device, stream, MASK, Grid::of_blocks(blocks), &args) }?;
     }
     if let Some(entry) = counts {
         // SAFETY: as above; the stream orders it after the pass that writes the counts of the blocks, of which
         // it reads none if there are none.
-        unsafe { launch(device, stream, entry, 1, 0, &args) }?;
+        unsafe { launch(device, stream, entry, Grid::of_blocks(1), &args) }?;
     }
     Ok(())
 }

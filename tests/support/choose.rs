@@ -1,4 +1,7 @@
 //! Which device runs: a real one, or the emulator. Chosen once per process.
+//!
+//! `XACT_REQUIRE_GPU=1` is for machines that have a GPU: there nothing may run on the emulator, and nothing be
+//! ignored.
 
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -39,6 +42,23 @@ impl Choice {
             Err(_) => Ok(Choice::Auto),
         }
     }
+
+    /// Whether the emulator is to run, on a machine that has a real device or not, where one is required or not.
+    pub fn emulates(self, present: bool, required: bool) -> Result<bool, String> {
+        match self {
+            Choice::Gpu => Ok(false),
+            Choice::Emulated if required => {
+                Err("XACT_REQUIRE_GPU=1 forbids the emulated device".to_owned())
+            }
+            Choice::Emulated => Ok(true),
+            Choice::Auto => Ok(!present && !required),
+        }
+    }
+}
+
+/// Whether `XACT_REQUIRE_GPU=1`.
+pub fn gpu_required() -> bool {
+    std::env::var("XACT_REQUIRE_GPU").is_ok_and(|v| v == "1")
 }
 
 /// The device of this process, and a stream on it.
@@ -57,11 +77,8 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
     static CHOSEN: OnceLock<Result<bool, String>> = OnceLock::new();
     let emulated = CHOSEN
         .get_or_init(|| {
-            let emulated = match choice {
-                Choice::Gpu => false,
-                Choice::Emulated => true,
-                Choice::Auto => !cuda_emulator::real_device_present(),
-            };
+            let present = cuda_emulator::real_device_present();
+            let emulated = choice.emulates(present, gpu_required())?;
             if emulated {
                 cuda_emulator::install().map_err(|e| e.to_string())?;
             }

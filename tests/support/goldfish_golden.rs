@@ -20,9 +20,8 @@ pub struct Case<'a> {
 
 impl Golden {
     pub fn read() -> Golden {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/goldfish.json");
-        let text = std::fs::read_to_string(path).expect("the golden file");
-        Golden(serde_json::from_str(&text).expect("JSON"))
+        let text = include_str!("../golden/goldfish.json");
+        Golden(serde_json::from_str(text).expect("JSON"))
     }
 
     pub fn sequence(&self, name: &str) -> Vec<i64> {

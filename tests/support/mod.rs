@@ -20,3 +20,4 @@ pub mod progress;
 pub mod run;
 pub mod strategy;
 pub mod table;
+pub mod trials;

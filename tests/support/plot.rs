@@ -26,7 +26,9 @@ pub struct Panel {
     pub level: (f64, String),
 }
 
-/// A line and its name in the legend, broken by ` / ` into rows.
+/// A line and its name in the legend, broken by ` / ` into rows. One of a single point is a dot
+/// with its name beside it.
+#[derive(Clone)]
 pub struct Line {
     pub name: String,
     pub colour: RGBColor,
@@ -213,24 +215,15 @@ pub fn svg(plot: &Plot) -> String {
 
 type Drawn<'a> = Result<(), Box<dyn std::error::Error + 'a>>;
 
+/// Heights of the title and of a note.
+const TITLE: i32 = 40;
+const NOTE: i32 = 18;
+
 fn draw<'a>(plot: &Plot, text: &'a mut String) -> Drawn<'a> {
-    /// Heights of the title and of a note.
-    const TITLE: i32 = 40;
-    const NOTE: i32 = 18;
     let head = TITLE + NOTE * plot.notes.len() as i32;
     let height = head + PANEL * plot.panels.len() as i32;
     let root = SVGBackend::with_string(text, (WIDTH as u32, height as u32)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let bold = ("sans-serif", 20).into_font().style(FontStyle::Bold);
-    root.draw(&Text::new(plot.title.as_str(), (16, 12), bold.color(&INK)))?;
-    for (i, note) in (0..).zip(&plot.notes) {
-        let at = (16, TITLE + NOTE * i);
-        root.draw(&Text::new(
-            note.as_str(),
-            at,
-            ("sans-serif", 14).into_font().color(&GREY),
-        ))?;
-    }
+    draw_head(&root, &plot.title, &plot.notes)?;
     let (_, body) = root.split_vertically(head);
     for (area, panel) in body
         .split_evenly((plot.panels.len(), 1))
@@ -240,6 +233,22 @@ fn draw<'a>(plot: &Plot, text: &'a mut String) -> Drawn<'a> {
         draw_panel(area, panel)?;
     }
     root.present()?;
+    Ok(())
+}
+
+/// White, the title and the notes.
+fn draw_head<'a>(
+    root: &Area<'a>,
+    title: &str,
+    notes: &[String],
+) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    root.fill(&WHITE)?;
+    let bold = ("sans-serif", 20).into_font().style(FontStyle::Bold);
+    root.draw(&Text::new(title, (16, 12), bold.color(&INK)))?;
+    for (i, note) in (0..).zip(notes) {
+        let style = ("sans-serif", 14).into_font().color(&GREY);
+        root.draw(&Text::new(note.as_str(), (16, TITLE + NOTE * i), style))?;
+    }
     Ok(())
 }
 
@@ -278,6 +287,14 @@ fn draw_panel<'a>(
     chart.draw_series(LineSeries::new(ends, INK.stroke_width(1)))?;
     for (i, line) in panel.lines.iter().enumerate().rev() {
         let points = line.points.iter().copied();
+        if let [point] = line.points[..] {
+            let style = ("sans-serif", 13).into_font().color(&INK);
+            let dot = EmptyElement::at(point)
+                + Circle::new((0, 0), 5, line.colour.filled())
+                + Text::new(line.name.clone(), (8, -6), style);
+            chart.draw_series([dot])?;
+            continue;
+        }
         let width = if i == 0 { 3 } else { 2 };
         chart.draw_series(LineSeries::new(points, line.colour.stroke_width(width)))?;
     }
@@ -293,7 +310,8 @@ fn draw_legend<'a>(
     const GAP: i32 = 8;
     let mut y = 56;
     let (_, level) = &panel.level;
-    let lines = panel.lines.iter().map(|line| (&line.name, line.colour, 3));
+    let lines = panel.lines.iter().filter(|line| line.points.len() != 1);
+    let lines = lines.map(|line| (&line.name, line.colour, 3));
     for (name, colour, width) in lines.chain([(level, INK, 1)]) {
         let stroke = colour.stroke_width(width);
         area.draw(&PathElement::new([(14, y), (38, y)], stroke))?;
@@ -305,5 +323,66 @@ fn draw_legend<'a>(
         }
         y += GAP;
     }
+    Ok(())
+}
+
+/// A bar and its name.
+pub struct Bar {
+    pub name: String,
+    pub value: f64,
+    pub colour: RGBColor,
+}
+
+/// Bars one below the other, from 0, with a line at `level`; as an SVG file like [`svg`].
+pub fn bars(title: &str, notes: &[String], bars: &[Bar], level: f64) -> String {
+    let mut text = String::new();
+    draw_bars(title, notes, bars, level, &mut text).expect("writing to a string");
+    text
+}
+
+fn draw_bars<'a>(
+    title: &str,
+    notes: &[String],
+    bars: &[Bar],
+    level: f64,
+    text: &'a mut String,
+) -> Drawn<'a> {
+    /// Room for the names, and for the figures behind the bars.
+    const NAMES: i32 = 400;
+    const FIGURES: i32 = 60;
+    const ROW: i32 = 20;
+    let head = TITLE + NOTE * notes.len() as i32 + 12;
+    let height = head + ROW * bars.len() as i32 + 12;
+    let root = SVGBackend::with_string(text, (WIDTH as u32, height as u32)).into_drawing_area();
+    draw_head(&root, title, notes)?;
+    let highest = bars.iter().map(|bar| bar.value).fold(level, f64::max);
+    let at = |value: f64| {
+        NAMES + (value.max(0.0) / highest * f64::from(WIDTH - NAMES - FIGURES)).round() as i32
+    };
+    let line = [
+        (at(level), head),
+        (at(level), head + ROW * bars.len() as i32),
+    ];
+    root.draw(&PathElement::new(line, INK.stroke_width(1)))?;
+    let style = ("sans-serif", 13).into_font().color(&INK);
+    for (i, bar) in (0..).zip(bars) {
+        let top = head + ROW * i;
+        let corners = [(NAMES, top + 3), (at(bar.value), top + ROW - 3)];
+        root.draw(&Rectangle::new(corners, bar.colour.filled()))?;
+        let name = style.clone().pos(Pos::new(HPos::Right, VPos::Center));
+        root.draw(&Text::new(
+            bar.name.as_str(),
+            (NAMES - 8, top + ROW / 2),
+            name,
+        ))?;
+        let figure = style.clone().pos(Pos::new(HPos::Left, VPos::Center));
+        let value = format!("{:.1}", bar.value);
+        root.draw(&Text::new(
+            value,
+            (at(bar.value) + 6, top + ROW / 2),
+            figure,
+        ))?;
+    }
+    root.present()?;
     Ok(())
 }

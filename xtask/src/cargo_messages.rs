@@ -13,13 +13,13 @@ pub fn out_folder(messages: &str) -> Option<PathBuf> {
     folders.next()
 }
 
-/// The executable of xact's integration test `name`.
-pub fn test_executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The executable of xact's target `name` of a kind: `test`, `bench` or `example`.
+pub fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     let mut executables = of(messages, "compiler-artifact").filter_map(|message| {
         let target = &message["target"];
         let is_it = is_xact(message["package_id"].as_str()?)
             && target["name"] == name
-            && target["kind"][0] == "test";
+            && target["kind"][0] == kind;
         is_it.then_some(PathBuf::from(message["executable"].as_str()?))
     });
     executables.next()
@@ -75,9 +75,9 @@ mod tests {
             )
         };
         let messages = [message("example", "activations"), message("test", "api")].join("\n");
-        assert_eq!(test_executable(&messages, "activations"), None);
+        assert_eq!(executable(&messages, "test", "activations"), None);
         let messages = messages + "\n" + &message("test", "activations");
         let expected = PathBuf::from("/deps/activations");
-        assert_eq!(test_executable(&messages, "activations"), Some(expected));
+        assert_eq!(executable(&messages, "test", "activations"), Some(expected));
     }
 }

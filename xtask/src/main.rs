@@ -4,6 +4,7 @@
 //! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
 
 mod bench;
+mod bundle;
 mod cargo_messages;
 mod folders;
 mod jobs;
@@ -86,6 +87,19 @@ enum Job {
         #[arg(long)]
         max: Option<usize>,
     },
+    /// Pack everything that is to run on a GPU, for a machine that has one and no Rust
+    ///
+    /// Builds the tests that open a device, the bench and what compares devices, and writes target/gpu-bundle: a
+    /// folder of under 60 MiB. There, `run.sh` runs the suite, compute-sanitizer, the comparison of emulator and
+    /// device, the bench and the peers, in under 9 minutes (`--quick`: 3), and writes a report. Needs tar.
+    GpuBundle {
+        /// Also the bench under other geometries, for `run.sh --tuning`; builds the kernels for each
+        #[arg(long)]
+        tuning: bool,
+        /// Also wheels of peers from PyPI, for what a PyTorch image does not hold
+        #[arg(long)]
+        wheels: bool,
+    },
     /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of the example `accuracy`
     #[command(disable_help_flag = true)]
     Accuracy {
@@ -155,6 +169,9 @@ fn main() -> ExitCode {
                 max,
             },
         ),
+        Job::GpuBundle { tuning, wheels } => {
+            bundle::run(&folders, &bundle::Options { tuning, wheels })
+        }
         Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
         Job::Bench { peers, arguments } => bench::run(&folders, peers, &arguments),
         Job::Verify { arguments } => jobs::example(&folders, "verify", &arguments),

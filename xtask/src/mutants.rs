@@ -2,7 +2,7 @@
 //! its op until one fails. Works on a copy of the workspace under the target folder, with a target folder
 //! of its own, so that a mutant costs one run of the build script, one link and the trials.
 
-mod copy;
+pub mod copy;
 mod explained;
 mod mutate;
 mod report;
@@ -310,7 +310,7 @@ impl Bench {
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let executables = tests.into_iter().map(|test| {
-            let executable = cargo_messages::test_executable(&messages, test);
+            let executable = cargo_messages::executable(&messages, "test", test);
             let executable = executable.context("cargo did not say where the test is")?;
             Ok((test.to_owned(), executable))
         });
@@ -420,7 +420,7 @@ impl Bench {
         for kernel in &self.kernels {
             let shown = self.tree.join(kernel);
             let hidden = shown.with_extension("cu-hidden");
-            let (from, to) = if ops.contains(&op_of(kernel)) {
+            let (from, to) = if ops.iter().any(|op| self.uses(op, kernel)) {
                 (hidden, shown)
             } else {
                 (shown, hidden)
@@ -430,6 +430,12 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Whether the trials of an op call this kernel: those of a loss call the masks beside it too.
+    fn uses(&self, op: &str, kernel: &Path) -> bool {
+        let of = op_of(kernel);
+        of == op || (self.test_of(op) != ACTIVATIONS && self.test_of(&of) != ACTIVATIONS)
     }
 }
 

@@ -10,7 +10,7 @@ mod table;
 #[allow(dead_code)] // of the crate's own use
 mod geometry;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -182,6 +182,28 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Stem and target of an image, from `xielu.sm_80.ptx`.
+fn image_name(ptx: &Path) -> Option<(String, u32)> {
+    let name = ptx.file_name()?.to_str()?;
+    let (stem, target) = name.strip_suffix(".ptx")?.split_once(".sm_")?;
+    Some((stem.to_owned(), target.parse().ok()?))
+}
+
+/// The images that an architecture takes: of each stem that of the newest target.
+fn images_for(kernels: &[PathBuf], architecture: u32) -> Vec<&PathBuf> {
+    let mut newest = BTreeMap::new();
+    for ptx in kernels {
+        let Some((stem, target)) = image_name(ptx) else {
+            continue;
+        };
+        let best = newest.entry(stem).or_insert((0, ptx));
+        if (best.0..=architecture).contains(&target) {
+            *best = (target, ptx);
+        }
+    }
+    newest.into_values().map(|(_, ptx)| ptx).collect()
+}
+
 /// Assembles and looks at every kernel file for every architecture, in parallel. Rows in order, and
 /// the main loops that were not found, in words.
 fn measure(
@@ -191,9 +213,12 @@ fn measure(
     work: &Path,
 ) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
     fs::create_dir_all(work).with_context(|| work.display().to_string())?;
-    let jobs: Vec<_> = kernels
+    let jobs: Vec<_> = ARCHITECTURES
         .iter()
-        .flat_map(|ptx| ARCHITECTURES.map(|architecture| (ptx, architecture)))
+        .flat_map(|&architecture| {
+            let images = images_for(kernels, architecture);
+            images.into_iter().map(move |ptx| (ptx, architecture))
+        })
         .collect();
     let next = AtomicUsize::new(0);
     let workers = thread::available_parallelism()
@@ -236,12 +261,8 @@ fn look_at(
     architecture: u32,
     work: &Path,
 ) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
-    // `xielu.sm_80.ptx`: the target it was compiled for is not the one it is assembled for.
-    let stem = ptx
-        .file_name()
-        .map(|name| name.to_string_lossy())
-        .unwrap_or_default();
-    let stem = stem.split('.').next().unwrap_or_default();
+    // The target it was compiled for is not the one it is assembled for.
+    let (stem, _) = image_name(ptx).with_context(|| ptx.display().to_string())?;
     let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
     let (_, said) = output(
         Command::new(nvcc)
@@ -307,4 +328,25 @@ fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
         bail!("{command:?} failed ({}):\n{stdout}{stderr}", output.status);
     }
     Ok((stdout, stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_architecture_takes_the_newest_image_of_each_stem() {
+        let kernels = ["a.sm_80.ptx", "b.sm_80.ptx", "b.sm_90.ptx"].map(PathBuf::from);
+        let names = |architecture| {
+            let images = images_for(&kernels, architecture);
+            images.iter().map(|ptx| ptx.to_str()).collect::<Vec<_>>()
+        };
+        let (old, new) = (
+            [Some("a.sm_80.ptx"), Some("b.sm_80.ptx")],
+            Some("b.sm_90.ptx"),
+        );
+        assert_eq!(names(80), old);
+        assert_eq!(names(90), [old[0], new]);
+        assert_eq!(names(100), [old[0], new]);
+    }
 }

@@ -77,6 +77,7 @@ impl Function {
         &self,
         grid: (u32, u32, u32),
         block: (u32, u32, u32),
+        cluster: u32,
         dynamic_shared: u32,
         params: Vec<u8>,
     ) -> Request {
@@ -88,6 +89,7 @@ impl Function {
             device: self.device,
             grid,
             block,
+            cluster,
             dynamic_shared,
             params,
         }

@@ -63,14 +63,39 @@ fn error_of(check: Check) -> Error {
     }
 }
 
+/// The largest cluster of a launch that does not ask for more than what every device of the architecture has.
+const MAX_CLUSTER: u32 = 8;
+
 /// What is wrong with the shape of a launch.
 pub(crate) fn limits(
     f: &Function,
     grid: (u32, u32, u32),
     block: (u32, u32, u32),
+    cluster: u32,
     dynamic: u32,
 ) -> Option<(Error, String)> {
     let p = f.profile();
+    if cluster != 1 && p.compute < (9, 0) {
+        return Some((
+            Error::NOT_SUPPORTED,
+            format!(
+                "a cluster of {cluster} blocks on a device of {:?}",
+                p.compute
+            ),
+        ));
+    }
+    if cluster == 0 || cluster > MAX_CLUSTER {
+        return Some((
+            Error::INVALID_CLUSTER_SIZE,
+            format!("a cluster of {cluster} blocks of at most {MAX_CLUSTER}"),
+        ));
+    }
+    if !grid.0.is_multiple_of(cluster) {
+        return Some((
+            Error::INVALID_VALUE,
+            format!("{} blocks in clusters of {cluster}", grid.0),
+        ));
+    }
     let threads = u64::from(block.0) * u64::from(block.1) * u64::from(block.2);
     if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 || threads == 0 {
         return Some((
@@ -183,10 +208,12 @@ unsafe fn arguments(
 
 /// # Safety
 /// As [`arguments`].
+#[allow(clippy::too_many_arguments)]
 unsafe fn launch(
     f: Handle,
     grid: (u32, u32, u32),
     block: (u32, u32, u32),
+    cluster: u32,
     dynamic: u32,
     on: Handle,
     params: *mut *mut c_void,
@@ -197,7 +224,7 @@ unsafe fn launch(
     if f.device != device {
         return Err(Error::INVALID_CONTEXT);
     }
-    if let Some((error, message)) = limits(&f, grid, block, dynamic) {
+    if let Some((error, message)) = limits(&f, grid, block, cluster, dynamic) {
         report::begin();
         report::finish(refused(&f, grid, block, message));
         return Err(error);
@@ -206,7 +233,7 @@ unsafe fn launch(
     let params = unsafe { arguments(&f, params, extra) }?;
     f.load()?;
     let launch = Launch {
-        request: Arc::new(f.request(grid, block, dynamic, params)),
+        request: Arc::new(f.request(grid, block, cluster, dynamic, params)),
     };
     match stream::enqueue(on, || Node::Launch(launch.clone()))? {
         Some(work) => launch.run(work),
@@ -251,7 +278,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
 ) -> Status {
     let (grid, block) = ((grid_x, grid_y, grid_z), (block_x, block_y, block_z));
     // SAFETY: the caller answers for the arguments.
-    call(|| unsafe { launch(f, grid, block, dynamic, on, params, extra) })
+    call(|| unsafe { launch(f, grid, block, 1, dynamic, on, params, extra) })
 }
 
 /// `CUlaunchConfig`.
@@ -265,7 +292,7 @@ pub struct Config {
     count: c_uint,
 }
 
-/// Launches a kernel with attributes: only those that change no result are taken.
+/// Launches a kernel with attributes: clusters along x, and those that change no result.
 pub unsafe extern "C" fn cuLaunchKernelEx(
     config: *const Config,
     f: Handle,
@@ -273,6 +300,7 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
     extra: *mut *mut c_void,
 ) -> Status {
     const IGNORE: u32 = 0;
+    const CLUSTER_DIMENSION: u32 = 4;
     const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
     const PRIORITY: u32 = 8;
     call(|| {
@@ -281,12 +309,20 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         }
         // SAFETY: not null, so the caller gives a configuration.
         let c = unsafe { &*config };
+        let mut cluster = 1;
         for i in 0..c.count as usize {
             // SAFETY: the configuration has `count` attributes of 72 bytes that begin with their kind.
-            let kind = unsafe { (*c.attributes.add(i))[0] as u32 };
-            if !matches!(kind, IGNORE | PROGRAMMATIC_STREAM_SERIALIZATION | PRIORITY) {
-                eprintln!("cuda-emulator: cuLaunchKernelEx: unsupported attribute {kind}");
-                return Err(Error::NOT_SUPPORTED);
+            let attribute = unsafe { &*c.attributes.add(i) };
+            let kind = attribute[0] as u32;
+            // Of the value, x and y share a word.
+            let (x, y, z) = (attribute[1] as u32, attribute[1] >> 32, attribute[2] as u32);
+            match kind {
+                IGNORE | PROGRAMMATIC_STREAM_SERIALIZATION | PRIORITY => {}
+                CLUSTER_DIMENSION if (y, z) == (1, 1) => cluster = x,
+                _ => {
+                    eprintln!("cuda-emulator: cuLaunchKernelEx: unsupported attribute {kind}");
+                    return Err(Error::NOT_SUPPORTED);
+                }
             }
         }
         let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
@@ -296,6 +332,7 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
                 f,
                 (gx, gy, gz),
                 (bx, by, bz),
+                cluster,
                 c.dynamic,
                 c.stream,
                 params,

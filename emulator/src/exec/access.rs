@@ -207,6 +207,8 @@ impl Launch<'_> {
             released: &self.released,
             acquired: warp.acquired,
             lenient: swaps,
+            met: warp.met.as_deref(),
+            landed: &warp.landed,
         };
         let stamp = race::stamp(race::now(), block.linear, warp.index * 32, a.strong);
         for lane in lanes_of(group.mask) {

@@ -1,6 +1,9 @@
 //! The state of one block and its warps.
 
+use std::rc::Rc;
+
 use super::Launch;
+use super::cluster::Mbarrier;
 use crate::lanes::Lanes;
 use crate::lower::SHARED_START;
 use crate::memory::{Buffer, FORBIDDEN, NEVER_WRITTEN, SHARED_BASE};
@@ -20,6 +23,20 @@ pub(super) struct Warp {
     pub barrier: [u8; 32],
     /// Lanes waiting for others of their warp.
     pub at_warp_op: u32,
+    /// Lanes that have arrived at the barrier of the cluster, that wait for it, and for which it is open.
+    pub cluster_arrived: u32,
+    pub at_cluster: u32,
+    pub cluster_open: u32,
+    /// Clock of each lane's last arrival there.
+    pub arrivals: [u64; 32],
+    /// The last time that it opened, and the last that this warp has waited for.
+    pub opened: Option<Rc<race::Meeting>>,
+    pub met: Option<Rc<race::Meeting>>,
+    /// Lanes waiting for a phase of an mbarrier.
+    pub at_mbarrier: u32,
+    /// What it knows of mbarriers, and what of that it knew when it arrived at the barrier of the cluster.
+    pub landed: race::Landed,
+    pub brought: race::Landed,
     /// Instructions executed in this block.
     pub steps: u64,
     /// Lanes that executed a fence.
@@ -33,9 +50,15 @@ pub(super) struct Warp {
 }
 
 impl Warp {
+    /// Takes in what others knew when they arrived at the barrier of the cluster.
+    pub fn meet(&mut self, met: &Rc<race::Meeting>) {
+        self.landed.learn(&met.landed);
+        self.met = Some(met.clone());
+    }
+
     /// Lanes that can execute.
     pub fn runnable(&self) -> u32 {
-        self.alive & !self.at_barrier & !self.at_warp_op
+        self.alive & !self.at_barrier & !self.at_warp_op & !self.at_cluster & !self.at_mbarrier
     }
 }
 
@@ -52,6 +75,7 @@ pub(super) struct Block {
     pub arrived: [(u32, u32); 16],
     /// Stamps of shared memory from before this block are below this.
     pub floor: u64,
+    pub mbarriers: Vec<Mbarrier>,
 }
 
 impl Block {
@@ -77,6 +101,15 @@ impl Block {
                 at_barrier: 0,
                 barrier: [0; 32],
                 at_warp_op: 0,
+                cluster_arrived: 0,
+                at_cluster: 0,
+                cluster_open: 0,
+                arrivals: [0; 32],
+                opened: None,
+                met: None,
+                at_mbarrier: 0,
+                landed: race::Landed::default(),
+                brought: race::Landed::default(),
                 steps: 0,
                 fenced: 0,
                 acquired: 0,
@@ -96,6 +129,7 @@ impl Block {
             partial: Vec::new(),
             arrived: [(0, 0); 16],
             floor: 0,
+            mbarriers: Vec::new(),
         }
     }
 
@@ -106,6 +140,7 @@ impl Block {
         self.barrier_clock = 0;
         self.partial.clear();
         self.arrived = [(0, 0); 16];
+        self.mbarriers.clear();
         self.floor = race::stamp(race::tick(), 0, 0, false);
         if self.shared.len > SHARED_START {
             self.shared.set_state(0, self.shared.len, FORBIDDEN);
@@ -123,6 +158,14 @@ impl Block {
             w.pcs = [0; 32];
             w.at_barrier = 0;
             w.at_warp_op = 0;
+            w.cluster_arrived = 0;
+            w.at_cluster = 0;
+            w.cluster_open = 0;
+            w.opened = None;
+            w.met = None;
+            w.at_mbarrier = 0;
+            w.landed.clear();
+            w.brought.clear();
             w.steps = 0;
             w.fenced = 0;
             w.acquired = 0;

@@ -63,6 +63,9 @@ impl Launch<'_> {
             (false, _) => "read by",
         };
         let who = match thread {
+            None if race::is_asynchronous(c.previous) => {
+                "an asynchronous store of a block of the cluster".to_string()
+            }
             None => "several threads".to_string(),
             Some(t) if race::who(race::stamp(0, block, 0, false)).0 == other => {
                 format!("thread {:?} of the same block", self.thread_id(t))

@@ -1,12 +1,14 @@
 //! Execution of a launch.
 //!
 //! A warp's lanes have a program counter each. Those at the lowest one run together until they
-//! diverge, meet others, or must wait; so they come together again where the code does. Blocks run
-//! one after the other, or several at once under [`Schedule::Seeded`].
+//! diverge, meet others, or must wait; so they come together again where the code does. Clusters of
+//! blocks (of one, unless the launch says otherwise) run one after the other, or several at once under
+//! [`Schedule::Seeded`]; the blocks of a cluster run by turns.
 
 mod access;
 mod address;
 mod block;
+mod cluster;
 mod messages;
 mod sync;
 mod warp;
@@ -25,8 +27,9 @@ use crate::settings::{Schedule, Settings};
 use crate::traffic::{BankPhases, BufferTraffic};
 
 use block::Block;
+use cluster::AsyncStore;
 
-/// Blocks that [`Schedule::Seeded`] interleaves.
+/// Blocks that [`Schedule::Seeded`] interleaves: whole clusters, at least one.
 const IN_FLIGHT: usize = 4;
 
 /// What a launch is made of.
@@ -41,6 +44,8 @@ pub(crate) struct Request {
     pub device: usize,
     pub grid: (u32, u32, u32),
     pub block: (u32, u32, u32),
+    /// Blocks of a cluster, along x.
+    pub cluster: u32,
     pub dynamic_shared: u32,
     pub params: Vec<u8>,
 }
@@ -96,6 +101,10 @@ struct Launch<'a> {
     floor: u64,
     /// What blocks have published: the last release of each of their warps.
     released: HashMap<u64, Vec<race::Release>>,
+    /// Asynchronous stores that have not arrived.
+    on_their_way: Vec<AsyncStore>,
+    /// mbarriers initialised so far.
+    mbarriers: u64,
     rng: Rng,
 }
 
@@ -136,6 +145,8 @@ pub(crate) fn run(
         shared: BankPhases::default(),
         floor: race::stamp(race::tick(), 0, 0, false),
         released: HashMap::new(),
+        on_their_way: Vec::new(),
+        mbarriers: 0,
         rng: Rng(match settings.schedule {
             Schedule::Seeded(s) => s,
             _ => 0,
@@ -152,31 +163,33 @@ impl Launch<'_> {
     }
 
     fn grid(&mut self) -> Result<(), Finding> {
-        let total = self.blocks();
+        let size = self.request.cluster as usize;
+        let total = self.blocks() / size as u64;
+        let new = |launch: &Self| (0..size).map(|_| Block::new(launch)).collect::<Vec<_>>();
         match self.settings.schedule {
             Schedule::InOrder | Schedule::Reversed => {
                 let reversed = self.settings.schedule == Schedule::Reversed;
-                let mut block = Block::new(self);
+                let mut cluster = new(self);
                 for i in 0..total {
-                    block.start(self, if reversed { total - 1 - i } else { i });
-                    self.alone(&mut block, reversed)?;
+                    self.start(&mut cluster, if reversed { total - 1 - i } else { i });
+                    self.alone(&mut cluster, reversed)?;
                 }
             }
             Schedule::Seeded(_) => {
                 let mut next = 0;
                 let mut flight = Vec::new();
-                while flight.len() < IN_FLIGHT && next < total {
-                    let mut b = Block::new(self);
-                    b.start(self, next);
-                    flight.push(b);
+                while flight.len() < (IN_FLIGHT / size).max(1) && next < total {
+                    let mut cluster = new(self);
+                    self.start(&mut cluster, next);
+                    flight.push(cluster);
                     next += 1;
                 }
                 while !flight.is_empty() {
                     let i = self.rng.below(flight.len());
                     self.slice(&mut flight[i])?;
-                    if flight[i].is_done() {
+                    if flight[i].iter().all(Block::is_done) {
                         if next < total {
-                            flight[i].start(self, next);
+                            self.start(&mut flight[i], next);
                             next += 1;
                         } else {
                             flight.swap_remove(i);
@@ -188,41 +201,52 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// Runs one block to its end, warp by warp.
-    fn alone(&mut self, block: &mut Block, reversed: bool) -> Result<(), Finding> {
-        while !block.is_done() {
+    /// Makes some blocks those of the cluster `number`.
+    fn start(&self, cluster: &mut [Block], number: u64) {
+        let first = number * cluster.len() as u64;
+        for (rank, block) in cluster.iter_mut().enumerate() {
+            block.start(self, first + rank as u64);
+        }
+    }
+
+    /// Runs one cluster to its end, block by block and warp by warp.
+    fn alone(&mut self, cluster: &mut [Block], reversed: bool) -> Result<(), Finding> {
+        let turn = |i: usize, of: usize| if reversed { of - 1 - i } else { i };
+        while !cluster.iter().all(Block::is_done) {
             let mut progress = false;
-            for i in 0..block.warps.len() {
-                let i = if reversed {
-                    block.warps.len() - 1 - i
-                } else {
-                    i
-                };
-                if block.warps[i].runnable() != 0 {
-                    progress = true;
-                    self.warp(block, i, None)?;
+            for b in 0..cluster.len() {
+                let b = turn(b, cluster.len());
+                for i in 0..cluster[b].warps.len() {
+                    let i = turn(i, cluster[b].warps.len());
+                    if cluster[b].warps[i].runnable() != 0 {
+                        progress = true;
+                        self.warp(&mut cluster[b], i, None)?;
+                        self.settle(cluster)?;
+                    }
                 }
             }
             if !progress {
-                return Err(self.deadlock(block));
+                return Err(self.deadlock(cluster));
             }
         }
         Ok(())
     }
 
-    /// Runs a few instructions of a random warp of a block.
-    fn slice(&mut self, block: &mut Block) -> Result<(), Finding> {
-        let n = block.warps.len();
-        let start = self.rng.below(n);
-        match (0..n)
-            .map(|k| (start + k) % n)
-            .find(|&i| block.warps[i].runnable() != 0)
+    /// Runs a few instructions of a random warp of a cluster.
+    fn slice(&mut self, cluster: &mut [Block]) -> Result<(), Finding> {
+        let n = cluster[0].warps.len();
+        let all = n * cluster.len();
+        let start = self.rng.below(all);
+        match (0..all)
+            .map(|k| (start + k) % all)
+            .find(|&i| cluster[i / n].warps[i % n].runnable() != 0)
         {
             Some(i) => {
                 let steps = 1 + self.rng.next() % 16;
-                self.warp(block, i, Some(steps))
+                self.warp(&mut cluster[i / n], i % n, Some(steps))?;
+                self.settle(cluster)
             }
-            None => Err(self.deadlock(block)),
+            None => Err(self.deadlock(cluster)),
         }
     }
 
@@ -276,25 +300,31 @@ impl Launch<'_> {
         }
     }
 
-    fn deadlock(&self, block: &Block) -> Finding {
-        // One line per place where threads wait.
-        let mut places: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for w in &block.warps {
-            for lane in 0..32 {
-                if w.alive & (1 << lane) != 0 {
-                    places
-                        .entry(w.pcs[lane])
-                        .or_default()
-                        .push(w.index * 32 + lane as u32);
+    fn deadlock(&self, cluster: &[Block]) -> Finding {
+        // One line per place where threads of a block wait.
+        let mut places: BTreeMap<(u64, u32), Vec<u32>> = BTreeMap::new();
+        for block in cluster {
+            for w in &block.warps {
+                for lane in 0..32 {
+                    if w.alive & (1 << lane) != 0 {
+                        places
+                            .entry((block.linear, w.pcs[lane]))
+                            .or_default()
+                            .push(w.index * 32 + lane as u32);
+                    }
                 }
             }
         }
         let mut message = String::from("no thread can go on; waiting are");
-        for (pc, threads) in &places {
+        for ((block, pc), threads) in &places {
             message += &format!(
-                "\n    {} threads (first {:?}) at ptx line {} `{}`",
+                "\n    {} threads (first {:?}) {}at ptx line {} `{}`",
                 threads.len(),
                 self.thread_id(threads[0]),
+                match cluster {
+                    [_] => String::new(),
+                    _ => format!("of block {:?} ", self.block_id(*block)),
+                },
                 self.code.insts[*pc as usize].line,
                 self.request
                     .names
@@ -302,10 +332,11 @@ impl Launch<'_> {
                     .map_or("", String::as_str),
             );
         }
-        let (pc, threads) = places
+        message += &self.open_phases(cluster);
+        let ((block, pc), threads) = places
             .first_key_value()
-            .expect("a block without threads is done");
-        self.finding(Check::Deadlock, *pc, block.linear, threads[0], message)
+            .expect("a cluster without threads is done");
+        self.finding(Check::Deadlock, *pc, *block, threads[0], message)
     }
 
     /// Fills the constant rows of a warp. Those of the block are filled again for every block.
@@ -313,7 +344,12 @@ impl Launch<'_> {
         for &(slot, constant) in &self.code.constants {
             let per_block = matches!(
                 constant,
-                Constant::Special(Special::Ctaid(_) | Special::SmId)
+                Constant::Special(
+                    Special::Ctaid(_)
+                        | Special::SmId
+                        | Special::ClusterId(_)
+                        | Special::ClusterRank
+                )
             );
             if !all && !per_block {
                 continue;
@@ -355,6 +391,16 @@ impl Launch<'_> {
             Special::NSmId => u64::from(DEVICES[self.request.device].multiprocessors),
             Special::DynamicSmem => u64::from(self.request.dynamic_shared),
             Special::TotalSmem => self.code.shared_bytes + u64::from(self.request.dynamic_shared),
+            Special::ClusterId(a) => {
+                let (x, y, z) = self.block_id(block);
+                axis((x / self.request.cluster, y, z), a)
+            }
+            Special::NClusterId(a) => {
+                let (x, y, z) = self.request.grid;
+                axis((x / self.request.cluster, y, z), a)
+            }
+            Special::ClusterRank => block % u64::from(self.request.cluster),
+            Special::ClusterSize => u64::from(self.request.cluster),
             Special::GridId | Special::Clock => 0,
         }
     }

@@ -1,5 +1,7 @@
 //! Barriers and the instructions by which the lanes of a warp communicate.
 
+use std::rc::Rc;
+
 use super::block::{Block, Warp};
 use super::messages::uninitialised_register;
 use super::warp::{lanes_of, set};
@@ -170,6 +172,7 @@ impl Launch<'_> {
             .map(|(_, w)| w.acquired)
             .max()
             .unwrap_or(0);
+        share_with(&mut block.warps, warps_here);
         for w in &mut block.warps {
             if warps_here & 1 << w.index != 0 {
                 w.acquired = acquired;
@@ -256,6 +259,22 @@ impl Launch<'_> {
             }
         }
         Ok(done == mask)
+    }
+}
+
+/// What some warps know of the other blocks of their cluster, they all know once they have met.
+fn share_with(warps: &mut [Warp], here: u32) {
+    let mut landed = race::Landed::default();
+    let mut met: Option<Rc<race::Meeting>> = None;
+    for w in warps.iter().filter(|w| here & 1 << w.index != 0) {
+        landed.learn(&w.landed);
+        if w.met.as_ref().map(|m| m.clock) > met.as_ref().map(|m| m.clock) {
+            met.clone_from(&w.met);
+        }
+    }
+    for w in warps.iter_mut().filter(|w| here & 1 << w.index != 0) {
+        w.landed.clone_from(&landed);
+        w.met.clone_from(&met);
     }
 }
 

@@ -189,6 +189,15 @@ impl Launch<'_> {
                                 .map_err(|t| (pc, t))?;
                         straight = done && mask == active;
                     }
+                    Op::Cluster(op) => {
+                        set(&mut warp.pcs, active & !mask, pc + 1);
+                        set(&mut warp.pcs, mask, pc);
+                        if mask != 0 {
+                            self.cluster_op(block, w, pc, mask, op)
+                                .map_err(|t| (pc, t))?;
+                        }
+                        straight = false;
+                    }
                     Op::Fence => {
                         warp.fenced |= mask;
                     }

@@ -5,7 +5,7 @@ use super::{Lowerer, Op, Slot, Words};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Operand, Space};
 
-/// The base of an address.
+/// The base of an address, and what is added to it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Base {
     pub slot: Slot,
@@ -64,7 +64,12 @@ pub(crate) enum AtomicKind {
 }
 
 impl<'a> Lowerer<'a> {
-    fn base(&mut self, w: &Words, o: &Operand, space: Space) -> Result<(Space, Base), PtxError> {
+    pub(super) fn base(
+        &mut self,
+        w: &Words,
+        o: &Operand,
+        space: Space,
+    ) -> Result<(Space, Base), PtxError> {
         let Operand::Address(base, offset) = o else {
             return Err(w.bad("expects an address"));
         };

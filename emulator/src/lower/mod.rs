@@ -5,6 +5,7 @@
 //! an error, so no modifier is ever ignored by accident.
 
 mod branch;
+mod cluster;
 mod convert;
 mod data;
 mod floating;
@@ -23,8 +24,9 @@ use crate::instructions;
 use crate::lanes::Exec;
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Entry, Instruction, Module};
+pub(crate) use cluster::ClusterOp;
 use layout::Symbol;
-pub(crate) use memory::{Access, AtomicKind, AtomicOp};
+pub(crate) use memory::{Access, AtomicKind, AtomicOp, Base};
 pub(crate) use sync::Reduce;
 pub(crate) use warp::{Redux, Shuffle, WarpOp};
 
@@ -56,6 +58,10 @@ pub(crate) enum Special {
     SmId,
     NSmId,
     GridId,
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterRank,
+    ClusterSize,
     DynamicSmem,
     TotalSmem,
     /// Clocks and timers: the number of instructions executed so far would differ between
@@ -154,6 +160,8 @@ pub(crate) enum Op {
     },
     /// `membar`, `fence`.
     Fence,
+    /// What the blocks of a cluster do with each other.
+    Cluster(ClusterOp),
     Exit,
     Trap,
     /// `griddepcontrol`: nothing to do.
@@ -379,6 +387,10 @@ impl<'a> Lowerer<'a> {
         match inst.opcode.as_str() {
             "bra" | "brx" | "ret" | "exit" | "trap" | "griddepcontrol" => self.branch(w),
             "bar" if inst.modifiers[0] == "warp" => self.warp(w),
+            "mapa" | "mbarrier" => self.cluster(w),
+            "barrier" if inst.modifiers[0] == "cluster" => self.cluster(w),
+            "fence" if inst.modifiers[0] == "mbarrier_init" => self.cluster(w),
+            "st" if inst.modifiers[0] == "async" => self.cluster(w),
             "shfl" | "vote" | "redux" => self.warp(w),
             "bar" | "barrier" => self.barrier(w),
             "membar" | "fence" => self.fence(w),

@@ -46,7 +46,7 @@ pub(crate) fn type_size(name: &str) -> Option<u8> {
     })
 }
 
-const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid"];
+const SPECIAL: &[&str] = &["tid", "ntid", "ctaid", "nctaid", "clusterid", "nclusterid"];
 const SPECIAL_SCALAR: &[&str] = &[
     "%laneid",
     "%warpid",
@@ -65,6 +65,8 @@ const SPECIAL_SCALAR: &[&str] = &[
     "%smid",
     "%nsmid",
     "%gridid",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
     "%dynamic_smem_size",
     "%total_smem_size",
 ];

@@ -52,6 +52,45 @@ pub fn config(grid: u32, block: u32) -> LaunchConfig {
     }
 }
 
+/// Launches with clusters of so many blocks.
+pub fn launch_clusters(
+    f: &CudaFunction,
+    stream: &CudaStream,
+    cluster: u32,
+    config: LaunchConfig,
+    params: &mut [*mut std::ffi::c_void],
+) -> Status {
+    let attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                x: cluster,
+                y: 1,
+                z: 1,
+            },
+        },
+    };
+    let mut attributes = [attribute];
+    let config = sys::CUlaunchConfig {
+        gridDimX: config.grid_dim.0,
+        gridDimY: config.grid_dim.1,
+        gridDimZ: config.grid_dim.2,
+        blockDimX: config.block_dim.0,
+        blockDimY: config.block_dim.1,
+        blockDimZ: config.block_dim.2,
+        sharedMemBytes: config.shared_mem_bytes,
+        hStream: stream.cu_stream(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: 1,
+    };
+    let extra = std::ptr::null_mut();
+    let f = f.cu_function();
+    unsafe { sys::cuLaunchKernelEx(&config, f, params.as_mut_ptr(), extra) }
+        .result()
+        .map_err(|e| e.0)
+}
+
 /// Launches an entry that takes one buffer; gives its contents, the report and the status.
 pub fn run<T: DeviceRepr + ValidAsZeroBits + Default + Clone>(
     text: &str,

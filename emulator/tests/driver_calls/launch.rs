@@ -86,7 +86,7 @@ fn launches() {
     let attribute = |kind: u64| [kind, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut address = a;
     let mut params = [to(&mut address).cast::<c_void>()];
-    // Ignore; a cluster; cooperative.
+    // Ignore; a cluster of no shape; cooperative.
     for (kind, want) in [(0, 0), (4, NOT_SUPPORTED), (2, NOT_SUPPORTED)] {
         let attributes = [attribute(kind)];
         let config = Config {

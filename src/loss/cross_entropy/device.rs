@@ -198,8 +198,10 @@ impl CrossEntropy {
         raw::cross_entropy::safe::forward(self, device, stream, call)
     }
 
-    /// The same, and the logits overwritten with their gradients. The logits are read once and written once
-    /// where there are many rows and a row fits into a block's shared memory; else they are read twice.
+    /// The same, and the logits overwritten with their gradients. The logits are read once and written once where a
+    /// row fits into the shared memory of a cluster of 8 blocks (compute capability 9.0 and later), or, if there are
+    /// more than 512 rows, of one block; else, and where the rows are few and long, they are read twice.
+    /// [`forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) of `raw` has the numbers.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).

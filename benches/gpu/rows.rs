@@ -1,0 +1,215 @@
+//! What is measured. The only home of the shapes: peers take them from `--list`.
+
+use serde::{Deserialize, Serialize};
+use xact::activation::{self, Visitor};
+use xact::{Activation, Dtype, Gated, loss};
+
+/// A row of the table: an op on tensors of a shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub op: String,
+    /// `plain`, `gated1` or `gated2`; the strategy of a mask; what is special about a cross-entropy.
+    pub form: String,
+    /// `forward`, `backward`, `fused` (cross-entropy with its gradient in place) or `mask`.
+    pub direction: String,
+    /// Of the tensors; of a mask, that of the ids.
+    pub dtype: String,
+    pub rows: u64,
+    pub cols: u64,
+    /// Standard deviation of the inputs.
+    pub scale: f64,
+    /// Per cent of the rows that are masked.
+    pub masked: u64,
+    /// Each input once, each output once; what is one number a row or less is left out.
+    pub bytes: u64,
+    /// Among the few rows of `--quick`.
+    pub quick: bool,
+    /// Whether peers run it too.
+    pub peers: bool,
+}
+
+impl Row {
+    /// Its name, one of its own in every list.
+    pub fn name(&self) -> String {
+        let Row {
+            op,
+            form,
+            direction,
+            dtype,
+            rows,
+            cols,
+            scale,
+            masked,
+            ..
+        } = self;
+        format!("{op} {form} {direction} {dtype} {rows}x{cols} scale {scale} masked {masked}%")
+    }
+
+    /// Rows whose logits are masked: a fixed share, spread evenly.
+    pub fn is_masked(&self, row: u64) -> bool {
+        (row + 1) * self.masked / 100 > row * self.masked / 100
+    }
+
+    /// The number of a type's bytes.
+    fn size(&self) -> u64 {
+        match self.dtype.as_str() {
+            "i32" | "f32" => 4,
+            "i64" => 8,
+            _ => 2,
+        }
+    }
+
+    /// The same at another shape, with its bytes.
+    fn of_shape(mut self, rows: u64, cols: u64) -> Row {
+        (self.rows, self.cols) = (rows, cols);
+        let all = rows * cols * self.size();
+        let read = (rows - rows * self.masked / 100) * cols * self.size();
+        self.bytes = match (self.direction.as_str(), self.form.as_str()) {
+            _ if self.op == loss::NAMES[0] => match self.direction.as_str() {
+                "forward" => read,
+                // Gradients of masked rows are written, but their logits are not read.
+                _ => read + all,
+            },
+            // Ids, and one f32 for each.
+            ("mask", _) => all + rows * cols * 4,
+            ("forward", "plain") => 2 * all,
+            ("forward", _) | ("backward", "plain") => 3 * all,
+            _ => 5 * all,
+        };
+        self
+    }
+
+    /// The same at a tiny shape with heads and tails, on which a fused cross-entropy reads once: to be run, not
+    /// timed.
+    pub fn tiny(self) -> Row {
+        let (rows, cols) = match self.direction.as_str() {
+            "mask" => (3, 1000),
+            _ if self.op == loss::NAMES[0] => (5, 1021),
+            _ => (5, 4099),
+        };
+        self.of_shape(rows, cols)
+    }
+}
+
+/// Rows and elements of a row of the two activations that published figures are about: 5 × 4096 tokens of
+/// Apertus-8B's hidden size, and 64 × 1024 tokens of Apertus-8B's MLP.
+const ACTIVATION_SHAPES: [[u64; 2]; 2] = [[5 * 4096, 8192], [64 * 1024, 21504]];
+/// Liger's SwiGLU figures are about the first; 16,384 tokens of Llama 3 8B's MLP.
+const GATED_SHAPES: [[u64; 2]; 2] = [[8192, 32768], [16_384, 14_336]];
+/// Vocabularies of GPT-2 (as is and padded), Llama 2 and 3, Apertus, Qwen and Gemma, and powers of two.
+const VOCABULARIES: [u64; 8] = [
+    32_000, 50_257, 50_304, 65_536, 128_256, 131_072, 151_936, 262_144,
+];
+/// Rows beside the 8192 of every vocabulary.
+const ROW_COUNTS: [u64; 7] = [1, 16, 128, 1024, 4096, 16_384, 32_768];
+const ROWS: u64 = 8192;
+/// Apertus's vocabulary.
+const VOCABULARY: u64 = 131_072;
+/// Tokens of a mask, in rows of a context.
+const TOKENS: [u64; 2] = [1 << 14, 4096];
+
+/// Strategies of masks, by the names of [`xact::Strategy::name`].
+pub const MASKS: [&str; 2] = ["product-table", "hash64"];
+
+/// Every row.
+pub fn all() -> Vec<Row> {
+    let mut list = List(Vec::new());
+    activation::for_each(&mut list);
+    list.cross_entropy();
+    list.masks();
+    list.0
+}
+
+struct List(Vec<Row>);
+
+impl List {
+    fn add(&mut self, [op, form, direction, dtype]: [&str; 4], [rows, cols]: [u64; 2]) -> &mut Row {
+        let row = Row {
+            op: op.to_owned(),
+            form: form.to_owned(),
+            direction: direction.to_owned(),
+            dtype: dtype.to_owned(),
+            rows: 0,
+            cols: 0,
+            scale: 1.0,
+            masked: 0,
+            bytes: 0,
+            quick: false,
+            peers: false,
+        };
+        self.0.push(row.of_shape(rows, cols));
+        self.0.last_mut().expect("just added")
+    }
+
+    fn activation(&mut self, op: &str, form: &str, shapes: [[u64; 2]; 2]) {
+        for dtype in Dtype::ALL {
+            for direction in ["forward", "backward"] {
+                for (i, shape) in shapes.into_iter().enumerate() {
+                    // The second shape only in the type that people train in.
+                    if i > 0 && dtype != Dtype::Bf16 {
+                        continue;
+                    }
+                    let row = self.add([op, form, direction, dtype.name()], shape);
+                    row.quick = i == 0 && dtype == Dtype::Bf16;
+                    // A compiler takes seconds for each, and the two orders are alike to it.
+                    row.peers = row.quick && form != "gated2";
+                }
+            }
+        }
+    }
+
+    fn cross_entropy(&mut self) {
+        let op = loss::NAMES[0];
+        let directions = ["forward", "fused", "backward"];
+        for dtype in Dtype::ALL {
+            let bf16 = dtype == Dtype::Bf16;
+            for direction in directions {
+                let names = [op, "plain", direction, dtype.name()];
+                for cols in VOCABULARIES {
+                    let row = self.add(names, [ROWS, cols]);
+                    // Anchors: Liger's 128,256 and QuACK's 131,072; one that is not a multiple of 8.
+                    row.peers = bf16 && [50_257, 128_256, VOCABULARY].contains(&cols);
+                    row.quick = bf16 && (128_256..=VOCABULARY).contains(&cols);
+                }
+                for rows in ROW_COUNTS {
+                    // QuACK's anchor.
+                    self.add(names, [rows, VOCABULARY]).peers =
+                        bf16 && rows == 16_384 && direction == "forward";
+                }
+            }
+        }
+        // Another spread of logits, and rows that do not count.
+        for direction in directions {
+            let names = [op, "plain", direction, "bf16"];
+            for scale in [0.1, 5.0] {
+                self.add(names, [ROWS, VOCABULARY]).scale = scale;
+            }
+            for masked in [2, 30, 100] {
+                let row = self.add(names, [ROWS, VOCABULARY]);
+                row.masked = masked;
+                *row = row.clone().of_shape(ROWS, VOCABULARY);
+            }
+        }
+    }
+
+    fn masks(&mut self) {
+        for strategy in MASKS {
+            for ids in ["i32", "i64"] {
+                self.add([loss::NAMES[1], strategy, "mask", ids], TOKENS)
+                    .quick = ids == "i64";
+            }
+        }
+    }
+}
+
+impl Visitor for List {
+    fn visit<A: Activation>(&mut self) {
+        self.activation(A::NAME, "plain", ACTIVATION_SHAPES);
+    }
+
+    fn visit_gated<A: Gated>(&mut self) {
+        for form in ["gated1", "gated2"] {
+            self.activation(A::NAME, form, GATED_SHAPES);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+"""Times what PyTorch and its neighbours do in the place of our kernels, for the rows of `gpu --peers --list`.
+
+    python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
+
+Of each row: the formula of its authors (torch_cpu.py) in eager PyTorch and under torch.compile, whose kernels are
+Triton's, and for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
+alternate on one device; the round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples
+that alternate with a copy of as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
+
+A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too,
+and times nothing.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import math
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from torch_cpu import activation
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# The forms' names there.
+FORMS = {"plain": "plain", "gated1": "order 1", "gated2": "order 2"}
+SAMPLES = 11
+# Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
+SAMPLE_MS = 4.0
+COPY_BYTES = 1 << 30
+
+
+class Turns:
+    """What a peer calls: `call(turn)`, on the buffers of a turn; `restore(turn)` where it overwrites them."""
+
+    def __init__(self, turns, call, restore=None):
+        self.turns, self.call, self.restore = turns, call, restore
+
+
+def normal(row, device):
+    dtype = DTYPES[row["dtype"]]
+    return torch.randn(row["rows"], row["cols"], device=device, dtype=dtype) * row["scale"]
+
+
+def make_activation(row, turns, device, compiled):
+    f, tensors, scalars = activation(row["op"], FORMS[row["form"]])
+    backward = row["direction"] == "backward"
+    inputs = [[normal(row, device) for _ in range(tensors)] for _ in range(turns)]
+    dtype = DTYPES[row["dtype"]]
+    # Parameters of the type of x, as Hugging Face holds them.
+    params = [torch.tensor(s, device=device, dtype=dtype, requires_grad=backward) for s in scalars]
+    if compiled:
+        f = torch.compile(f, dynamic=False)
+    if not backward:
+
+        def call(turn):
+            with torch.no_grad():
+                return f(*inputs[turn], *params)
+
+        return Turns(turns, call)
+    for tensors in inputs:
+        for tensor in tensors:
+            tensor.requires_grad_()
+    dy = [normal(row, device) for _ in range(turns)]
+    # Only the backward is timed: the graphs are made here.
+    outputs = [f(*inputs[turn], *params) for turn in range(turns)]
+
+    def call(turn):
+        return torch.autograd.grad(outputs[turn], [*inputs[turn], *params], dy[turn], retain_graph=True)
+
+    return Turns(turns, call)
+
+
+def make_torch_loss(row, turns, device, compiled):
+    """Forward; forward and backward; or backward alone. Of the logits as they are: to f32 first is slower."""
+    f = F.cross_entropy
+    logits, labels = make_logits(row, turns, device)
+    if compiled:
+        f = torch.compile(f, dynamic=False)
+    direction = row["direction"]
+    if direction == "forward":
+
+        def call(turn):
+            with torch.no_grad():
+                return f(logits[turn], labels)
+
+        return Turns(turns, call)
+    for tensor in logits:
+        tensor.requires_grad_()
+    if direction == "fused":
+        return Turns(turns, lambda turn: torch.autograd.grad(f(logits[turn], labels), logits[turn]))
+    losses = [f(tensor, labels) for tensor in logits]
+    return Turns(turns, lambda turn: torch.autograd.grad(losses[turn], logits[turn], retain_graph=True))
+
+
+def make_logits(row, turns, device):
+    labels = torch.randint(0, row["cols"], (row["rows"],), device=device)
+    return [normal(row, device) for _ in range(turns)], labels
+
+
+def make_liger(row, turns, device):
+    """Its forward writes the gradient over the logits: the rival of `fused` alone."""
+    if row["direction"] != "fused":
+        return None
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits, labels = make_logits(row, turns, device)
+    pristine = [tensor.clone() for tensor in logits]
+
+    def call(turn):
+        return cross_entropy_forward(logits[turn], labels, None, -100, 0.0, 0.0, "mean", None, False)
+
+    return Turns(turns, call, lambda turn: logits[turn].copy_(pristine[turn]))
+
+
+def make_quack(row, turns, device):
+    """`return_dx` for `fused`; for `backward` the gradient from the lse of a forward."""
+    from quack.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
+
+    logits, labels = make_logits(row, turns, device)
+    if row["direction"] == "backward":
+        lse = [cross_entropy_fwd(tensor, labels, return_lse=True)[1] for tensor in logits]
+        dloss = torch.full((row["rows"],), 1 / row["rows"], device=device)
+        return Turns(turns, lambda turn: cross_entropy_bwd(logits[turn], labels, dloss, lse[turn]))
+    with_dx = row["direction"] == "fused"
+    return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
+
+
+def peers_of(row):
+    """Names and makers of those that compute a row."""
+    if row["op"] == "cross_entropy":
+        yield "torch eager", lambda turns, device: make_torch_loss(row, turns, device, False)
+        yield "torch.compile", lambda turns, device: make_torch_loss(row, turns, device, True)
+        for name, module, make in [
+            ("Liger-Kernel", "liger_kernel", make_liger),
+            ("QuACK", "quack", make_quack),
+        ]:
+            if version(module) is not None:
+                yield name, lambda turns, device, make=make: make(row, turns, device)
+    else:
+        yield "torch eager", lambda turns, device: make_activation(row, turns, device, False)
+        yield "torch.compile", lambda turns, device: make_activation(row, turns, device, True)
+
+
+def version(module):
+    try:
+        return str(getattr(importlib.import_module(module), "__version__", "of no version"))
+    except Exception:
+        return None
+
+
+def elapsed(run, count):
+    """Milliseconds of `count` calls. The GPU is kept busy until they are queued, so that the host is not timed."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(20_000_000)
+    start.record()
+    for i in range(count):
+        run(i)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def measure(row, make, device):
+    """Milliseconds of a call and of a copy of as many bytes."""
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    turns = max(3, math.ceil(2 * l2 / max(row["bytes"], 1)))
+    work = make(turns, device)
+    if work is None:
+        return None
+    restore = work.restore or (lambda turn: None)
+    for _ in range(3):
+        for turn in range(work.turns):
+            restore(turn)
+            work.call(turn)
+    torch.cuda.synchronize()
+    once = elapsed(work.call, work.turns) / work.turns
+    rounds = 1 if work.restore else max(1, math.ceil(SAMPLE_MS / (once * work.turns)))
+    calls = rounds * work.turns
+    part = min(max(row["bytes"] // 2, 1), COPY_BYTES)
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    places = COPY_BYTES // part
+
+    def copy(i):
+        at = (i % places) * part
+        target[at : at + part].copy_(source[at : at + part])
+
+    copies = min(2000, max(1, math.ceil(SAMPLE_MS / (once * 2 * part / max(row["bytes"], 1)))))
+    times, copy_times = [], []
+    for _ in range(SAMPLES):
+        for turn in range(work.turns):
+            restore(turn)
+        times.append(elapsed(lambda i: work.call(i % work.turns), calls) / calls)
+        copy_times.append(elapsed(copy, copies) / copies * row["bytes"] / (2 * part))
+    return statistics.median(times), statistics.median(copy_times)
+
+
+def one_round(rows, device, smoke, deadline, save):
+    """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
+    found = []
+    for row in rows:
+        for peer, make in peers_of(row):
+            result = {"name": row["name"], "peer": peer, "ms": None, "copy_ms": None, "error": None}
+            if time.monotonic() > deadline:
+                result["error"] = "no time left"
+                found.append(result)
+                continue
+            try:
+                if smoke:
+                    work = make(2, device)
+                    if work is None:
+                        continue
+                    work.call(0)
+                else:
+                    times = measure(row, make, device)
+                    if times is None:
+                        continue
+                    result["ms"], result["copy_ms"] = times
+            except Exception as error:  # a peer that fails is a line of the table, not the end of it
+                result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            found.append(result)
+            save(found)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=pathlib.Path, required=True, help="what `gpu --peers --list` printed")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder for the rounds' files")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after that")
+    parser.add_argument("--ours", help="command to run before each round; {} is the file that it is to write")
+    parser.add_argument("--smoke", action="store_true", help="run every row once at a tiny size, time nothing")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + arguments.seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not arguments.smoke:
+        print("No GPU, nothing measured.", file=sys.stderr)
+        return 1
+    rows = json.loads(arguments.rows.read_text())
+    if arguments.smoke:
+        for row in rows:
+            row["rows"], row["cols"] = 4, 96
+    torch.manual_seed(0)
+    torch._dynamo.config.cache_size_limit = 1000
+    # A backward is timed again and again on what one forward kept.
+    torch._functorch.config.donated_buffer = False
+    versions = {module: version(module) for module in ["torch", "triton", "liger_kernel", "quack"]}
+    failed = 0
+    for number in range(1, arguments.rounds + 1):
+        if arguments.ours:
+            command = [word.replace("{}", str(arguments.out / f"ours-{number}.json")) for word in shlex.split(arguments.ours)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+        def save(found, number=number):
+            text = json.dumps({"versions": versions, "rows": found}, indent=1)
+            # Whole or not at all, should the time run out while it is written.
+            partial = arguments.out / "peers.partial"
+            partial.write_text(text)
+            partial.rename(arguments.out / f"peers-{number}.json")
+
+        found = one_round(rows, device, arguments.smoke, deadline, save)
+        save(found)
+        failed += sum(row["error"] is not None for row in found)
+        if time.monotonic() > deadline:
+            break
+    print(f"{len(found)} rows of peers, {failed} without a time; {versions}")
+    return 1 if arguments.smoke and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

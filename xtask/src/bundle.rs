@@ -1,0 +1,497 @@
+//! Packs what a machine with a GPU and without Rust needs to run everything: the programs, the script that runs them,
+//! and the peers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::folders::Folders;
+use crate::jobs::REQUIRE;
+use crate::mutants::copy;
+use crate::{cargo_messages, steps, toolkit};
+
+/// The script that runs it all.
+const RUN: &str = include_str!("../bundle/run.sh");
+
+/// The tests that open a device. The others need cargo or the sources, and say nothing about a device.
+const TESTS: [&str; 8] = [
+    "activations",
+    "api",
+    "cross_entropy",
+    "cross_entropy_api",
+    "golden_expanded",
+    "golden_xielu",
+    "goldfish",
+    "xielu",
+];
+
+/// The bench, which also compares devices and writes the report.
+const BENCH: &str = "gpu";
+
+/// Peers that a PyTorch image does not hold. QuACK runs only where the image has nvidia-cutlass-dsl, whose library
+/// alone is 92 MB.
+const WHEELS: [&str; 2] = ["liger-kernel==0.8.5", "quack-kernels==0.6.5"];
+
+/// The most that a bundle may weigh, so that it can be carried anywhere: 60 MiB.
+const MOST_BYTES: u64 = 60 << 20;
+
+/// The geometries that `--tuning` compares with the present one: a name, and numbers of src/geometry.rs.
+const GEOMETRIES: [(&str, &[(&str, u64)]); 9] = [
+    ("present", &[]),
+    ("packs-1", &[("PACKS", 1)]),
+    (
+        "packs-4",
+        &[("PACKS", 4), ("BLOCKS_OF_1", 3), ("BLOCKS_OF_2", 2)],
+    ),
+    ("forward-5-blocks", &[("BLOCKS_OF_1", 5)]),
+    ("backward-2-blocks", &[("BLOCKS_OF_2", 2)]),
+    (
+        "block-128",
+        &[
+            ("BLOCK", 128),
+            ("BLOCKS_OF_1", 8),
+            ("BLOCKS_OF_2", 6),
+            ("BLOCKS_OF_3", 4),
+            ("BLOCKS_OF_ROWS", 6),
+        ],
+    ),
+    (
+        "block-512",
+        &[
+            ("BLOCK", 512),
+            ("BLOCKS_OF_1", 2),
+            ("BLOCKS_OF_2", 1),
+            ("BLOCKS_OF_3", 1),
+            ("BLOCKS_OF_ROWS", 1),
+        ],
+    ),
+    ("row-packs-2", &[("ROW_PACKS", 2), ("BLOCKS_OF_ROWS", 4)]),
+    ("row-packs-8", &[("ROW_PACKS", 8), ("BLOCKS_OF_ROWS", 2)]),
+];
+
+/// What the command line asks for.
+pub struct Options {
+    /// Also the bench under every geometry.
+    pub tuning: bool,
+    /// Also the wheels of peers.
+    pub wheels: bool,
+}
+
+/// Builds and packs; says how large it is.
+///
+/// # Errors
+/// Something does not build, or the bundle is larger than it may be.
+pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
+    let toolkit = toolkit::ensure(folders)?;
+    eprintln!("{}", toolkit.describe());
+    let bundle = folders.target.join("gpu-bundle");
+    let stage = folders.target.join("gpu-bundle-stage");
+    let programs = stage.join("programs");
+    for folder in [&bundle, &stage] {
+        match fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(folder.display().to_string());
+            }
+            _ => fs::create_dir_all(folder).with_context(|| folder.display().to_string())?,
+        }
+    }
+    fs::create_dir(&programs)?;
+    let messages = build(
+        Command::new(steps::cargo()).current_dir(&folders.root),
+        &TESTS,
+    )?;
+    for (kind, name) in TESTS
+        .map(|name| ("test", name))
+        .into_iter()
+        .chain([("bench", BENCH)])
+    {
+        let program = cargo_messages::executable(&messages, kind, name);
+        let program = program.with_context(|| format!("cargo did not say where {name} is"))?;
+        copy_file(&program, &programs.join(name))?;
+    }
+    fs::write(programs.join("tests.txt"), TESTS.join("\n") + "\n")?;
+    if options.tuning {
+        for (name, numbers) in GEOMETRIES {
+            eprintln!("geometry {name}: {numbers:?}");
+            let program = with_geometry(folders, &toolkit.nvcc, numbers)?;
+            let folder = programs.join("tuning").join(name);
+            fs::create_dir_all(&folder)?;
+            copy_file(&program, &folder.join(BENCH))?;
+        }
+    }
+    run_quietly(
+        Command::new("tar")
+            .arg("-czf")
+            .arg(bundle.join("programs.tar.gz"))
+            .arg("-C")
+            .arg(&stage)
+            .arg("programs"),
+    )?;
+    fs::remove_dir_all(&stage)?;
+    write_executable(&bundle.join("run.sh"), RUN)?;
+    for peer in ["torch_gpu.py", "torch_cpu.py"] {
+        let from = folders.root.join("benches/peers").join(peer);
+        copy_file(&from, &bundle.join(peer))?;
+    }
+    fs::write(bundle.join("version.txt"), version(folders))?;
+    if options.wheels {
+        run_quietly(
+            Command::new("python3")
+                .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"])
+                .arg(bundle.join("wheels"))
+                .args(WHEELS),
+        )?;
+    }
+    let bytes = size(&bundle)?;
+    println!("{}: {:.1} MiB", bundle.display(), bytes as f64 / 1048576.0);
+    ensure!(
+        bytes <= MOST_BYTES,
+        "that is more than {} MiB",
+        MOST_BYTES >> 20
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the bench and some tests; what cargo says.
+fn build(cargo: &mut Command, tests: &[&str]) -> anyhow::Result<String> {
+    let output = cargo
+        .args([
+            "test",
+            "--package",
+            "xact",
+            "--profile",
+            "bundle",
+            "--no-run",
+        ])
+        .args(["--bench", BENCH])
+        .args(tests.iter().flat_map(|test| ["--test", test]))
+        .arg("--message-format=json-render-diagnostics")
+        .env(REQUIRE.0, REQUIRE.1)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo does not start")?;
+    ensure!(output.status.success(), "the programs do not build");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The bench, built from a copy of the workspace whose src/geometry.rs has other numbers.
+fn with_geometry(
+    folders: &Folders,
+    nvcc: &Path,
+    numbers: &[(&str, u64)],
+) -> anyhow::Result<PathBuf> {
+    let tree = folders.target.join("tuning/tree");
+    copy::synchronise(&folders.root, &tree)?;
+    let path = tree.join("src/geometry.rs");
+    let text = set(&fs::read_to_string(&path)?, numbers)?;
+    fs::write(&path, text)?;
+    let mut cargo = Command::new(steps::cargo());
+    cargo
+        .current_dir(&tree)
+        .env("CARGO_TARGET_DIR", folders.target.join("tuning/target"))
+        // The copy has no toolkit of its own.
+        .env("NVCC", nvcc);
+    let messages = build(&mut cargo, &[])?;
+    let program = cargo_messages::executable(&messages, "bench", BENCH);
+    program.context("cargo did not say where the bench is")
+}
+
+/// The text of src/geometry.rs with other numbers.
+fn set(text: &str, numbers: &[(&str, u64)]) -> anyhow::Result<String> {
+    let mut text = text.to_owned();
+    for (name, value) in numbers {
+        let start = format!("pub const {name}: u64 = ");
+        let Some((before, after)) = text.split_once(&start) else {
+            bail!("src/geometry.rs has no number {name}");
+        };
+        let (_, after) = after.split_once(';').context("a number ends with ;")?;
+        text = format!("{before}{start}{value};{after}");
+    }
+    Ok(text)
+}
+
+/// What was packed: the version, and the commit where git knows it.
+fn version(folders: &Folders) -> String {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(&folders.root)
+        .output();
+    let commit = git.ok().filter(|output| output.status.success());
+    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let commit = commit.unwrap_or_else(|| "of no known commit\n".to_owned());
+    format!("xact {} {commit}", env!("CARGO_PKG_VERSION"))
+}
+
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} does not start"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// Bytes of the files in a folder and those below it.
+fn size(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.metadata()? {
+            data if data.is_dir() => size(&entry.path())?,
+            data => data.len(),
+        };
+    }
+    Ok(bytes)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::process::Output;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    /// A bundle of programs that do nothing but say that they passed, on a machine whose tools are scripts too.
+    struct Stub(Scratch);
+
+    const PASSED: &str = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured'";
+
+    impl Stub {
+        fn new() -> Stub {
+            let stub = Stub(Scratch::new());
+            stub.program("api", PASSED);
+            stub.program("activations", PASSED);
+            stub.program("cross_entropy", PASSED);
+            stub.0.write(
+                "stage/programs/tests.txt",
+                "api\nactivations\ncross_entropy\n",
+            );
+            // Remembers how it was called, and copies the summary where the report would be.
+            stub.program(
+                "gpu",
+                r#"echo "$XACT_DEVICE ${XACT_REQUIRE_GPU-} $*" >>"$CALLS"
+case $1 in report) cp "$2"/* "$3" ;; esac
+echo done"#,
+            );
+            stub.0.write("bundle/version.txt", "xact of a test\n");
+            stub.tool("python3", "exit 1");
+            stub.tool("compute-sanitizer", "shift 4; exec \"$@\"");
+            stub.tool("nvidia-smi", "echo 1755");
+            stub
+        }
+
+        fn program(&self, name: &str, body: &str) {
+            self.0.script(&format!("stage/programs/{name}"), body);
+        }
+
+        fn tool(&self, name: &str, body: &str) {
+            self.0.script(&format!("tools/{name}"), body);
+        }
+
+        /// Packs the programs, and runs the script with `arguments`.
+        fn run(&self, arguments: &[&str]) -> Output {
+            let folder = self.0.path();
+            write_executable(&folder.join("bundle/run.sh"), RUN).expect("the script");
+            let archive = folder.join("bundle/programs.tar.gz");
+            let mut tar = Command::new("tar");
+            tar.arg("-czf").arg(archive).arg("-C");
+            run_quietly(tar.arg(folder.join("stage")).arg("programs")).expect("tar");
+            let path = std::env::var("PATH").expect("PATH");
+            Command::new(folder.join("bundle/run.sh"))
+                .args(arguments)
+                .arg("--out")
+                .arg(folder.join("results"))
+                .env("PATH", format!("{}:{path}", folder.join("tools").display()))
+                .env("CALLS", folder.join("calls"))
+                .env("XACT_REQUIRE_GPU", "set by who runs it")
+                .output()
+                .expect("bash")
+        }
+
+        /// The lines of the summary: a name and an outcome each.
+        fn outcomes(&self) -> Vec<String> {
+            let text = fs::read_to_string(self.0.path().join("results/steps.tsv"));
+            let text = text.expect("a summary");
+            let columns = text
+                .lines()
+                .map(|line| line.split('\t').collect::<Vec<_>>());
+            columns.map(|c| format!("{}: {}", c[0], c[1])).collect()
+        }
+
+        fn calls(&self) -> String {
+            fs::read_to_string(self.0.path().join("calls")).expect("calls")
+        }
+    }
+
+    const ALL: [&str; 13] = [
+        "suite api: passed",
+        "suite activations: passed",
+        "suite cross_entropy: passed",
+        "dump of the device: passed",
+        "emulator and device: passed",
+        "speed: passed",
+        "peers: not run",
+        "memcheck: passed",
+        "racecheck: passed",
+        "initcheck: passed",
+        "synccheck: passed",
+        "memcheck places: passed",
+        "memcheck lengths: passed",
+    ];
+
+    #[test]
+    fn a_run_does_everything_on_the_device() {
+        let stub = Stub::new();
+        let output = stub.run(&[]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stub.outcomes(), ALL);
+        let calls = stub.calls();
+        // The emulator computes its part although the machine requires a GPU of everything else.
+        assert!(calls.contains("emulated  dump "), "{calls}");
+        for call in [
+            "gpu 1 dump ",
+            "gpu 1 compare ",
+            "gpu 1 --json ",
+            "gpu 1 dump --small ",
+        ] {
+            assert!(calls.contains(call), "{call}: {calls}");
+        }
+        assert!(!stub.0.path().join("results/failures.txt").exists());
+    }
+
+    #[test]
+    fn a_quick_run_does_less() {
+        let stub = Stub::new();
+        assert!(stub.run(&["--quick"]).status.success());
+        assert_eq!(stub.outcomes(), ALL[..8]);
+        assert!(stub.calls().contains("--quick"), "{}", stub.calls());
+    }
+
+    #[test]
+    fn a_stand_in_is_not_timed() {
+        let stub = Stub::new();
+        assert!(stub.run(&["--stand-in"]).status.success());
+        let calls = stub.calls();
+        assert!(calls.contains("emulated  --smoke"), "{calls}");
+        assert!(
+            !calls.contains("gpu 1") && !calls.contains("speed.json"),
+            "{calls}"
+        );
+    }
+
+    #[test]
+    fn what_fails_is_named_and_the_rest_still_runs() {
+        for (name, body) in [
+            (
+                "api",
+                "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'",
+            ),
+            ("api", "echo 'thread panicked'; exit 101"),
+        ] {
+            let stub = Stub::new();
+            stub.program(name, body);
+            let output = stub.run(&["--quick"]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            let mut expected = ALL.map(str::to_owned);
+            expected[0] = "suite api: FAILED".to_owned();
+            assert_eq!(stub.outcomes(), expected[..8]);
+            let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
+            let said = body.split('\'').nth(1).expect("quoted");
+            assert!(failures.expect("failures").contains(said));
+        }
+    }
+
+    #[test]
+    fn what_the_sanitizer_or_the_comparison_finds_fails() {
+        for (tool, body, failed) in [
+            ("tools/compute-sanitizer", "[ $2 != initcheck ]", 9),
+            (
+                "stage/programs/gpu",
+                "[ $1 != compare ] || exit 1; case $1 in report) cp \"$2\"/* \"$3\" ;; esac",
+                4,
+            ),
+        ] {
+            let stub = Stub::new();
+            stub.0.script(tool, body);
+            assert_eq!(stub.run(&[]).status.code(), Some(1));
+            let outcomes = stub.outcomes();
+            let at: Vec<_> = (0..ALL.len()).filter(|&i| outcomes[i] != ALL[i]).collect();
+            assert_eq!(at, [failed], "{outcomes:?}");
+            assert!(outcomes[failed].ends_with("FAILED"));
+        }
+    }
+
+    #[test]
+    fn nothing_begins_without_time() {
+        let stub = Stub::new();
+        let output = stub.run(&["--limit", "0"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let outcomes = stub.outcomes();
+        assert!(
+            outcomes.iter().all(|o| !o.ends_with("passed")),
+            "{outcomes:?}"
+        );
+    }
+
+    #[test]
+    fn unknown_arguments_exit_with_2() {
+        assert_eq!(Stub::new().run(&["--qiuck"]).status.code(), Some(2));
+    }
+
+    #[test]
+    fn every_test_of_a_device_is_packed() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a root");
+        // They test the kit and the helpers.
+        let left_out = ["gpu_kit", "helpers"];
+        for entry in fs::read_dir(root.join("tests")).expect("tests") {
+            let path = entry.expect("a file").path();
+            let Some(name) = path.file_stem().and_then(|n| n.to_str()) else {
+                continue;
+            };
+            if path.extension().is_none_or(|e| e != "rs") || left_out.contains(&name) {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a test");
+            let opens = text.contains("choose::");
+            assert_eq!(opens, TESTS.contains(&name), "tests/{name}.rs");
+        }
+    }
+
+    #[test]
+    fn a_geometry_is_that_of_the_crate_with_other_numbers() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a root");
+        let text = fs::read_to_string(root.join("src/geometry.rs")).expect("the geometry");
+        for (name, numbers) in GEOMETRIES {
+            let changed = set(&text, numbers).expect("every number exists");
+            for (number, value) in numbers {
+                let line = format!("pub const {number}: u64 = {value};");
+                assert!(changed.contains(&line), "{name}: {line}");
+            }
+            let different = text.lines().zip(changed.lines()).filter(|(a, b)| a != b);
+            assert_eq!(different.count(), numbers.len(), "{name}");
+            assert_eq!(text.lines().count(), changed.lines().count());
+        }
+        assert!(set(&text, &[("PACK", 1)]).is_err());
+    }
+}
