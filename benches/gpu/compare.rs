@@ -516,8 +516,13 @@ impl Dumper<'_> {
             normalizer: Normalizer::None,
             ..plain
         };
-        // Rows that a block has to itself, and rows that are cut between blocks; neither a whole number of packs.
-        for (name, rows, cols) in [("many rows", 40, 1001), ("long rows", 3, 20_011)] {
+        // Rows that a block has to itself, that a cluster shares where there are clusters, and that are cut between
+        // more blocks; none a whole number of packs.
+        for (name, rows, cols) in [
+            ("many rows", 40, 1001),
+            ("shared rows", 3, 5_003),
+            ("long rows", 3, 20_011),
+        ] {
             for (options, op) in [("plain", plain), ("smoothed", smoothed), ("capped", capped)] {
                 let mut random = Random(3);
                 let logits = random.normal::<T>(rows * cols, 4.0);
