@@ -2,8 +2,9 @@
 //! faster than others it is.
 //!
 //! ```text
-//! cargo bench --bench cpu -- [--op NAME] [--dtype NAME] [--form NAME] [--len N]... [--json] [--write FOLDER]
-//! cargo xtask bench --peers [the same]
+//! cargo bench --bench cpu -- [--op NAME]... [--dtype NAME]... [--form NAME]... [--len N]... [--json]
+//!     [--write FOLDER]
+//! cargo xtask bench --peers -- [the same]
 //! ```
 //!
 //! Every sample of an op is beside one of a copy in the same type and one of each peer, in turn, so that what
@@ -41,15 +42,15 @@ use table::{Measured, Row, Table};
 /// Time the CPU backend beside a copy
 #[derive(Parser)]
 struct Arguments {
-    /// Only this op
+    /// Only this op, or these
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
-    op: Option<String>,
-    /// Only this element type
+    op: Vec<String>,
+    /// Only this element type, or these
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
-    dtype: Option<String>,
-    /// Only this form: plain, "order 1", "order 2", a strategy
+    dtype: Vec<String>,
+    /// Only this form, or these: plain, "order 1", "order 2", "ROWS × VOCAB", a strategy
     #[arg(long)]
-    form: Option<String>,
+    form: Vec<String>,
     /// Elements of a tensor; ids of a Goldfish mask
     #[arg(long, default_values_t = [1 << 16, 1 << 20, 1 << 24])]
     len: Vec<usize>,
@@ -133,12 +134,11 @@ impl Visitor for Bench {
 
 impl Bench {
     fn wants(&self, op: &str, dtype: &str) -> bool {
-        let is = |choice: &Option<String>, name| choice.as_ref().is_none_or(|c| c == name);
-        is(&self.arguments.op, op) && is(&self.arguments.dtype, dtype)
+        wanted(&self.arguments.op, op) && wanted(&self.arguments.dtype, dtype)
     }
 
     fn wants_form(&self, form: &str) -> bool {
-        self.arguments.form.as_ref().is_none_or(|f| f == form)
+        wanted(&self.arguments.form, form)
     }
 
     fn plain<A: Activation, T: Element>(&mut self) {
@@ -397,6 +397,11 @@ fn seconds(f: &mut dyn FnMut(), repeats: u32) -> f64 {
         f();
     }
     start.elapsed().as_secs_f64() / f64::from(repeats)
+}
+
+/// Whether a name is among the chosen ones; none are chosen to have all.
+fn wanted(chosen: &[String], name: &str) -> bool {
+    chosen.is_empty() || chosen.iter().any(|c| c == name)
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

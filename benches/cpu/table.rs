@@ -182,7 +182,12 @@ impl Table {
         } else {
             ""
         };
-        let page = format!("{ABOUT}\n{image}{}{}", self.head(), self.text);
+        let page = format!(
+            "# The CPU backend beside a copy and beside others\n\nWritten by `cargo xtask bench --peers -- {}`.\n{ABOUT}\n{image}{}{}",
+            arguments(),
+            self.head(),
+            self.text
+        );
         put(&folder.join("cpu.md"), &page);
         if plotted {
             put(&folder.join("cpu.svg"), &plot::svg(&self.plot()));
@@ -243,16 +248,29 @@ impl Table {
     }
 }
 
-const ABOUT: &str = "\
-# The CPU backend beside a copy and beside others
+/// The command line, without what `cargo xtask bench` puts there.
+fn arguments() -> String {
+    let mut words = std::env::args().skip(1);
+    let mut own = Vec::new();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--bench" => {}
+            "--peer" => drop(words.next()),
+            _ if word.contains(' ') => own.push(format!("'{word}'")),
+            _ => own.push(word),
+        }
+    }
+    own.join(" ")
+}
 
-Written by `cargo xtask bench --peers --write benches/results`. Medians; every sample of ours is followed by one of a
-copy of one tensor, in the same type on the same threads, and by one of each peer. GB/s and the share of the copy's
-are of the least that must be moved: each input once, each output once. At 2^16 elements a copy stays in the
-cache and one thread works, so the share says little there. A *step* is a forward and the backward, parameter
-gradients with it; of cross-entropy the loss with the gradient, in place. `eager` and `compile` are PyTorch's,
-with the formulas that model code has (benches/peers/torch_cpu.py), at the same shapes on as many threads; `candle`
-is candle's silu, gelu and cross_entropy. Beside the ns/element of a peer stands how many times ours that is.
+const ABOUT: &str = "\
+Medians; every sample of ours is followed by one of a copy of one tensor, in the same type on the same threads, and by
+one of each peer. GB/s and the share of the copy's are of the least that must be moved: each input once, each output
+once. At 2^16 elements a copy stays in the cache and one thread works, so the share says little there. A *step* is a
+forward and the backward, parameter gradients with it; of cross-entropy the loss with the gradient, in place. `eager`
+and `compile` are PyTorch's, with the formulas that model code has (benches/peers/torch_cpu.py), at the same shapes on
+as many threads; `candle` is candle's silu, gelu and cross_entropy. Beside the ns/element of a peer stands how many
+times ours that is.
 ";
 
 fn put(path: &Path, text: &str) {
