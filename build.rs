@@ -11,8 +11,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
+use compile::Target;
 use nvcc::Surroundings;
 
+#[path = "build/compile.rs"]
+mod compile;
 #[path = "src/geometry.rs"]
 mod geometry;
 #[path = "build/nvcc.rs"]
@@ -86,38 +89,6 @@ const VERSIONS: [&str; 23] = [
     "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "7.7", "7.8", "8.0", "8.1", "8.2", "8.3",
     "8.4", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3", "9.4",
 ];
-
-/// A virtual architecture that kernels are compiled for. PTX runs on its own and every later one.
-struct Target {
-    /// Compute capability times ten.
-    capability: u32,
-    /// The oldest PTX version that knows it.
-    since: &'static str,
-    /// Stems of the files that gain from it; `None` for all.
-    stems: Option<&'static [&'static str]>,
-}
-
-const TARGETS: [Target; 2] = [
-    Target {
-        capability: 80,
-        since: "7.0",
-        stems: None,
-    },
-    Target {
-        capability: 90,
-        since: "7.8",
-        // Clusters.
-        stems: Some(&["cross_entropy"]),
-    },
-];
-
-impl Target {
-    fn takes(&self, source: &Path) -> bool {
-        let stem = source.file_stem();
-        self.stems
-            .is_none_or(|stems| stems.iter().any(|of| stem.is_some_and(|stem| stem == *of)))
-    }
-}
 
 /// Variables that nvcc itself reads.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
@@ -264,8 +235,7 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
     let jobs: Vec<_> = sources()?
         .into_iter()
         .flat_map(|source| {
-            let targets = TARGETS.iter().filter(|target| target.takes(&source));
-            targets
+            Target::of(stem(&source))
                 .map(|target| (source.clone(), target))
                 .collect::<Vec<_>>()
         })
@@ -321,7 +291,6 @@ fn sources() -> Result<Vec<PathBuf>, String> {
             if path.extension().is_none_or(|e| e != "cu") {
                 continue;
             }
-            // The stem is the name by which the crate finds an image.
             let same = |other: &&PathBuf| other.file_stem() == path.file_stem();
             if let Some(other) = sources.iter().find(same) {
                 return Err(format!(
@@ -339,32 +308,25 @@ fn sources() -> Result<Vec<PathBuf>, String> {
     Ok(sources)
 }
 
+/// The name by which the crate finds an image.
+fn stem(source: &Path) -> &str {
+    let stem = source.file_stem().and_then(|stem| stem.to_str());
+    stem.expect("a .cu file of an op")
+}
+
 fn compile(nvcc: &Path, source: &Path, target: &Target, folder: &Path) -> Result<Image, String> {
-    let capability = target.capability;
-    let stem = source.file_stem().expect("a .cu file").to_string_lossy();
-    let file = format!("{stem}.sm_{capability}.ptx");
+    let stem = stem(source);
+    let file = target.file(stem);
     let path = folder.join(&file);
-    let mut command = Command::new(nvcc);
-    command
-        .args(["-ptx", "-std=c++20", "-O3"])
-        // What is fused is what the source says.
-        .arg("-fmad=false")
-        .arg("-Wno-deprecated-gpu-targets")
-        .arg(format!("-arch=compute_{capability}"))
-        .arg("-I")
-        .arg(folder);
-    for (name, value) in geometry::DEFINES {
-        command.arg(format!("-D{name}={value}"));
-    }
-    let said = run(command.arg(source).arg("-o").arg(&path))?;
+    let said = run(&mut target.compiler(nvcc, source, folder, &geometry::DEFINES, &path))?;
     for line in said.lines().filter(|line| !line.trim().is_empty()) {
         println!("cargo::warning={line}");
     }
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let (version, nvcc_version) = lower_version(nvcc, &text, target, &path)?;
     Ok(Image {
-        stem: stem.into_owned(),
-        target: capability,
+        stem: stem.to_owned(),
+        target: target.capability,
         version,
         nvcc_version,
         file,
@@ -379,41 +341,27 @@ fn lower_version(
     target: &Target,
     path: &Path,
 ) -> Result<(String, String), String> {
-    // A hint to ptxas about which bytes of a load are used, that PTX before 8.3 does not know.
-    let text: String = text
-        .split_inclusive('\n')
-        .filter(|line| !line.trim_start().starts_with(".pragma \"used_bytes_mask"))
-        .collect();
-    let line = text.lines().find(|line| line.starts_with(".version "));
-    let line = line.ok_or_else(|| format!("{}: nvcc wrote no .version", path.display()))?;
-    let stamped = line[".version ".len()..].trim();
+    let no_version = || format!("{}: nvcc wrote no .version", path.display());
+    let stamped = compile::version(text).ok_or_else(no_version)?;
     let older = VERSIONS
         .iter()
         .skip_while(|v| **v != target.since)
         .take_while(|v| **v != stamped);
+    let cubin = path.with_extension("cubin");
     let mut refused = String::new();
     for &version in older.chain([&stamped]) {
-        let lowered = text.replacen(line, &format!(".version {version}"), 1);
+        let lowered = compile::with_version(text, version).ok_or_else(no_version)?;
         write(path, &lowered)?;
-        match assemble(nvcc, path, target.capability) {
-            Ok(()) => return Ok((version.to_owned(), stamped.to_owned())),
+        match run(&mut target.assembler(nvcc, path, &cubin)) {
+            Ok(_) => {
+                fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))?;
+                return Ok((version.to_owned(), stamped.to_owned()));
+            }
             Err(message) => refused = message,
         }
     }
     // Not even as nvcc wrote it.
     Err(refused)
-}
-
-/// Checks that PTX is valid. nvcc knows where its assembler is, which need not be beside it.
-fn assemble(nvcc: &Path, ptx: &Path, target: u32) -> Result<(), String> {
-    let cubin = ptx.with_extension("cubin");
-    let mut command = Command::new(nvcc);
-    command
-        .arg("-cubin")
-        .arg("-Wno-deprecated-gpu-targets")
-        .arg(format!("-arch=sm_{target}"));
-    run(command.arg(ptx).arg("-o").arg(&cubin))?;
-    fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))
 }
 
 /// Runs a command and returns what it said.

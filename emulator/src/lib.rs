@@ -43,6 +43,7 @@ mod report;
 mod settings;
 mod traffic;
 
+pub use driver::module::substitute;
 pub use install::{InstallError, install};
 pub use real::real_device_present;
 pub use report::{Check, Finding, LaunchReport, last_finding, record};

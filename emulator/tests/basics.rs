@@ -1,7 +1,9 @@
 //! cudarc on the emulator, end to end.
 #![allow(clippy::undocumented_unsafe_blocks)] // Launches: the emulator survives any argument.
 
-use cuda_emulator::{Check, Schedule, Settings, install, last_finding, record, with_settings};
+use cuda_emulator::{
+    Check, Schedule, Settings, install, last_finding, record, substitute, with_settings,
+};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, sys};
 use cudarc::nvrtc::Ptx;
 
@@ -137,4 +139,20 @@ fn out_of_bounds_is_found() {
     assert_eq!(finding.check, Check::OutOfBounds);
     assert_eq!(finding.thread, (100, 0, 0));
     println!("{finding}");
+}
+
+#[test]
+fn a_substitute_is_loaded_in_the_place_of_its_original() {
+    install().unwrap();
+    let ctx = CudaContext::new(0).unwrap();
+    let original = ADD.replace("add(", "original(");
+    let entry = |text: &str, name: &str| {
+        let module = ctx.load_module(Ptx::from_src(text)).unwrap();
+        module.load_function(name).is_ok()
+    };
+    assert!(entry(&original, "original"));
+    substitute(&original, &ADD.replace("add(", "replacement("));
+    assert!(entry(&original, "replacement") && !entry(&original, "original"));
+    // No other text is meant.
+    assert!(entry(ADD, "add"));
 }

@@ -81,6 +81,7 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
             let emulated = choice.emulates(present, gpu_required())?;
             if emulated {
                 cuda_emulator::install().map_err(|e| e.to_string())?;
+                substitute_kernels()?;
             }
             Ok(emulated)
         })
@@ -97,6 +98,27 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
         stream,
         emulated,
         name,
+    })
+}
+
+/// Makes the emulator load the kernels in the folder that `XACT_SUBSTITUTES` names, `<stem>.sm_<target>.ptx`, in the
+/// place of those that were compiled into this program: `cargo xtask mutants` tries its mutants so.
+fn substitute_kernels() -> Result<(), String> {
+    let Some(folder) = std::env::var_os("XACT_SUBSTITUTES") else {
+        return Ok(());
+    };
+    let mut found = std::fs::read_dir(&folder)
+        .map_err(|e| format!("XACT_SUBSTITUTES={}: {e}", folder.display()))?;
+    found.try_for_each(|file| {
+        let path = file.map_err(|e| e.to_string())?.path();
+        let is_it = |image: &&xact::Image| {
+            path.file_name() == Some(format!("{}.sm_{}.ptx", image.stem, image.target).as_ref())
+        };
+        let image = xact::images().iter().find(is_it);
+        let image = image.ok_or_else(|| format!("{} is the PTX of no kernel", path.display()))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| e.to_string())?;
+        cuda_emulator::substitute(image.ptx, &text);
+        Ok(())
     })
 }
 

@@ -1,7 +1,11 @@
 //! Mutation testing of the kernels: changes one thing in a CUDA source at a time and runs the tests of
 //! its op until one fails. Works on a copy of the workspace under the target folder, with a target folder
-//! of its own, so that a mutant costs one run of the build script, one link and the trials.
+//! of its own. The tests are built once; they load a mutant's PTX in the place of their own, so that it costs
+//! one run of nvcc and the trials.
 
+#[path = "../../build/compile.rs"]
+#[allow(dead_code)] // of the build script's own use
+mod compile;
 pub mod copy;
 mod explained;
 mod mutate;
@@ -20,7 +24,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::folders::Folders;
+use crate::sass::geometry;
 use crate::{cargo_messages, steps, toolkit};
+use compile::Target;
 use explained::{EXPLANATIONS, Explanations};
 use report::{Mutant, Outcome, Result, Status};
 use trials::{Ended, Filter};
@@ -70,6 +76,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let bench = Bench {
         tree: folder.join("tree"),
         target: folder.join("target"),
+        substitutes: folder.join("substitutes"),
         nvcc: toolkit.nvcc,
         kernels: kernels(&folders.root)?,
     };
@@ -79,10 +86,6 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
     let ops: BTreeSet<_> = chosen.iter().flat_map(|mutant| &mutant.ops).collect();
     let base = bench.base(&ops.into_iter().cloned().collect::<Vec<_>>())?;
-    eprintln!(
-        "Without a mutant every trial passes, in {:.1} s; the build takes what cargo needs.",
-        base.time.as_secs_f64()
-    );
     let bar = ProgressBar::new(chosen.len() as u64);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
     bar.set_style(style.context("the template of the progress bar")?);
@@ -250,23 +253,20 @@ fn sample(mutants: Vec<Mutant>, seed: u64, max: usize) -> Vec<Mutant> {
 struct Bench {
     tree: PathBuf,
     target: PathBuf,
+    /// The PTX of the mutant in work.
+    substitutes: PathBuf,
     nvcc: PathBuf,
     kernels: BTreeSet<PathBuf>,
 }
 
-/// The kernels without a mutant.
+/// The tests, built without a mutant.
 struct Base {
-    /// By file name.
-    ptx: BTreeMap<String, String>,
-    /// Of all trials.
-    time: Duration,
-}
-
-/// The test executables and the kernels in them.
-struct Built {
-    /// By name.
+    /// The test executables by name.
     executables: BTreeMap<String, PathBuf>,
-    ptx: BTreeMap<String, String>,
+    /// The folder of the PTX and of the generated header.
+    images: PathBuf,
+    /// For how long nothing is heard of a mutant's trials before they are given up.
+    limit: Duration,
 }
 
 impl Bench {
@@ -290,8 +290,9 @@ impl Bench {
         }
     }
 
-    /// Builds the tests of some ops; the compiler's words where they do not build.
-    fn build(&self, ops: &[String]) -> anyhow::Result<std::result::Result<Built, String>> {
+    /// Builds the tests of some ops, which must pass.
+    fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
+        eprintln!("Building and testing without a mutant.");
         let tests: BTreeSet<_> = ops.iter().map(|op| self.test_of(op)).collect();
         let output = Command::new(steps::cargo())
             .current_dir(&self.tree)
@@ -306,7 +307,10 @@ impl Bench {
             .output()
             .context("cargo does not start")?;
         if !output.status.success() {
-            return Ok(Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+            bail!(
+                "the tests do not build without a mutant:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         let messages = String::from_utf8_lossy(&output.stdout);
         let executables = tests.into_iter().map(|test| {
@@ -315,41 +319,36 @@ impl Bench {
             Ok((test.to_owned(), executable))
         });
         let out = cargo_messages::out_folder(&messages);
-        Ok(Ok(Built {
+        let out = out.context("cargo did not say where the build script of xact wrote")?;
+        let mut base = Base {
             executables: executables.collect::<anyhow::Result<_>>()?,
-            ptx: ptx(&out.context("cargo did not say where the build script of xact wrote")?)?,
-        }))
-    }
-
-    /// The kernels of some ops, which must pass their tests.
-    fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
-        eprintln!("Building and testing without a mutant.");
-        self.keep_only(ops)?;
-        let built = match self.build(ops)? {
-            Ok(built) => built,
-            Err(message) => bail!("the tests do not build without a mutant:\n{message}"),
+            images: out.join("kernels"),
+            limit: Duration::from_secs(3600),
         };
         let start = Instant::now();
-        let limit = Duration::from_secs(3600);
+        let mut longest = Duration::ZERO;
         for op in ops {
             for filter in self.filters(op) {
-                let executable = &built.executables[self.test_of(op)];
-                match trials::run(executable, &self.tree, &filter, limit)? {
-                    Ended::Passed(0) => bail!("there are no trials of {op}"),
-                    Ended::Passed(_) => {}
+                let executable = &base.executables[self.test_of(op)];
+                match trials::run(executable, &self.tree, None, &filter, base.limit)? {
+                    Ended::Passed { trials: 0, .. } => bail!("there are no trials of {op}"),
+                    Ended::Passed { silence, .. } => longest = longest.max(silence),
                     ended => bail!("{op} fails without a mutant: {ended:?}"),
                 }
             }
         }
-        Ok(Base {
-            ptx: built.ptx,
-            time: start.elapsed(),
-        })
+        // A machine may be busier later.
+        base.limit = longest * 3 + Duration::from_secs(20);
+        eprintln!(
+            "Without a mutant every trial passes, in {:.1} s, of which nothing is heard for {:.1} s at most.",
+            start.elapsed().as_secs_f64(),
+            longest.as_secs_f64()
+        );
+        Ok(base)
     }
 
-    /// Builds and tests one mutant; the source is as before afterwards.
+    /// Compiles and tests one mutant; the source is as before afterwards.
     fn run(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Result> {
-        self.keep_only(&mutant.ops)?;
         let path = self.tree.join(&mutant.file);
         let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         fs::write(&path, mutant.mutation.apply(&source))?;
@@ -363,50 +362,86 @@ impl Bench {
         })
     }
 
-    /// Most mutants of a header are noticed by any op, so that the others need not be compiled.
     fn outcome(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Outcome> {
         let mut outcome = Status::Unchanged.with("");
-        let (first, others) = mutant.ops.split_at(mutant.ops.len().min(1));
-        for ops in [first, others] {
-            if ops.is_empty() {
-                continue;
+        for ops in self.groups(&mutant.ops) {
+            match self.compile(&ops, base)? {
+                Compiled::Refused(words) => return Ok(Status::BuildError.with(&words)),
+                Compiled::Unchanged => continue,
+                Compiled::Changed => {}
             }
-            self.keep_only(ops)?;
-            let built = match self.build(ops)? {
-                Ok(built) => built,
-                Err(message) => {
-                    // nvcc's own first, `x.cuh(12): error: …`; else cargo's.
-                    let find = |what| message.lines().find(|line: &&str| line.contains(what));
-                    let line = find("): error")
-                        .or_else(|| find("error"))
-                        .unwrap_or_default();
-                    let words = line.rsplit_once("error: ").map_or(line, |(_, words)| words);
-                    return Ok(Status::BuildError.with(words));
-                }
-            };
-            let changed: BTreeSet<_> = built
-                .ptx
-                .iter()
-                .filter(|(name, ptx)| base.ptx.get(*name) != Some(ptx))
-                .map(|(name, _)| op_of(Path::new(name)))
-                .collect();
-            for op in &changed {
-                outcome = self.trials(op, &built, base)?;
+            for op in &ops {
+                outcome = self.trials(op, base)?;
                 if outcome.status != Status::Survived {
                     return Ok(outcome);
                 }
+            }
+            if let Some(words) = self.refused_by_assembler()? {
+                return Ok(Status::BuildError.with(&words));
             }
         }
         Ok(outcome)
     }
 
-    /// What the trials of an op say.
-    fn trials(&self, op: &str, built: &Built, base: &Base) -> anyhow::Result<Outcome> {
-        let limit = base.time * 3 + Duration::from_secs(30);
-        let executable = &built.executables[self.test_of(op)];
+    /// The ops whose kernels are compiled and tested together, group after group. Most mutants of a header are
+    /// noticed by any activation, so that the others need not be compiled; the trials of a loss call the masks
+    /// beside it too.
+    fn groups<'a>(&self, ops: &'a [String]) -> Vec<Vec<&'a String>> {
+        let is_activation = |op: &&String| self.test_of(op) == ACTIVATIONS;
+        let (activations, losses): (Vec<_>, Vec<_>) = ops.iter().partition(is_activation);
+        let mut groups: Vec<_> = activations.into_iter().map(|op| vec![op]).collect();
+        if !losses.is_empty() {
+            groups.push(losses);
+        }
+        // The first op is asked first.
+        groups.sort_by_key(|group| group[0] != &ops[0]);
+        groups
+    }
+
+    /// Compiles the kernels of some ops and leaves those that a mutant changes in the folder of substitutes.
+    fn compile(&self, ops: &[&String], base: &Base) -> anyhow::Result<Compiled> {
+        let folder = &self.substitutes;
+        if folder.exists() {
+            fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let mut compiled = Compiled::Unchanged;
+        for op in ops {
+            let is_it = |kernel: &&PathBuf| op_of(kernel) == **op;
+            let kernel = self.kernels.iter().find(is_it).context("an op's kernel")?;
+            for target in Target::of(op) {
+                let name = target.file(op);
+                let path = folder.join(&name);
+                let mut command =
+                    target.compiler(&self.nvcc, kernel, &base.images, &geometry::DEFINES, &path);
+                let output = command.current_dir(&self.tree).output();
+                let output = output.context("nvcc does not start")?;
+                if !output.status.success() {
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    return Ok(Compiled::Refused(words(&said)));
+                }
+                let original = fs::read_to_string(base.images.join(&name))?;
+                let version = compile::version(&original).context("PTX without a version")?;
+                let text = compile::with_version(&fs::read_to_string(&path)?, version);
+                let text = text.context("nvcc wrote no version")?;
+                if is_same(&text, &original) {
+                    fs::remove_file(&path)?;
+                } else {
+                    fs::write(&path, text)?;
+                    compiled = Compiled::Changed;
+                }
+            }
+        }
+        Ok(compiled)
+    }
+
+    /// Whether the trials of an op notice the substitutes.
+    fn trials(&self, op: &str, base: &Base) -> anyhow::Result<Outcome> {
+        let executable = &base.executables[self.test_of(op)];
+        let kernels = Some(self.substitutes.as_path());
         for filter in self.filters(op) {
-            match trials::run(executable, &self.tree, &filter, limit)? {
-                Ended::Passed(_) => {}
+            match trials::run(executable, &self.tree, kernels, &filter, base.limit)? {
+                Ended::Passed { .. } => {}
                 Ended::Failed(trial) => return Ok(Status::Caught.with(&trial)),
                 Ended::Died(how) => return Ok(Status::Caught.with(&how)),
                 Ended::TimedOut => return Ok(Status::TimedOut.with("")),
@@ -415,48 +450,54 @@ impl Bench {
         Ok(Status::Survived.with(""))
     }
 
-    /// Hides the kernels of all other ops from the build script, which compiles every .cu file there is.
-    fn keep_only(&self, ops: &[String]) -> anyhow::Result<()> {
-        for kernel in &self.kernels {
-            let shown = self.tree.join(kernel);
-            let hidden = shown.with_extension("cu-hidden");
-            let (from, to) = if ops.iter().any(|op| self.uses(op, kernel)) {
-                (hidden, shown)
-            } else {
-                (shown, hidden)
-            };
-            if from.is_file() {
-                fs::rename(&from, &to).with_context(|| from.display().to_string())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the trials of an op call this kernel: those of a loss call the masks beside it too.
-    fn uses(&self, op: &str, kernel: &Path) -> bool {
-        let of = op_of(kernel);
-        of == op || (self.test_of(op) != ACTIVATIONS && self.test_of(&of) != ACTIVATIONS)
-    }
-}
-
-/// The PTX files of a build by name, without their comments.
-fn ptx(out: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let folder = out.join("kernels");
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "ptx") {
-            let text = fs::read_to_string(&path)?;
-            let lines = text.lines().filter(|line| !line.starts_with("//"));
+    /// What the build script would have noticed, asked only of what the trials pass.
+    fn refused_by_assembler(&self) -> anyhow::Result<Option<String>> {
+        for file in fs::read_dir(&self.substitutes)? {
+            let path = file?.path();
             let name = path
                 .file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            files.insert(name, lines.collect::<Vec<_>>().join("\n"));
+            let mut targets = compile::TARGETS.iter();
+            let target = targets.find(|target| name == target.file(&op_of(&path)));
+            let cubin = path.with_extension("cubin");
+            let mut command = target
+                .context("a target")?
+                .assembler(&self.nvcc, &path, &cubin);
+            let output = command.output().context("nvcc does not start")?;
+            if !output.status.success() {
+                return Ok(Some(words(&String::from_utf8_lossy(&output.stderr))));
+            }
+            fs::remove_file(&cubin)?;
         }
+        Ok(None)
     }
-    Ok(files)
+}
+
+/// What became of a mutant's compilation.
+enum Compiled {
+    /// nvcc's words.
+    Refused(String),
+    /// The same PTX.
+    Unchanged,
+    /// There are substitutes.
+    Changed,
+}
+
+/// The first error of a compiler, `x.cuh(12): error: …`.
+fn words(said: &str) -> String {
+    let line = said.lines().find(|line| line.contains("error"));
+    let line = line.unwrap_or_default();
+    line.rsplit_once("error: ")
+        .map_or(line, |(_, words)| words)
+        .to_owned()
+}
+
+/// Whether two texts are the same but for comments.
+fn is_same(a: &str, b: &str) -> bool {
+    let code = |text| str::lines(text).filter(|line| !line.starts_with("//"));
+    code(a).eq(code(b))
 }
 
 /// What is known from an earlier run on the very same workspace, so that a run that was stopped goes on.

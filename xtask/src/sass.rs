@@ -8,7 +8,7 @@ mod table;
 
 #[path = "../../src/geometry.rs"]
 #[allow(dead_code)] // of the crate's own use
-mod geometry;
+pub mod geometry;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -134,9 +134,20 @@ impl Drop for Module {
     }
 }
 
+/// Texts that stand for others.
+static SUBSTITUTES: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
+
+/// From now on a module that is loaded from the text `original` is that of `replacement`: mutation tests try a
+/// changed kernel in a program that was built with the right one.
+pub fn substitute(original: &str, replacement: &str) {
+    lock(&SUBSTITUTES).insert(original.to_owned(), replacement.to_owned());
+}
+
 /// Loads a text into a context.
 pub(crate) fn load(text: &str, device: usize) -> Result<Module, (Error, String)> {
-    let program = program(text).map_err(|e| (Error::INVALID_PTX, e.to_string()))?;
+    let replacement = lock(&SUBSTITUTES).get(text).cloned();
+    let program = program(replacement.as_deref().unwrap_or(text))
+        .map_err(|e| (Error::INVALID_PTX, e.to_string()))?;
     program.check(device)?;
     let bytes: u64 = program.variables.iter().map(|v| v.size).sum();
     if bytes > MAX_VARIABLES {

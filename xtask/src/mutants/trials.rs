@@ -45,20 +45,22 @@ impl Filter {
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// So many trials passed.
-    Passed(usize),
+    /// So many trials passed; of them nothing was heard for this long at most.
+    Passed { trials: usize, silence: Duration },
     /// This trial failed; the others were stopped.
     Failed(String),
     /// The process ended without naming a trial.
     Died(String),
-    /// It was still running at the limit.
+    /// It had not been heard of for too long.
     TimedOut,
 }
 
-/// Runs the trials in `folder`.
+/// Runs the trials in `folder`, with the kernels of another in the place of those built in. They are given up
+/// when nothing has been heard of them for `limit`.
 pub fn run(
     executable: &Path,
     folder: &Path,
+    substitutes: Option<&Path>,
     filter: &Filter,
     limit: Duration,
 ) -> anyhow::Result<Ended> {
@@ -67,6 +69,7 @@ pub fn run(
         // Where cargo would start it.
         .env("CARGO_MANIFEST_DIR", folder)
         .env("XACT_DEVICE", "emulated")
+        .envs(substitutes.map(|kernels| ("XACT_SUBSTITUTES", kernels)))
         .args(&filter.0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -82,15 +85,20 @@ pub fn run(
             }
         }
     });
-    let end = Instant::now() + limit;
     let mut passed = 0;
+    let mut heard = Instant::now();
+    let mut silence = Duration::ZERO;
     let ended = loop {
-        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(line) => match trial(&line) {
-                Some((name, false)) => break Some(Ended::Failed(name.to_owned())),
-                Some((_, true)) => passed += 1,
-                None => {}
-            },
+        match lines.recv_timeout(limit) {
+            Ok(line) => {
+                silence = silence.max(heard.elapsed());
+                heard = Instant::now();
+                match trial(&line) {
+                    Some((name, false)) => break Some(Ended::Failed(name.to_owned())),
+                    Some((_, true)) => passed += 1,
+                    None => {}
+                }
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => break Some(Ended::TimedOut),
             Err(mpsc::RecvTimeoutError::Disconnected) => break None,
         }
@@ -104,7 +112,10 @@ pub fn run(
     let _ = reader.join();
     Ok(ended.unwrap_or_else(|| {
         if status.success() {
-            Ended::Passed(passed)
+            Ended::Passed {
+                trials: passed,
+                silence,
+            }
         } else {
             Ended::Died(status.to_string())
         }
@@ -129,7 +140,7 @@ mod tests {
     fn ended(body: &str, limit: Duration) -> Ended {
         let scratch = Scratch::new();
         let script = scratch.script("test", body);
-        run(&script, scratch.path(), &Filter::every(), limit).expect("starts")
+        run(&script, scratch.path(), None, &Filter::every(), limit).expect("starts")
     }
 
     #[test]
@@ -139,12 +150,31 @@ mod tests {
         let start = Instant::now();
         assert_eq!(ended(body, minute), Ended::Failed("a::c".into()));
         assert!(start.elapsed() < Duration::from_secs(20));
-        assert_eq!(ended("echo 'test a::b ... ok'", minute), Ended::Passed(1));
+        let one = ended("echo 'test a::b ... ok'", minute);
+        assert!(matches!(one, Ended::Passed { trials: 1, .. }), "{one:?}");
         assert!(matches!(ended("kill -9 $$", minute), Ended::Died(_)));
         assert_eq!(
             ended("exec sleep 50", Duration::from_millis(200)),
             Ended::TimedOut
         );
+        let steady = "for i in 1 2 3 4; do sleep 0.5; echo \"test a::$i ... ok\"; done";
+        let steady = ended(steady, Duration::from_millis(1500));
+        assert!(
+            matches!(steady, Ended::Passed { trials: 4, silence } if silence >= Duration::from_millis(500)),
+            "{steady:?}"
+        );
+    }
+
+    #[test]
+    fn the_trials_are_told_where_the_changed_kernels_are() {
+        let scratch = Scratch::new();
+        let script = scratch.script("test", "echo \"test $XACT_SUBSTITUTES ... FAILED\"");
+        let with = |kernels: Option<&Path>| {
+            let minute = Duration::from_secs(60);
+            run(&script, scratch.path(), kernels, &Filter::every(), minute).expect("starts")
+        };
+        assert_eq!(with(Some(Path::new("/k"))), Ended::Failed("/k".into()));
+        assert_eq!(with(None), Ended::Failed(String::new()));
     }
 
     #[test]
