@@ -248,3 +248,15 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Checks that a tensor has the length that the call needs.
+pub(crate) fn check_length(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what,
+        expected: expected as u64,
+        got: got as u64,
+    })
+}

@@ -22,7 +22,7 @@ pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use crate::activation::{self, Activation, DPARAMS, Form, Gated, MAX_PARAMS, Order};
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 use crate::geometry::Cut;
 pub use crate::launch::Matrix;
 use crate::launch::{ActivationArgs, Entry, Grid, launch};
@@ -305,11 +305,9 @@ impl Plan {
         let matrices = buffers.inputs.iter().copied().chain(outputs());
         let pitches: Vec<_> = matrices.map(|(_, matrix)| matrix.pitch).collect();
         let shape = Shape::new(dtype, rows, cols, &pitches)?;
-        check_count(
-            "params",
-            A::PARAMS.len() - A::OPTIONAL..=A::PARAMS.len(),
-            params.len(),
-        )?;
+        let most = A::PARAMS.len();
+        let count = params.len().clamp(most - A::OPTIONAL, most);
+        check_length("params", count, params.len())?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
                 params: param_dtype.name(),
@@ -362,12 +360,9 @@ impl Plan {
         common: &Common<'_>,
         dparams: &Dparams<'_>,
     ) -> Result<()> {
-        let most = common.params.len();
-        check_count(
-            "dparams",
-            A::PARAMS.len() - A::OPTIONAL..=most,
-            dparams.out.len(),
-        )?;
+        let least = A::PARAMS.len() - A::OPTIONAL;
+        let count = dparams.out.len().clamp(least, common.params.len());
+        check_length("dparams", count, dparams.out.len())?;
         let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
         let needed = workspace_bytes::<A>(common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
@@ -488,19 +483,4 @@ impl Shape {
         let Matrix { ptr, pitch } = matrix;
         Span::new(what, ptr, self.rows, self.cols, pitch, self.dtype.size())
     }
-}
-
-fn check_count(
-    what: &'static str,
-    expected: std::ops::RangeInclusive<usize>,
-    got: usize,
-) -> Result<()> {
-    if expected.contains(&got) {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what,
-        expected: *expected.start() as u64,
-        got: got as u64,
-    })
 }

@@ -21,7 +21,7 @@ use std::fmt;
 
 use crate::activation::{Activation, Gated, MAX_PARAMS, Order, Term};
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, check_length};
 
 /// The bound on y and dx in f32, in ulp, for hardware whose approximate instructions may err to
 /// either end of their documented bounds.
@@ -610,15 +610,4 @@ pub fn finite_differences<A: Activation>(op: &A, params: &[f64], x: &[f64]) -> F
         }
     }
     worst
-}
-
-fn check_length(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what,
-        expected: expected as u64,
-        got: got as u64,
-    })
 }

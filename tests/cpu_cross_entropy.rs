@@ -17,6 +17,8 @@ mod loss_check;
 mod loss_cpu;
 #[path = "support/loss_golden.rs"]
 mod loss_golden;
+#[path = "support/same.rs"]
+mod same;
 
 use std::process::ExitCode;
 
@@ -24,10 +26,11 @@ use half::{bf16, f16};
 use inputs::Random;
 use libtest_mimic::{Arguments, Failed, Trial};
 use loss_cases::{batch, check_golden, check_masked_golden, everything, options, special_rows};
-use loss_check::{Batch, Results, Worst, check, expected};
+use loss_check::{Batch, Results, check, expected, same, within};
 use loss_cpu::How;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use same::bits;
 use xact::cpu::InstructionSet;
 use xact::cpu::cross_entropy::{
     self as ce, Backward, Dloss, Finish, Forward, Matrix, MatrixMut, Outputs, PartialStats, Rows,
@@ -98,33 +101,6 @@ fn full() -> bool {
 
 fn fail<R>(message: String) -> Result<R, Failed> {
     Err(message.into())
-}
-
-fn bits<T: bytemuck::Pod>(values: &[T]) -> &[u8] {
-    bytemuck::cast_slice(values)
-}
-
-/// The same bits in everything.
-fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Outcome {
-    let (a, b) = (got.statistics(), expected.statistics());
-    if a != b {
-        let at = (0..a.len().min(b.len())).find(|&i| a[i] != b[i]);
-        return fail(format!("{what}: statistics differ at {at:?}"));
-    }
-    if bits(&got.dlogits) == bits(&expected.dlogits) {
-        return Ok(());
-    }
-    let mut pairs = got.dlogits.iter().zip(&expected.dlogits).enumerate();
-    let at = pairs.find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]));
-    fail(format!("{what}: gradients differ: {at:?}"))
-}
-
-fn within(what: impl std::fmt::Debug, worst: Worst) -> Outcome {
-    if worst.ok() {
-        Ok(())
-    } else {
-        fail(format!("{what:?}: {worst:?} of the bounds"))
-    }
 }
 
 /// Both ways to the gradient, which give the same bits.

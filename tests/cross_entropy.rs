@@ -19,12 +19,14 @@ use support::check::EVERY;
 use support::choose::{Gpu, open_for_tests};
 use support::goldfish;
 use support::inputs::Random;
-use support::loss::{self, Batch, Fish, How, Results, Uploaded, Worst};
+use support::loss::{self, Batch, Fish, How, Results, Uploaded};
 use support::loss_cases::{
     batch, check_golden, check_masked_golden, everything, options, special_rows,
 };
+use support::loss_check::{same, within};
 use support::loss_cpu;
-use support::run::{Place, bits};
+use support::run::Place;
+use support::same::bits;
 use xact::cpu::cross_entropy as cpu;
 use xact::loss::cross_entropy::Shard;
 use xact::loss::goldfish::Tokens;
@@ -161,29 +163,6 @@ fn both_of<T: Element>(
     let one = loss::with_gradient(gpu, op, batch, uploaded)?;
     same("fused against stats and gradient", &one, &two)?;
     Ok(two)
-}
-
-/// The same bits in everything, but that a NaN may be any.
-fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Outcome {
-    let (a, b) = (got.statistics(), expected.statistics());
-    if a != b {
-        let at = (0..a.len().min(b.len())).find(|&i| a[i] != b[i]);
-        return fail(format!("{what}: statistics differ at {at:?}"));
-    }
-    if bits(&got.dlogits) == bits(&expected.dlogits) {
-        return Ok(());
-    }
-    let mut pairs = got.dlogits.iter().zip(&expected.dlogits).enumerate();
-    let at = pairs.find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]));
-    fail(format!("{what}: gradients differ: {at:?}"))
-}
-
-fn within(what: impl std::fmt::Debug, worst: Worst) -> Outcome {
-    if worst.ok() {
-        Ok(())
-    } else {
-        fail(format!("{what:?}: {worst:?} of the bounds"))
-    }
 }
 
 /// Runs both ways and holds them against the reference.

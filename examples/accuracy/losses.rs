@@ -2,10 +2,11 @@
 
 use xact::{CrossEntropy, Dtype, Element, Normalizer};
 
+use super::support::check;
 use super::support::choose::Gpu;
 use super::support::inputs::Random;
 use super::support::loss::{self, Batch, How, Uploaded};
-use super::support::{check, run};
+use super::support::same::bits;
 use super::{Job, Jobs, Row};
 
 /// Losses are given as `forward`, gradients as `backward`.
@@ -119,7 +120,7 @@ fn measure<T: Element>(gpu: &Gpu, params: &'static str, op: &CrossEntropy) -> Ve
                     Dtype::F32 => 2.0 * bound / (8.0 - below * std::f64::consts::LOG2_E),
                     _ => ulp::<T>(d).max(bound),
                 };
-                let rounded = run::bits(&[got]) == run::bits(&[T::from_f64(d)]);
+                let rounded = bits(&[got]) == bits(&[T::from_f64(d)]);
                 gradients.add((got.to_f64() - d).abs() / scale, below, rounded);
             }
         }

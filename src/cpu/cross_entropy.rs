@@ -36,7 +36,7 @@ use super::convert::Convert;
 use super::goldfish;
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 use crate::loss::cross_entropy::{CrossEntropy, Fate, Normalizer, Shard};
 use crate::loss::goldfish::{TokenId, Tokens};
 use loops::{Pass, Row};
@@ -299,7 +299,7 @@ pub fn backward<T: Element, L: TokenId>(op: &CrossEntropy, call: Backward<'_, T,
     } = call;
     let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
     let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    super::check("a row of dlogits", logits.cols, dlogits.cols)?;
+    check_length("a row of dlogits", logits.cols, dlogits.cols)?;
     let written = plan.ranges("dlogits", dlogits.elements, dlogits.cols, dlogits.pitch)?;
     plan.multiply(dloss, divisor)?;
     let stats = plan.merge(stats)?;
@@ -350,7 +350,7 @@ pub fn partial_stats<T: Element, L: TokenId>(
     } = call;
     let plan = Plan::new(op, &rows, Some(logits.cols))?;
     let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    super::check("stats", plan.targets.len(), stats.len())?;
+    check_length("stats", plan.targets.len(), stats.len())?;
     let logits = ranges.map(|range| (Some(&logits.elements[range]), [].as_mut_slice()));
     stats.copy_from_slice(&plan.run(true, with_argmax, logits, &[]));
     Ok(())
@@ -387,12 +387,12 @@ impl Outputs<'_> {
         for (what, output) in floats {
             output
                 .as_ref()
-                .map_or(Ok(()), |output| super::check(what, rows, output.len()))?;
+                .map_or(Ok(()), |output| check_length(what, rows, output.len()))?;
         }
         let argmax = self.argmax.as_ref().map_or(rows, |argmax| argmax.len());
-        super::check("argmax", rows, argmax)?;
+        check_length("argmax", rows, argmax)?;
         let stats = self.stats.as_ref().map_or(rows, |stats| stats.len());
-        super::check("stats", rows, stats)
+        check_length("stats", rows, stats)
     }
 }
 
@@ -458,11 +458,11 @@ impl Plan {
             });
         }
         if let Some(weights) = rows.weights {
-            super::check("weights", n, weights.len())?;
+            check_length("weights", n, weights.len())?;
         }
         let keep = match &rows.goldfish {
             Some(Goldfish { strategy, tokens }) => {
-                super::check("hash_ids", n, tokens.hash_ids.len())?;
+                check_length("hash_ids", n, tokens.hash_ids.len())?;
                 goldfish::keep(strategy, tokens)?
             }
             None => Vec::new(),
@@ -516,7 +516,7 @@ impl Plan {
         };
         let whole = n.checked_mul(pitch.max(cols)).ok_or(too_large)?;
         let least = whole - (pitch.max(cols) - cols) * n.min(1);
-        super::check(what, elements.len().clamp(least, whole), elements.len())?;
+        check_length(what, elements.len().clamp(least, whole), elements.len())?;
         Ok((0..n).map(move |row| row * pitch..row * pitch + cols))
     }
 
@@ -563,7 +563,7 @@ impl Plan {
         let n = self.targets.len();
         // Without rows there is nothing to be merged.
         let ranks = stats.len().checked_div(n).unwrap_or(1);
-        super::check("stats", ranks.max(1) * n, stats.len())?;
+        check_length("stats", ranks.max(1) * n, stats.len())?;
         let row = |row| merged(self.options.cap, stats.iter().skip(row).step_by(n).copied());
         Ok((0..n).map(row).collect())
     }

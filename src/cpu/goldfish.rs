@@ -18,7 +18,7 @@
 //! ```
 
 use super::simd::{InstructionSet, Task};
-use crate::error::Result;
+use crate::error::{Result, check_length};
 use crate::loss::goldfish::{
     Goldfish, Segments, SplitMix, Strategy, TABLE_LEN, TokenId, Tokens, WEYL, avalanche,
     avalanche_cut, cut64, mix,
@@ -57,8 +57,8 @@ pub fn mask<I: TokenId>(goldfish: &Goldfish, call: Mask<'_, I>) -> Result<Counts
         weights,
     } = call;
     let n = tokens.hash_ids.len();
-    super::check("keep", n, out.as_ref().map_or(n, |out| out.len()))?;
-    super::check("weights", n, weights.as_ref().map_or(n, |out| out.len()))?;
+    check_length("keep", n, out.as_ref().map_or(n, |out| out.len()))?;
+    check_length("weights", n, weights.as_ref().map_or(n, |out| out.len()))?;
     let keep = keep(goldfish, &tokens)?;
     for (out, &keep) in out.into_iter().flatten().zip(&keep) {
         *out = keep.into();

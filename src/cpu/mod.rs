@@ -54,7 +54,7 @@ pub use simd::InstructionSet;
 
 use crate::activation::{Activation, Gated, Order};
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, check_length};
 use call::{Call, Gradients};
 
 /// The tensors of [`backward`].
@@ -122,7 +122,7 @@ pub fn forward<A: Activation, T: Element>(
     y: &mut [T],
 ) -> Result<()> {
     check_params::<A>(params)?;
-    check("y", x.len(), y.len())?;
+    check_length("y", x.len(), y.len())?;
     let call = Call::Forward {
         x: Some(x),
         v: &[],
@@ -168,8 +168,8 @@ pub fn backward<A: Activation, T: Element>(
         dparams,
         accumulate,
     } = call;
-    check("dy", x.len(), dy.len())?;
-    check("dx", x.len(), dx.len())?;
+    check_length("dy", x.len(), dy.len())?;
+    check_length("dx", x.len(), dx.len())?;
     check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
     let tensors = Call::Backward {
         x,
@@ -199,7 +199,7 @@ pub fn backward_in_place<A: Activation, T: Element>(
         dparams,
         accumulate,
     } = call;
-    check("dy", x.len(), dy.len())?;
+    check_length("dy", x.len(), dy.len())?;
     check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
     let tensors = Call::Backward {
         x,
@@ -226,8 +226,8 @@ pub fn gated_forward<A: Gated, T: Element>(
     y: &mut [T],
 ) -> Result<()> {
     check_params::<A>(params)?;
-    check("v", x.len(), v.len())?;
-    check("y", x.len(), y.len())?;
+    check_length("v", x.len(), v.len())?;
+    check_length("y", x.len(), y.len())?;
     let call = Call::Forward { x: Some(x), v, y };
     op.gated_on_cpu(order, params, call.into());
     Ok(())
@@ -259,7 +259,7 @@ pub fn gated_backward<A: Gated, T: Element>(
         ("dx", dx.len()),
         ("dv", dv.len()),
     ] {
-        check(what, x.len(), len)?;
+        check_length(what, x.len(), len)?;
     }
     check_backward::<A, T>(params, x, y.as_deref(), dparams)?;
     let tensors = Call::Backward {
@@ -275,21 +275,10 @@ pub fn gated_backward<A: Gated, T: Element>(
     Ok(())
 }
 
-fn check(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what,
-        expected: expected as u64,
-        got: got as u64,
-    })
-}
-
 fn check_params<A: Activation>(params: &[f32]) -> Result<()> {
     let most = A::PARAMS.len();
     let least = most - A::OPTIONAL;
-    check("params", params.len().clamp(least, most), params.len())
+    check_length("params", params.len().clamp(least, most), params.len())
 }
 
 /// What every backward checks.
@@ -300,8 +289,8 @@ fn check_backward<A: Activation, T>(
     dparams: &[f32],
 ) -> Result<()> {
     check_params::<A>(params)?;
-    check("dparams", params.len(), dparams.len())?;
-    y.map_or(Ok(()), |y| check("y", x.len(), y.len()))
+    check_length("dparams", params.len(), dparams.len())?;
+    y.map_or(Ok(()), |y| check_length("y", x.len(), y.len()))
 }
 
 fn write(gradients: Gradients, dparams: &mut [f32], accumulate: bool) {

@@ -55,7 +55,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 #[cfg(feature = "cuda")]
 use crate::launch::{self, Entry, GoldfishArgs};
 
@@ -621,14 +621,7 @@ fn check_table(strategy: &Strategy, what: &'static str, expected: usize, got: us
             strategy: strategy.name(),
         });
     }
-    if got == expected {
-        return Ok(());
-    }
-    Err(Error::Length {
-        what,
-        expected: expected as u64,
-        got: got as u64,
-    })
+    check_length(what, expected, got)
 }
 
 /// Rows of `len` labels each.

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 
 use super::span::Span;
-use super::{CUdeviceptr, CUstream, check_count};
+use super::{CUdeviceptr, CUstream};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 use crate::geometry::{BLOCK, MAX_CHUNKS};
 use crate::launch::{GoldfishArgs, GoldfishMaskArgs, Grid, launch};
 use crate::loss::Goldfish;
@@ -273,5 +273,5 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
 
 /// Checks the length of a tensor with an element for each label.
 fn check_labels(what: &'static str, labels: usize, got: usize) -> Result<()> {
-    check_count(what, labels..=labels, got)
+    check_length(what, labels, got)
 }

@@ -3,13 +3,11 @@
 
 use cudarc::driver::{CudaStream, DevicePtrMut};
 
-use super::{
-    Backward, CUdeviceptr, Common, Dparams, Forward, GatedBackward, GatedForward, check_count,
-};
+use super::{Backward, CUdeviceptr, Common, Dparams, Forward, GatedBackward, GatedForward};
 use crate::activation::{self, Activation, Gated, Order, ParamGradients};
 use crate::device::Device;
 use crate::dtype::Element;
-use crate::error::Result;
+use crate::error::{Result, check_length};
 use crate::tensor;
 
 /// Checks each parameter, and calls `f` with their addresses.
@@ -66,7 +64,7 @@ fn check_scalar(
     len: usize,
 ) -> Result<()> {
     device.check_buffer(what, stream)?;
-    check_count(what, 1..=1, len)
+    check_length(what, 1, len)
 }
 
 fn common<'a, T: Element, P: Element>(

@@ -13,7 +13,8 @@ use xact::{CrossEntropy, CrossEntropySummary, Element, Goldfish, Result, RowStat
 
 use super::choose::Gpu;
 pub use super::loss_check::*;
-use super::run::{Place, Tensor, bits};
+use super::run::{Place, Tensor};
+use super::same::bits;
 
 /// How a call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 use xact::loss::cross_entropy::{Fate, Row, Shard};
 use xact::{CrossEntropy, CrossEntropySummary, Element, RowStats};
 
+use super::same::bits;
+
 /// A batch of rows on the host.
 #[derive(Clone, Debug)]
 pub struct Batch<T> {
@@ -146,6 +148,30 @@ impl Worst {
     pub fn ok(&self) -> bool {
         self.loss <= 1.0 && self.lse <= 1.0 && self.dlogits <= 1.0
     }
+}
+
+/// Holds results to their bounds.
+pub fn within(what: impl std::fmt::Debug, worst: Worst) -> Result<(), String> {
+    if worst.ok() {
+        Ok(())
+    } else {
+        Err(format!("{what:?}: {worst:?} of the bounds"))
+    }
+}
+
+/// Holds results to the very bits of others.
+pub fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Result<(), String> {
+    let (a, b) = (got.statistics(), expected.statistics());
+    if a != b {
+        let at = (0..a.len().min(b.len())).find(|&i| a[i] != b[i]);
+        return Err(format!("{what}: statistics differ at {at:?}"));
+    }
+    if bits(&got.dlogits) == bits(&expected.dlogits) {
+        return Ok(());
+    }
+    let mut pairs = got.dlogits.iter().zip(&expected.dlogits).enumerate();
+    let at = pairs.find(|(_, (a, b))| bits(&[**a]) != bits(&[**b]));
+    Err(format!("{what}: gradients differ: {at:?}"))
 }
 
 fn share(got: f64, expected: f64, bound: f64) -> f64 {

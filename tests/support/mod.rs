@@ -18,6 +18,7 @@ pub mod machine;
 pub mod plot;
 pub mod progress;
 pub mod run;
+pub mod same;
 pub mod strategy;
 pub mod table;
 pub mod trials;

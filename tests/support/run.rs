@@ -10,6 +10,7 @@ use xact::raw::{self, Matrix};
 use xact::{Activation, Dtype, Element, Gated, Order, Result};
 
 use super::choose::Gpu;
+use super::same::bits;
 
 /// What the bytes around a tensor hold.
 const CANARY: u8 = 0xa5;
@@ -432,9 +433,4 @@ pub fn tensors(launch: &LaunchReport) -> impl Iterator<Item = &BufferTraffic> {
         .buffers
         .iter()
         .filter(move |buffer| !scalar.contains(&buffer.len))
-}
-
-/// The bytes of a tensor: what "the same bits" compares.
-pub fn bits<T: Element>(values: &[T]) -> &[u8] {
-    bytemuck::cast_slice(values)
 }

@@ -3,15 +3,15 @@
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 
+use super::super::CUdeviceptr;
 use super::super::goldfish::{IdType, safe as goldfish};
-use super::super::{CUdeviceptr, check_count};
 use super::{
     Backward, Finish, Forward, ForwardWithGradient, Logits, Outputs, PartialStats, Rows, Scratch,
     Upstream,
 };
 use crate::device::{Device, Workspace};
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 use crate::launch::{CrossEntropySummary, Matrix};
 use crate::loss::cross_entropy::{CrossEntropy, device as call};
 use crate::loss::goldfish::TokenId;
@@ -25,7 +25,7 @@ fn check<T>(
     len: usize,
 ) -> Result<()> {
     device.check_buffer(what, buffer.stream())?;
-    check_count(what, len..=len, buffer.len())
+    check_length(what, len, buffer.len())
 }
 
 fn check_rows<L: TokenId>(device: &Device, rows: &call::Rows<'_, L>) -> Result<()> {
@@ -66,7 +66,7 @@ fn with_rows<L: TokenId, R>(
 fn shape(explicit: Option<tensor::Rows>, len: usize, rows: usize) -> Result<tensor::Shape> {
     let cols = match explicit {
         Some(explicit) => {
-            check_count("labels", explicit.rows..=explicit.rows, rows)?;
+            check_length("labels", explicit.rows, rows)?;
             explicit.cols
         }
         None => match len.checked_div(rows) {
