@@ -37,6 +37,11 @@ const BAR: f64 = 0.97;
 /// The test of all activations.
 const ACTIVATIONS: &str = "activations";
 
+/// The example that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
+/// notices a coefficient that is off by less than the bounds forgive.
+const ACCURACY: &str = "accuracy";
+const ACCURACY_ARGUMENTS: [&str; 4] = ["--check", "--readme", "--device", "emulated"];
+
 /// What the command line asks for.
 pub struct Options {
     /// Only mutants of this op's kernels and of the headers that they include.
@@ -263,6 +268,7 @@ struct Bench {
 struct Base {
     /// The test executables by name.
     executables: BTreeMap<String, PathBuf>,
+    accuracy: PathBuf,
     /// The folder of the PTX and of the generated header.
     images: PathBuf,
     /// For how long nothing is heard of a mutant's trials before they are given up.
@@ -294,34 +300,22 @@ impl Bench {
     fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
         eprintln!("Building and testing without a mutant.");
         let tests: BTreeSet<_> = ops.iter().map(|op| self.test_of(op)).collect();
-        let output = Command::new(steps::cargo())
-            .current_dir(&self.tree)
-            .args(["test", "--package", "xact", "--no-run"])
-            .args(tests.iter().flat_map(|test| ["--test", *test]))
-            .args(["--message-format=json-render-diagnostics"])
-            .env("CARGO_TARGET_DIR", &self.target)
-            // The copy has no toolkit of its own.
-            .env("NVCC", &self.nvcc)
-            .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
-            .stdin(Stdio::null())
-            .output()
-            .context("cargo does not start")?;
-        if !output.status.success() {
-            bail!(
-                "the tests do not build without a mutant:\n{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        let messages = String::from_utf8_lossy(&output.stdout);
-        let executables = tests.into_iter().map(|test| {
-            let executable = cargo_messages::executable(&messages, "test", test);
-            let executable = executable.context("cargo did not say where the test is")?;
-            Ok((test.to_owned(), executable))
-        });
+        let wanted = tests.iter().flat_map(|test| ["--test", *test]);
+        let messages = self.cargo(["test", "--no-run"].into_iter().chain(wanted))?;
+        let executable = |messages: &str, kind, name: &str| {
+            let executable = cargo_messages::executable(messages, kind, name);
+            executable.with_context(|| format!("cargo did not say where the {kind} {name} is"))
+        };
+        let executables = tests
+            .iter()
+            .map(|test| Ok(((*test).to_owned(), executable(&messages, "test", test)?)));
+        let executables = executables.collect::<anyhow::Result<_>>()?;
+        let messages = self.cargo(["build", "--example", ACCURACY])?;
         let out = cargo_messages::out_folder(&messages);
         let out = out.context("cargo did not say where the build script of xact wrote")?;
         let mut base = Base {
-            executables: executables.collect::<anyhow::Result<_>>()?,
+            executables,
+            accuracy: executable(&messages, "example", ACCURACY)?,
             images: out.join("kernels"),
             limit: Duration::from_secs(3600),
         };
@@ -337,6 +331,9 @@ impl Bench {
                 }
             }
         }
+        if !self.is_as_accurate(&base, None)? {
+            bail!("the table of README.md is not what the kernels compute without a mutant");
+        }
         // A machine may be busier later.
         base.limit = longest * 3 + Duration::from_secs(20);
         eprintln!(
@@ -345,6 +342,30 @@ impl Bench {
             longest.as_secs_f64()
         );
         Ok(base)
+    }
+
+    /// Builds something of the copy, without a mutant; what cargo says of it.
+    fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<String> {
+        let output = Command::new(steps::cargo())
+            .current_dir(&self.tree)
+            .args(arguments)
+            .args([
+                "--package",
+                "xact",
+                "--message-format=json-render-diagnostics",
+            ])
+            .env("CARGO_TARGET_DIR", &self.target)
+            // The copy has no toolkit of its own.
+            .env("NVCC", &self.nvcc)
+            .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
+            .stdin(Stdio::null())
+            .output()
+            .context("cargo does not start")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("the tests do not build without a mutant:\n{said}");
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Compiles and tests one mutant; the source is as before afterwards.
@@ -375,6 +396,9 @@ impl Bench {
                 if outcome.status != Status::Survived {
                     return Ok(outcome);
                 }
+            }
+            if !self.is_as_accurate(base, Some(&self.substitutes))? {
+                return Ok(Status::Caught.with("the table of README.md"));
             }
             if let Some(words) = self.refused_by_assembler()? {
                 return Ok(Status::BuildError.with(&words));
@@ -448,6 +472,17 @@ impl Bench {
             }
         }
         Ok(Status::Survived.with(""))
+    }
+
+    /// Whether README.md tells how accurate the kernels are.
+    fn is_as_accurate(&self, base: &Base, substitutes: Option<&Path>) -> anyhow::Result<bool> {
+        let output = trials::command(&base.accuracy, &self.tree, substitutes)
+            .args(ACCURACY_ARGUMENTS)
+            .output();
+        Ok(output
+            .context("the example does not start")?
+            .status
+            .success())
     }
 
     /// What the build script would have noticed, asked only of what the trials pass.
@@ -596,6 +631,30 @@ mod tests {
         assert_eq!(names(Some("e")), [e_first]);
         let error = mutants(scratch.path(), Some("z")).expect_err("no such op");
         assert!(error.to_string().contains("z.cu"), "{error}");
+    }
+
+    #[test]
+    fn kernels_of_losses_are_tried_together_and_the_first_op_first() {
+        let bench = Bench {
+            tree: PathBuf::new(),
+            target: PathBuf::new(),
+            substitutes: PathBuf::new(),
+            nvcc: PathBuf::new(),
+            kernels: ["activation/a", "activation/b", "loss/e", "loss/f"]
+                .map(|name| PathBuf::from(format!("kernels/{name}.cu")))
+                .into(),
+        };
+        let groups = |ops: &[&str]| {
+            let ops: Vec<_> = ops.iter().map(|op| op.to_string()).collect();
+            let groups = bench.groups(&ops).into_iter();
+            groups
+                .map(|group| group.into_iter().cloned().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&["a", "b", "e", "f"]), ["a", "b", "e f"]);
+        assert_eq!(groups(&["f", "a", "b", "e"]), ["f e", "a", "b"]);
+        assert_eq!(groups(&["b", "a"]), ["b", "a"]);
+        assert_eq!(groups(&["e"]), ["e"]);
     }
 
     #[test]

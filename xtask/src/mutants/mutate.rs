@@ -521,11 +521,17 @@ fn changed_number(text: &str) -> Vec<(Kind, String)> {
     let Ok(value) = digits.parse::<u64>() else {
         return Vec::new();
     };
-    let mut changed = vec![constant(format!("{}{suffix}", value + 1))];
-    if value > 1 {
-        changed.push(constant(format!("{}{suffix}", value - 1)));
-    }
-    changed
+    let others = match value {
+        0 => vec![1],
+        1 => vec![2],
+        // A width, a size, a number of lanes: of powers of two, between which nothing is told apart.
+        _ if value >= 4 && value.is_power_of_two() => vec![value * 2, value / 2],
+        _ => vec![value + 1, value - 1],
+    };
+    let others = others.into_iter();
+    others
+        .map(|other| constant(format!("{other}{suffix}")))
+        .collect()
 }
 
 #[cfg(test)]
@@ -564,6 +570,11 @@ mod tests {
         assert_eq!(
             changed_number("15u"),
             [(Constant, "16u".into()), (Constant, "14u".into())]
+        );
+        assert_eq!(changed_number("1"), [(Constant, "2".into())]);
+        assert_eq!(
+            changed_number("16u"),
+            [(Constant, "32u".into()), (Constant, "8u".into())]
         );
         assert_eq!(changed_number("0x1f"), [(Constant, "0x1e".into())]);
         assert_eq!(changed_number("0xffffffffu"), [(Mask, "0xffffu".into())]);

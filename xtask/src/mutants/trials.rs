@@ -55,6 +55,19 @@ pub enum Ended {
     TimedOut,
 }
 
+/// An executable in `folder`, with the kernels of another in the place of those built in.
+pub fn command(executable: &Path, folder: &Path, substitutes: Option<&Path>) -> Command {
+    let mut command = Command::new(executable);
+    command
+        .current_dir(folder)
+        // Where cargo would start it.
+        .env("CARGO_MANIFEST_DIR", folder)
+        .env("XACT_DEVICE", "emulated")
+        .envs(substitutes.map(|kernels| ("XACT_SUBSTITUTES", kernels)))
+        .stdin(Stdio::null());
+    command
+}
+
 /// Runs the trials in `folder`, with the kernels of another in the place of those built in. They are given up
 /// when nothing has been heard of them for `limit`.
 pub fn run(
@@ -64,14 +77,8 @@ pub fn run(
     filter: &Filter,
     limit: Duration,
 ) -> anyhow::Result<Ended> {
-    let mut child = Command::new(executable)
-        .current_dir(folder)
-        // Where cargo would start it.
-        .env("CARGO_MANIFEST_DIR", folder)
-        .env("XACT_DEVICE", "emulated")
-        .envs(substitutes.map(|kernels| ("XACT_SUBSTITUTES", kernels)))
+    let mut child = command(executable, folder, substitutes)
         .args(&filter.0)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
