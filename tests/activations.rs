@@ -503,8 +503,8 @@ fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         (5, 4096),
         (4, 4099),
         (300, 5),
-        // More tiles than chunks, so that a chunk takes several rows.
-        (4200, 3),
+        // More tiles than chunks, so that a chunk takes several rows, and the last one fewer than the others.
+        (4201, 3),
     ] {
         let x = random.normal::<T>(rows * cols, 2.0);
         let dy = random.normal::<T>(rows * cols, 1.0);
