@@ -320,6 +320,33 @@ fn measured(name: &str, ms: f64, copy_ms: f64) -> Measured {
 
 const FORWARD: &str = "xielu plain forward bf16 20480x8192 scale 1 masked 0%";
 
+/// Of the grid, what nothing else asks for has no line of its own.
+#[test]
+fn the_grid_has_tables() {
+    let grid = |direction, shape, ms| {
+        let name = format!("cross_entropy plain {direction} bf16 {shape} scale 1 masked 0%");
+        measured(&name, ms, 0.5)
+    };
+    let rows = [
+        grid("forward", "8192x131072", 1.0),
+        grid("forward", "16x32000", 2.0),
+        grid("fused", "8192x131072", 0.625),
+    ];
+    let text = report::speeds(&machine(), &rows);
+    let lines: Vec<Vec<_>> = text
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    let has = |cells: &[&str]| assert!(lines.contains(&cells.to_vec()), "{cells:?} in\n{text}");
+    has(&["", "rows", "32000", "131072", ""]);
+    has(&["", "16", "25.0 %", "", ""]);
+    has(&["", "8192", "", "50.0 %", ""]);
+    has(&["", "8192", "80.0 %", ""]);
+    assert!(text.contains("8192 × 131072") && !text.contains("16 × 32000"));
+    let text = report::speeds(&machine(), &rows[..1]);
+    assert!(!text.contains("share of a copy:"), "{text}");
+}
+
 /// A file of the bench in which one row takes so many milliseconds.
 fn speed(ms: f64) -> String {
     json!({ "machine": machine(), "rows": [measured(FORWARD, ms, 0.2)], "without": [["another row", "does not fit"]] }).to_string()

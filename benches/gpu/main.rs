@@ -224,10 +224,10 @@ fn smoke(gpu: &Gpu, rows: Vec<Row>) -> Result<ExitCode> {
 
 /// The table, and what it means.
 fn in_words(machine: &Machine, rows: &[Measured], without: &[(String, String)]) -> String {
-    let lines = report::speed_table(machine, rows);
     let mut text = format!(
-        "{lines}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
+        "{}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
          and each output\nonce; the copy is cuMemcpyDtoDAsync of as many bytes, alternated with each row.\n",
+        report::speeds(machine, rows),
         machine.device,
         machine.sms,
         machine.l2_bytes as f64 / 1e6,
