@@ -3,12 +3,13 @@
     python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
 
 Of each row: the formula of its authors (torch_cpu.py) in eager PyTorch and under torch.compile, whose kernels are
-Triton's, and for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
-alternate on one device; the round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples
-that alternate with a copy of as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
+Triton's; for xIELU and cross-entropy Triton kernels written by hand (triton_peer.py); for cross-entropy Liger-Kernel
+and QuACK where they can be imported. Before each round `--ours` is run, so that both alternate on one device; the
+round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples that alternate with a copy of
+as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
 
-A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too,
-and times nothing.
+A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too
+(Triton's kernels with TRITON_INTERPRET=1), and times nothing.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import gc
 import importlib
 import json
 import math
+import os
 import pathlib
 import shlex
 import statistics
@@ -105,6 +107,33 @@ def make_logits(row, turns, device):
     return [normal(row, device) for _ in range(turns)], labels
 
 
+def make_triton(row, turns, device):
+    import triton_peer
+
+    direction = row["direction"]
+    if row["op"] == "xielu":
+        _, _, scalars = activation(row["op"], FORMS[row["form"]])
+        dtype = DTYPES[row["dtype"]]
+        params = [torch.tensor(s, device=device, dtype=dtype) for s in scalars]
+        x = [normal(row, device) for _ in range(turns)]
+        if direction == "forward":
+            return Turns(turns, lambda turn: triton_peer.xielu_forward(x[turn], *params))
+        dy = [normal(row, device) for _ in range(turns)]
+        return Turns(turns, lambda turn: triton_peer.xielu_backward(x[turn], dy[turn], *params))
+    logits, labels = make_logits(row, turns, device)
+    if direction == "forward":
+        return Turns(turns, lambda turn: triton_peer.cross_entropy(logits[turn], labels, False))
+    if direction == "backward":
+        lse = [triton_peer.cross_entropy(tensor, labels, False)[1] for tensor in logits]
+        return Turns(turns, lambda turn: triton_peer.cross_entropy_backward(logits[turn], labels, lse[turn]))
+    pristine = [tensor.clone() for tensor in logits]
+    return Turns(
+        turns,
+        lambda turn: triton_peer.cross_entropy(logits[turn], labels, True),
+        lambda turn: logits[turn].copy_(pristine[turn]),
+    )
+
+
 def make_liger(row, turns, device):
     """Its forward writes the gradient over the logits: the rival of `fused` alone."""
     if row["direction"] != "fused":
@@ -133,20 +162,21 @@ def make_quack(row, turns, device):
     return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
 
 
-def peers_of(row):
+def peers_of(row, device):
     """Names and makers of those that compute a row."""
-    if row["op"] == "cross_entropy":
-        yield "torch eager", lambda turns, device: make_torch_loss(row, turns, device, False)
-        yield "torch.compile", lambda turns, device: make_torch_loss(row, turns, device, True)
-        for name, module, make in [
-            ("Liger-Kernel", "liger_kernel", make_liger),
-            ("QuACK", "quack", make_quack),
-        ]:
-            if version(module) is not None:
-                yield name, lambda turns, device, make=make: make(row, turns, device)
-    else:
-        yield "torch eager", lambda turns, device: make_activation(row, turns, device, False)
-        yield "torch.compile", lambda turns, device: make_activation(row, turns, device, True)
+    is_loss = row["op"] == "cross_entropy"
+    make = make_torch_loss if is_loss else make_activation
+    yield "torch eager", lambda turns, device: make(row, turns, device, False)
+    yield "torch.compile", lambda turns, device: make(row, turns, device, True)
+    # Without a GPU Triton has its interpreter, if it is asked for.
+    can_triton = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    for name, module, make_other, computes in [
+        ("Triton", "triton", make_triton, can_triton and (is_loss or row["op"] == "xielu")),
+        ("Liger-Kernel", "liger_kernel", make_liger, can_triton and is_loss),
+        ("QuACK", "quack", make_quack, device.type == "cuda" and is_loss),
+    ]:
+        if computes and version(module) is not None:
+            yield name, lambda turns, device, make=make_other: make(row, turns, device)
 
 
 def version(module):
@@ -207,7 +237,7 @@ def one_round(rows, device, smoke, deadline, save):
     """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
     found = []
     for row in rows:
-        for peer, make in peers_of(row):
+        for peer, make in peers_of(row, device):
             result = {"name": row["name"], "peer": peer, "ms": None, "copy_ms": None, "error": None}
             if time.monotonic() > deadline:
                 result["error"] = "no time left"
