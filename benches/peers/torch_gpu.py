@@ -15,6 +15,7 @@ A peer that fails has an `error` in the place of a time. `--smoke` runs every ro
 import argparse
 import gc
 import importlib
+import importlib.metadata
 import json
 import math
 import os
@@ -33,6 +34,8 @@ from torch_cpu import activation
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # The forms' names there.
 FORMS = {"plain": "plain", "gated1": "order 1", "gated2": "order 2"}
+# Who is imported, and the name under which it is installed.
+DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "liger_kernel": "liger-kernel", "quack": "quack-kernels"}
 SAMPLES = 11
 # Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
 SAMPLE_MS = 4.0
@@ -180,10 +183,12 @@ def peers_of(row, device):
 
 
 def version(module):
+    """`None` for what cannot be imported."""
     try:
-        return str(getattr(importlib.import_module(module), "__version__", "of no version"))
+        importlib.import_module(module)
     except Exception:
         return None
+    return importlib.metadata.version(DISTRIBUTIONS[module])
 
 
 def elapsed(run, count):
@@ -271,8 +276,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after that")
     parser.add_argument("--ours", help="command to run before each round; {} is the file that it is to write")
+    parser.add_argument("--site", help="a folder of packages, for those that are not installed")
     parser.add_argument("--smoke", action="store_true", help="run every row once at a tiny size, time nothing")
     arguments = parser.parse_args()
+    if arguments.site:
+        sys.path.append(arguments.site)
     deadline = time.monotonic() + arguments.seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not arguments.smoke:
@@ -286,7 +294,7 @@ def main():
     torch._dynamo.config.cache_size_limit = 1000
     # A backward is timed again and again on what one forward kept.
     torch._functorch.config.donated_buffer = False
-    versions = {module: version(module) for module in ["torch", "triton", "liger_kernel", "quack"]}
+    versions = {module: version(module) for module in DISTRIBUTIONS}
     failed = 0
     for number in range(1, arguments.rounds + 1):
         if arguments.ours:
