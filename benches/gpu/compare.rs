@@ -280,7 +280,7 @@ impl Comparison {
             ]);
         }
         let mut text = format!(
-            "{table}\n{} against {}. Bits must be the same where no approximate instruction ran; elsewhere both are within \
+            "{table}\n\n{} against {}. Bits must be the same where no approximate instruction ran; elsewhere both are within \
              the bounds\nabout the f64 reference. Apart: neighbouring values of the type between the two, at most.\n",
             self.devices[0], self.devices[1]
         );

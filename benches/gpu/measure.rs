@@ -100,7 +100,7 @@ fn turns(row: &Row, l2_bytes: u64, free: u64) -> Option<u64> {
 
 /// Samples of a row where so many are asked for.
 fn samples(row: &Row, asked: usize) -> usize {
-    if row.grid && !row.quick && !row.peers {
+    if row.completes_the_grid() {
         asked.min(GRID_SAMPLES)
     } else {
         asked

@@ -162,7 +162,7 @@ impl Parts {
         }
         let count = |outcome: &str| self.steps.iter().filter(|s| s.outcome == outcome).count();
         format!(
-            "{table}\n{} steps: {} passed, {} failed, {} not run.\n",
+            "{table}\n\n{} steps: {} passed, {} failed, {} not run.\n",
             self.steps.len(),
             count("passed"),
             count("FAILED"),
@@ -303,7 +303,7 @@ impl Parts {
                 .join(", ")
         });
         format!(
-            "{table}\nMedians over {} rounds of ours and {} of theirs, in turn on the same device, each beside a copy in its own \
+            "{table}\n\nMedians over {} rounds of ours and {} of theirs, in turn on the same device, each beside a copy in its own \
              process. {}.\n",
             self.ours.len(),
             self.peers.len(),
@@ -338,7 +338,7 @@ impl Parts {
             table.add_row([name.to_owned()].into_iter().chain(cells).chain([best]));
         }
         format!(
-            "{table}\nShares of a copy in the same process; `src/geometry.rs` says what the names mean.\n"
+            "{table}\n\nShares of a copy in the same process; `src/geometry.rs` says what the names mean.\n"
         )
     }
 }
@@ -383,7 +383,7 @@ fn steps(text: &str) -> Result<Vec<Step>> {
 
 /// The tables of speeds: what is in the grid alone is there as the share of a copy.
 pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
-    let alone = |found: &&Measured| found.row.grid && !found.row.quick && !found.row.peers;
+    let alone = |found: &&Measured| found.row.completes_the_grid();
     let mut text = format!(
         "{}\n",
         speed_table(machine, rows.iter().filter(|found| !alone(found)))

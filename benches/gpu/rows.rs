@@ -57,6 +57,11 @@ impl Row {
         (row + 1) * self.masked / 100 > row * self.masked / 100
     }
 
+    /// Whether it is there for the grid alone.
+    pub fn completes_the_grid(&self) -> bool {
+        self.grid && !self.quick && !self.peers
+    }
+
     /// The number of a type's bytes.
     fn size(&self) -> u64 {
         match self.dtype.as_str() {
@@ -177,8 +182,14 @@ pub fn all() -> Vec<Row> {
     activation::for_each(&mut list);
     list.masks();
     let in_training = |row: &Row| !["f32", "f16"].contains(&row.dtype.as_str());
-    list.0
-        .sort_by_key(|row| (!row.quick, !row.peers, row.grid, !in_training(row)));
+    list.0.sort_by_key(|row| {
+        (
+            !row.quick,
+            !row.peers,
+            row.completes_the_grid(),
+            !in_training(row),
+        )
+    });
     list.0
 }
 
