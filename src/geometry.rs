@@ -35,7 +35,8 @@ pub const ROW_PACKS: u64 = 4;
 /// Blocks of the row kernels that must fit on an SM at once: 80 registers, of which a batch holds 16.
 pub const BLOCKS_OF_ROWS: u64 = 3;
 
-/// Blocks of the largest cluster that every device of compute capability 9.0 takes.
+/// Blocks of the largest cluster that CUDA calls portable to every device of compute capability 9.0 and later. One may
+/// have room for fewer, and is asked when the kernel is loaded.
 pub const MAX_CLUSTER: u64 = 8;
 
 /// Bytes of the widest load and store.

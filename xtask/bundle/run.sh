@@ -154,7 +154,7 @@ speed() {
     local most
     most=$(within $([ $quick = 1 ] && echo 45 || echo 210))
     # Rows that would begin too late are named as such.
-    local arguments=(--json "$parts/speed.json" --seconds $((most - 10)))
+    local arguments=(--json "$parts/speed.json" --seconds $((most > 10 ? most - 10 : 0)))
     [ $quick = 0 ] || arguments+=(--quick)
     clocks
     step 'speed' "$most" "$programs/gpu" "${arguments[@]}"
@@ -184,7 +184,7 @@ peers() {
     most=$(within $([ $quick = 1 ] && echo 75 || echo 150))
     [ $stand_in = 0 ] || most=$(within "$limit")
     # A row that has begun may take half a minute: a compiler's first.
-    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most - 35)))
+    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 35 ? most - 35 : 0)))
     if [ $stand_in = 1 ]; then
         arguments+=(--smoke --rounds 1)
     else
