@@ -43,11 +43,14 @@ cleanup() {
     local status=$? pid
     # A background process that is stopped before it has begun comes here too.
     [ "$BASHPID" = $$ ] || return
-    for pid in "${background[@]}"; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    for pid in "${background[@]}" ${running:-}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
     rm -rf "$work"
     exit $status
 }
 trap cleanup EXIT
+# A step is a process group of its own, which no signal to this script reaches.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 mkdir -p "$work/parts" "$work/logs"
 parts=$work/parts steps=$work/parts/steps.tsv
 : >"$steps"
@@ -86,8 +89,11 @@ step() {
         line "$name" FAILED 0 'no time left'
         return 1
     fi
-    timeout -k 5 "$most" "$@" >"$log" 2>&1
+    timeout -k 5 "$most" "$@" >"$log" 2>&1 &
+    running=$!
+    wait "$running"
     status=$?
+    running=
     note=$(grep -E '^(test result|left out|========= ERROR SUMMARY)' "$log" | tr '\n' ' ')
     [ -n "$note" ] || note=$(grep -v '^$' "$log" | tail -n 1)
     note=$(printf '%s' "$note" | tr '\t' ' ' | cut -c 1-160)

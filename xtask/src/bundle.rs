@@ -264,6 +264,8 @@ fn size(folder: &Path) -> anyhow::Result<u64> {
 #[cfg(all(test, unix))]
 mod tests {
     use std::process::Output;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::testing::Scratch;
@@ -311,6 +313,10 @@ echo done"#,
 
         /// Packs the programs, and runs the script with `arguments`.
         fn run(&self, arguments: &[&str]) -> Output {
+            self.script(arguments).output().expect("bash")
+        }
+
+        fn script(&self, arguments: &[&str]) -> Command {
             let folder = self.0.path();
             write_executable(&folder.join(BUNDLE).join("run.sh"), RUN).expect("the script");
             let archive = folder.join(BUNDLE).join("programs.tar.gz");
@@ -319,16 +325,16 @@ echo done"#,
             tar.arg("-czf").arg(archive).arg("-C");
             run_quietly(tar.arg(folder.join("stage")).arg("programs")).expect("tar");
             let path = std::env::var("PATH").expect("PATH");
-            Command::new(folder.join(BUNDLE).join("run.sh"))
+            let mut script = Command::new(folder.join(BUNDLE).join("run.sh"));
+            script
                 .args(arguments)
                 .arg("--out")
                 .arg(folder.join("results"))
                 .env("PATH", format!("{}:{path}", folder.join("tools").display()))
                 .env("CALLS", folder.join("calls"))
                 .env("TMPDIR", folder.join("tmp of a test"))
-                .env("XACT_REQUIRE_GPU", "set by who runs it")
-                .output()
-                .expect("bash")
+                .env("XACT_REQUIRE_GPU", "set by who runs it");
+            script
         }
 
         /// The lines of the summary: a name and an outcome each.
@@ -494,6 +500,37 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
         assert_eq!(stub.outcomes()[1], "suite api: FAILED");
         let steps = fs::read_to_string(stub.0.path().join("results/steps.tsv"));
         assert!(steps.expect("a summary").contains("stopped after"));
+    }
+
+    #[test]
+    fn no_step_outlives_the_run() {
+        let stub = Stub::new();
+        stub.program("api", "echo $$ >\"$CALLS.pid\"; exec sleep 600");
+        let mut run = stub
+            .script(&[])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("bash");
+        let pid = stub.0.path().join("calls.pid");
+        let begin = Instant::now();
+        let step = loop {
+            let text = fs::read_to_string(&pid).unwrap_or_default();
+            if let Ok(step) = text.trim().parse::<u32>() {
+                break step;
+            }
+            assert!(begin.elapsed().as_secs() < 60, "the step never begins");
+            thread::sleep(Duration::from_millis(20));
+        };
+        let kill = |signal: &str, pid: u32| {
+            let mut kill = Command::new("kill");
+            let kill = kill.args([signal, &pid.to_string()]).stderr(Stdio::null());
+            kill.status().expect("kill").success()
+        };
+        assert!(kill("-0", step) && kill("-TERM", run.id()));
+        assert_eq!(run.wait().expect("an end").code(), Some(143));
+        assert!(!kill("-0", step));
+        let left = fs::read_dir(stub.0.path().join("tmp of a test")).expect("a folder");
+        assert_eq!(left.count(), 0);
     }
 
     #[test]
