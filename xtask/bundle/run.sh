@@ -11,7 +11,8 @@
 #   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing, and takes its time
 #
 # Writes report.md, results.json, two plots, and failures.txt if anything failed. Exit status 1 if anything failed; a
-# step that the machine has no means for is "not run" and says why. The programs are unpacked under TMPDIR.
+# step that the machine has no means for is "not run" and says why. The programs are unpacked under TMPDIR, in which
+# torch.compile does not take spaces.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
