@@ -16,6 +16,7 @@ use support::cases::{self, Case, CaseVisitor};
 use support::choose::{Choice, Gpu, open};
 use support::goldfish;
 use support::inputs::Random;
+use support::loss_cases::few_options;
 use support::machine::Cpu;
 use support::progress::{self, print};
 use support::{check, inputs, run, table::table};
@@ -169,7 +170,7 @@ impl Jobs<'_> {
 
     fn cross_entropy<T: Element>(&mut self) {
         for direction in cross_entropy::DIRECTIONS {
-            for (name, op) in cross_entropy::options() {
+            for (name, op) in few_options() {
                 let names = ["cross_entropy", T::DTYPE.name(), direction, name];
                 let gpu = self.gpu.clone();
                 self.add(names, move |row| {

@@ -12,7 +12,8 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use crate::error::{Error, Result};
-use crate::launch::Entry;
+use crate::geometry::{BLOCKS_OF_ROWS, MAX_CLUSTER};
+use crate::launch::{Entry, Grid, active_clusters};
 
 /// A kernel file compiled for one virtual architecture.
 #[doc(hidden)]
@@ -92,7 +93,15 @@ struct Inner {
     dynamic_shared_bytes: u32,
     shared_bytes_per_multiprocessor: u32,
     modules: Mutex<HashMap<&'static str, Loaded>>,
-    functions: RwLock<HashMap<Entry, CudaFunction>>,
+    functions: RwLock<HashMap<Entry, Function>>,
+}
+
+/// An entry on the device.
+#[derive(Clone, Debug)]
+struct Function {
+    function: CudaFunction,
+    /// As [`Device::largest_cluster`] says.
+    largest_cluster: u64,
 }
 
 /// An image on the device.
@@ -222,6 +231,17 @@ impl Device {
     }
 
     pub(crate) fn function(&self, entry: Entry) -> Result<CudaFunction> {
+        Ok(self.loaded_function(entry)?.function)
+    }
+
+    /// Blocks of the largest cluster of an entry that the device holds at once, with as much shared memory each as
+    /// [`dynamic_shared_bytes_of_each`](Self::dynamic_shared_bytes_of_each) gives to [`BLOCKS_OF_ROWS`]; 1 if it holds
+    /// none. All blocks of a cluster are on one GPC, of which an instance of MIG or a limit of MPS may leave little.
+    pub(crate) fn largest_cluster(&self, entry: Entry) -> Result<u64> {
+        Ok(self.loaded_function(entry)?.largest_cluster)
+    }
+
+    fn loaded_function(&self, entry: Entry) -> Result<Function> {
         // A poisoned lock means that another thread panicked between two insertions; the map is whole.
         let functions = &self.0.functions;
         if let Some(found) = functions
@@ -253,11 +273,39 @@ impl Device {
                 )
                 .map_err(|e| driver_error("preferring shared memory to cache", e))?;
         }
+        let largest_cluster = match entry.task {
+            CLUSTER => self.find_largest_cluster(&function)?,
+            _ => 1,
+        };
+        let loaded = Function {
+            function,
+            largest_cluster,
+        };
         functions
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(entry, function.clone());
-        Ok(function)
+            .insert(entry, loaded.clone());
+        Ok(loaded)
+    }
+
+    fn find_largest_cluster(&self, function: &CudaFunction) -> Result<u64> {
+        self.0
+            .context
+            .bind_to_thread()
+            .map_err(|e| driver_error("asking for the room for clusters", e))?;
+        let mut blocks = MAX_CLUSTER as u32;
+        while blocks > 1 {
+            let grid = Grid {
+                blocks,
+                cluster: blocks,
+                shared_bytes: self.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32),
+            };
+            if active_clusters(function, grid)? > 0 {
+                break;
+            }
+            blocks /= 2;
+        }
+        Ok(u64::from(blocks))
     }
 
     fn loaded(&self, stem: &'static str) -> Result<Loaded> {

@@ -35,7 +35,8 @@ pub const ROW_PACKS: u64 = 4;
 /// Blocks of the row kernels that must fit on an SM at once: 80 registers, of which a batch holds 16.
 pub const BLOCKS_OF_ROWS: u64 = 3;
 
-/// Blocks of the largest cluster that every device of compute capability 9.0 takes.
+/// Blocks of the largest cluster that CUDA calls portable to every device of compute capability 9.0 and later. One may
+/// have room for fewer, and is asked when the kernel is loaded.
 pub const MAX_CLUSTER: u64 = 8;
 
 /// Bytes of the widest load and store.
@@ -144,14 +145,14 @@ impl RowCut {
         }
     }
 
-    /// How a cluster shares a row of so many bytes (see [`RowCut::row_bytes`]), if it does: each block keeps a part
-    /// in `room` bytes. The parts are those of this cut where they fit, and then the results have the same bits as
+    /// How a cluster of at most `most` blocks shares a row of so many bytes (see [`RowCut::row_bytes`]), if it does:
+    /// each block keeps a part in `room` bytes. The parts are those of this cut where they fit, and then the results have the same bits as
     /// those of other kernels; else the fewest that fit.
     ///
     /// More parts than a cluster has blocks are not merged into fewer: the rows are so few that the second read finds
     /// them in the L2 cache (at most 113 rows, 28 MiB of 131,072 16-bit logits), and their parts keep more of the
     /// device busy.
-    pub fn of_cluster(self, row_bytes: u64, room: u64) -> Option<RowCut> {
+    pub fn of_cluster(self, row_bytes: u64, room: u64, most: u64) -> Option<RowCut> {
         let steps = (row_bytes / VECTOR_BYTES).div_ceil(BLOCK);
         let fewest = steps.div_ceil((room / (BLOCK * VECTOR_BYTES)).max(1));
         let cut = if self.part_bytes() <= room {
@@ -159,8 +160,8 @@ impl RowCut {
         } else {
             Self::of_parts(steps, fewest.next_power_of_two())
         };
-        let fits = cut.part_bytes() <= room;
-        (fits && (2..=MAX_CLUSTER).contains(&cut.splits)).then_some(cut)
+        let fits = cut.part_bytes() <= room && cut.cluster_blocks() <= most;
+        (fits && cut.splits > 1).then_some(cut)
     }
 
     /// Blocks of the cluster that takes these parts; the last may have none.
@@ -231,25 +232,34 @@ mod tests {
     fn a_cluster_keeps_the_whole_row() {
         // What the tests of the launches find on an H100: 3 blocks of 74 KiB.
         const ROOM: u64 = 74 << 10;
-        let parts = |rows, cols, bytes| {
+        let parts_of = |most, rows, cols, bytes| {
             let cut = RowCut::new(rows, cols, bytes);
             let row_bytes = RowCut::row_bytes(cols, bytes);
-            let shared = cut.of_cluster(row_bytes, ROOM);
+            let shared = cut.of_cluster(row_bytes, ROOM, most);
             if let Some(shared) = shared {
-                assert!((2..=MAX_CLUSTER).contains(&shared.cluster_blocks()));
+                assert!((2..=most).contains(&shared.cluster_blocks()));
                 assert!(shared.splits * shared.part_bytes() >= row_bytes);
                 assert!(shared.part_bytes() <= ROOM);
                 assert!(cut.splits == 1 || cut == shared || cut.part_bytes() > ROOM);
             }
             shared.map(|cut| cut.splits)
         };
+        let parts = |rows, cols, bytes| parts_of(MAX_CLUSTER, rows, cols, bytes);
         for bytes in [2, 4] {
             for rows in [1, 2, 100, 127, 128, 129, 300, 512, 513, 8192] {
                 for cols in (1..700_000).step_by(1_777) {
-                    parts(rows, cols, bytes);
+                    for most in [1, 2, 4, 8] {
+                        parts_of(most, rows, cols, bytes);
+                    }
                 }
             }
         }
+        // A device that does not run clusters of 8, or none at all.
+        assert_eq!(parts_of(4, 8192, 128_256, 2), Some(4));
+        assert_eq!(parts_of(4, 8192, 152_064, 2), None);
+        assert_eq!(parts_of(4, 3, 5_000, 4), Some(3));
+        assert_eq!(parts_of(2, 3, 5_000, 4), None);
+        assert_eq!(parts_of(1, 8192, 37_900, 2), None);
         // Many rows: as few parts as fit, from one on, which needs no cluster.
         for (cols, want) in [
             (36_000, None),

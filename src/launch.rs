@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use cudarc::driver::sys::{self, CUstream};
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{CudaFunction, DeviceRepr, ValidAsZeroBits};
 
 use crate::device::{Device, driver_error};
 use crate::dtype::Dtype;
@@ -121,19 +121,8 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
                 &mut params,
             )
         } else {
-            let mut attributes = [cluster_attribute(grid.cluster)];
-            let config = sys::CUlaunchConfig {
-                gridDimX: grid.blocks,
-                gridDimY: 1,
-                gridDimZ: 1,
-                blockDimX: BLOCK as u32,
-                blockDimY: 1,
-                blockDimZ: 1,
-                sharedMemBytes: grid.shared_bytes,
-                hStream: stream,
-                attrs: attributes.as_mut_ptr(),
-                numAttrs: 1,
-            };
+            let mut attribute = cluster_attribute(grid.cluster);
+            let config = cluster_config(grid, &mut attribute, stream);
             // Every driver of a device that has clusters has this call.
             let extra = std::ptr::null_mut();
             sys::cuLaunchKernelEx(&config, function.cu_function(), params.as_mut_ptr(), extra)
@@ -141,6 +130,45 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
         }
     }
     .map_err(|e| driver_error(doing, e))
+}
+
+/// How many clusters of `grid.cluster` blocks of `function` the device runs at once; 0 if it has no room for one.
+pub(crate) fn active_clusters(function: &CudaFunction, grid: Grid) -> Result<u32> {
+    let mut clusters = 0;
+    let mut attribute = cluster_attribute(grid.cluster);
+    let config = cluster_config(grid, &mut attribute, std::ptr::null_mut());
+    // SAFETY: the handle is live, since `function` keeps its module; the configuration and its attribute outlive the
+    // call, which writes one number. Every driver of a device that has clusters has this call.
+    let status = unsafe {
+        sys::cuOccupancyMaxActiveClusters(&mut clusters, function.cu_function(), &config)
+    };
+    match status {
+        sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+        status => match status.result() {
+            Ok(()) => Ok(clusters as u32),
+            Err(e) => Err(driver_error("asking for the room for clusters", e)),
+        },
+    }
+}
+
+/// A launch of clusters; it borrows `attribute`.
+fn cluster_config(
+    grid: Grid,
+    attribute: &mut sys::CUlaunchAttribute,
+    stream: CUstream,
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: grid.blocks,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: BLOCK as u32,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: grid.shared_bytes,
+        hStream: stream,
+        attrs: attribute,
+        numAttrs: 1,
+    }
 }
 
 /// Clusters of so many blocks along x.

@@ -53,6 +53,11 @@ fn main() -> ExitCode {
         true,
         clusters_keep_long_rows,
     );
+    table.add(
+        "clusters_are_no_larger_than_fit".into(),
+        true,
+        clusters_are_no_larger_than_fit,
+    );
     table.add("goldfish_golden".into(), false, goldfish_golden);
     table.add(
         "goldfish_decision".into(),
@@ -1050,20 +1055,25 @@ fn moves(launch: &LaunchReport, len: usize, bytes: (u64, u64)) -> Outcome {
     Ok(())
 }
 
-/// The same device, and the A100 that the emulator has besides.
-fn devices(gpu: &Gpu) -> Result<[Gpu; 2], Failed> {
-    let device = Device::new(1).map_err(|e| e.to_string())?;
+/// Another device of the emulator.
+fn device(ordinal: usize) -> Result<Gpu, Failed> {
+    let device = Device::new(ordinal).map_err(|e| e.to_string())?;
     let stream = device
         .context()
         .new_stream()
         .map_err(|e| format!("{e:?}"))?;
     let name = device.name().map_err(|e| e.to_string())?;
-    let a100 = Gpu {
+    Ok(Gpu {
         device,
         stream,
         name,
-        ..gpu.clone()
-    };
+        emulated: true,
+    })
+}
+
+/// The same device, and the A100 that the emulator has besides.
+fn devices(gpu: &Gpu) -> Result<[Gpu; 2], Failed> {
+    let a100 = device(1)?;
     assert!(gpu.name.contains("H100") && a100.name.contains("A100"));
     Ok([gpu.clone(), a100])
 }
@@ -1171,6 +1181,29 @@ fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
             let two = loss::forward_backward(gpu, &op, &batch, &uploaded)?;
             same("cluster", &got, &two)?;
         }
+    }
+    Ok(())
+}
+
+/// Two multiprocessors hold three blocks each: a cluster of 4, and none of 8. Rows in 4 parts are read once there
+/// too; those in 8 are read twice; the bits are the same.
+fn clusters_are_no_larger_than_fit(gpu: &Gpu, _full: bool) -> Outcome {
+    // Eight steps wherever a row begins.
+    const COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
+    let two_sms = device(2)?;
+    for (rows, blocks, task) in [(200, 4, "cluster"), (128, 8, "gradient")] {
+        let batch = three_of::<bf16>(rows, COLS);
+        let op = CrossEntropy::default();
+        let run = |gpu: &Gpu, task| {
+            let uploaded = Uploaded::new(gpu, &batch, How::default());
+            let (results, launches) =
+                cuda_emulator::record(|| loss::with_gradient(gpu, &op, &batch, &uploaded));
+            let launch = named(&launches, task)?;
+            assert_eq!(launch.grid.0, rows as u32 * blocks, "{}", gpu.name);
+            Ok::<_, Failed>(results?)
+        };
+        let expected = run(gpu, "cluster")?;
+        same("two multiprocessors", &run(&two_sms, task)?, &expected)?;
     }
     Ok(())
 }

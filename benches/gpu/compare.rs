@@ -15,13 +15,12 @@ use serde::{Deserialize, Serialize};
 use xact::activation::{Sample, Visitor};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
-use xact::{
-    Activation, CrossEntropy, Dtype, Element, Gated, Goldfish, Normalizer, Order, Strategy,
-};
+use xact::{Activation, CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
 
 use crate::support::choose::{Choice, Gpu, open};
 use crate::support::inputs::{self, GRADIENTS, Random, VALUES};
 use crate::support::loss::{self, Uploaded};
+use crate::support::loss_cases::few_options;
 use crate::support::loss_check::{self, Batch, Results};
 use crate::support::run;
 use crate::support::same::bits;
@@ -282,7 +281,7 @@ impl Comparison {
             ]);
         }
         let mut text = format!(
-            "{table}\n{} against {}. Bits must be the same where no approximate instruction ran; elsewhere both are within \
+            "{table}\n\n{} against {}. Bits must be the same where no approximate instruction ran; elsewhere both are within \
              the bounds\nabout the f64 reference. Apart: neighbouring values of the type between the two, at most.\n",
             self.devices[0], self.devices[1]
         );
@@ -505,18 +504,6 @@ impl Dumper<'_> {
     }
 
     fn cross_entropy<T: Element>(&mut self) {
-        let plain = CrossEntropy::default();
-        let smoothed = CrossEntropy {
-            label_smoothing: 0.1,
-            z_loss: 1e-3,
-            normalizer: Normalizer::Weight,
-            ..plain
-        };
-        let capped = CrossEntropy {
-            softcap: Some(15.0),
-            normalizer: Normalizer::None,
-            ..plain
-        };
         // Rows that a block has to itself, that a cluster shares where there are clusters, and that are cut between
         // more blocks; none a whole number of packs.
         for (name, rows, cols) in [
@@ -524,7 +511,7 @@ impl Dumper<'_> {
             ("shared rows", 3, 5_003),
             ("long rows", 3, 20_011),
         ] {
-            for (options, op) in [("plain", plain), ("smoothed", smoothed), ("capped", capped)] {
+            for (options, op) in few_options() {
                 let mut random = Random(3);
                 let logits = random.normal::<T>(rows * cols, 4.0);
                 let labels = (0..rows).map(|r| match r % 10 {

@@ -18,6 +18,7 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use measure::{Bench, Machine, Measured};
@@ -27,6 +28,9 @@ use support::choose::{Choice, Gpu, gpu_required, open};
 use support::{files, progress};
 use work::Result;
 use xact::{activation, loss};
+
+/// How often the results are written while rows are measured.
+const WRITTEN_EVERY: Duration = Duration::from_secs(2);
 
 /// Time the kernels on a GPU beside a copy, and what goes with it on a machine that has one
 #[derive(Parser)]
@@ -55,9 +59,12 @@ struct Measure {
     /// Only the rows that peers run too
     #[arg(long)]
     peers: bool,
-    /// Samples of each row
+    /// Samples of each row, but for the many of the grid
     #[arg(long, default_value_t = 11)]
     samples: usize,
+    /// Begin no further row after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
     /// Write the results here too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -154,20 +161,32 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
     }
     let machine = Machine::of(&gpu)?;
     let mut bench = Bench::new(&gpu, &machine, arguments.samples)?;
-    // If the time runs out, what matters most has been measured.
-    rows.sort_by_key(|row| !row.quick);
+    let (free, _) = gpu.device.context().mem_get_info()?;
+    let plan = |row| measure::seconds(row, &machine, free as u64, arguments.samples);
+    let planned: f64 = rows.iter().map(plan).sum();
+    eprintln!("{} rows, some {planned:.0} s", rows.len());
+    let begin = Instant::now();
     let bar = progress::bar(rows.len());
     let (mut measured, mut without) = (Vec::new(), Vec::new());
-    for row in &rows {
+    let mut written = begin;
+    for (i, row) in rows.iter().enumerate() {
         bar.set_message(row.name());
-        match bench.measure(row) {
-            Ok(Some(found)) => measured.push(found),
-            Ok(None) => without.push((row.name(), "does not fit into the memory".to_owned())),
-            Err(e) => without.push((row.name(), format!("FAILED: {e}"))),
+        let late = arguments
+            .seconds
+            .is_some_and(|most| begin.elapsed().as_secs_f64() > most);
+        match (!late).then(|| bench.measure(row)) {
+            Some(Ok(Some(found))) => measured.push(found),
+            Some(Ok(None)) => without.push((row.name(), "does not fit into the memory".to_owned())),
+            Some(Err(e)) => without.push((row.name(), format!("FAILED: {e}"))),
+            None => without.push((row.name(), "FAILED: no time left".to_owned())),
         }
-        if let Some(path) = &arguments.json {
+        // Now and then, in case that the process is ended, and at the end.
+        if let Some(path) = &arguments.json
+            && (i + 1 == rows.len() || written.elapsed() > WRITTEN_EVERY)
+        {
             let found = json!({ "machine": machine, "rows": measured, "without": without });
             files::replace(path, serde_json::to_string_pretty(&found)?.as_bytes())?;
+            written = Instant::now();
         }
         bar.inc(1);
     }
@@ -205,10 +224,10 @@ fn smoke(gpu: &Gpu, rows: Vec<Row>) -> Result<ExitCode> {
 
 /// The table, and what it means.
 fn in_words(machine: &Machine, rows: &[Measured], without: &[(String, String)]) -> String {
-    let lines = report::speed_table(machine, rows);
     let mut text = format!(
-        "{lines}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
+        "{}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
          and each output\nonce; the copy is cuMemcpyDtoDAsync of as many bytes, alternated with each row.\n",
+        report::speeds(machine, rows),
         machine.device,
         machine.sms,
         machine.l2_bytes as f64 / 1e6,

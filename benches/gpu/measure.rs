@@ -24,6 +24,8 @@ const CALLS: f64 = 2000.0;
 const COPY_BYTES: u64 = 1 << 30;
 /// The part of the free memory that a row may take.
 const MEMORY: f64 = 0.9;
+/// The most samples of a row that is there only to complete the grid.
+const GRID_SAMPLES: usize = 5;
 
 /// What a device is, where that decides how fast it can be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +81,52 @@ impl Measured {
     }
 }
 
+/// Turns of a row on a device with so much cache and free memory; `None` if it does not fit.
+fn turns(row: &Row, l2_bytes: u64, free: u64) -> Option<u64> {
+    let turn = work::memory(row);
+    // What a call brings into the cache; one that masks every row, nothing.
+    let touched = if row.bytes == 0 {
+        turn
+    } else {
+        row.bytes.min(turn)
+    };
+    let wanted = (2 * l2_bytes).div_ceil(touched).max(TURNS);
+    let fit = (free as f64 * MEMORY / turn as f64) as u64;
+    let turns = wanted.min(fit).min(CALLS as u64);
+    // A turn may be alone if it throws all of itself out of the cache.
+    let enough = turns == wanted || turns * touched >= 2 * l2_bytes;
+    (turns > 0 && enough).then_some(turns)
+}
+
+/// Samples of a row where so many are asked for.
+fn samples(row: &Row, asked: usize) -> usize {
+    if row.completes_the_grid() {
+        asked.min(GRID_SAMPLES)
+    } else {
+        asked
+    }
+}
+
+/// What a row may take, in seconds: for the plan of a run, and for no result. A device that moves 2 TB/s is assumed,
+/// half of what an H200 does, and a tenth of a second for buffers and graphs.
+pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
+    const BYTES_PER_S: f64 = 2e12;
+    const APART: f64 = 0.1;
+    let Some(turns) = turns(row, machine.l2_bytes, free) else {
+        return 0.0;
+    };
+    let (turns, samples) = (turns as f64, samples(row, asked) as f64);
+    let filled = turns * work::memory(row) as f64 / BYTES_PER_S;
+    let calls = turns * row.bytes as f64 / BYTES_PER_S;
+    let (sample, restored) = match row.direction.as_str() {
+        // Once a turn, and before each the logits are put back.
+        "fused" => (calls, filled),
+        _ => (calls.max(SAMPLE_MS / 1e3), 0.0),
+    };
+    let copy = SAMPLE_MS / 1e3;
+    APART + filled + 2.0 * (calls + restored) + samples * (sample + restored + copy)
+}
+
 /// Times rows on a real device.
 pub struct Bench<'a> {
     gpu: &'a Gpu,
@@ -104,22 +152,12 @@ impl<'a> Bench<'a> {
 
     /// `None` if the device's memory does not hold what the row needs.
     pub fn measure(&mut self, row: &Row) -> Result<Option<Measured>> {
-        let turn = work::memory(row);
-        // What a call brings into the cache; one that masks every row, nothing.
-        let touched = if row.bytes == 0 {
-            turn
-        } else {
-            row.bytes.min(turn)
-        };
-        let wanted = (2 * self.l2_bytes).div_ceil(touched).max(TURNS);
         self.gpu.stream.synchronize()?;
         let (free, _) = self.gpu.device.context().mem_get_info()?;
-        let fit = (free as f64 * MEMORY / turn as f64) as u64;
-        let turns = wanted.min(fit).min(CALLS as u64);
-        // A turn may be alone if it throws all of itself out of the cache.
-        if turns == 0 || (turns < wanted && turns * touched < 2 * self.l2_bytes) {
+        let Some(turns) = turns(row, self.l2_bytes, free as u64) else {
             return Ok(None);
-        }
+        };
+        let samples = samples(row, self.samples);
         let work = work::prepare(self.gpu, &mut self.tiles, row, turns as usize)?;
         let all = graph(self.gpu, work.turns, |turn| (work.launch)(turn))?;
         restore(&work)?;
@@ -137,7 +175,7 @@ impl<'a> Bench<'a> {
         let op = graph(self.gpu, calls, |i| (work.launch)(i % work.turns))?;
         let copy = self.copy_graph(row.bytes.max(1), once)?;
         let (mut op_ms, mut copy_ms) = (Vec::new(), Vec::new());
-        for _ in 0..self.samples {
+        for _ in 0..samples {
             restore(&work)?;
             op_ms.push(elapsed(self.gpu, &op)? / calls as f64);
             copy_ms.push(elapsed(self.gpu, &copy.graph)? * copy.per_ms);
@@ -151,7 +189,7 @@ impl<'a> Bench<'a> {
             ms_min: op_ms[0],
             ms_max: op_ms[op_ms.len() - 1],
             copy_ms: median(&mut copy_ms),
-            samples: self.samples,
+            samples,
             calls,
             turns: work.turns,
         }))

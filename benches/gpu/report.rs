@@ -1,6 +1,6 @@
 //! The results of a run of the GPU bundle, joined: Markdown for people, JSON for machines, plots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::compare::Comparison;
 use crate::measure::{Machine, Measured, median};
+use crate::rows::Row;
 use crate::support::files;
 use crate::support::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
 use crate::support::table::table;
@@ -161,7 +162,7 @@ impl Parts {
         }
         let count = |outcome: &str| self.steps.iter().filter(|s| s.outcome == outcome).count();
         format!(
-            "{table}\n{} steps: {} passed, {} failed, {} not run.\n",
+            "{table}\n\n{} steps: {} passed, {} failed, {} not run.\n",
             self.steps.len(),
             count("passed"),
             count("FAILED"),
@@ -187,7 +188,7 @@ impl Parts {
             let _ = write!(
                 text,
                 "\n## Speed\n\n{}",
-                speed_table(&speed.machine, &speed.rows)
+                speeds(&speed.machine, &speed.rows)
             );
             text += "\nMedians of alternated samples; bytes are each input once and each output once; the copy is \
                      `cuMemcpyDtoDAsync` of as many bytes in the same run.\n";
@@ -302,7 +303,7 @@ impl Parts {
                 .join(", ")
         });
         format!(
-            "{table}\nMedians over {} rounds of ours and {} of theirs, in turn on the same device, each beside a copy in its own \
+            "{table}\n\nMedians over {} rounds of ours and {} of theirs, in turn on the same device, each beside a copy in its own \
              process. {}.\n",
             self.ours.len(),
             self.peers.len(),
@@ -337,7 +338,7 @@ impl Parts {
             table.add_row([name.to_owned()].into_iter().chain(cells).chain([best]));
         }
         format!(
-            "{table}\nShares of a copy in the same process; `src/geometry.rs` says what the names mean.\n"
+            "{table}\n\nShares of a copy in the same process; `src/geometry.rs` says what the names mean.\n"
         )
     }
 }
@@ -380,8 +381,60 @@ fn steps(text: &str) -> Result<Vec<Step>> {
     text.lines().map(step).collect()
 }
 
-/// The table of speeds.
-pub fn speed_table(machine: &Machine, rows: &[Measured]) -> comfy_table::Table {
+/// The tables of speeds: what is in the grid alone is there as the share of a copy.
+pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
+    let alone = |found: &&Measured| found.row.completes_the_grid();
+    let mut text = format!(
+        "{}\n",
+        speed_table(machine, rows.iter().filter(|found| !alone(found)))
+    );
+    if !rows.iter().any(|found| alone(&found)) {
+        return text;
+    }
+    let mut grids: BTreeMap<_, Vec<&Measured>> = BTreeMap::new();
+    for found in rows.iter().filter(|found| found.row.grid) {
+        let Row {
+            op,
+            direction,
+            dtype,
+            ..
+        } = &found.row;
+        let name = format!("{op} {direction} {dtype}");
+        grids.entry(name).or_default().push(found);
+    }
+    for (name, rows) in grids {
+        let _ = write!(text, "\n{name}, share of a copy:\n\n{}\n", grid(&rows));
+    }
+    text
+}
+
+/// The share of a copy by the number of rows, downwards, and of columns.
+fn grid(rows: &[&Measured]) -> comfy_table::Table {
+    let counts: BTreeSet<_> = rows.iter().map(|found| found.row.rows).collect();
+    let columns: BTreeSet<_> = rows.iter().map(|found| found.row.cols).collect();
+    let heads: Vec<_> = ["rows".to_owned()]
+        .into_iter()
+        .chain(columns.iter().map(u64::to_string))
+        .collect();
+    let heads: Vec<_> = heads.iter().map(String::as_str).collect();
+    let mut table = table(&heads, &heads);
+    for count in counts {
+        let share = |cols: &u64| {
+            let mut found = rows.iter();
+            let found = found.find(|found| (found.row.rows, found.row.cols) == (count, *cols))?;
+            Some(format!("{:.1} %", 100.0 * found.share_of_copy()?))
+        };
+        let shares = columns.iter().map(|cols| share(cols).unwrap_or_default());
+        table.add_row([count.to_string()].into_iter().chain(shares));
+    }
+    table
+}
+
+/// A line for each row.
+fn speed_table<'a>(
+    machine: &Machine,
+    rows: impl Iterator<Item = &'a Measured>,
+) -> comfy_table::Table {
     let numbers = ["shape", "ms", "GB/s", "of copy", "of data sheet"];
     let heads = [
         "op",

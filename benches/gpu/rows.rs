@@ -2,15 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 use xact::activation::{self, Visitor};
-use xact::{Activation, Dtype, Gated, loss};
+use xact::loss::goldfish::Tokens;
+use xact::{Activation, Dtype, Gated, Goldfish, Strategy, loss};
+
+use crate::support::inputs::Random;
 
 /// A row of the table: an op on tensors of a shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub op: String,
-    /// `plain`, `gated1` or `gated2`; the strategy of a mask; what is special about a cross-entropy.
+    /// `plain`, `gated1` or `gated2`; the strategy of a mask; of a cross-entropy `plain`, or `goldfish` if it decides
+    /// itself which rows are dropped.
     pub form: String,
-    /// `forward`, `backward`, `fused` (cross-entropy with its gradient in place) or `mask`.
+    /// `forward`, `backward`, `backward+y` (which gives the output again), `fused` (cross-entropy with its gradient in
+    /// place) or `mask`.
     pub direction: String,
     /// Of the tensors; of a mask, that of the ids.
     pub dtype: String,
@@ -22,6 +27,8 @@ pub struct Row {
     pub masked: u64,
     /// Each input once, each output once; what is one number a row or less is left out.
     pub bytes: u64,
+    /// Of the grid of row counts and vocabularies.
+    pub grid: bool,
     /// Among the few rows of `--quick`.
     pub quick: bool,
     /// Whether peers run it too.
@@ -50,6 +57,11 @@ impl Row {
         (row + 1) * self.masked / 100 > row * self.masked / 100
     }
 
+    /// Whether it is there for the grid alone.
+    pub fn completes_the_grid(&self) -> bool {
+        self.grid && !self.quick && !self.peers
+    }
+
     /// The number of a type's bytes.
     fn size(&self) -> u64 {
         match self.dtype.as_str() {
@@ -63,20 +75,48 @@ impl Row {
     fn of_shape(mut self, rows: u64, cols: u64) -> Row {
         (self.rows, self.cols) = (rows, cols);
         let all = rows * cols * self.size();
-        let read = (rows - rows * self.masked / 100) * cols * self.size();
         self.bytes = match (self.direction.as_str(), self.form.as_str()) {
-            _ if self.op == loss::NAMES[0] => match self.direction.as_str() {
-                "forward" => read,
-                // Gradients of masked rows are written, but their logits are not read.
-                _ => read + all,
-            },
-            // Ids, and one f32 for each.
+            _ if self.op == loss::NAMES[0] => {
+                let read = (rows - self.not_kept()) * cols * self.size();
+                match self.direction.as_str() {
+                    "forward" => read,
+                    // Gradients of masked rows are written, but their logits are not read.
+                    _ => read + all,
+                }
+            }
+            // One f32 for each id; the places of the labels alone decide, or the ids too.
+            ("mask", "static" | "random") => rows * cols * 4,
             ("mask", _) => all + rows * cols * 4,
             ("forward", "plain") => 2 * all,
             ("forward", _) | ("backward", "plain") => 3 * all,
-            _ => 5 * all,
+            ("backward+y", "plain") => 4 * all,
+            ("backward", _) => 5 * all,
+            _ => 6 * all,
         };
         self
+    }
+
+    /// Rows of a cross-entropy that are masked or dropped.
+    fn not_kept(&self) -> u64 {
+        if self.form == "goldfish" {
+            let op = Goldfish::new(FUSED_GOLDFISH).expect("numbers that a strategy takes");
+            let ids = self.ids();
+            let keep = op
+                .keep(&Tokens::row(&ids))
+                .expect("ids that a strategy takes");
+            keep.iter().filter(|&&keep| !keep).count() as u64
+        } else {
+            self.rows * self.masked / 100
+        }
+    }
+
+    /// The ids that decide what Goldfish drops: one for each row of logits, or for each place of a mask.
+    pub fn ids(&self) -> Vec<i64> {
+        let count = match self.direction.as_str() {
+            "mask" => self.rows * self.cols,
+            _ => self.rows,
+        };
+        random_ids(count, VOCABULARY)
     }
 
     /// The same at a tiny shape with heads and tails, on which a fused cross-entropy reads once: to be run, not
@@ -84,6 +124,8 @@ impl Row {
     pub fn tiny(self) -> Row {
         let (rows, cols) = match self.direction.as_str() {
             "mask" => (3, 1000),
+            // So many that some windows of ids are whole, and dropped.
+            _ if self.form == "goldfish" => (120, 1021),
             _ if self.op == loss::NAMES[0] => (5, 1021),
             _ => (5, 4099),
         };
@@ -91,32 +133,63 @@ impl Row {
     }
 }
 
-/// Rows and elements of a row of the two activations that published figures are about: 5 × 4096 tokens of
-/// Apertus-8B's hidden size, and 64 × 1024 tokens of Apertus-8B's MLP.
-const ACTIVATION_SHAPES: [[u64; 2]; 2] = [[5 * 4096, 8192], [64 * 1024, 21504]];
+/// Random ids below `end`.
+pub fn random_ids(count: u64, end: u64) -> Vec<i64> {
+    let mut random = Random(end);
+    (0..count).map(|_| (random.bits() % end) as i64).collect()
+}
+
+/// Rows and elements of a row that published figures are about: 5 × 4096 tokens of Apertus-8B's hidden size,
+/// 64 × 1024 tokens of Apertus-8B's MLP, and 2²⁹ elements.
+const ACTIVATION_SHAPES: [[u64; 2]; 3] = [[5 * 4096, 8192], [64 * 1024, 21504], [1 << 16, 1 << 13]];
 /// Liger's SwiGLU figures are about the first; 16,384 tokens of Llama 3 8B's MLP.
 const GATED_SHAPES: [[u64; 2]; 2] = [[8192, 32768], [16_384, 14_336]];
 /// Vocabularies of GPT-2 (as is and padded), Llama 2 and 3, Apertus, Qwen and Gemma, and powers of two.
 const VOCABULARIES: [u64; 8] = [
     32_000, 50_257, 50_304, 65_536, 128_256, 131_072, 151_936, 262_144,
 ];
-/// Rows beside the 8192 of every vocabulary.
-const ROW_COUNTS: [u64; 7] = [1, 16, 128, 1024, 4096, 16_384, 32_768];
+/// Rows of every vocabulary.
+const ROW_COUNTS: [u64; 8] = [1, 16, 128, 1024, 4096, ROWS, 16_384, 32_768];
 const ROWS: u64 = 8192;
 /// Apertus's vocabulary.
 const VOCABULARY: u64 = 131_072;
 /// Tokens of a mask, in rows of a context.
 const TOKENS: [u64; 2] = [1 << 14, 4096];
 
-/// Strategies of masks, by the names of [`xact::Strategy::name`].
-pub const MASKS: [&str; 2] = ["product-table", "hash64"];
+/// Strategies of masks, with the paper's numbers.
+pub const MASKS: [Strategy; 6] = {
+    let (k, h, seed) = (4, 13, 0);
+    [
+        Strategy::Static { k, start: 0 },
+        Strategy::Random { k, seed },
+        Strategy::ProductTable { k, h },
+        Strategy::ProductAvalanche { k, h },
+        Strategy::DotTable { k, h },
+        Strategy::Hash64 { k, h, seed },
+    ]
+};
+/// What a cross-entropy decides with: our default, with Apertus's numbers.
+pub const FUSED_GOLDFISH: Strategy = Strategy::Hash64 {
+    k: 50,
+    h: 50,
+    seed: 0,
+};
 
-/// Every row.
+/// Every row, first what matters most: should the time run out, that has been measured.
 pub fn all() -> Vec<Row> {
     let mut list = List(Vec::new());
-    activation::for_each(&mut list);
     list.cross_entropy();
+    activation::for_each(&mut list);
     list.masks();
+    let in_training = |row: &Row| !["f32", "f16"].contains(&row.dtype.as_str());
+    list.0.sort_by_key(|row| {
+        (
+            !row.quick,
+            !row.peers,
+            row.completes_the_grid(),
+            !in_training(row),
+        )
+    });
     list.0
 }
 
@@ -134,6 +207,7 @@ impl List {
             scale: 1.0,
             masked: 0,
             bytes: 0,
+            grid: false,
             quick: false,
             peers: false,
         };
@@ -141,18 +215,16 @@ impl List {
         self.0.last_mut().expect("just added")
     }
 
-    fn activation(&mut self, op: &str, form: &str, shapes: [[u64; 2]; 2]) {
+    fn activation(&mut self, op: &str, form: &str, shapes: &[[u64; 2]]) {
         for dtype in Dtype::ALL {
-            for direction in ["forward", "backward"] {
-                for (i, shape) in shapes.into_iter().enumerate() {
-                    // The second shape only in the type that people train in.
-                    if i > 0 && dtype != Dtype::Bf16 {
-                        continue;
-                    }
+            for direction in ["forward", "backward", "backward+y"] {
+                for (i, &shape) in shapes.iter().enumerate() {
+                    let bf16 = dtype == Dtype::Bf16;
                     let row = self.add([op, form, direction, dtype.name()], shape);
-                    row.quick = i == 0 && dtype == Dtype::Bf16;
+                    row.quick = i == 0 && bf16 && direction != "backward+y";
                     // A compiler takes seconds for each, and the two orders are alike to it.
-                    row.peers = row.quick && form != "gated2";
+                    row.peers = row.quick && form != "gated2"
+                        || i == 0 && op == "xielu" && direction != "backward+y";
                 }
             }
         }
@@ -164,18 +236,21 @@ impl List {
         for dtype in Dtype::ALL {
             let bf16 = dtype == Dtype::Bf16;
             for direction in directions {
-                let names = [op, "plain", direction, dtype.name()];
-                for cols in VOCABULARIES {
-                    let row = self.add(names, [ROWS, cols]);
-                    // Anchors: Liger's 128,256 and QuACK's 131,072; one that is not a multiple of 8.
-                    row.peers = bf16 && [50_257, 128_256, VOCABULARY].contains(&cols);
-                    row.quick = bf16 && (128_256..=VOCABULARY).contains(&cols);
-                }
+                let names = |form| [op, form, direction, dtype.name()];
                 for rows in ROW_COUNTS {
-                    // QuACK's anchor.
-                    self.add(names, [rows, VOCABULARY]).peers =
-                        bf16 && rows == 16_384 && direction == "forward";
+                    for cols in VOCABULARIES {
+                        let row = self.add(names("plain"), [rows, cols]);
+                        row.grid = true;
+                        // Liger's anchor and QuACK's; one vocabulary that is not a multiple of 8.
+                        row.quick = bf16 && rows == ROWS && [128_256, VOCABULARY].contains(&cols);
+                        row.peers = row.quick
+                            || bf16 && (rows, cols) == (ROWS, 50_257)
+                            || bf16 && (rows, cols, direction) == (16_384, VOCABULARY, "forward")
+                            || (rows, cols) == (ROWS, VOCABULARY) && direction != "backward";
+                    }
                 }
+                self.add(names("goldfish"), [ROWS, VOCABULARY]).quick =
+                    bf16 && direction == "fused";
             }
         }
         // Another spread of logits, and rows that do not count.
@@ -195,8 +270,8 @@ impl List {
     fn masks(&mut self) {
         for strategy in MASKS {
             for ids in ["i32", "i64"] {
-                self.add([loss::NAMES[1], strategy, "mask", ids], TOKENS)
-                    .quick = ids == "i64";
+                self.add([loss::NAMES[1], strategy.name(), "mask", ids], TOKENS)
+                    .quick = ids == "i64" && strategy.name() == "hash64";
             }
         }
     }
@@ -204,12 +279,12 @@ impl List {
 
 impl Visitor for List {
     fn visit<A: Activation>(&mut self) {
-        self.activation(A::NAME, "plain", ACTIVATION_SHAPES);
+        self.activation(A::NAME, "plain", &ACTIVATION_SHAPES);
     }
 
     fn visit_gated<A: Gated>(&mut self) {
         for form in ["gated1", "gated2"] {
-            self.activation(A::NAME, form, GATED_SHAPES);
+            self.activation(A::NAME, form, &GATED_SHAPES);
         }
     }
 }

@@ -15,7 +15,7 @@ use xact::{
     RowStats, Strategy,
 };
 
-use crate::rows::Row;
+use crate::rows::{self, Row, random_ids};
 use crate::support::choose::Gpu;
 use crate::support::inputs::Random;
 
@@ -198,6 +198,14 @@ impl<'a> Maker<'_, 'a> {
         Ok(slab)
     }
 
+    /// Where a backward puts the output of the forward, if it gives it again.
+    fn again(&mut self) -> Result<Option<Slab>> {
+        match self.row.direction.as_str() {
+            "backward+y" => self.output(tensor(self.row)).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A tensor of random numbers, another for each turn.
     fn input(&mut self, dtype: Dtype) -> Result<Slab> {
         let slab = self.slab(tensor(self.row))?;
@@ -215,16 +223,6 @@ impl<'a> Maker<'_, 'a> {
         let pointer = slice.device_ptr(&self.gpu.stream).0;
         self.keep.push(slice);
         Ok(pointer)
-    }
-
-    /// Random ids below `end`.
-    fn ids(&self, end: u64) -> Vec<i64> {
-        let mut random = Random(end);
-        let count = match self.row.direction.as_str() {
-            "mask" => self.row.rows * self.row.cols,
-            _ => self.row.rows,
-        };
-        (0..count).map(|_| (random.bits() % end) as i64).collect()
     }
 
     fn work(&mut self, output: Slab, bytes: u64, launch: Launch<'a>) -> Work<'a> {
@@ -261,6 +259,7 @@ impl<'a> Maker<'_, 'a> {
             return Ok(self.work(y, tensor(self.row), Box::new(launch)));
         }
         let (dy, dx) = (self.input(call.dtype)?, self.output(tensor(self.row))?);
+        let y = self.again()?;
         let sums = Sums::new::<A>(self, call.params.len())?;
         let launch = move |turn| {
             let call_ = raw::Backward {
@@ -268,7 +267,7 @@ impl<'a> Maker<'_, 'a> {
                 x: at(x, turn),
                 dy: at(dy, turn),
                 dx: at(dx, turn),
-                y: None,
+                y: y.map(|y| at(y, turn)),
                 dparams: sums.dparams(),
             };
             // SAFETY: as above.
@@ -303,6 +302,7 @@ impl<'a> Maker<'_, 'a> {
             self.output(tensor(self.row))?,
             self.output(tensor(self.row))?,
         ];
+        let y = self.again()?;
         let sums = Sums::new::<A>(self, call.params.len())?;
         let launch = move |turn| {
             let call_ = raw::GatedBackward {
@@ -313,7 +313,7 @@ impl<'a> Maker<'_, 'a> {
                 dy: at(dy, turn),
                 dx: at(dx, turn),
                 dv: at(dv, turn),
-                y: None,
+                y: y.map(|y| at(y, turn)),
                 dparams: sums.dparams(),
             };
             let stream = gpu.stream.cu_stream();
@@ -325,75 +325,32 @@ impl<'a> Maker<'_, 'a> {
 
     fn cross_entropy(&mut self) -> Result<Work<'a>> {
         let (gpu, row) = (self.gpu, self.row.clone());
-        let op = CrossEntropy::default();
-        let dtype = self.dtype()?;
-        let labels: Vec<_> = (self.ids(row.cols).into_iter().zip(0..))
-            .map(|(label, r)| {
-                if row.is_masked(r) {
-                    op.ignore_index
-                } else {
-                    label
-                }
-            })
-            .collect();
-        let labels = self.constant(bytemuck::cast_slice(&labels))?;
-        let logits = self.input(dtype)?;
-        let loss = self.output(row.rows * size_of::<f32>() as u64)?;
-        let stats = self.slab(row.rows * size_of::<RowStats>() as u64)?;
-        let summary = self.slab(size_of::<CrossEntropySummary>() as u64)?;
-        let workspace_bytes = loss::workspace_bytes(row.rows);
-        let workspace = self.slab(workspace_bytes)?;
-        let rows = loss::Rows {
-            rows: row.rows,
-            labels,
-            label_type: IdType::I64,
-            weights: None,
-            goldfish: None,
-            shard: None,
-            max_blocks: None,
-        };
-        let matrix = move |turn| loss::Logits {
-            dtype,
-            cols: row.cols,
-            matrix: Matrix::contiguous(logits.at(turn), row.cols),
-        };
-        let forward = move |turn: usize| loss::Forward {
-            rows,
-            logits: matrix(turn),
-            outputs: loss::Outputs {
-                loss: Some(loss.at(turn)),
-                z_loss: None,
-                lse: None,
-                argmax: None,
-                stats: stats.at(turn),
-                summary: summary.at(turn),
-            },
-            normalizer: None,
-            scratch: loss::Scratch {
-                workspace: workspace.at(turn),
-                workspace_bytes,
-            },
-        };
+        let call = Loss::new(self)?;
+        let loss = call.loss;
         let stream = gpu.stream.cu_stream();
         let losses = row.rows * size_of::<f32>() as u64;
         match row.direction.as_str() {
             "forward" => {
                 let launch = move |turn| {
+                    let forward = call.forward(turn);
                     // SAFETY: as in `plain`.
-                    Ok(unsafe { loss::forward(&gpu.device, stream, &op, &forward(turn)) }?)
+                    Ok(unsafe { loss::forward(&gpu.device, stream, &call.op, &forward) }?)
                 };
                 Ok(self.work(loss, losses, Box::new(launch)))
             }
             "fused" => {
+                let logits = call.logits;
                 let pristine = self.slab(tensor(&row))?;
                 copy(gpu, pristine.base, logits.base, pristine.len)?;
                 let launch = move |turn| {
-                    let call = loss::ForwardWithGradient {
-                        forward: forward(turn),
+                    let both = loss::ForwardWithGradient {
+                        forward: call.forward(turn),
                         upstream: loss::Upstream::default(),
                     };
                     // SAFETY: as in `plain`.
-                    Ok(unsafe { loss::forward_with_gradient(&gpu.device, stream, &op, &call) }?)
+                    Ok(unsafe {
+                        loss::forward_with_gradient(&gpu.device, stream, &call.op, &both)
+                    }?)
                 };
                 let mut work = self.work(loss, losses, Box::new(launch));
                 let bytes = tensor(&row);
@@ -405,22 +362,24 @@ impl<'a> Maker<'_, 'a> {
             "backward" => {
                 let dlogits = self.output(tensor(&row))?;
                 for turn in 0..self.turns {
+                    let forward = call.forward(turn);
                     // SAFETY: as in `plain`.
-                    unsafe { loss::forward(&gpu.device, stream, &op, &forward(turn)) }?;
+                    unsafe { loss::forward(&gpu.device, stream, &call.op, &forward) }?;
                 }
                 let normalizer = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
                 let launch = move |turn| {
-                    let call = loss::Backward {
-                        rows,
-                        logits: matrix(turn),
-                        stats: stats.at(turn),
+                    let forward = call.forward(turn);
+                    let backward = loss::Backward {
+                        rows: forward.rows,
+                        logits: forward.logits,
+                        stats: forward.outputs.stats,
                         ranks: 1,
                         dlogits: Matrix::contiguous(dlogits.at(turn), row.cols),
-                        normalizer: Some(summary.at(turn) + normalizer),
+                        normalizer: Some(forward.outputs.summary + normalizer),
                         upstream: loss::Upstream::default(),
                     };
                     // SAFETY: as in `plain`.
-                    Ok(unsafe { loss::backward(&gpu.device, stream, &op, &call) }?)
+                    Ok(unsafe { loss::backward(&gpu.device, stream, &call.op, &backward) }?)
                 };
                 Ok(self.work(dlogits, tensor(&row), Box::new(launch)))
             }
@@ -430,19 +389,14 @@ impl<'a> Maker<'_, 'a> {
 
     fn mask(&mut self) -> Result<Work<'a>> {
         let (gpu, row) = (self.gpu, self.row.clone());
-        let (k, h, seed) = (4, 13, 0);
-        let strategies = [
-            Strategy::ProductTable { k, h },
-            Strategy::Hash64 { k, h, seed },
-        ];
-        let strategy = strategies.into_iter().find(|s| s.name() == row.form);
-        let op = Goldfish::new(strategy.ok_or("no such strategy")?)?;
+        let strategy = rows::MASKS.into_iter().find(|s| s.name() == row.form);
+        let fish = Fish::new(self, strategy.ok_or("no such strategy")?)?;
         let labels = row.rows * row.cols;
-        let ids = self.ids(1 << 17);
         let id_type = match row.dtype.as_str() {
             "i64" => IdType::I64,
             _ => IdType::I32,
         };
+        let ids = row.ids();
         let bytes: Vec<u8> = match id_type {
             IdType::I64 => bytemuck::cast_slice(&ids).to_vec(),
             IdType::I32 => ids
@@ -455,23 +409,10 @@ impl<'a> Maker<'_, 'a> {
         for turn in 0..self.turns {
             copy(gpu, ids.at(turn), once, bytes.len() as u64)?;
         }
-        let words = op.bitmap_words().unwrap_or_default();
-        let bitmap = self.constant(bytemuck::cast_slice(words))?;
         let weights = self.output(4 * labels)?;
         let launch = move |turn| {
             let call = goldfish::Mask {
-                decision: goldfish::Decision {
-                    goldfish: &op,
-                    bitmap,
-                    coefficients: 0,
-                    tokens: Tokens {
-                        hash_ids: ids.at(turn),
-                        id_type,
-                        layout: Layout::Rows { len: row.cols },
-                        halo: Run::default(),
-                        exempt: Run::default(),
-                    },
-                },
+                decision: fish.decision(ids.at(turn), id_type, row.cols),
                 labels,
                 keep: None,
                 weights: Some(weights.at(turn)),
@@ -482,6 +423,129 @@ impl<'a> Maker<'_, 'a> {
             Ok(unsafe { goldfish::mask(&gpu.device, gpu.stream.cu_stream(), &call) }?)
         };
         Ok(self.work(weights, 4 * labels, Box::new(launch)))
+    }
+}
+
+/// A strategy with its tables on the device.
+struct Fish {
+    op: Goldfish,
+    bitmap: CUdeviceptr,
+    coefficients: CUdeviceptr,
+}
+
+impl Fish {
+    fn new(maker: &mut Maker<'_, '_>, strategy: Strategy) -> Result<Fish> {
+        let op = Goldfish::new(strategy)?;
+        let bitmap = bytemuck::cast_slice(op.bitmap_words().unwrap_or_default());
+        let coefficients = bytemuck::cast_slice(op.coefficients().unwrap_or_default());
+        Ok(Fish {
+            bitmap: maker.constant(bitmap)?,
+            coefficients: maker.constant(coefficients)?,
+            op,
+        })
+    }
+
+    /// Decides about rows of `len` ids.
+    fn decision(&self, ids: CUdeviceptr, id_type: IdType, len: u64) -> goldfish::Decision<'_> {
+        goldfish::Decision {
+            goldfish: &self.op,
+            bitmap: self.bitmap,
+            coefficients: self.coefficients,
+            tokens: Tokens {
+                hash_ids: ids,
+                id_type,
+                layout: Layout::Rows { len },
+                halo: Run::default(),
+                exempt: Run::default(),
+            },
+        }
+    }
+}
+
+/// What all calls of a cross-entropy have.
+struct Loss {
+    op: CrossEntropy,
+    dtype: Dtype,
+    rows: u64,
+    cols: u64,
+    labels: CUdeviceptr,
+    /// With the ids of the rows.
+    goldfish: Option<(Fish, CUdeviceptr)>,
+    logits: Slab,
+    loss: Slab,
+    stats: Slab,
+    summary: Slab,
+    workspace: Slab,
+    workspace_bytes: u64,
+}
+
+impl Loss {
+    fn new(maker: &mut Maker<'_, '_>) -> Result<Loss> {
+        let row = maker.row;
+        let (op, dtype) = (CrossEntropy::default(), maker.dtype()?);
+        let labels: Vec<_> = (random_ids(row.rows, row.cols).into_iter().zip(0..))
+            .map(|(label, r)| {
+                if row.is_masked(r) {
+                    op.ignore_index
+                } else {
+                    label
+                }
+            })
+            .collect();
+        let goldfish = if row.form == "goldfish" {
+            let fish = Fish::new(maker, rows::FUSED_GOLDFISH)?;
+            Some((fish, maker.constant(bytemuck::cast_slice(&row.ids()))?))
+        } else {
+            None
+        };
+        let workspace_bytes = loss::workspace_bytes(row.rows);
+        Ok(Loss {
+            op,
+            dtype,
+            rows: row.rows,
+            cols: row.cols,
+            labels: maker.constant(bytemuck::cast_slice(&labels))?,
+            goldfish,
+            logits: maker.input(dtype)?,
+            loss: maker.output(row.rows * size_of::<f32>() as u64)?,
+            stats: maker.slab(row.rows * size_of::<RowStats>() as u64)?,
+            summary: maker.slab(size_of::<CrossEntropySummary>() as u64)?,
+            workspace: maker.slab(workspace_bytes)?,
+            workspace_bytes,
+        })
+    }
+
+    fn forward(&self, turn: usize) -> loss::Forward<'_> {
+        let goldfish = self.goldfish.as_ref();
+        loss::Forward {
+            rows: loss::Rows {
+                rows: self.rows,
+                labels: self.labels,
+                label_type: IdType::I64,
+                weights: None,
+                goldfish: goldfish.map(|(fish, ids)| fish.decision(*ids, IdType::I64, self.rows)),
+                shard: None,
+                max_blocks: None,
+            },
+            logits: loss::Logits {
+                dtype: self.dtype,
+                cols: self.cols,
+                matrix: Matrix::contiguous(self.logits.at(turn), self.cols),
+            },
+            outputs: loss::Outputs {
+                loss: Some(self.loss.at(turn)),
+                z_loss: None,
+                lse: None,
+                argmax: None,
+                stats: self.stats.at(turn),
+                summary: self.summary.at(turn),
+            },
+            normalizer: None,
+            scratch: loss::Scratch {
+                workspace: self.workspace.at(turn),
+                workspace_bytes: self.workspace_bytes,
+            },
+        }
     }
 }
 

@@ -3,19 +3,22 @@
     python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
 
 Of each row: the formula of its authors (torch_cpu.py) in eager PyTorch and under torch.compile, whose kernels are
-Triton's, and for cross-entropy Liger-Kernel and QuACK where they can be imported. Before each round `--ours` is run, so that both
-alternate on one device; the round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples
-that alternate with a copy of as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
+Triton's; for xIELU and cross-entropy Triton kernels written by hand (triton_peer.py); for cross-entropy Liger-Kernel
+and QuACK where they can be imported. Before each round `--ours` is run, so that both alternate on one device; the
+round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples that alternate with a copy of
+as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
 
-A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too,
-and times nothing.
+A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too
+(Triton's kernels with TRITON_INTERPRET=1), and times nothing.
 """
 
 import argparse
 import gc
 import importlib
+import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import shlex
 import statistics
@@ -31,6 +34,8 @@ from torch_cpu import activation
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # The forms' names there.
 FORMS = {"plain": "plain", "gated1": "order 1", "gated2": "order 2"}
+# Who is imported, and the name under which it is installed.
+DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "liger_kernel": "liger-kernel", "quack": "quack-kernels"}
 SAMPLES = 11
 # Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
 SAMPLE_MS = 4.0
@@ -105,6 +110,33 @@ def make_logits(row, turns, device):
     return [normal(row, device) for _ in range(turns)], labels
 
 
+def make_triton(row, turns, device):
+    import triton_peer
+
+    direction = row["direction"]
+    if row["op"] == "xielu":
+        _, _, scalars = activation(row["op"], FORMS[row["form"]])
+        dtype = DTYPES[row["dtype"]]
+        params = [torch.tensor(s, device=device, dtype=dtype) for s in scalars]
+        x = [normal(row, device) for _ in range(turns)]
+        if direction == "forward":
+            return Turns(turns, lambda turn: triton_peer.xielu_forward(x[turn], *params))
+        dy = [normal(row, device) for _ in range(turns)]
+        return Turns(turns, lambda turn: triton_peer.xielu_backward(x[turn], dy[turn], *params))
+    logits, labels = make_logits(row, turns, device)
+    if direction == "forward":
+        return Turns(turns, lambda turn: triton_peer.cross_entropy(logits[turn], labels, False))
+    if direction == "backward":
+        lse = [triton_peer.cross_entropy(tensor, labels, False)[1] for tensor in logits]
+        return Turns(turns, lambda turn: triton_peer.cross_entropy_backward(logits[turn], labels, lse[turn]))
+    pristine = [tensor.clone() for tensor in logits]
+    return Turns(
+        turns,
+        lambda turn: triton_peer.cross_entropy(logits[turn], labels, True),
+        lambda turn: logits[turn].copy_(pristine[turn]),
+    )
+
+
 def make_liger(row, turns, device):
     """Its forward writes the gradient over the logits: the rival of `fused` alone."""
     if row["direction"] != "fused":
@@ -133,27 +165,30 @@ def make_quack(row, turns, device):
     return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
 
 
-def peers_of(row):
+def peers_of(row, device):
     """Names and makers of those that compute a row."""
-    if row["op"] == "cross_entropy":
-        yield "torch eager", lambda turns, device: make_torch_loss(row, turns, device, False)
-        yield "torch.compile", lambda turns, device: make_torch_loss(row, turns, device, True)
-        for name, module, make in [
-            ("Liger-Kernel", "liger_kernel", make_liger),
-            ("QuACK", "quack", make_quack),
-        ]:
-            if version(module) is not None:
-                yield name, lambda turns, device, make=make: make(row, turns, device)
-    else:
-        yield "torch eager", lambda turns, device: make_activation(row, turns, device, False)
-        yield "torch.compile", lambda turns, device: make_activation(row, turns, device, True)
+    is_loss = row["op"] == "cross_entropy"
+    make = make_torch_loss if is_loss else make_activation
+    yield "torch eager", lambda turns, device: make(row, turns, device, False)
+    yield "torch.compile", lambda turns, device: make(row, turns, device, True)
+    # Without a GPU Triton has its interpreter, if it is asked for.
+    can_triton = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    for name, module, make_other, computes in [
+        ("Triton", "triton", make_triton, can_triton and (is_loss or row["op"] == "xielu")),
+        ("Liger-Kernel", "liger_kernel", make_liger, can_triton and is_loss),
+        ("QuACK", "quack", make_quack, device.type == "cuda" and is_loss),
+    ]:
+        if computes and version(module) is not None:
+            yield name, lambda turns, device, make=make_other: make(row, turns, device)
 
 
 def version(module):
+    """`None` for what cannot be imported."""
     try:
-        return str(getattr(importlib.import_module(module), "__version__", "of no version"))
+        importlib.import_module(module)
     except Exception:
         return None
+    return importlib.metadata.version(DISTRIBUTIONS[module])
 
 
 def elapsed(run, count):
@@ -207,7 +242,7 @@ def one_round(rows, device, smoke, deadline, save):
     """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
     found = []
     for row in rows:
-        for peer, make in peers_of(row):
+        for peer, make in peers_of(row, device):
             result = {"name": row["name"], "peer": peer, "ms": None, "copy_ms": None, "error": None}
             if time.monotonic() > deadline:
                 result["error"] = "no time left"
@@ -241,8 +276,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after that")
     parser.add_argument("--ours", help="command to run before each round; {} is the file that it is to write")
+    parser.add_argument("--site", help="a folder of packages, for those that are not installed")
     parser.add_argument("--smoke", action="store_true", help="run every row once at a tiny size, time nothing")
     arguments = parser.parse_args()
+    if arguments.site:
+        sys.path.append(arguments.site)
     deadline = time.monotonic() + arguments.seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not arguments.smoke:
@@ -256,7 +294,7 @@ def main():
     torch._dynamo.config.cache_size_limit = 1000
     # A backward is timed again and again on what one forward kept.
     torch._functorch.config.donated_buffer = False
-    versions = {module: version(module) for module in ["torch", "triton", "liger_kernel", "quack"]}
+    versions = {module: version(module) for module in DISTRIBUTIONS}
     failed = 0
     for number in range(1, arguments.rounds + 1):
         if arguments.ours:

@@ -5,6 +5,8 @@ pub(crate) struct Profile {
     pub name: &'static str,
     pub compute: (u32, u32),
     pub multiprocessors: u32,
+    /// Those of its smallest GPC: all blocks of a cluster are on one GPC.
+    pub gpc_multiprocessors: u32,
     pub memory: u64,
     /// Shared memory of a block: as usual, with opt-in, and of a multiprocessor.
     pub shared: u32,
@@ -18,26 +20,30 @@ pub(crate) struct Profile {
     pub params: u64,
 }
 
+const H100: Profile = Profile {
+    name: "NVIDIA H100 80GB HBM3 (emulated)",
+    compute: (9, 0),
+    multiprocessors: 132,
+    gpc_multiprocessors: 16,
+    memory: 80 << 30,
+    shared: 48 << 10,
+    shared_optin: 227 << 10,
+    shared_per_multiprocessor: 228 << 10,
+    l2: 50 << 20,
+    clock_khz: 1_980_000,
+    memory_clock_khz: 2_619_000,
+    bus_bits: 5120,
+    params: 32_764,
+};
+
 /// Devices by ordinal.
-pub(crate) static DEVICES: [Profile; 2] = [
-    Profile {
-        name: "NVIDIA H100 80GB HBM3 (emulated)",
-        compute: (9, 0),
-        multiprocessors: 132,
-        memory: 80 << 30,
-        shared: 48 << 10,
-        shared_optin: 227 << 10,
-        shared_per_multiprocessor: 228 << 10,
-        l2: 50 << 20,
-        clock_khz: 1_980_000,
-        memory_clock_khz: 2_619_000,
-        bus_bits: 5120,
-        params: 32_764,
-    },
+pub(crate) static DEVICES: [Profile; 3] = [
+    H100,
     Profile {
         name: "NVIDIA A100-SXM4-80GB (emulated)",
         compute: (8, 0),
         multiprocessors: 108,
+        gpc_multiprocessors: 14,
         memory: 80 << 30,
         shared: 48 << 10,
         shared_optin: 163 << 10,
@@ -47,6 +53,13 @@ pub(crate) static DEVICES: [Profile; 2] = [
         memory_clock_khz: 1_593_000,
         bus_bits: 5120,
         params: 32_764,
+    },
+    // What a client of MPS has of one whose limit is 1 % of the threads.
+    Profile {
+        name: "NVIDIA H100 80GB HBM3, 2 SMs (emulated)",
+        multiprocessors: 2,
+        gpc_multiprocessors: 2,
+        ..H100
     },
 ];
 

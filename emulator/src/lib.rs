@@ -1,7 +1,8 @@
 //! A stand-in for the CUDA driver that executes PTX on the CPU.
 //!
 //! [`install`] puts it in the place of `libcuda.so`. From then on whatever uses the CUDA driver API
-//! in this process, cudarc for instance, finds two devices: an H100 (ordinal 0) and an A100 (1).
+//! in this process, cudarc for instance, finds three devices: an H100 (ordinal 0), an A100 (1),
+//! and the two multiprocessors of an H100 that a limit may leave (2).
 //! The same PTX that a GPU gets is parsed and executed, instruction by instruction, with exact IEEE
 //! arithmetic. It runs where no GPU is, and sees what a GPU hides: see [`Check`] for the bugs that it
 //! reports, [`Settings`] for the freedoms of a GPU that it can take, [`LaunchReport`] for what it

@@ -380,15 +380,18 @@ fn limits_of_clusters() {
     let launch = |ordinal, text: &str, cluster, blocks| {
         let (ctx, stream) = device(ordinal);
         let f = function(&ctx, text);
-        launch_clusters(&f, &stream, cluster, config(blocks, 64), &mut [])
+        launch_clusters(&f, &stream, cluster, config(blocks, 672), &mut [])
     };
     let text = ".version 7.8 .target sm_80 .address_size 64 .visible .entry k() { ret; }";
     assert_eq!(launch(0, text, 8, 16), Ok(()));
+    assert_eq!(launch(2, text, 4, 16), Ok(()));
     let refused = [
         (0, 8, 12, CUresult::CUDA_ERROR_INVALID_VALUE),
         (0, 16, 16, CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE),
         (0, 0, 16, CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE),
         (1, 2, 16, CUresult::CUDA_ERROR_NOT_SUPPORTED),
+        // Of 3 blocks a multiprocessor, 6 are there at once.
+        (2, 8, 16, CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE),
     ];
     for (ordinal, cluster, blocks, want) in refused {
         assert_eq!(launch(ordinal, text, cluster, blocks), Err(want));

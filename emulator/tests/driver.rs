@@ -29,11 +29,12 @@ fn error<T>(r: Result<T, DriverError>) -> CUresult {
 #[test]
 fn devices() {
     install().unwrap();
-    assert_eq!(CudaContext::device_count().unwrap(), 2);
-    assert!(CudaContext::new(2).is_err());
+    assert_eq!(CudaContext::device_count().unwrap(), 3);
+    assert!(CudaContext::new(3).is_err());
     for (i, (name, compute, sms, shared)) in [
         ("H100", (9, 0), 132, 227 << 10),
         ("A100", (8, 0), 108, 163 << 10),
+        ("H100", (9, 0), 2, 227 << 10),
     ]
     .into_iter()
     .enumerate()

@@ -1,7 +1,7 @@
 //! The rows of cross-entropy.
 
 use cuda_emulator::Approx;
-use xact::{CrossEntropy, Element, Normalizer};
+use xact::{CrossEntropy, Element};
 
 use super::support::check;
 use super::support::choose::Gpu;
@@ -12,23 +12,6 @@ use super::{DIFFERENCES, Row};
 
 /// The directions: losses alone; losses and the gradient in place; the gradient from the stats of a forward.
 pub const DIRECTIONS: [&str; 3] = ["forward", "fused", "backward"];
-
-/// The options that are verified, by name.
-pub fn options() -> [(&'static str, CrossEntropy); 3] {
-    let plain = CrossEntropy::default();
-    let smoothed = CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-3,
-        normalizer: Normalizer::Weight,
-        ..plain
-    };
-    let capped = CrossEntropy {
-        softcap: Some(15.0),
-        normalizer: Normalizer::None,
-        ..plain
-    };
-    [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
-}
 
 /// So many rows, of an odd number of classes, that a device with clusters gives each one of its own.
 const ROWS: usize = 200;

@@ -216,7 +216,8 @@ pub unsafe fn forward(
 
 /// Launches the forward and the gradient in place on `stream`. The logits are read once and written once
 /// - from compute capability 9.0 on, where the parts of a row fit into the shared memory of a cluster of blocks: on
-///   an H100 rows of at most 576 KiB, more than 113 of them or of at most 32 KiB;
+///   an H100 rows of at most 576 KiB, more than 113 of them or of at most 32 KiB. A cluster has as many blocks as the
+///   device can hold at once, at most 8: fewer, perhaps, in an instance of MIG or under a limit of MPS;
 /// - elsewhere, where there are more than 512 rows that fit into the shared memory of one block.
 ///
 /// Else they are read twice.
@@ -671,12 +672,14 @@ impl Plan {
 
     /// How clusters share the rows, if they do.
     fn cluster(&self, device: &Device, dtype: Dtype) -> Result<Option<RowCut>> {
-        if !device.has(entry(CLUSTER, dtype))? {
+        let entry = entry(CLUSTER, dtype);
+        if !device.has(entry)? {
             return Ok(None);
         }
         let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
         let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
-        Ok(self.cut.of_cluster(row_bytes, u64::from(room)))
+        let most = device.largest_cluster(entry)?;
+        Ok(self.cut.of_cluster(row_bytes, u64::from(room), most))
     }
 
     /// The stats of rows, or of the parts of rows, and what `finish` shall merge.

@@ -30,6 +30,23 @@ pub fn options() -> [(&'static str, CrossEntropy); 5] {
     ]
 }
 
+/// Three that between them have every option of the formula and every normaliser but the caller's own, by name.
+pub fn few_options() -> [(&'static str, CrossEntropy); 3] {
+    let plain = CrossEntropy::default();
+    let smoothed = CrossEntropy {
+        label_smoothing: 0.1,
+        z_loss: 1e-3,
+        normalizer: Normalizer::Weight,
+        ..plain
+    };
+    let capped = CrossEntropy {
+        softcap: Some(15.0),
+        normalizer: Normalizer::None,
+        ..plain
+    };
+    [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
+}
+
 /// Every option that changes the formula.
 pub fn everything() -> CrossEntropy {
     CrossEntropy {

@@ -258,6 +258,9 @@ fn draw_panel<'a>(
     area: &Area<'a>,
     panel: &Panel,
 ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    /// Room of the name of a dot, and of each of its letters.
+    const NAME_HEIGHT: i32 = 14;
+    const NAME_LETTER: i32 = 7;
     let (left, right) = area.split_horizontally(WIDTH - LEGEND);
     let mut chart = ChartBuilder::on(&left)
         .margin_top(12)
@@ -285,13 +288,27 @@ fn draw_panel<'a>(
     let (level, _) = panel.level;
     let ends = [(panel.x.min, level), (panel.x.max, level)];
     chart.draw_series(LineSeries::new(ends, INK.stroke_width(1)))?;
+    // Where names of dots begin, end, and their tops: none goes over another.
+    let mut names: Vec<(i32, i32, i32)> = Vec::new();
     for (i, line) in panel.lines.iter().enumerate().rev() {
         let points = line.points.iter().copied();
         if let [point] = line.points[..] {
+            let (x, y) = chart.backend_coord(&point);
+            let end = x + NAME_LETTER * line.name.len() as i32;
+            let is_free = |&shift: &i32| {
+                let top = y - NAME_HEIGHT / 2 + shift;
+                !names.iter().any(|&(from, to, other)| {
+                    x < to && from < end && (other - top).abs() < NAME_HEIGHT
+                })
+            };
+            let mut shifts = (0..).flat_map(|i| [i, -i]);
+            let shift = shifts.find(is_free).unwrap_or_default();
+            let top = y - NAME_HEIGHT / 2 + shift;
+            names.push((x, end, top));
             let style = ("sans-serif", 13).into_font().color(&INK);
             let dot = EmptyElement::at(point)
                 + Circle::new((0, 0), 5, line.colour.filled())
-                + Text::new(line.name.clone(), (8, -6), style);
+                + Text::new(line.name.clone(), (8, top - y), style);
             chart.draw_series([dot])?;
             continue;
         }
@@ -375,13 +392,10 @@ fn draw_bars<'a>(
             (NAMES - 8, top + ROW / 2),
             name,
         ))?;
-        let figure = style.clone().pos(Pos::new(HPos::Left, VPos::Center));
+        // Behind the longest bar, where the line of the level crosses none.
+        let figure = style.clone().pos(Pos::new(HPos::Right, VPos::Center));
         let value = format!("{:.1}", bar.value);
-        root.draw(&Text::new(
-            value,
-            (at(bar.value) + 6, top + ROW / 2),
-            figure,
-        ))?;
+        root.draw(&Text::new(value, (WIDTH - 8, top + ROW / 2), figure))?;
     }
     root.present()?;
     Ok(())

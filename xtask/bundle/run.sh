@@ -8,10 +8,11 @@
 #   --tuning    time every geometry in the bundle, and nothing else
 #   --limit     begin nothing that does not fit into this many seconds
 #   --out       where the results go (results/ beside this script)
-#   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing
+#   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing, and takes its time
 #
 # Writes report.md, results.json, two plots, and failures.txt if anything failed. Exit status 1 if anything failed; a
-# step that the machine has no means for is "not run" and says why.
+# step that the machine has no means for is "not run" and says why. The programs are unpacked under TMPDIR, in which
+# torch.compile does not take spaces.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -27,7 +28,15 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -n "$limit" ] || limit=$([ $quick = 1 ] && echo 170 || echo 530)
+# The emulator executes every instruction: on two cores the suite takes it a quarter of an hour.
+[ -n "$limit" ] || limit=$([ $stand_in = 1 ] && echo 3600 || { [ $quick = 1 ] && echo 170 || echo 530; })
+
+# What an earlier run left would be taken for this one's.
+mkdir -p "$out" && rm -f "$out"/{report.md,results.json,share_of_copy.svg,roofline.svg,failures.txt} &&
+    : 2>/dev/null >"$out/failures.txt" && rm "$out/failures.txt" || {
+    echo "cannot write to $out: name another folder with --out" >&2
+    exit 1
+}
 
 work=$(mktemp -d)
 background=()
@@ -35,12 +44,15 @@ cleanup() {
     local status=$? pid
     # A background process that is stopped before it has begun comes here too.
     [ "$BASHPID" = $$ ] || return
-    for pid in "${background[@]}"; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    for pid in "${background[@]}" ${running:-}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
     rm -rf "$work"
     exit $status
 }
 trap cleanup EXIT
-mkdir -p "$work/parts" "$work/logs" "$out"
+# A step is a process group of its own, which no signal to this script reaches.
+trap 'exit 130' INT
+trap 'exit 143' TERM
+mkdir -p "$work/parts" "$work/logs"
 parts=$work/parts steps=$work/parts/steps.tsv
 : >"$steps"
 tar -xzf "$here/programs.tar.gz" -C "$work" || exit 1
@@ -61,18 +73,28 @@ line() {
     printf '%-28s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
 
+# So many seconds, or those that are left.
+within() {
+    local left=$((limit - SECONDS))
+    echo $(($1 < left ? $1 : left))
+}
+
 not_run() { line "$1" 'not run' 0 "$2"; }
 
 # step NAME SECONDS COMMAND...: runs it for at most so long. The note is what it says of its results, or its last line.
 step() {
-    local name=$1 most=$2 left=$((limit - SECONDS)) log=$work/logs/${1// /-}.log start=$SECONDS status note
+    local name=$1 most log=$work/logs/${1// /-}.log start=$SECONDS status note
+    most=$(within "$2")
     shift 2
-    if [ $left -lt 5 ]; then
+    if [ "$most" -lt 5 ]; then
         line "$name" FAILED 0 'no time left'
         return 1
     fi
-    timeout -k 5 $((most < left ? most : left)) "$@" >"$log" 2>&1
+    timeout -k 5 "$most" "$@" >"$log" 2>&1 &
+    running=$!
+    wait "$running"
     status=$?
+    running=
     note=$(grep -E '^(test result|left out|========= ERROR SUMMARY)' "$log" | tr '\n' ' ')
     [ -n "$note" ] || note=$(grep -v '^$' "$log" | tail -n 1)
     note=$(printf '%s' "$note" | tr '\t' ' ' | cut -c 1-160)
@@ -90,7 +112,6 @@ step() {
     return 1
 }
 
-rm -f "$out/failures.txt"
 {
     date -u '+%Y-%m-%d %H:%M UTC'
     if command -v nvidia-smi >/dev/null; then
@@ -116,7 +137,6 @@ no_clocks() {
 
 suite() {
     local name most=240
-    # The emulator executes every instruction.
     [ $stand_in = 0 ] || most=$limit
     for name in $(cat "$programs/tests.txt"); do
         step "suite $name" "$most" "$programs/$name"
@@ -135,13 +155,16 @@ comparison() {
 
 speed() {
     if [ $stand_in = 1 ]; then
-        step 'speed' 200 "$programs/gpu" --smoke
+        step 'speed' "$limit" "$programs/gpu" --smoke
         return
     fi
-    local arguments=(--json "$parts/speed.json")
+    local most
+    most=$(within $([ $quick = 1 ] && echo 45 || echo 210))
+    # Rows that would begin too late are named as such.
+    local arguments=(--json "$parts/speed.json" --seconds $((most > 10 ? most - 10 : 0)))
     [ $quick = 0 ] || arguments+=(--quick)
     clocks
-    step 'speed' 200 "$programs/gpu" "${arguments[@]}"
+    step 'speed' "$most" "$programs/gpu" "${arguments[@]}"
     no_clocks
 }
 
@@ -153,20 +176,28 @@ peers() {
     if compgen -G "$here/wheels/*.whl" >/dev/null; then
         step 'wheels of peers' 60 python3 -m pip install --quiet --no-index --no-deps --target "$work/site" \
             "$here"/wheels/*.whl
-        export PYTHONPATH=$work/site
     fi
-    "$programs/gpu" --peers $([ $quick = 0 ] || echo --quick) --list >"$work/rows.json"
-    local most=$([ $quick = 1 ] && echo 75 || echo 170)
-    [ $stand_in = 0 ] || most=$limit
+    export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
+    [ $stand_in = 0 ] || export TRITON_INTERPRET=1
+    if python3 -c 'import triton' 2>/dev/null; then
+        step 'peer in Triton' 60 python3 "$here/triton_peer.py"
+    else
+        not_run 'peer in Triton' 'python3 has no triton'
+    fi
+    local ours most
+    ours=("$programs/gpu" --peers)
+    [ $quick = 0 ] || ours+=(--quick)
+    "${ours[@]}" --list >"$work/rows.json"
+    most=$(within $([ $quick = 1 ] && echo 75 || echo 150))
+    [ $stand_in = 0 ] || most=$(within "$limit")
     # A row that has begun may take half a minute: a compiler's first.
-    local arguments=(--rows "$work/rows.json" --out "$parts" --seconds $((most - 35)))
+    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 35 ? most - 35 : 0)))
     if [ $stand_in = 1 ]; then
         arguments+=(--smoke --rounds 1)
     else
         arguments+=(--rounds $([ $quick = 1 ] && echo 1 || echo 3))
-        arguments+=(--ours "$programs/gpu --peers $([ $quick = 0 ] || echo --quick) --json {}")
+        arguments+=(--ours "$(printf '%q ' "${ours[@]}" --json) {}")
     fi
-    export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
     step 'peers' "$most" python3 "$here/torch_gpu.py" "${arguments[@]}"
 }
 
@@ -206,12 +237,14 @@ geometries() {
     no_clocks
 }
 
-if [ $tuning = 1 ]; then
+if ! step 'device' 60 "$programs/gpu" --smoke --op goldfish; then
+    tail -n 3 "$work/logs/device.log"
+elif [ $tuning = 1 ]; then
     geometries
 else
     # On the CPU, while the device is busy with the suite.
-    env -u XACT_REQUIRE_GPU XACT_DEVICE=emulated "$programs/gpu" dump "$work/emulated.safetensors" \
-        >"$work/logs/emulated.log" 2>&1 &
+    timeout -k 5 "$limit" env -u XACT_REQUIRE_GPU XACT_DEVICE=emulated "$programs/gpu" dump \
+        "$work/emulated.safetensors" >"$work/logs/emulated.log" 2>&1 &
     emulated_pid=$!
     background+=("$emulated_pid")
     suite

@@ -30,8 +30,8 @@ const TESTS: [&str; 8] = [
 /// The bench, which also compares devices and writes the report.
 const BENCH: &str = "gpu";
 
-/// Peers that a PyTorch image does not hold. QuACK runs only where the image has nvidia-cutlass-dsl, whose library
-/// alone is 92 MB.
+/// Peers that a PyTorch image does not hold. Liger-Kernel needs no more than torch and triton. QuACK runs only where
+/// the image has nvidia-cutlass-dsl too, whose library alone is 92 MB, and apache-tvm-ffi, torch-c-dlpack-ext, einops.
 const WHEELS: [&str; 2] = ["liger-kernel==0.8.5", "quack-kernels==0.6.5"];
 
 /// The most that a bundle may weigh, so that it can be carried anywhere: 60 MiB.
@@ -131,7 +131,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     )?;
     fs::remove_dir_all(&stage)?;
     write_executable(&bundle.join("run.sh"), RUN)?;
-    for peer in ["torch_gpu.py", "torch_cpu.py"] {
+    for peer in ["torch_gpu.py", "triton_peer.py", "torch_cpu.py"] {
         let from = folders.root.join("benches/peers").join(peer);
         copy_file(&from, &bundle.join(peer))?;
     }
@@ -264,12 +264,17 @@ fn size(folder: &Path) -> anyhow::Result<u64> {
 #[cfg(all(test, unix))]
 mod tests {
     use std::process::Output;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::testing::Scratch;
 
     /// A bundle of programs that do nothing but say that they passed, on a machine whose tools are scripts too.
     struct Stub(Scratch);
+
+    /// Paths with spaces are paths.
+    const BUNDLE: &str = "bundle of a test";
 
     const PASSED: &str = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured'";
 
@@ -290,7 +295,8 @@ mod tests {
 case $1 in report) cp "$2"/* "$3" ;; esac
 echo done"#,
             );
-            stub.0.write("bundle/version.txt", "xact of a test\n");
+            stub.0
+                .write(&format!("{BUNDLE}/version.txt"), "xact of a test\n");
             stub.tool("python3", "exit 1");
             stub.tool("compute-sanitizer", "shift 4; exec \"$@\"");
             stub.tool("nvidia-smi", "echo 1755");
@@ -307,22 +313,28 @@ echo done"#,
 
         /// Packs the programs, and runs the script with `arguments`.
         fn run(&self, arguments: &[&str]) -> Output {
+            self.script(arguments).output().expect("bash")
+        }
+
+        fn script(&self, arguments: &[&str]) -> Command {
             let folder = self.0.path();
-            write_executable(&folder.join("bundle/run.sh"), RUN).expect("the script");
-            let archive = folder.join("bundle/programs.tar.gz");
+            write_executable(&folder.join(BUNDLE).join("run.sh"), RUN).expect("the script");
+            let archive = folder.join(BUNDLE).join("programs.tar.gz");
+            fs::create_dir_all(folder.join("tmp of a test")).expect("a folder");
             let mut tar = Command::new("tar");
             tar.arg("-czf").arg(archive).arg("-C");
             run_quietly(tar.arg(folder.join("stage")).arg("programs")).expect("tar");
             let path = std::env::var("PATH").expect("PATH");
-            Command::new(folder.join("bundle/run.sh"))
+            let mut script = Command::new(folder.join(BUNDLE).join("run.sh"));
+            script
                 .args(arguments)
                 .arg("--out")
                 .arg(folder.join("results"))
                 .env("PATH", format!("{}:{path}", folder.join("tools").display()))
                 .env("CALLS", folder.join("calls"))
-                .env("XACT_REQUIRE_GPU", "set by who runs it")
-                .output()
-                .expect("bash")
+                .env("TMPDIR", folder.join("tmp of a test"))
+                .env("XACT_REQUIRE_GPU", "set by who runs it");
+            script
         }
 
         /// The lines of the summary: a name and an outcome each.
@@ -340,7 +352,8 @@ echo done"#,
         }
     }
 
-    const ALL: [&str; 13] = [
+    const ALL: [&str; 14] = [
+        "device: passed",
         "suite api: passed",
         "suite activations: passed",
         "suite cross_entropy: passed",
@@ -380,7 +393,7 @@ echo done"#,
     fn a_quick_run_does_less() {
         let stub = Stub::new();
         assert!(stub.run(&["--quick"]).status.success());
-        assert_eq!(stub.outcomes(), ALL[..8]);
+        assert_eq!(stub.outcomes(), ALL[..9]);
         assert!(stub.calls().contains("--quick"), "{}", stub.calls());
     }
 
@@ -410,8 +423,8 @@ echo done"#,
             let output = stub.run(&["--quick"]);
             assert_eq!(output.status.code(), Some(1), "{output:?}");
             let mut expected = ALL.map(str::to_owned);
-            expected[0] = "suite api: FAILED".to_owned();
-            assert_eq!(stub.outcomes(), expected[..8]);
+            expected[1] = "suite api: FAILED".to_owned();
+            assert_eq!(stub.outcomes(), expected[..9]);
             let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
             let said = body.split('\'').nth(1).expect("quoted");
             assert!(failures.expect("failures").contains(said));
@@ -421,11 +434,11 @@ echo done"#,
     #[test]
     fn what_the_sanitizer_or_the_comparison_finds_fails() {
         for (tool, body, failed) in [
-            ("tools/compute-sanitizer", "[ $2 != initcheck ]", 9),
+            ("tools/compute-sanitizer", "[ $2 != initcheck ]", 10),
             (
                 "stage/programs/gpu",
                 "[ $1 != compare ] || exit 1; case $1 in report) cp \"$2\"/* \"$3\" ;; esac",
-                4,
+                5,
             ),
         ] {
             let stub = Stub::new();
@@ -436,6 +449,134 @@ echo done"#,
             assert_eq!(at, [failed], "{outcomes:?}");
             assert!(outcomes[failed].ends_with("FAILED"));
         }
+    }
+
+    #[test]
+    fn without_a_device_nothing_else_is_tried() {
+        let stub = Stub::new();
+        stub.program(
+            "gpu",
+            "case $1 in report) cp \"$2\"/* \"$3\" ;; *) echo 'error: no driver'; exit 1 ;; esac",
+        );
+        let output = stub.run(&[]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(stub.outcomes(), ["device: FAILED"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("no driver"), "{said}");
+    }
+
+    #[test]
+    fn peers_run_where_there_is_torch() {
+        for (triton, outcome) in [("exit 0", "passed"), ("exit 1", "not run")] {
+            let stub = Stub::new();
+            let python = r#"case "$*" in *"import triton"*) TRITON ;; -c*) exit 0 ;; esac
+echo "python $*" >>"$CALLS"
+while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/')"; shift; done"#;
+            stub.tool("python3", &python.replace("TRITON", triton));
+            let output = stub.run(&["--quick"]);
+            assert!(output.status.success(), "{output:?}");
+            let peers = &stub.outcomes()[7..9];
+            assert_eq!(peers[0], format!("peer in Triton: {outcome}"));
+            assert_eq!(peers[1], "peers: passed");
+            // Ours, as the script calls it.
+            assert!(stub.calls().contains("gpu 1 --peers --quick --json json"));
+            assert!(stub.calls().contains("--rounds 1"), "{}", stub.calls());
+        }
+    }
+
+    #[test]
+    fn without_a_sanitizer_the_run_says_so() {
+        let stub = Stub::new();
+        fs::remove_file(stub.0.path().join("tools/compute-sanitizer")).expect("a tool");
+        assert!(stub.run(&[]).status.success());
+        assert_eq!(stub.outcomes()[8..], ["compute-sanitizer: not run"]);
+    }
+
+    #[test]
+    fn what_hangs_is_stopped() {
+        let stub = Stub::new();
+        stub.program("api", "sleep 600");
+        assert_eq!(stub.run(&["--limit", "6"]).status.code(), Some(1));
+        assert_eq!(stub.outcomes()[1], "suite api: FAILED");
+        let steps = fs::read_to_string(stub.0.path().join("results/steps.tsv"));
+        assert!(steps.expect("a summary").contains("stopped after"));
+    }
+
+    #[test]
+    fn no_step_outlives_the_run() {
+        let stub = Stub::new();
+        stub.program("api", "echo $$ >\"$CALLS.pid\"; exec sleep 600");
+        let mut run = stub
+            .script(&[])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("bash");
+        let pid = stub.0.path().join("calls.pid");
+        let begin = Instant::now();
+        let step = loop {
+            let text = fs::read_to_string(&pid).unwrap_or_default();
+            if let Ok(step) = text.trim().parse::<u32>() {
+                break step;
+            }
+            assert!(begin.elapsed().as_secs() < 60, "the step never begins");
+            thread::sleep(Duration::from_millis(20));
+        };
+        let kill = |signal: &str, pid: u32| {
+            let mut kill = Command::new("kill");
+            let kill = kill.args([signal, &pid.to_string()]).stderr(Stdio::null());
+            kill.status().expect("kill").success()
+        };
+        assert!(kill("-0", step) && kill("-TERM", run.id()));
+        assert_eq!(run.wait().expect("an end").code(), Some(143));
+        assert!(!kill("-0", step));
+        let left = fs::read_dir(stub.0.path().join("tmp of a test")).expect("a folder");
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn a_second_run_leaves_nothing_of_the_first() {
+        let stub = Stub::new();
+        stub.program("api", "exit 1");
+        assert!(!stub.run(&["--quick"]).status.success());
+        for old in ["roofline.svg", "report.md"] {
+            stub.0.write(&format!("results/{old}"), "old");
+        }
+        stub.program("api", PASSED);
+        assert!(stub.run(&["--quick"]).status.success());
+        for old in ["roofline.svg", "report.md", "failures.txt"] {
+            assert!(!stub.0.path().join("results").join(old).exists(), "{old}");
+        }
+    }
+
+    #[test]
+    fn results_need_a_folder_that_can_be_written() {
+        let stub = Stub::new();
+        stub.0.write("results", "a file");
+        let output = stub.run(&[]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--out"));
+        assert!(!stub.0.path().join("calls").exists());
+    }
+
+    #[test]
+    fn geometries_are_timed_one_by_one() {
+        let stub = Stub::new();
+        assert_eq!(stub.run(&["--tuning"]).status.code(), Some(1));
+        assert_eq!(stub.outcomes(), ["device: passed", "tuning: FAILED"]);
+        for name in ["packs-1", "present"] {
+            stub.program(
+                &format!("tuning/{name}/gpu"),
+                "echo \"NAME $*\" >>\"$CALLS\"",
+            );
+        }
+        assert!(stub.run(&["--tuning"]).status.success());
+        let all = [
+            "device: passed",
+            "geometry packs-1: passed",
+            "geometry present: passed",
+        ];
+        assert_eq!(stub.outcomes(), all);
+        assert!(stub.calls().contains("--quick --json "), "{}", stub.calls());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::error::Error;
+use super::launch::{Config, limits};
 use super::{Handle, Registry, Status, call, context, put, stream};
 use crate::device::{DEVICES, Profile};
 use crate::exec::Request;
@@ -131,6 +132,14 @@ impl Function {
         let by_shared = u64::from(p.shared_per_multiprocessor) / shared;
         by_threads.min(by_shared as u32).min(32)
     }
+
+    /// Clusters of so many blocks that run at once.
+    pub fn active_clusters(&self, cluster: u32, threads: u32, dynamic: u32) -> u32 {
+        let p = self.profile();
+        let blocks = self.blocks_per_multiprocessor(threads, dynamic as usize);
+        let of_gpc = p.gpc_multiprocessors * blocks / cluster;
+        p.multiprocessors / p.gpc_multiprocessors * of_gpc
+    }
 }
 
 /// Registers a function.
@@ -253,6 +262,25 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
 ) -> Status {
     // SAFETY: the same contract.
     unsafe { cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, f, threads, dynamic) }
+}
+
+/// Clusters that run at once, of the launch that a configuration describes.
+pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(
+    clusters: *mut c_int,
+    f: Handle,
+    config: *const Config,
+) -> Status {
+    call(|| {
+        let f = get(f)?;
+        // SAFETY: the caller answers for the configuration.
+        let (c, cluster) = unsafe { Config::read(config) }?;
+        if let Some((error, _)) = limits(&f, c.grid.into(), c.block.into(), cluster, c.dynamic) {
+            return Err(error);
+        }
+        let active = f.active_clusters(cluster, c.block.iter().product(), c.dynamic);
+        // SAFETY: the caller gives a valid place.
+        unsafe { put(clusters, active as c_int) }
+    })
 }
 
 /// Dynamic shared memory with which so many blocks fit a multiprocessor.

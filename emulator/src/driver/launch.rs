@@ -66,7 +66,7 @@ fn error_of(check: Check) -> Error {
 /// The largest cluster of a launch that does not ask for more than what every device of the architecture has.
 const MAX_CLUSTER: u32 = 8;
 
-/// What is wrong with the shape of a launch.
+/// What is wrong with the shape of a launch, on a device of the architecture.
 pub(crate) fn limits(
     f: &Function,
     grid: (u32, u32, u32),
@@ -153,6 +153,22 @@ pub(crate) fn limits(
     None
 }
 
+/// What is wrong with a launch whose clusters the device has no room for.
+fn no_room(
+    f: &Function,
+    block: (u32, u32, u32),
+    cluster: u32,
+    dynamic: u32,
+) -> Option<(Error, String)> {
+    let threads = block.0 * block.1 * block.2;
+    (cluster > 1 && f.active_clusters(cluster, threads, dynamic) == 0).then(|| {
+        (
+            Error::INVALID_CLUSTER_SIZE,
+            format!("a cluster of {cluster} blocks does not fit on the device: cuOccupancyMaxActiveClusters is 0"),
+        )
+    })
+}
+
 /// Copies the arguments.
 ///
 /// # Safety
@@ -224,7 +240,8 @@ unsafe fn launch(
     if f.device != device {
         return Err(Error::INVALID_CONTEXT);
     }
-    if let Some((error, message)) = limits(&f, grid, block, cluster, dynamic) {
+    let wrong = limits(&f, grid, block, cluster, dynamic);
+    if let Some((error, message)) = wrong.or_else(|| no_room(&f, block, cluster, dynamic)) {
         report::begin();
         report::finish(refused(&f, grid, block, message));
         return Err(error);
@@ -284,31 +301,26 @@ pub unsafe extern "C" fn cuLaunchKernel(
 /// `CUlaunchConfig`.
 #[repr(C)]
 pub struct Config {
-    grid: [c_uint; 3],
-    block: [c_uint; 3],
-    dynamic: c_uint,
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub dynamic: c_uint,
     stream: Handle,
     attributes: *const [u64; 9],
     count: c_uint,
 }
 
-/// Launches a kernel with attributes: clusters along x, and those that change no result.
-pub unsafe extern "C" fn cuLaunchKernelEx(
-    config: *const Config,
-    f: Handle,
-    params: *mut *mut c_void,
-    extra: *mut *mut c_void,
-) -> Status {
-    const IGNORE: u32 = 0;
-    const CLUSTER_DIMENSION: u32 = 4;
-    const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
-    const PRIORITY: u32 = 8;
-    call(|| {
-        if config.is_null() {
-            return Err(Error::INVALID_VALUE);
-        }
-        // SAFETY: not null, so the caller gives a configuration.
-        let c = unsafe { &*config };
+impl Config {
+    /// A configuration and the blocks of its clusters, which are along x. Other attributes change no result.
+    ///
+    /// # Safety
+    /// `config` is null, or a configuration whose `attributes` are `count`.
+    pub unsafe fn read<'a>(config: *const Config) -> Result<(&'a Config, u32), Error> {
+        const IGNORE: u32 = 0;
+        const CLUSTER_DIMENSION: u32 = 4;
+        const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
+        const PRIORITY: u32 = 8;
+        // SAFETY: by this function's contract.
+        let c = unsafe { config.as_ref() }.ok_or(Error::INVALID_VALUE)?;
         let mut cluster = 1;
         for i in 0..c.count as usize {
             // SAFETY: the configuration has `count` attributes of 72 bytes that begin with their kind.
@@ -320,24 +332,28 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
                 IGNORE | PROGRAMMATIC_STREAM_SERIALIZATION | PRIORITY => {}
                 CLUSTER_DIMENSION if (y, z) == (1, 1) => cluster = x,
                 _ => {
-                    eprintln!("cuda-emulator: cuLaunchKernelEx: unsupported attribute {kind}");
+                    eprintln!("cuda-emulator: a launch with an unsupported attribute {kind}");
                     return Err(Error::NOT_SUPPORTED);
                 }
             }
         }
-        let ([gx, gy, gz], [bx, by, bz]) = (c.grid, c.block);
-        // SAFETY: the caller answers for the arguments.
+        Ok((c, cluster))
+    }
+}
+
+/// Launches a kernel with attributes.
+pub unsafe extern "C" fn cuLaunchKernelEx(
+    config: *const Config,
+    f: Handle,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller answers for the configuration and the arguments.
         unsafe {
-            launch(
-                f,
-                (gx, gy, gz),
-                (bx, by, bz),
-                cluster,
-                c.dynamic,
-                c.stream,
-                params,
-                extra,
-            )
+            let (c, cluster) = Config::read(config)?;
+            let (grid, block) = (c.grid.into(), c.block.into());
+            launch(f, grid, block, cluster, c.dynamic, c.stream, params, extra)
         }
     })
 }

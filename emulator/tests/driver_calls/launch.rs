@@ -109,6 +109,23 @@ fn launches() {
         INVALID_VALUE,
         cuLaunchKernelEx(null::<Config>(), f, params.as_mut_ptr(), none)
     );
+    let mut clusters: c_int = 0;
+    let places = to(&mut clusters);
+    fails!(
+        INVALID_VALUE,
+        cuOccupancyMaxActiveClusters(places, f, null::<Config>())
+    );
+    let config = Config {
+        grid: [1; 3],
+        block: [1024, 1, 1],
+        dynamic: 0,
+        stream,
+        attributes: null(),
+        count: 0,
+    };
+    // Two blocks on each of 16 multiprocessors of 8 GPCs.
+    ok!(cuOccupancyMaxActiveClusters(places, f, &raw const config));
+    assert_eq!(clusters, 256);
     assert_eq!(words(a), [4; 4]);
 
     // Of another device's context.

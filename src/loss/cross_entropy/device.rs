@@ -199,8 +199,9 @@ impl CrossEntropy {
     }
 
     /// The same, and the logits overwritten with their gradients. The logits are read once and written once where a
-    /// row fits into the shared memory of a cluster of 8 blocks (compute capability 9.0 and later), or, if there are
-    /// more than 512 rows, of one block; else, and where the rows are few and long, they are read twice.
+    /// row fits into the shared memory of a cluster of 8 blocks (compute capability 9.0 and later; of 4 or 2 where no
+    /// more are resident at once, as in a small instance of MIG), or, if there are more than 512 rows, of one block;
+    /// else, and where the rows are few and long, they are read twice.
     /// [`forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) of `raw` has the numbers.
     ///
     /// # Errors
