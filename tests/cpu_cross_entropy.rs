@@ -9,6 +9,7 @@ mod goldfish_golden;
 #[allow(dead_code)]
 #[path = "support/inputs.rs"]
 mod inputs;
+#[allow(dead_code)]
 #[path = "support/loss_cases.rs"]
 mod loss_cases;
 #[path = "support/loss_check.rs"]
