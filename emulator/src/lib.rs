@@ -41,6 +41,7 @@ mod race;
 mod real;
 mod report;
 mod settings;
+mod shadow;
 mod traffic;
 
 pub use install::{InstallError, install};

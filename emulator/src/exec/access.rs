@@ -188,27 +188,22 @@ impl Launch<'_> {
         size: u64,
         kind: Kind,
     ) -> Step {
-        let (buffer, floor, swaps) = match group.target {
+        let (buffer, floor, swaps, concurrent) = match group.target {
             Target::Params | Target::Local => return Ok(()),
-            Target::Shared => (&block.shared, block.floor, self.code.swaps[1]),
+            Target::Shared => (&block.shared, block.floor, self.code.swaps[1], false),
             Target::Global(i) => (
                 &*self.touched[i].extent.buffer,
                 self.floor,
                 self.code.swaps[0],
+                self.concurrent,
             ),
         };
         let warp = &block.warps[w];
         let order = Order {
             floor,
-            barrier: block.barrier_clock,
-            partial: &block.partial,
-            warp_syncs: &warp.syncs,
-            warp: warp.index,
-            released: &self.released,
-            acquired: warp.acquired,
             lenient: swaps,
-            met: warp.met.as_deref(),
-            landed: &warp.landed,
+            concurrent,
+            ..self.order_of(block, warp)
         };
         let stamp = race::stamp(race::now(), block.linear, warp.index * 32, a.strong);
         for lane in lanes_of(group.mask) {
@@ -216,10 +211,9 @@ impl Launch<'_> {
             let me = stamp + ((lane as u64) << 1);
             let shadow = &buffer.shadow;
             let (did, result) = match kind {
-                Kind::Load if a.non_coherent => (
-                    "read",
-                    shadow.read_non_coherent(offset, size, me, order.floor),
-                ),
+                Kind::Load if a.non_coherent => {
+                    ("read", shadow.read_non_coherent(offset, size, me, &order))
+                }
                 Kind::Load => ("read", shadow.read(offset, size, me, &order)),
                 Kind::Store => ("write", shadow.write(offset, size, me, &order)),
                 Kind::Atomic => ("atomic", shadow.write(offset, size, me, &order)),
@@ -229,6 +223,24 @@ impl Launch<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What orders the accesses of a warp after earlier ones to the shared memory of its block.
+    pub(super) fn order_of<'o>(&'o self, block: &'o Block, warp: &'o Warp) -> Order<'o> {
+        Order {
+            floor: block.floor,
+            barrier: block.barrier_clock,
+            partial: &block.partial,
+            warp_syncs: &warp.syncs,
+            warp: warp.index,
+            released: &self.released,
+            acquired: warp.acquired,
+            lenient: false,
+            met: warp.met.as_deref(),
+            landed: &warp.landed,
+            cluster: u64::from(self.request.cluster),
+            concurrent: false,
+        }
     }
 
     /// An atomic or strong store after a fence publishes what the block did before.

@@ -99,6 +99,8 @@ struct Launch<'a> {
     shared: BankPhases,
     /// Stamps from before the launch are below this.
     floor: u64,
+    /// Whether other threads run blocks of the launch.
+    concurrent: bool,
     /// What blocks have published: the last release of each of their warps.
     released: HashMap<u64, Vec<race::Release>>,
     /// Asynchronous stores that have not arrived.
@@ -144,6 +146,7 @@ pub(crate) fn run(
         counting,
         shared: BankPhases::default(),
         floor: race::stamp(race::tick(), 0, 0, false),
+        concurrent: false,
         released: HashMap::new(),
         on_their_way: Vec::new(),
         mbarriers: 0,

@@ -1,0 +1,216 @@
+//! What memory remembers of its accesses: who wrote, who read, who read through the non-coherent path.
+//!
+//! Marks are kept by granules of the size of the access, up to 16 bytes: a 16-byte store leaves one. An access marks
+//! its own granules, then looks at those of every size that has been used, so that a scalar tail that laps over
+//! a vector is seen whatever came first. Of each granule the last writer is known, the readers that nothing orders
+//! (one of them, or only how far apart they are), and the first non-coherent reader of the launch: reads on that
+//! path are no matter of order, the launch may not write the same bytes.
+//!
+//! # Blocks on several threads
+//! [`crate::exec`] runs blocks at once only if nothing can order them, so that two accesses of theirs, one a write,
+//! are always a race. At least one of the two finds it. Each marks (m), then looks (l); marks are replaced in one
+//! atomic step, and all of this is sequentially consistent, in one order of everything. If l1 comes before m2,
+//! then l2 comes after m1: one of the looks comes after the other's mark. What it meets there is that mark, or what
+//! has replaced it. That is no way to hide: of readers outside of one's cluster the marks of readers that follow keep
+//! that there are some (`Order::readers`), and a writer replaces the mark of one in another cluster only by a
+//! race that it reports itself, or by a mark of the same cluster, which is as foreign. Between two writes of one size
+//! the mark itself looks: it gives back what it replaced. The bit that says that a size is in use is set before
+//! the first mark of that size is made, so that it is no hiding place either.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{
+    AtomicU8, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use crate::memory::zeroed;
+use crate::race::{Order, is_atomic};
+
+/// Granules of 1, 2, 4, 8 and 16 bytes.
+const SIZES: usize = 5;
+
+/// A stamp per granule, for each size of granule.
+struct Marks {
+    /// Length of the memory.
+    len: u64,
+    /// Bit per size that is in use, by its log2.
+    sizes: AtomicU8,
+    granules: [OnceLock<Box<[AtomicU64]>>; SIZES],
+}
+
+impl Marks {
+    fn new(len: u64) -> Self {
+        Marks {
+            len,
+            sizes: AtomicU8::new(0),
+            granules: [const { OnceLock::new() }; SIZES],
+        }
+    }
+
+    #[inline(always)]
+    fn granules(&self, log: u32) -> &[AtomicU64] {
+        self.granules[log as usize].get_or_init(|| zeroed((self.len >> log) as usize + 1))
+    }
+
+    /// Makes the mark of an access, `stamp` of the one that it replaces, and passes those on. With nobody else about
+    /// a load and a store will do.
+    #[inline(always)]
+    fn replace(
+        &self,
+        offset: u64,
+        size: u64,
+        concurrent: bool,
+        stamp: impl Fn(u64) -> u64,
+        mut replaced: impl FnMut(u64),
+    ) {
+        let log = size.trailing_zeros().min(SIZES as u32 - 1);
+        if self.sizes.load(SeqCst) & 1 << log == 0 {
+            self.sizes.fetch_or(1 << log, SeqCst);
+        }
+        for granule in
+            &self.granules(log)[(offset >> log) as usize..(offset + size >> log) as usize]
+        {
+            let mut old = granule.load(SeqCst);
+            loop {
+                let new = stamp(old);
+                if new == old {
+                    break;
+                }
+                if !concurrent {
+                    granule.store(new, Relaxed);
+                    break;
+                }
+                match granule.compare_exchange_weak(old, new, SeqCst, SeqCst) {
+                    Ok(_) => break,
+                    Err(now) => old = now,
+                }
+            }
+            replaced(old);
+        }
+    }
+
+    /// The first mark on the bytes of an access that is one of a kind.
+    #[inline(always)]
+    fn find(&self, offset: u64, size: u64, is: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut sizes = self.sizes.load(SeqCst);
+        while sizes != 0 {
+            let log = sizes.trailing_zeros();
+            sizes &= sizes - 1;
+            let range = (offset >> log) as usize..=(offset + size - 1 >> log) as usize;
+            for granule in &self.granules(log)[range] {
+                let stamp = granule.load(SeqCst);
+                if is(stamp) {
+                    return Some(stamp);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The accesses to a buffer.
+pub(crate) struct Shadow {
+    writers: Marks,
+    readers: Marks,
+    non_coherent: Marks,
+}
+
+/// The earlier access of a race: its stamp, and whether it wrote.
+pub(crate) struct Conflict {
+    pub previous: u64,
+    pub wrote: bool,
+    /// Whether one of the two reads through the non-coherent path, which no order makes right.
+    pub non_coherent: bool,
+}
+
+impl Conflict {
+    fn none_or(previous: Option<u64>, wrote: bool, non_coherent: bool) -> Result<(), Conflict> {
+        match previous {
+            None => Ok(()),
+            Some(previous) => Err(Conflict {
+                previous,
+                wrote,
+                non_coherent,
+            }),
+        }
+    }
+}
+
+impl Shadow {
+    pub fn new(len: u64) -> Self {
+        Shadow {
+            writers: Marks::new(len),
+            readers: Marks::new(len),
+            non_coherent: Marks::new(len),
+        }
+    }
+
+    /// Records a read.
+    #[inline(always)]
+    pub fn read(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        let join = |old| order.readers(old, me);
+        (self.readers).replace(offset, size, order.concurrent, join, |_| ());
+        let writer = self.writers.find(offset, size, |writer| {
+            order.races(writer, me) && !(order.lenient && is_atomic(writer))
+        });
+        Conflict::none_or(writer, true, false)
+    }
+
+    /// Records a read through the non-coherent path: nobody may write these bytes in this launch, not
+    /// even this thread before or after.
+    #[inline(always)]
+    pub fn read_non_coherent(
+        &self,
+        offset: u64,
+        size: u64,
+        me: u64,
+        order: &Order,
+    ) -> Result<(), Conflict> {
+        let first = |old| if old < order.floor { me } else { old };
+        (self.non_coherent).replace(offset, size, order.concurrent, first, |_| ());
+        let writer = self.writers.find(offset, size, |w| w >= order.floor);
+        Conflict::none_or(writer, true, true)
+    }
+
+    /// Records a write, or an atomic, according to the stamp.
+    #[inline(always)]
+    pub fn write(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        let mut writer = None;
+        (self.writers).replace(
+            offset,
+            size,
+            order.concurrent,
+            |_| me,
+            |old| {
+                if order.races(old, me) {
+                    writer.get_or_insert(old);
+                }
+            },
+        );
+        let races = |writer| order.races(writer, me);
+        let writer = writer.or_else(|| self.writers.find(offset, size, races));
+        Conflict::none_or(writer, true, false)?;
+        let reader = self.readers.find(offset, size, |reader| {
+            order.races(reader, me) && !(order.lenient && is_atomic(me))
+        });
+        Conflict::none_or(reader, false, false)?;
+        let reader = (self.non_coherent).find(offset, size, |r| r >= order.floor);
+        Conflict::none_or(reader, false, true)
+    }
+
+    /// Records an asynchronous store by its stamp `me`, which `issuer` started at the time `issued`.
+    pub fn write_asynchronously(
+        &self,
+        offset: u64,
+        size: u64,
+        me: u64,
+        (issuer, issued): (u64, u64),
+        order: &Order,
+    ) -> Result<(), Conflict> {
+        let races = |previous| !order.ordered_before_issue(previous, issuer, issued);
+        Conflict::none_or(self.writers.find(offset, size, races), true, false)?;
+        Conflict::none_or(self.readers.find(offset, size, races), false, false)?;
+        (self.writers).replace(offset, size, order.concurrent, |_| me, |_| ());
+        Ok(())
+    }
+}
