@@ -1,6 +1,7 @@
 //! How a launch runs: the order of its threads, and the values of approximate instructions.
 
 use std::cell::Cell;
+use std::num::NonZeroUsize;
 
 /// The order in which threads run. A correct kernel gives the same result under each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -41,6 +42,13 @@ pub struct Settings {
     /// Instructions after which a warp that has not ended its block is taken to loop for ever. The default, 2^28,
     /// is seconds of a GPU's time.
     pub instruction_budget: u64,
+    /// Threads of the host that run the blocks of a launch, one of them the caller's; fewer if there are fewer
+    /// clusters of blocks. `None`, the default: the caller's, and when that has taken half a millisecond, those that
+    /// find an idle core. It is always the caller's alone under [`Schedule::Seeded`] and for kernels whose blocks can
+    /// wait for each other: those with fences, and with atomics or `.volatile`, `.relaxed` or stronger accesses outside
+    /// of shared memory. Results and counts do not depend on it. Of several findings that of the first block
+    /// in the schedule is reported, as from one thread; of a race between blocks it can be the other side.
+    pub workers: Option<NonZeroUsize>,
 }
 
 impl Settings {
@@ -48,6 +56,7 @@ impl Settings {
         schedule: Schedule::InOrder,
         approx: Approx::Nearest,
         instruction_budget: 1 << 28,
+        workers: None,
     };
 }
 

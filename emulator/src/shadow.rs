@@ -68,7 +68,7 @@ impl Marks {
             self.sizes.fetch_or(1 << log, SeqCst);
         }
         for granule in
-            &self.granules(log)[(offset >> log) as usize..(offset + size >> log) as usize]
+            &self.granules(log)[(offset >> log) as usize..((offset + size) >> log) as usize]
         {
             let mut old = granule.load(SeqCst);
             loop {
@@ -96,7 +96,7 @@ impl Marks {
         while sizes != 0 {
             let log = sizes.trailing_zeros();
             sizes &= sizes - 1;
-            let range = (offset >> log) as usize..=(offset + size - 1 >> log) as usize;
+            let range = (offset >> log) as usize..=((offset + size - 1) >> log) as usize;
             for granule in &self.granules(log)[range] {
                 let stamp = granule.load(SeqCst);
                 if is(stamp) {
@@ -212,5 +212,101 @@ impl Shadow {
         Conflict::none_or(self.readers.find(offset, size, races), false, false)?;
         (self.writers).replace(offset, size, order.concurrent, |_| me, |_| ());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::thread;
+
+    use super::*;
+    use crate::race::{self, Landed};
+
+    /// Each is made by both threads, side by side: nothing may pass unseen.
+    const TRIALS: usize = 100_000;
+
+    /// What a thread does with bytes 16·i on.
+    type Accesses = fn(&Shadow, u64, u64, &Order) -> Result<(), Conflict>;
+
+    fn read<const SIZE: u64>(s: &Shadow, at: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        s.read(at, SIZE, me, order)
+    }
+
+    fn write<const SIZE: u64>(s: &Shadow, at: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        s.write(at, SIZE, me, order)
+    }
+
+    fn non_coherent(s: &Shadow, at: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        s.read_non_coherent(at, 16, me, order)
+    }
+
+    fn read_and_write(s: &Shadow, at: u64, me: u64, order: &Order) -> Result<(), Conflict> {
+        s.read(at, 4, me, order)?;
+        s.write(at, 4, me, order)
+    }
+
+    /// Two blocks at once; gives the trials that neither reported.
+    fn unseen(accesses: [Accesses; 2]) -> usize {
+        let shadow = Shadow::new(16 * TRIALS as u64);
+        let at_trial = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let floor = race::stamp(race::tick(), 0, 0, false);
+        let (shadow, at_trial) = (&shadow, &at_trial);
+        let work = |block: usize| {
+            move || {
+                let (released, landed) = (HashMap::new(), Landed::default());
+                let order = Order {
+                    floor,
+                    barrier: 0,
+                    partial: &[],
+                    warp_syncs: &[],
+                    warp: 0,
+                    released: &released,
+                    acquired: 0,
+                    lenient: false,
+                    met: None,
+                    landed: &landed,
+                    cluster: 1,
+                    concurrent: true,
+                };
+                let me = race::stamp(race::now(), block as u64, 0, false);
+                let mut reported = Vec::with_capacity(TRIALS);
+                for i in 0..TRIALS {
+                    at_trial[block].store(i, SeqCst);
+                    let mut spins = 0;
+                    while at_trial[1 - block].load(SeqCst) < i {
+                        spins += 1;
+                        if spins % 1000 == 0 {
+                            thread::yield_now();
+                        }
+                    }
+                    reported.push(accesses[block](shadow, 16 * i as u64, me, &order).is_err());
+                }
+                at_trial[block].store(TRIALS, SeqCst);
+                reported
+            }
+        };
+        let [a, b] = thread::scope(|scope| {
+            [scope.spawn(work(0)), scope.spawn(work(1))].map(|t| t.join().expect("no panic"))
+        });
+        a.iter().zip(&b).filter(|&(&a, &b)| !a && !b).count()
+    }
+
+    #[test]
+    fn of_two_workers_one_sees_the_race() {
+        let pairs: [[Accesses; 2]; 7] = [
+            [write::<4>, write::<4>],
+            [write::<4>, read::<4>],
+            [write::<16>, write::<2>],
+            [write::<16>, read::<1>],
+            [write::<1>, read::<16>],
+            [write::<4>, non_coherent],
+            [read::<4>, read_and_write],
+        ];
+        for (i, pair) in pairs.into_iter().enumerate() {
+            assert_eq!(unseen(pair), 0, "pair {i}");
+        }
+        assert_eq!(unseen([read::<4>, read::<16>]), TRIALS);
     }
 }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::num::NonZeroUsize;
+
 use common::{SCHEDULES, config, device, function, launch_clusters};
 use cuda_emulator::{Check, Finding, Schedule, Settings, last_finding, record, with_settings};
 use cudarc::driver::sys::CUresult;
@@ -93,6 +95,7 @@ fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     let settings = Settings {
         schedule,
         instruction_budget: 1 << 16,
+        workers: NonZeroUsize::new(2),
         ..Settings::default()
     };
     let (status, reports) = with_settings(settings, || {
@@ -141,6 +144,7 @@ fn readers_of_two_clusters() {
             let f = function(&ctx, &text(owner));
             let settings = Settings {
                 schedule,
+                workers: NonZeroUsize::new(2),
                 ..Settings::default()
             };
             let status = with_settings(settings, || {
