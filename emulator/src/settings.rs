@@ -42,12 +42,13 @@ pub struct Settings {
     /// Instructions after which a warp that has not ended its block is taken to loop for ever. The default, 2^28,
     /// is seconds of a GPU's time.
     pub instruction_budget: u64,
-    /// Threads of the host that run the blocks of a launch, one of them the caller's; fewer if there are fewer
-    /// clusters of blocks. `None`, the default: the caller's, and when that has taken half a millisecond, those that
-    /// find an idle core. It is always the caller's alone under [`Schedule::Seeded`] and for kernels whose blocks can
-    /// wait for each other: those with fences, and with atomics or `.volatile`, `.relaxed` or stronger accesses outside
-    /// of shared memory. Results and counts do not depend on it. Of several findings that of the first block
-    /// in the schedule is reported, as from one thread; of a race between blocks it can be the other side.
+    /// Threads that run the blocks of a launch, the caller's included; fewer if there are fewer clusters. `None`, the
+    /// default: the caller's, and those for which there are idle cores once it has run for a while. The caller's alone
+    /// under [`Schedule::Seeded`], and if the blocks of the kernel can wait for each other: it has fences, or
+    /// outside of shared memory atomics or accesses that are `.volatile`, `.relaxed` or stronger.
+    ///
+    /// Results and counts of a launch without a finding do not depend on it. Of several findings that of the first
+    /// block in the schedule is reported, as from one thread; of a race between two blocks either may be.
     pub workers: Option<NonZeroUsize>,
 }
 

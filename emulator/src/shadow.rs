@@ -52,8 +52,8 @@ impl Marks {
         self.granules[log as usize].get_or_init(|| zeroed((self.len >> log) as usize + 1))
     }
 
-    /// Makes the mark of an access, `stamp` of the one that it replaces, and passes those on. With nobody else about
-    /// a load and a store will do.
+    /// Marks an access by `stamp`, a function of the mark that is replaced, and gives the first of those that is
+    /// one of a kind. With nobody else about a load and a store will do.
     #[inline(always)]
     fn replace(
         &self,
@@ -61,15 +61,14 @@ impl Marks {
         size: u64,
         concurrent: bool,
         stamp: impl Fn(u64) -> u64,
-        mut replaced: impl FnMut(u64),
-    ) {
+        is: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
         let log = size.trailing_zeros().min(SIZES as u32 - 1);
         if self.sizes.load(SeqCst) & 1 << log == 0 {
             self.sizes.fetch_or(1 << log, SeqCst);
         }
-        for granule in
-            &self.granules(log)[(offset >> log) as usize..((offset + size) >> log) as usize]
-        {
+        let range = (offset >> log) as usize..((offset + size) >> log) as usize;
+        for granule in &self.granules(log)[range] {
             let mut old = granule.load(SeqCst);
             loop {
                 let new = stamp(old);
@@ -85,8 +84,11 @@ impl Marks {
                     Err(now) => old = now,
                 }
             }
-            replaced(old);
+            if is(old) {
+                return Some(old);
+            }
         }
+        None
     }
 
     /// The first mark on the bytes of an access that is one of a kind.
@@ -124,7 +126,8 @@ pub(crate) struct Conflict {
 }
 
 impl Conflict {
-    fn none_or(previous: Option<u64>, wrote: bool, non_coherent: bool) -> Result<(), Conflict> {
+    /// An error if there is an earlier access.
+    fn check(previous: Option<u64>, wrote: bool, non_coherent: bool) -> Result<(), Conflict> {
         match previous {
             None => Ok(()),
             Some(previous) => Err(Conflict {
@@ -149,11 +152,11 @@ impl Shadow {
     #[inline(always)]
     pub fn read(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
         let join = |old| order.readers(old, me);
-        (self.readers).replace(offset, size, order.concurrent, join, |_| ());
+        (self.readers).replace(offset, size, order.concurrent, join, |_| false);
         let writer = self.writers.find(offset, size, |writer| {
             order.races(writer, me) && !(order.lenient && is_atomic(writer))
         });
-        Conflict::none_or(writer, true, false)
+        Conflict::check(writer, true, false)
     }
 
     /// Records a read through the non-coherent path: nobody may write these bytes in this launch, not
@@ -167,35 +170,25 @@ impl Shadow {
         order: &Order,
     ) -> Result<(), Conflict> {
         let first = |old| if old < order.floor { me } else { old };
-        (self.non_coherent).replace(offset, size, order.concurrent, first, |_| ());
+        (self.non_coherent).replace(offset, size, order.concurrent, first, |_| false);
         let writer = self.writers.find(offset, size, |w| w >= order.floor);
-        Conflict::none_or(writer, true, true)
+        Conflict::check(writer, true, true)
     }
 
     /// Records a write, or an atomic, according to the stamp.
     #[inline(always)]
     pub fn write(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
-        let mut writer = None;
-        (self.writers).replace(
-            offset,
-            size,
-            order.concurrent,
-            |_| me,
-            |old| {
-                if order.races(old, me) {
-                    writer.get_or_insert(old);
-                }
-            },
-        );
         let races = |writer| order.races(writer, me);
-        let writer = writer.or_else(|| self.writers.find(offset, size, races));
-        Conflict::none_or(writer, true, false)?;
+        let writer = (self.writers)
+            .replace(offset, size, order.concurrent, |_| me, races)
+            .or_else(|| self.writers.find(offset, size, races));
+        Conflict::check(writer, true, false)?;
         let reader = self.readers.find(offset, size, |reader| {
             order.races(reader, me) && !(order.lenient && is_atomic(me))
         });
-        Conflict::none_or(reader, false, false)?;
+        Conflict::check(reader, false, false)?;
         let reader = (self.non_coherent).find(offset, size, |r| r >= order.floor);
-        Conflict::none_or(reader, false, true)
+        Conflict::check(reader, false, true)
     }
 
     /// Records an asynchronous store by its stamp `me`, which `issuer` started at the time `issued`.
@@ -208,9 +201,9 @@ impl Shadow {
         order: &Order,
     ) -> Result<(), Conflict> {
         let races = |previous| !order.ordered_before_issue(previous, issuer, issued);
-        Conflict::none_or(self.writers.find(offset, size, races), true, false)?;
-        Conflict::none_or(self.readers.find(offset, size, races), false, false)?;
-        (self.writers).replace(offset, size, order.concurrent, |_| me, |_| ());
+        Conflict::check(self.writers.find(offset, size, races), true, false)?;
+        Conflict::check(self.readers.find(offset, size, races), false, false)?;
+        (self.writers).replace(offset, size, order.concurrent, |_| me, |_| false);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use super::tally::Tally;
 use crate::report::Finding;
 use crate::settings::Schedule;
 
-/// A launch that runs for so long gets help: ten times what it takes until a new thread is at work.
+/// A launch that runs for so long gets help. A new thread is at work after 20 to 40 µs, of which its maker spends half.
 const ALONE: Duration = Duration::from_micros(500);
 
 /// Threads that run launches.
@@ -30,10 +30,11 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static CORES: LazyLock<usize> =
     LazyLock::new(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
 
-/// A core in use.
+/// A core in use, until it is dropped.
 pub(super) struct Core;
 
 impl Core {
+    /// One more than there are, if need be.
     pub fn take() -> Core {
         RUNNING.fetch_add(1, Relaxed);
         Core
@@ -76,10 +77,8 @@ impl Clusters {
             if at >= self.total.min(self.found.load(Relaxed)) {
                 return (launch.tally, None);
             }
-            launch.start(
-                &mut cluster,
-                if reversed { self.total - 1 - at } else { at },
-            );
+            let number = if reversed { self.total - 1 - at } else { at };
+            launch.start(&mut cluster, number);
             if let Err(finding) = launch.alone(&mut cluster, reversed) {
                 self.found.fetch_min(at, Relaxed);
                 return (launch.tally, Some((at, finding)));
