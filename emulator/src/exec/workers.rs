@@ -137,3 +137,63 @@ pub(super) fn run<'a>(new: impl Fn() -> Launch<'a> + Sync) -> (Tally, Option<Fin
         (tally, first.map(|(_, finding)| finding))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::exec::Request;
+    use crate::settings::Settings;
+    use crate::{lower, ptx};
+
+    /// Runs a kernel of so many blocks and asks for three workers; gives how many there were. Those after the first
+    /// panic, if they shall.
+    fn workers(body: &str, blocks: u32, panic: bool) -> usize {
+        let text =
+            format!(".version 7.0 .target sm_80 .address_size 64 .visible .entry k() {{ {body} }}");
+        let module = ptx::parse(&text).expect("it is PTX");
+        let code = lower::lower(&module, &module.entries[0]).expect("all is known");
+        let request = Request {
+            names: Arc::new(vec!["ret".into(); code.insts.len() - 1]),
+            code: Arc::new(code),
+            files: Arc::new(HashMap::new()),
+            variables: Arc::new(Vec::new()),
+            device: 0,
+            grid: (blocks, 1, 1),
+            block: (1, 1, 1),
+            cluster: 1,
+            dynamic_shared: 0,
+            params: Vec::new(),
+        };
+        let settings = Settings {
+            workers: NonZeroUsize::new(3),
+            ..Settings::default()
+        };
+        let count = AtomicUsize::new(0);
+        let (tally, finding) = run(|| {
+            let earlier = count.fetch_add(1, Relaxed);
+            assert!(!panic || earlier == 0, "planted");
+            Launch::new(&request, settings, true, 0)
+        });
+        assert_eq!(finding, None);
+        assert_eq!(tally.counts[0], u64::from(blocks));
+        count.into_inner()
+    }
+
+    #[test]
+    fn only_blocks_that_cannot_wait_for_each_other_run_at_once() {
+        assert!((2..=3).contains(&workers("ret;", 100, false)));
+        assert_eq!(workers("ret;", 2, false), 2);
+        assert_eq!(workers("ret;", 1, false), 1);
+        assert_eq!(workers("membar.gl; ret;", 100, false), 1);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        let panics = |body| catch_unwind(AssertUnwindSafe(|| workers(body, 100, true))).is_err();
+        assert!(panics("ret;") && !panics("membar.gl; ret;"));
+    }
+}
