@@ -6,6 +6,7 @@
 //! f32 operations per element, 16-byte stores, then a sum over the block by shuffles and shared memory.
 
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use cuda_emulator::{Schedule, Settings, install, record, with_settings};
@@ -99,14 +100,17 @@ fn main() {
     };
     let (_, reports) = record(&mut launch);
     let n = reports[0].instructions;
-    for (name, schedule, counting) in [
-        ("in order", Schedule::InOrder, false),
-        ("in order, counting", Schedule::InOrder, true),
-        ("reversed", Schedule::Reversed, false),
-        ("seeded", Schedule::Seeded(1), false),
+    let one = NonZeroUsize::new(1);
+    for (name, schedule, counting, workers) in [
+        ("in order", Schedule::InOrder, false, one),
+        ("in order, counting", Schedule::InOrder, true, one),
+        ("reversed", Schedule::Reversed, false, one),
+        ("seeded", Schedule::Seeded(1), false, one),
+        ("in order, idle cores", Schedule::InOrder, false, None),
     ] {
         let settings = Settings {
             schedule,
+            workers,
             ..Settings::default()
         };
         // The best of five: other work on the machine only slows it down.

@@ -5,6 +5,7 @@
 //! that mostly fit; some are those with tokens cut, doubled and exchanged; some are nonsense.
 
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::arith::approx::hash;
@@ -317,6 +318,7 @@ fn run(text: &str, number: u64, buffer: &Buffer, outcome: &mut Outcome) {
             ][number as usize / 8 % 3],
             approx: Approx::Seeded(number),
             instruction_budget: 2000,
+            workers: NonZeroUsize::new(1 + number as usize / 32 % 2),
         };
         let (report, _) = exec::run(&f.request(grid, block, cluster, 0, params), settings, true);
         match report.finding {

@@ -8,7 +8,7 @@
 //! reports, [`Settings`] for the freedoms of a GPU that it can take, [`LaunchReport`] for what it
 //! counts.
 //!
-//! A launch runs to its end inside `cuLaunchKernel`, on the calling thread. A bug ends the launch,
+//! A launch runs to its end inside `cuLaunchKernel`, a long one on all idle cores (see [`Settings::workers`]). A bug ends the launch,
 //! is printed to stderr, and becomes the error that CUDA would give, but at once and for this launch
 //! only: the context stays usable, so that one process can try many bugs. [`last_finding`] and
 //! [`record`] return it as a value.
@@ -42,6 +42,7 @@ mod race;
 mod real;
 mod report;
 mod settings;
+mod shadow;
 mod traffic;
 
 pub use driver::module::substitute;

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, RwLock};
 
 use crate::device::DEVICES;
 use crate::driver::order::Use;
-use crate::race::Shadow;
+use crate::shadow::Shadow;
 
 /// Generic addresses of the windows of parameters, local and shared memory.
 pub(crate) const PARAM_BASE: u64 = 1 << 40;

@@ -1,26 +1,20 @@
 //! Data races: two threads touch a byte, at least one writes, and nothing orders them.
 //!
-//! Every granule of memory remembers its last writer and its last readers as *stamps*. A stamp
-//! holds the time of the access in a clock that ticks at every synchronisation, so that "before the
-//! last barrier" is a comparison. The clock never goes back, over all launches of the process: a
-//! stamp from before this launch is older than its start, and nothing is ever reset.
-//!
-//! Granules are 4 bytes, and become 2 or 1 when a buffer is first accessed in such parts.
-//!
-//! Reads through the non-coherent path are no matter of order: the launch may not write the same bytes.
+//! Memory remembers its accesses (see [`crate::shadow`]) as *stamps*. A stamp holds the time of the access in a
+//! clock that ticks at every synchronisation, so that "before the last barrier" is a comparison. The clock never
+//! goes back, over all launches of the process: a stamp from before this launch is older than its start, and
+//! nothing is ever reset.
 //!
 //! An asynchronous store belongs to no thread: its stamp names the mbarrier that it completes bytes of, and
 //! only a wait for that phase orders it.
 //!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
-//! schedule and found in another; an atomic after a fence publishes what came before it to every later
+//! schedule and found in another; of several readers at once none is taken to read between its arrival at the barrier
+//! of the cluster and the end of its wait; an atomic after a fence publishes what came before it to every later
 //! atomic, whatever their addresses; what one lane knows from an mbarrier, its warp knows.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-
-use crate::memory::zeroed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The clock of the process.
 static CLOCK: AtomicU64 = AtomicU64::new(1);
@@ -29,11 +23,15 @@ const THREAD_BITS: u32 = 11;
 const BLOCK_BITS: u32 = 18;
 const CLOCK_SHIFT: u32 = 1 + THREAD_BITS + BLOCK_BITS;
 const ATOMIC: u64 = 1;
-/// Pseudo-threads: several threads of one block, or of several blocks.
+/// What stands for block where there are several clusters.
+const NO_BLOCK: u64 = (1 << BLOCK_BITS) - 1;
+/// Pseudo-threads: several threads of one block, of several blocks of a cluster (the block is a [`channel`] of
+/// the cluster's number), or of several clusters.
 const MANY_OF_BLOCK: u64 = (1 << THREAD_BITS) - 1;
-const MANY: u64 = (1 << THREAD_BITS) - 2;
+const MANY_OF_CLUSTER: u64 = (1 << THREAD_BITS) - 2;
+const MANY: u64 = (1 << THREAD_BITS) - 3;
 /// Pseudo-thread: an asynchronous store; the block is a [`channel`].
-const ASYNCHRONOUS: u64 = (1 << THREAD_BITS) - 3;
+const ASYNCHRONOUS: u64 = (1 << THREAD_BITS) - 4;
 
 /// Advances the clock.
 pub(crate) fn tick() -> u64 {
@@ -56,8 +54,9 @@ pub(crate) fn stamp(clock: u64, block: u64, thread: u32, atomic: bool) -> u64 {
     clock << CLOCK_SHIFT | block << (1 + THREAD_BITS) | u64::from(thread) << 1 | u64::from(atomic)
 }
 
-/// What stands for block in the stamps of the asynchronous stores that complete bytes of an mbarrier: the
-/// `n`-th of the launch. Far from the numbers of blocks, unless there are very many.
+/// What stands for block in stamps that belong to none: of asynchronous stores that complete bytes of an mbarrier
+/// (the `n`-th that the worker has initialised), of readers in several blocks of the cluster `n`. Far from the
+/// numbers of blocks, unless there are very many.
 pub(crate) fn channel(n: u64) -> u64 {
     (1 << BLOCK_BITS) - 2 - n % (1 << (BLOCK_BITS - 1))
 }
@@ -69,7 +68,12 @@ pub(crate) fn asynchronous(channel: u64) -> u64 {
 
 /// Whether a stamp is that of an asynchronous store.
 pub(crate) fn is_asynchronous(s: u64) -> bool {
-    s >> 1 & ((1 << THREAD_BITS) - 1) == ASYNCHRONOUS
+    thread_of(s) == ASYNCHRONOUS
+}
+
+/// The thread or pseudo-thread of a stamp.
+fn thread_of(s: u64) -> u64 {
+    s >> 1 & ((1 << THREAD_BITS) - 1)
 }
 
 fn clock_of(s: u64) -> u64 {
@@ -78,7 +82,7 @@ fn clock_of(s: u64) -> u64 {
 
 /// Block (its low bits) and thread of a stamp; no thread if it stands for several.
 pub(crate) fn who(s: u64) -> (u64, Option<u32>) {
-    let t = s >> 1 & ((1 << THREAD_BITS) - 1);
+    let t = thread_of(s);
     (
         s >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1),
         (t < ASYNCHRONOUS).then_some(t as u32),
@@ -115,6 +119,10 @@ pub(crate) struct Order<'a> {
     pub met: Option<&'a Meeting>,
     /// What this warp knows of mbarriers.
     pub landed: &'a Landed,
+    /// Blocks of a cluster.
+    pub cluster: u64,
+    /// Whether other threads of the host run blocks of the launch, so that no mark may be lost.
+    pub concurrent: bool,
 }
 
 /// A phase of the barrier of a cluster that is complete: what each thread did before it arrived is known to
@@ -161,18 +169,29 @@ impl Landed {
 }
 
 impl Meeting {
-    /// Whether a thread of a block (nothing: several threads) did something before it arrived.
-    fn covers(&self, at: u64, block: u64, thread: Option<u32>) -> bool {
-        let rank = block.wrapping_sub(stamp(0, self.first, 0, false) >> (1 + THREAD_BITS)) as usize;
-        let mut blocks = self.arrivals.chunks(self.threads);
-        match (blocks.nth(rank), thread) {
-            (Some(arrivals), Some(thread)) => arrivals
-                .get(thread as usize)
-                .is_some_and(|&clock| clock > at),
-            (Some(arrivals), None) => arrivals.iter().all(|&clock| clock > at),
-            // Readers in several blocks: believed to be those of this cluster.
-            (None, None) => self.arrivals.iter().all(|&clock| clock > at),
-            (None, Some(_)) => false,
+    /// Whether whoever made a stamp did so before arriving.
+    fn covers(&self, prev: u64) -> bool {
+        let ((block, thread), at) = (who(prev), clock_of(prev));
+        let (first, _) = who(stamp(0, self.first, 0, false));
+        let size = (self.arrivals.len() / self.threads) as u64;
+        let rank = block.wrapping_sub(first);
+        match thread {
+            Some(thread) if rank < size => {
+                let arrival = self
+                    .arrivals
+                    .get(rank as usize * self.threads + thread as usize);
+                arrival.is_some_and(|&clock| clock > at)
+            }
+            Some(_) => false,
+            // Of several readers only the last time is known, which may be after others of them arrived.
+            None => {
+                let here = match thread_of(prev) {
+                    MANY_OF_BLOCK => rank < size,
+                    MANY_OF_CLUSTER => block == channel(first / size),
+                    _ => false,
+                };
+                here && self.clock > at
+            }
         }
     }
 }
@@ -223,7 +242,7 @@ impl Order<'_> {
         if is_asynchronous(prev) {
             return self.landed.since(block, at);
         }
-        if self.met.is_some_and(|met| met.covers(at, block, thread)) {
+        if self.met.is_some_and(|met| met.covers(prev)) {
             return true;
         }
         if same_block(prev, me) {
@@ -246,7 +265,7 @@ impl Order<'_> {
                     .iter()
                     .any(|&(c, members)| c > at && members & lanes == lanes);
         }
-        if thread.is_none() && prev >> 1 & ((1 << THREAD_BITS) - 1) == MANY {
+        if matches!(thread_of(prev), MANY | MANY_OF_CLUSTER) {
             // Readers in several blocks: believed ordered once this block has acquired anything.
             return self.acquired > at && !self.released.is_empty();
         }
@@ -255,208 +274,34 @@ impl Order<'_> {
             seen.any(|r| r.covers(at, thread))
         })
     }
-}
-
-/// Last writers and readers of a buffer.
-pub(crate) struct Shadow {
-    len: u64,
-    /// log2 of the granule in use.
-    shift: AtomicU8,
-    /// Writer and reader of each granule, for granules of 1, 2 and 4 bytes.
-    cells: [OnceLock<Box<[AtomicU64]>>; 3],
-    /// Last reader of each byte through the non-coherent path. Few buffers have one.
-    non_coherent: OnceLock<Box<[AtomicU64]>>,
-}
-
-/// The earlier access of a race: its stamp, and whether it wrote.
-pub(crate) struct Conflict {
-    pub previous: u64,
-    pub wrote: bool,
-    /// Whether one of the two reads through the non-coherent path, which no order makes right.
-    pub non_coherent: bool,
-}
-
-impl Shadow {
-    pub fn new(len: u64) -> Self {
-        Shadow {
-            len,
-            shift: AtomicU8::new(2),
-            cells: [const { OnceLock::new() }; 3],
-            non_coherent: OnceLock::new(),
-        }
+    /// Whether nothing orders `me` after `prev`, and one of the two is no atomic: a race, if one of them writes.
+    #[inline(always)]
+    pub fn races(&self, prev: u64, me: u64) -> bool {
+        prev >= self.floor && prev & me & ATOMIC == 0 && !self.ordered(prev, me)
     }
 
-    /// The cells of the range, writer and reader by turns.
-    #[inline(always)]
-    fn range(&self, offset: u64, size: u64) -> &[AtomicU64] {
-        let mut shift = self.shift.load(Relaxed);
-        if size < 4 && 1 << shift > size {
-            shift = if size == 2 { 1 } else { 0 };
-            self.shift.fetch_min(shift, Relaxed);
+    /// The readers of a granule after one more read: if nothing orders them, only how far apart they are, and
+    /// whether all were atomic.
+    pub fn readers(&self, old: u64, me: u64) -> u64 {
+        if self.ordered(old, me) {
+            return me;
         }
-        let cells = match self.cells[shift as usize].get() {
-            Some(c) => c,
-            None => self.grow(shift),
+        if thread_of(old) == MANY && self.concurrent {
+            // Nothing orders the blocks of such a launch, so the time does not matter.
+            return old & (me | !ATOMIC);
+        }
+        let ((of_old, _), (block, _)) = (who(old), who(me));
+        let cluster = block / self.cluster;
+        let (block, thread) = if thread_of(old) == MANY {
+            (NO_BLOCK, MANY)
+        } else if of_old == block {
+            (block, MANY_OF_BLOCK)
+        } else if of_old == channel(cluster) || of_old / self.cluster == cluster {
+            (channel(cluster), MANY_OF_CLUSTER)
+        } else {
+            (NO_BLOCK, MANY)
         };
-        let first = (offset >> shift) as usize;
-        let count = (size >> shift).max(1) as usize;
-        &cells[2 * first..2 * (first + count)]
+        let clock = clock_of(me).max(clock_of(old));
+        stamp(clock, block, thread as u32, old & me & ATOMIC != 0)
     }
-
-    #[cold]
-    fn grow(&self, shift: u8) -> &[AtomicU64] {
-        self.cells[shift as usize].get_or_init(|| zeroed(2 * (self.len >> shift) as usize + 2))
-    }
-
-    /// Records a read.
-    #[inline(always)]
-    pub fn read(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
-        for cell in self.range(offset, size).chunks_exact(2) {
-            let writer = cell[0].load(Relaxed);
-            if writer >= order.floor && !order.ordered(writer, me) {
-                let tolerated = writer & ATOMIC != 0 && (me & ATOMIC != 0 || order.lenient);
-                if !tolerated {
-                    return Err(Conflict {
-                        previous: writer,
-                        wrote: true,
-                        non_coherent: false,
-                    });
-                }
-            }
-            let reader = cell[1].load(Relaxed);
-            if reader != me {
-                cell[1].store(merge(reader, me, order), Relaxed);
-            }
-        }
-        Ok(())
-    }
-
-    /// Records a read through the non-coherent path: nobody may write these bytes in this launch, not
-    /// even this thread before or after.
-    pub fn read_non_coherent(
-        &self,
-        offset: u64,
-        size: u64,
-        me: u64,
-        floor: u64,
-    ) -> Result<(), Conflict> {
-        // Accesses that used a granule were at least as large, so its writer wrote all of it.
-        for (shift, cells) in self.cells.iter().enumerate() {
-            let Some(cells) = cells.get() else { continue };
-            for granule in offset >> shift..=(offset + size - 1) >> shift {
-                let writer = cells[2 * granule as usize].load(Relaxed);
-                if writer >= floor {
-                    return Err(Conflict {
-                        previous: writer,
-                        wrote: true,
-                        non_coherent: true,
-                    });
-                }
-            }
-        }
-        let readers = self.non_coherent.get_or_init(|| zeroed(self.len as usize));
-        for reader in &readers[offset as usize..(offset + size) as usize] {
-            reader.store(me, Relaxed);
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn non_coherent_reader(&self, offset: u64, size: u64, floor: u64) -> Option<u64> {
-        let readers = &self.non_coherent.get()?[offset as usize..(offset + size) as usize];
-        readers
-            .iter()
-            .map(|r| r.load(Relaxed))
-            .find(|&r| r >= floor)
-    }
-
-    /// Records a write, or an atomic, according to the stamp.
-    #[inline(always)]
-    pub fn write(&self, offset: u64, size: u64, me: u64, order: &Order) -> Result<(), Conflict> {
-        if self.non_coherent.get().is_some()
-            && let Some(previous) = self.non_coherent_reader(offset, size, order.floor)
-        {
-            return Err(Conflict {
-                previous,
-                wrote: false,
-                non_coherent: true,
-            });
-        }
-        for cell in self.range(offset, size).chunks_exact(2) {
-            let writer = cell[0].load(Relaxed);
-            if writer >= order.floor && writer & me & ATOMIC == 0 && !order.ordered(writer, me) {
-                return Err(Conflict {
-                    previous: writer,
-                    wrote: true,
-                    non_coherent: false,
-                });
-            }
-            let reader = cell[1].load(Relaxed);
-            if reader >= order.floor {
-                let tolerated = me & ATOMIC != 0 && (reader & ATOMIC != 0 || order.lenient);
-                if !tolerated && !order.ordered(reader, me) {
-                    return Err(Conflict {
-                        previous: reader,
-                        wrote: false,
-                        non_coherent: false,
-                    });
-                }
-            }
-            cell[0].store(me, Relaxed);
-        }
-        Ok(())
-    }
-}
-
-impl Shadow {
-    /// Records an asynchronous store by its stamp `me`, which `issuer` started at the time `issued`.
-    pub fn write_asynchronously(
-        &self,
-        offset: u64,
-        size: u64,
-        me: u64,
-        (issuer, issued): (u64, u64),
-        order: &Order,
-    ) -> Result<(), Conflict> {
-        for cell in self.range(offset, size).chunks_exact(2) {
-            for (previous, wrote) in [(&cell[0], true), (&cell[1], false)] {
-                let previous = previous.load(Relaxed);
-                if !order.ordered_before_issue(previous, issuer, issued) {
-                    return Err(Conflict {
-                        previous,
-                        wrote,
-                        non_coherent: false,
-                    });
-                }
-            }
-            cell[0].store(me, Relaxed);
-        }
-        Ok(())
-    }
-}
-
-/// The readers of a granule after one more read.
-fn merge(reader: u64, me: u64, order: &Order) -> u64 {
-    if reader < order.floor || order.ordered(reader, me) {
-        return me;
-    }
-    // Two readers at once: remember only how far apart they are, and whether all were atomic.
-    let (block, _) = who(me);
-    let many_grid = reader >> 1 & ((1 << THREAD_BITS) - 1) == MANY;
-    let thread = if same_block(reader, me) && !many_grid {
-        MANY_OF_BLOCK
-    } else {
-        MANY
-    };
-    let block = if thread == MANY {
-        (1 << BLOCK_BITS) - 1
-    } else {
-        block
-    };
-    stamp(
-        clock_of(me).max(clock_of(reader)),
-        block,
-        thread as u32,
-        reader & me & ATOMIC != 0,
-    )
 }

@@ -1,6 +1,7 @@
 //! How a launch runs: the order of its threads, and the values of approximate instructions.
 
 use std::cell::Cell;
+use std::num::NonZeroUsize;
 
 /// The order in which threads run. A correct kernel gives the same result under each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -41,6 +42,14 @@ pub struct Settings {
     /// Instructions after which a warp that has not ended its block is taken to loop for ever. The default, 2^28,
     /// is seconds of a GPU's time.
     pub instruction_budget: u64,
+    /// Threads that run the blocks of a launch, the caller's included; fewer if there are fewer clusters. `None`, the
+    /// default: the caller's, and those for which there are idle cores once it has run for a while. The caller's alone
+    /// under [`Schedule::Seeded`], and if the blocks of the kernel can wait for each other: it has fences, or
+    /// outside of shared memory atomics or accesses that are `.volatile`, `.relaxed` or stronger.
+    ///
+    /// Results and counts of a launch without a finding do not depend on it. Of several findings that of the first
+    /// block in the schedule is reported, as from one thread; of a race between two blocks either may be.
+    pub workers: Option<NonZeroUsize>,
 }
 
 impl Settings {
@@ -48,6 +57,7 @@ impl Settings {
         schedule: Schedule::InOrder,
         approx: Approx::Nearest,
         instruction_budget: 1 << 28,
+        workers: None,
     };
 }
 

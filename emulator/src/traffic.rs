@@ -50,6 +50,40 @@ impl AccessCounts {
         self.sectors += sectors;
         self.minimum_sectors += bytes.div_ceil(32);
     }
+
+    /// Adds the accesses of others.
+    fn join(&mut self, other: &AccessCounts) {
+        let AccessCounts {
+            by_width,
+            requests,
+            sectors,
+            minimum_sectors,
+        } = other;
+        for (sum, n) in self.by_width.iter_mut().zip(by_width) {
+            *sum += n;
+        }
+        self.requests += requests;
+        self.sectors += sectors;
+        self.minimum_sectors += minimum_sectors;
+    }
+}
+
+impl BufferTraffic {
+    /// Adds what others moved from and to the same buffer.
+    pub(crate) fn join(&mut self, other: &BufferTraffic) {
+        let BufferTraffic {
+            address: _,
+            len: _,
+            bytes_read,
+            bytes_written,
+            loads,
+            stores,
+        } = other;
+        self.bytes_read += bytes_read;
+        self.bytes_written += bytes_written;
+        self.loads.join(loads);
+        self.stores.join(stores);
+    }
 }
 
 /// Distinct sectors and distinct bytes of a request.
@@ -80,6 +114,18 @@ fn spread(addresses: &mut [u64], size: u64) -> (u64, u64) {
 }
 
 impl BankPhases {
+    /// Adds the accesses of others.
+    pub(crate) fn join(&mut self, other: &BankPhases) {
+        let BankPhases {
+            requests,
+            phases,
+            minimum_phases,
+        } = other;
+        self.requests += requests;
+        self.phases += phases;
+        self.minimum_phases += minimum_phases;
+    }
+
     /// Counts a request to shared memory. Accesses of 8 and 16 bytes are served by half and
     /// quarter warps.
     pub(crate) fn add(&mut self, addresses: &[u64], size: u64) {

@@ -355,6 +355,40 @@ fn global_races() {
     passes(&body.replace("BARRIER", "bar.sync 0;"), 1, 64);
 }
 
+/// Two threads whose accesses differ in size lap over each other, or just do not.
+#[test]
+fn global_races_of_two_sizes() {
+    let sizes = [
+        (1, "u8"),
+        (2, "u16"),
+        (4, "u32"),
+        (8, "u64"),
+        (16, "v4.u32"),
+    ];
+    let store = |thread: u32, (size, ty): (u32, &str), offset: u32| {
+        let values = if size == 16 {
+            "{%r1, %r1, %r1, %r1}"
+        } else {
+            "%rd1"
+        };
+        format!("setp.eq.u32 %p1, %r1, {thread}; @%p1 st.global.{ty} [%rd1+{offset}], {values};\n")
+    };
+    for (i, &large) in sizes.iter().enumerate().skip(1) {
+        for &small in &sizes[..i] {
+            for [inside, outside] in [[16, 16 - small.0], [16 + large.0 - small.0, 16 + large.0]] {
+                let stores = |at| [store(0, large, 16), store(1, small, at)];
+                for [a, b] in [
+                    stores(inside),
+                    [store(1, small, inside), store(0, large, 16)],
+                ] {
+                    trips(&(a + &b), 2, Check::GlobalRace);
+                }
+                passes(&stores(outside).concat(), 1, 2);
+            }
+        }
+    }
+}
+
 /// The last block to finish adds up what the others left: a fence, then an atomic ticket.
 #[test]
 fn ticket() {

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::num::NonZeroUsize;
+
 use common::{SCHEDULES, config, device, function, launch_clusters};
 use cuda_emulator::{Check, Finding, Schedule, Settings, last_finding, record, with_settings};
 use cudarc::driver::sys::CUresult;
@@ -93,6 +95,7 @@ fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     let settings = Settings {
         schedule,
         instruction_budget: 1 << 16,
+        workers: NonZeroUsize::new(2),
         ..Settings::default()
     };
     let (status, reports) = with_settings(settings, || {
@@ -114,6 +117,49 @@ fn blocks_of_a_cluster_exchange_their_sums() {
             for (i, &d) in data.iter().enumerate() {
                 assert_eq!(d, sum - old(i), "{schedule:?}, row {row}, element {i}");
             }
+        }
+    }
+}
+
+/// A cluster's barrier orders its own reads before a write, and not those of another cluster.
+#[test]
+fn readers_of_two_clusters() {
+    let text = |owner: &str| {
+        format!(
+            ".version 8.1 .target sm_90 .address_size 64
+            .visible .entry k(.param .u64 p) {{
+            .reg .pred %p<9>; .reg .b32 %r<9>; .reg .b64 %rd<9>;
+            ld.param.u64 %rd1, [p]; mov.u32 %r1, {owner}; mad.wide.u32 %rd1, %r1, 4, %rd1;
+            ld.global.u32 %r2, [%rd1];
+            barrier.cluster.arrive; barrier.cluster.wait;
+            mov.u32 %r3, %cluster_ctarank; mov.u32 %r4, %tid.x; or.b32 %r3, %r3, %r4; setp.ne.u32 %p1, %r3, 0;
+            @%p1 exit; st.global.u32 [%rd1], %r2; }}"
+        )
+    };
+    let (ctx, stream) = device(0);
+    let buffer = stream.clone_htod(&[0u32; 4]).unwrap();
+    let mut address = buffer.device_ptr(&stream).0;
+    for schedule in SCHEDULES.into_iter().chain((3..40).map(Schedule::Seeded)) {
+        for (owner, want) in [("%clusterid.x", None), ("0", Some(Check::GlobalRace))] {
+            let f = function(&ctx, &text(owner));
+            let settings = Settings {
+                schedule,
+                workers: NonZeroUsize::new(2),
+                ..Settings::default()
+            };
+            let status = with_settings(settings, || {
+                launch_clusters(
+                    &f,
+                    &stream,
+                    2,
+                    config(4, 33),
+                    &mut [(&raw mut address).cast()],
+                )
+            });
+            let finding = last_finding();
+            assert_eq!(status.is_err(), finding.is_some());
+            let check = finding.as_ref().map(|f| f.check);
+            assert_eq!(check, want, "{schedule:?}: {finding:?}");
         }
     }
 }

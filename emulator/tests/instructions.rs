@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, apply, apply_with};
+use common::{COMPARISONS, Random, apply, apply_with};
 use cuda_emulator::{Approx, Settings};
 
 const F32: [u32; 4] = [32; 4];
@@ -165,28 +165,11 @@ fn directed_rounding() {
 #[test]
 fn comparisons() {
     let n = 20_000;
-    type Case = (&'static str, fn(f32, f32) -> bool);
-    let cases: [Case; 14] = [
-        ("eq", |a, b| a == b),
-        ("ne", |a, b| a.partial_cmp(&b).is_some_and(|o| o.is_ne())),
-        ("lt", |a, b| a < b),
-        ("le", |a, b| a <= b),
-        ("gt", |a, b| a > b),
-        ("ge", |a, b| a >= b),
-        ("equ", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_eq())),
-        ("neu", |a, b| a != b),
-        ("ltu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_lt())),
-        ("leu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_le())),
-        ("gtu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_gt())),
-        ("geu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_ge())),
-        ("num", |a, b| !a.is_nan() && !b.is_nan()),
-        ("nan", |a, b| a.is_nan() || b.is_nan()),
-    ];
-    for (cmp, f) in cases {
+    for (cmp, holds) in COMPARISONS {
         check_f32(
             &format!("setp.{cmp}.f32 %p1, %a, %b; selp.f32 %d, 0f3F800000, 0f00000000, %p1;"),
             n,
-            |a, b, _| f32::from(f(a, b)),
+            |a, b, _| f32::from(holds(a.into(), b.into())),
         );
     }
     check_f32(

@@ -3,13 +3,12 @@
 //! A request of a warp is taken apart by the buffers that its lanes mean: of each [`Group`] the order of the
 //! accesses is checked first, then the data move.
 
-use std::ops::Range;
-
 use super::address::{Group, Kind, Target, addresses};
 use super::block::{Block, Warp};
 use super::messages::{uninitialised_register, unwritten};
+use super::tally::{Touched, widen};
 use super::warp::lanes_of;
-use super::{Launch, Step, Touched, Trap};
+use super::{Launch, Step, Trap};
 use crate::arith::atomic::combine;
 use crate::lower::{Access, AtomicOp};
 use crate::memory::Buffer;
@@ -32,15 +31,6 @@ fn buffer_of<'b>(
     }
 }
 
-/// Makes a range contain another.
-fn widen(range: &mut Range<u64>, start: u64, end: u64) {
-    *range = if range.is_empty() {
-        start..end
-    } else {
-        range.start.min(start)..range.end.max(end)
-    };
-}
-
 impl Launch<'_> {
     pub(super) fn load(&mut self, block: &mut Block, w: usize, a: &Access, mask: u32) -> Step {
         let size = u64::from(a.width) * a.elements.len() as u64;
@@ -57,7 +47,7 @@ impl Launch<'_> {
                 &self.params,
                 &block.shared,
                 local,
-                &self.touched,
+                &self.tally.touched,
             );
             for lane in lanes_of(group.mask) {
                 for (i, d) in a.elements.iter().enumerate() {
@@ -152,7 +142,7 @@ impl Launch<'_> {
                 &self.params,
                 &block.shared,
                 local,
-                &self.touched,
+                &self.tally.touched,
             );
             for lane in lanes_of(group.mask) {
                 let offset = group.offsets[lane];
@@ -188,27 +178,22 @@ impl Launch<'_> {
         size: u64,
         kind: Kind,
     ) -> Step {
-        let (buffer, floor, swaps) = match group.target {
+        let (buffer, floor, swaps, concurrent) = match group.target {
             Target::Params | Target::Local => return Ok(()),
-            Target::Shared => (&block.shared, block.floor, self.code.swaps[1]),
+            Target::Shared => (&block.shared, block.floor, self.code.swaps[1], false),
             Target::Global(i) => (
-                &*self.touched[i].extent.buffer,
+                &*self.tally.touched[i].extent.buffer,
                 self.floor,
                 self.code.swaps[0],
+                self.concurrent,
             ),
         };
         let warp = &block.warps[w];
         let order = Order {
             floor,
-            barrier: block.barrier_clock,
-            partial: &block.partial,
-            warp_syncs: &warp.syncs,
-            warp: warp.index,
-            released: &self.released,
-            acquired: warp.acquired,
             lenient: swaps,
-            met: warp.met.as_deref(),
-            landed: &warp.landed,
+            concurrent,
+            ..self.order_of(block, warp)
         };
         let stamp = race::stamp(race::now(), block.linear, warp.index * 32, a.strong);
         for lane in lanes_of(group.mask) {
@@ -216,10 +201,9 @@ impl Launch<'_> {
             let me = stamp + ((lane as u64) << 1);
             let shadow = &buffer.shadow;
             let (did, result) = match kind {
-                Kind::Load if a.non_coherent => (
-                    "read",
-                    shadow.read_non_coherent(offset, size, me, order.floor),
-                ),
+                Kind::Load if a.non_coherent => {
+                    ("read", shadow.read_non_coherent(offset, size, me, &order))
+                }
                 Kind::Load => ("read", shadow.read(offset, size, me, &order)),
                 Kind::Store => ("write", shadow.write(offset, size, me, &order)),
                 Kind::Atomic => ("atomic", shadow.write(offset, size, me, &order)),
@@ -229,6 +213,24 @@ impl Launch<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What orders the accesses of a warp after earlier ones to the shared memory of its block.
+    pub(super) fn order_of<'o>(&'o self, block: &'o Block, warp: &'o Warp) -> Order<'o> {
+        Order {
+            floor: block.floor,
+            barrier: block.barrier_clock,
+            partial: &block.partial,
+            warp_syncs: &warp.syncs,
+            warp: warp.index,
+            released: &self.released,
+            acquired: warp.acquired,
+            lenient: false,
+            met: warp.met.as_deref(),
+            landed: &warp.landed,
+            cluster: u64::from(self.request.cluster),
+            concurrent: false,
+        }
     }
 
     /// An atomic or strong store after a fence publishes what the block did before.
@@ -260,12 +262,12 @@ impl Launch<'_> {
                 first = first.min(if here { offset } else { u64::MAX });
                 last = last.max(if here { offset } else { 0 });
             }
-            let extent = &mut self.touched[i].extent;
+            let extent = &mut self.tally.touched[i].extent;
             if kind != Kind::Store {
-                widen(&mut extent.read, first, last + size);
+                widen(&mut extent.read, first..last + size);
             }
             if kind != Kind::Load {
-                widen(&mut extent.written, first, last + size);
+                widen(&mut extent.written, first..last + size);
             }
         }
         if !self.counting || matches!(group.target, Target::Params | Target::Local) {
@@ -279,7 +281,7 @@ impl Launch<'_> {
         }
         match group.target {
             Target::Global(i) => {
-                let t = &mut self.touched[i].traffic;
+                let t = &mut self.tally.touched[i].traffic;
                 // Buffers start in the middle of nowhere, at a multiple of 32.
                 if kind != Kind::Store {
                     t.bytes_read += n as u64 * size;
@@ -290,7 +292,7 @@ impl Launch<'_> {
                     t.stores.add(&mut list[..n], size);
                 }
             }
-            _ => self.shared.add(&list[..n], size),
+            _ => self.tally.shared.add(&list[..n], size),
         }
     }
 }

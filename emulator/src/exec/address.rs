@@ -1,16 +1,13 @@
 //! From addresses to buffers and offsets, with the checks of bounds, alignment and permission.
 
-use std::sync::Arc;
-
 use super::block::Block;
 use super::messages::uninitialised_register;
 use super::warp::lanes_of;
-use super::{Extent, Launch, Step, Touched, Trap};
+use super::{Launch, Step, Trap};
 use crate::lower::Access;
 use crate::memory::{self, Buffer, FORBIDDEN, Found, LOCAL_BASE, SHARED_BASE, WINDOW};
 use crate::ptx::ast::Space;
 use crate::report::Check;
-use crate::traffic::BufferTraffic;
 
 /// Where an address leads.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,7 +15,7 @@ pub(super) enum Target {
     Params,
     Local,
     Shared,
-    /// Index into `Launch::touched`.
+    /// Index into `Tally::touched`.
     Global(usize),
 }
 
@@ -70,7 +67,7 @@ impl Launch<'_> {
             Target::Params => (base, self.params.len),
             Target::Local => (base, self.code.local_bytes),
             Target::Shared => (base, block.shared.len),
-            Target::Global(i) => (base, self.touched[i].extent.buffer.len),
+            Target::Global(i) => (base, self.tally.touched[i].extent.buffer.len),
         };
         let limit = len.checked_sub(size);
         let mut offsets = [0; 32];
@@ -142,7 +139,7 @@ impl Launch<'_> {
             Target::Params => &self.params,
             Target::Local => &block.warps[w].local,
             Target::Shared => &block.shared,
-            Target::Global(i) => &self.touched[i].extent.buffer,
+            Target::Global(i) => &self.tally.touched[i].extent.buffer,
         }
     }
 
@@ -161,7 +158,7 @@ impl Launch<'_> {
             Space::Shared => Ok((Target::Shared, 0)),
             Space::Local => Ok((Target::Local, 0)),
             Space::Global | Space::Const | Space::Generic => {
-                let recent = self.touched.get(self.recent);
+                let recent = self.tally.touched.get(self.recent);
                 if let Some(t) = recent
                     && address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len
                 {
@@ -181,12 +178,13 @@ impl Launch<'_> {
         kind: Kind,
     ) -> Step<(Target, u64)> {
         if let Some(i) = self
+            .tally
             .touched
             .iter()
             .position(|t| address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len)
         {
             self.recent = i;
-            return Ok((Target::Global(i), self.touched[i].extent.buffer.base));
+            return Ok((Target::Global(i), self.tally.touched[i].extent.buffer.base));
         }
         if a.space == Space::Generic {
             for (base, target) in [
@@ -213,7 +211,7 @@ impl Launch<'_> {
             )),
             Found::Live { buffer, .. } => {
                 let base = buffer.base;
-                self.touch(buffer);
+                self.recent = self.tally.touch(buffer);
                 Ok((Target::Global(self.recent), base))
             }
             Found::Freed { base, len } => Err(Trap::new(
@@ -238,29 +236,6 @@ impl Launch<'_> {
                 format!("{access}, which belongs to nothing"),
             )),
         }
-    }
-
-    fn touch(&mut self, buffer: Arc<Buffer>) {
-        if let Some(i) = self
-            .touched
-            .iter()
-            .position(|t| t.extent.buffer.base == buffer.base)
-        {
-            self.recent = i;
-            return;
-        }
-        let traffic = BufferTraffic {
-            address: buffer.base,
-            len: buffer.len,
-            ..BufferTraffic::default()
-        };
-        let extent = Extent {
-            buffer,
-            read: 0..0,
-            written: 0..0,
-        };
-        self.recent = self.touched.len();
-        self.touched.push(Touched { extent, traffic });
     }
 }
 

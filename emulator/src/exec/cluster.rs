@@ -85,6 +85,8 @@ impl AsyncStore {
             lenient: false,
             met: self.met.as_deref(),
             landed: &self.landed,
+            cluster: launch.size(),
+            concurrent: false,
         }
     }
 }
@@ -240,18 +242,7 @@ impl Launch<'_> {
     /// The mbarrier at a shared address of the block, for a thread of the block.
     fn mbarrier(&self, block: &Block, w: usize, lane: usize, offset: u64) -> Step<usize> {
         let warp = &block.warps[w];
-        let order = Order {
-            floor: block.floor,
-            barrier: block.barrier_clock,
-            partial: &block.partial,
-            warp_syncs: &warp.syncs,
-            warp: warp.index,
-            released: &self.released,
-            acquired: warp.acquired,
-            lenient: false,
-            met: warp.met.as_deref(),
-            landed: &warp.landed,
-        };
+        let order = self.order_of(block, warp);
         let thread = warp.index * 32 + lane as u32;
         let now = race::tick();
         let me = race::stamp(now, block.linear, thread, false);

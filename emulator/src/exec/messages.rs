@@ -5,8 +5,9 @@ use super::block::Block;
 use super::{Launch, Trap};
 use crate::memory::SHARED_BASE;
 use crate::memory::{Buffer, FORBIDDEN};
-use crate::race::{self, Conflict};
+use crate::race;
 use crate::report::Check;
+use crate::shadow::Conflict;
 
 impl Launch<'_> {
     /// The message of an access outside of its buffer.

@@ -2,8 +2,8 @@
 //!
 //! A warp's lanes have a program counter each. Those at the lowest one run together until they
 //! diverge, meet others, or must wait; so they come together again where the code does. Clusters of
-//! blocks (of one, unless the launch says otherwise) run one after the other, or several at once under
-//! [`Schedule::Seeded`]; the blocks of a cluster run by turns.
+//! blocks (of one, unless the launch says otherwise) run one after the other on each of the [`workers`], or
+//! interleaved on one thread under [`Schedule::Seeded`]; the blocks of a cluster run by turns.
 
 mod access;
 mod address;
@@ -11,10 +11,11 @@ mod block;
 mod cluster;
 mod messages;
 mod sync;
+mod tally;
 mod warp;
+mod workers;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::DEVICES;
@@ -24,10 +25,12 @@ use crate::memory::{Buffer, PARAM_BASE};
 use crate::race;
 use crate::report::{Check, Finding, LaunchReport};
 use crate::settings::{Schedule, Settings};
-use crate::traffic::{BankPhases, BufferTraffic};
 
 use block::Block;
 use cluster::AsyncStore;
+pub(crate) use tally::Extent;
+use tally::Tally;
+use workers::Core;
 
 /// Blocks that [`Schedule::Seeded`] interleaves: whole clusters, at least one.
 const IN_FLIGHT: usize = 4;
@@ -69,36 +72,22 @@ impl Trap {
 
 type Step<T = ()> = Result<T, Box<Trap>>;
 
-/// A buffer that the launch has touched.
-struct Touched {
-    extent: Extent,
-    traffic: BufferTraffic,
-}
-
-/// The bytes of a buffer between the first and the last that a launch read, and that it wrote.
-pub(crate) struct Extent {
-    pub buffer: Arc<Buffer>,
-    pub read: Range<u64>,
-    pub written: Range<u64>,
-}
-
-/// State of a launch that all of its blocks share.
+/// A launch, or what one of its workers knows of it: the state that the blocks it runs share.
 struct Launch<'a> {
     request: &'a Request,
     code: &'a Code,
     settings: Settings,
     threads: u32,
     params: Buffer,
-    touched: Vec<Touched>,
-    /// The `touched` entry used last.
+    tally: Tally,
+    /// The buffer touched last, in the tally.
     recent: usize,
-    /// Executions of each instruction, by lanes.
-    counts: Vec<u64>,
     /// Whether traffic is counted.
     counting: bool,
-    shared: BankPhases,
     /// Stamps from before the launch are below this.
     floor: u64,
+    /// Whether there are other workers.
+    concurrent: bool,
     /// What blocks have published: the last release of each of their warps.
     released: HashMap<u64, Vec<race::Release>>,
     /// Asynchronous stores that have not arrived.
@@ -128,73 +117,78 @@ pub(crate) fn run(
     settings: Settings,
     counting: bool,
 ) -> (LaunchReport, Vec<Extent>) {
-    let code = &*request.code;
-    let (bx, by, bz) = request.block;
-    let params = Buffer::new(PARAM_BASE, code.param_bytes, "kernel parameters".into());
-    params.copy_in(0, &request.params);
-    let mut launch = Launch {
-        request,
-        code,
-        settings,
-        threads: bx * by * bz,
-        params,
-        touched: Vec::new(),
-        recent: 0,
-        counts: vec![0; code.insts.len()],
-        counting,
-        shared: BankPhases::default(),
-        floor: race::stamp(race::tick(), 0, 0, false),
-        released: HashMap::new(),
-        on_their_way: Vec::new(),
-        mbarriers: 0,
-        rng: Rng(match settings.schedule {
-            Schedule::Seeded(s) => s,
-            _ => 0,
-        }),
+    let _core = Core::take();
+    let floor = race::stamp(race::tick(), 0, 0, false);
+    let new = || Launch::new(request, settings, counting, floor);
+    let (tally, finding) = match settings.schedule {
+        Schedule::InOrder | Schedule::Reversed => workers::run(new),
+        Schedule::Seeded(_) => {
+            let mut launch = new();
+            let finding = launch.interleaved().err();
+            (launch.tally, finding)
+        }
     };
-    let finding = launch.grid().err();
-    launch.report(finding)
+    tally.report(request, counting, finding)
 }
 
-impl Launch<'_> {
-    fn blocks(&self) -> u64 {
-        let (x, y, z) = self.request.grid;
-        u64::from(x) * u64::from(y) * u64::from(z)
+impl<'a> Launch<'a> {
+    fn new(request: &'a Request, settings: Settings, counting: bool, floor: u64) -> Self {
+        let code = &*request.code;
+        let (bx, by, bz) = request.block;
+        let params = Buffer::new(PARAM_BASE, code.param_bytes, "kernel parameters".into());
+        params.copy_in(0, &request.params);
+        Launch {
+            request,
+            code,
+            settings,
+            threads: bx * by * bz,
+            params,
+            tally: Tally::new(code),
+            recent: 0,
+            counting,
+            floor,
+            concurrent: false,
+            released: HashMap::new(),
+            on_their_way: Vec::new(),
+            mbarriers: 0,
+            rng: Rng(match settings.schedule {
+                Schedule::Seeded(s) => s,
+                _ => 0,
+            }),
+        }
     }
 
-    fn grid(&mut self) -> Result<(), Finding> {
-        let size = self.request.cluster as usize;
-        let total = self.blocks() / size as u64;
-        let new = |launch: &Self| (0..size).map(|_| Block::new(launch)).collect::<Vec<_>>();
-        match self.settings.schedule {
-            Schedule::InOrder | Schedule::Reversed => {
-                let reversed = self.settings.schedule == Schedule::Reversed;
-                let mut cluster = new(self);
-                for i in 0..total {
-                    self.start(&mut cluster, if reversed { total - 1 - i } else { i });
-                    self.alone(&mut cluster, reversed)?;
-                }
-            }
-            Schedule::Seeded(_) => {
-                let mut next = 0;
-                let mut flight = Vec::new();
-                while flight.len() < (IN_FLIGHT / size).max(1) && next < total {
-                    let mut cluster = new(self);
-                    self.start(&mut cluster, next);
-                    flight.push(cluster);
+    /// How many clusters there are.
+    fn clusters(&self) -> u64 {
+        let (x, y, z) = self.request.grid;
+        u64::from(x) * u64::from(y) * u64::from(z) / u64::from(self.request.cluster)
+    }
+
+    /// The blocks of a cluster, which are none yet.
+    fn cluster(&self) -> Vec<Block> {
+        (0..self.request.cluster)
+            .map(|_| Block::new(self))
+            .collect()
+    }
+
+    /// Runs several clusters at once, a few instructions of one after a few of another.
+    fn interleaved(&mut self) -> Result<(), Finding> {
+        let total = self.clusters();
+        let at_once = (IN_FLIGHT as u64 / u64::from(self.request.cluster)).clamp(1, total);
+        let mut flight: Vec<_> = (0..at_once).map(|_| self.cluster()).collect();
+        for (number, cluster) in (0..).zip(&mut flight) {
+            self.start(cluster, number);
+        }
+        let mut next = at_once;
+        while !flight.is_empty() {
+            let i = self.rng.below(flight.len());
+            self.slice(&mut flight[i])?;
+            if flight[i].iter().all(Block::is_done) {
+                if next < total {
+                    self.start(&mut flight[i], next);
                     next += 1;
-                }
-                while !flight.is_empty() {
-                    let i = self.rng.below(flight.len());
-                    self.slice(&mut flight[i])?;
-                    if flight[i].iter().all(Block::is_done) {
-                        if next < total {
-                            self.start(&mut flight[i], next);
-                            next += 1;
-                        } else {
-                            flight.swap_remove(i);
-                        }
-                    }
+                } else {
+                    flight.swap_remove(i);
                 }
             }
         }
@@ -403,50 +397,5 @@ impl Launch<'_> {
             Special::ClusterSize => u64::from(self.request.cluster),
             Special::GridId | Special::Clock => 0,
         }
-    }
-
-    fn report(self, finding: Option<Finding>) -> (LaunchReport, Vec<Extent>) {
-        let mut by_opcode: HashMap<&str, u64> = HashMap::new();
-        let mut lines_not_executed = Vec::new();
-        if self.counting {
-            for ((name, count), inst) in self
-                .request
-                .names
-                .iter()
-                .zip(&self.counts)
-                .zip(&self.code.insts)
-            {
-                *by_opcode.entry(name).or_default() += count;
-                if *count == 0 {
-                    lines_not_executed.push(inst.line);
-                }
-            }
-        }
-        let mut by_opcode: Vec<(String, u64)> = by_opcode
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
-            .map(|(s, n)| (s.to_string(), n))
-            .collect();
-        by_opcode.sort();
-        // The exit that ends every body belongs to no line.
-        let executed = &self.counts[..self.request.names.len()];
-        let touched = self.touched.into_iter().map(|t| (t.traffic, t.extent));
-        let (mut buffers, extents): (Vec<_>, Vec<_>) = touched.unzip();
-        if !self.counting {
-            buffers.clear();
-        }
-        buffers.sort_by_key(|b: &BufferTraffic| b.address);
-        let report = LaunchReport {
-            kernel: self.code.name.clone(),
-            grid: self.request.grid,
-            block: self.request.block,
-            instructions: executed.iter().sum(),
-            by_opcode,
-            buffers,
-            shared: self.shared,
-            lines_not_executed,
-            finding,
-        };
-        (report, extents)
     }
 }

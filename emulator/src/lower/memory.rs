@@ -30,6 +30,14 @@ pub(crate) struct Access {
     pub elements: Vec<Slot>,
 }
 
+impl Access {
+    /// Whether blocks of other clusters may order something after it.
+    pub fn is_seen_by_other_blocks(&self) -> bool {
+        self.releases
+            || self.strong && !matches!(self.space, Space::Shared | Space::Local | Space::Param)
+    }
+}
+
 /// What an atomic does: `d` receives the old value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AtomicOp {

@@ -111,6 +111,8 @@ pub(crate) struct Code {
     pub max_nreg: Option<u32>,
     /// Which spaces have a compare-and-swap: [global, shared]. Its loops begin with a plain read.
     pub swaps: [bool; 2],
+    /// Blocks of different clusters cannot wait for each other or pass anything on.
+    pub independent: bool,
 }
 
 /// One lowered instruction.
@@ -285,6 +287,11 @@ pub(crate) fn lower(module: &Module, entry: &Entry) -> Result<Code, PtxError> {
             }
         }
     }
+    let independent = !insts.iter().any(|inst| match &inst.op {
+        Op::Fence => true,
+        Op::Load(a) | Op::Store(a) | Op::Atomic(a, _) => a.is_seen_by_other_blocks(),
+        _ => false,
+    });
     let param_bytes = l.params.last().map_or(0, |(o, s)| o + s);
     Ok(Code {
         name: entry.name.clone(),
@@ -302,6 +309,7 @@ pub(crate) fn lower(module: &Module, entry: &Entry) -> Result<Code, PtxError> {
         req_ntid: entry.req_ntid,
         max_nreg: entry.max_nreg,
         swaps: l.swaps,
+        independent,
     })
 }
 

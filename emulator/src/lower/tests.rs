@@ -130,6 +130,46 @@ fn no_name_is_of_two_rows() {
     }
 }
 
+/// Which instructions keep the blocks of a launch from running at once.
+#[test]
+fn blocks_depend_on_each_other() {
+    let independent = |instruction: &str| {
+        let text = format!(
+            ".version 8.1 .target sm_90 .address_size 64
+            .visible .entry k() {{ .reg .b32 %r<9>; .reg .b64 %rd<9>; .shared .b32 s;
+            ld.global.u32 %r1, [%rd1]; st.global.u32 [%rd1], %r1; ld.global.nc.u32 %r1, [%rd1]; bar.sync 0;
+            {instruction} }}"
+        );
+        let module = parse(&text).expect("it is PTX");
+        let code = lower(&module, &module.entries[0]);
+        code.unwrap_or_else(|e| panic!("{e}: {instruction}"))
+            .independent
+    };
+    for yes in [
+        "",
+        "atom.shared.add.u32 %r1, [s], 1;",
+        "ld.volatile.shared.u32 %r1, [s];",
+        "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;",
+        "fence.mbarrier_init.release.cluster;",
+    ] {
+        assert!(independent(yes), "{yes}");
+    }
+    for no in [
+        "membar.gl;",
+        "fence.acq_rel.gpu;",
+        "red.global.add.u32 [%rd1], 1;",
+        "atom.add.u32 %r1, [%rd1], 1;",
+        "atom.acq_rel.shared.add.u32 %r1, [s], 1;",
+        "ld.volatile.u32 %r1, [%rd1];",
+        "ld.acquire.gpu.global.u32 %r1, [%rd1];",
+        "ld.relaxed.gpu.global.u32 %r1, [%rd1];",
+        "st.release.gpu.global.u32 [%rd1], %r1;",
+        "st.volatile.global.u32 [%rd1], %r1;",
+    ] {
+        assert!(!independent(no), "{no}");
+    }
+}
+
 /// What the table does not hold is refused with its text and line, wherever the difference is.
 #[test]
 fn anything_else_is_refused_by_name() {

@@ -23,6 +23,27 @@ pub const SCHEDULES: [Schedule; 4] = [
     Schedule::Seeded(2),
 ];
 
+/// A comparison by its name, and when it holds.
+pub type Comparison = (&'static str, fn(f64, f64) -> bool);
+
+/// The comparisons of floats, of any type that f64 holds.
+pub const COMPARISONS: [Comparison; 14] = [
+    ("eq", |a, b| a == b),
+    ("ne", |a, b| a.partial_cmp(&b).is_some_and(|o| o.is_ne())),
+    ("lt", |a, b| a < b),
+    ("le", |a, b| a <= b),
+    ("gt", |a, b| a > b),
+    ("ge", |a, b| a >= b),
+    ("equ", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_eq())),
+    ("neu", |a, b| a != b),
+    ("ltu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_lt())),
+    ("leu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_le())),
+    ("gtu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_gt())),
+    ("geu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_ge())),
+    ("num", |a, b| !a.is_nan() && !b.is_nan()),
+    ("nan", |a, b| a.is_nan() || b.is_nan()),
+];
+
 pub fn device(ordinal: usize) -> (Arc<CudaContext>, Arc<CudaStream>) {
     install().unwrap();
     let ctx = CudaContext::new(ordinal).unwrap();

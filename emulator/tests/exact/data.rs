@@ -1,6 +1,6 @@
 //! Moves and comparisons.
 
-use crate::common::{Random, apply};
+use crate::common::{COMPARISONS, Random, apply};
 use crate::values::{BF16, BITS, F16, F64, INTS, Int};
 
 #[test]
@@ -74,24 +74,7 @@ fn comparisons_of_all_types() {
             }
         }
     }
-    // Floats: the same fourteen comparisons as in f32, of NaN too.
-    type Float = (&'static str, fn(f64, f64) -> bool);
-    let floats: [Float; 14] = [
-        ("eq", |a, b| a == b),
-        ("ne", |a, b| a.partial_cmp(&b).is_some_and(|o| o.is_ne())),
-        ("lt", |a, b| a < b),
-        ("le", |a, b| a <= b),
-        ("gt", |a, b| a > b),
-        ("ge", |a, b| a >= b),
-        ("equ", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_eq())),
-        ("neu", |a, b| a != b),
-        ("ltu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_lt())),
-        ("leu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_le())),
-        ("gtu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_gt())),
-        ("geu", |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_ge())),
-        ("num", |a, b| !a.is_nan() && !b.is_nan()),
-        ("nan", |a, b| a.is_nan() || b.is_nan()),
-    ];
+    // Floats, NaN too.
     for f in [F16, BF16, F64] {
         let a: Vec<u64> = (0..3000)
             .map(|i| Random(i).next() >> (64 - f.bits))
@@ -100,7 +83,7 @@ fn comparisons_of_all_types() {
         let b: Vec<u64> = (0..3000)
             .map(|i| [a[i], a[(i * 7 + 3) % 3000], nan][i % 3])
             .collect();
-        for (cmp, holds) in floats {
+        for (cmp, holds) in COMPARISONS {
             let body = format!("setp.{cmp}.{} %p1, %a, %b; selp.b32 %d, 1, 0, %p1;", f.name);
             let got = apply(&body, [f.bits, f.bits, 32, 32], &a, &b, &[]);
             let set = apply(
