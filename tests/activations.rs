@@ -718,26 +718,45 @@ fn traffic<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 fn widths<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let (n, size) = (8192, size_of::<T>());
-    let x = Random(71).normal::<T>(n, 2.0);
+    let [x, dy] = [71, 72].map(|seed| Random(seed).normal::<T>(n, 2.0));
+    let of_width = |width: usize| {
+        let mut counts = [0; 5];
+        counts[width.trailing_zeros() as usize] = (n * size / width) as u64;
+        counts
+    };
     for offset in 0..16 / size {
+        let width = match offset {
+            0 => 16,
+            _ => 1 << (offset * size).trailing_zeros(),
+        };
+        let place = Place { offset, gap: 0 };
         let how = How {
-            out: Place { offset, gap: 0 },
+            out: place,
             ..How::default()
         };
         let (y, launches) =
             cuda_emulator::record(|| run::forward(gpu, &sample.op, &sample.params, &x, &how));
         y?;
-        let width = if offset == 0 {
-            16
-        } else {
-            1 << (offset * size).trailing_zeros()
-        };
-        let mut expected = [0; 5];
-        expected[(width as u32).trailing_zeros() as usize] = (n * size / width) as u64;
         let output = run::tensors(&launches[0]).find(|b| b.bytes_written > 0);
         let stores = output.expect("y is written").stores.by_width;
-        if stores != expected {
-            return Err(format!("offset {offset}: {stores:?}, expected {expected:?}").into());
+        if stores != of_width(width) {
+            return Err(format!("offset {offset}: {stores:?}, expected {width} bytes").into());
+        }
+        let how = How {
+            dy: place,
+            ..How::default()
+        };
+        let (dx, launches) =
+            cuda_emulator::record(|| run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how));
+        dx?;
+        let inputs = run::tensors(&launches[0]).filter(|b| b.bytes_read > 0);
+        let mut loads: Vec<_> = inputs.map(|b| b.loads.by_width).collect();
+        let mut expected = vec![of_width(16), of_width(width)];
+        loads.sort();
+        expected.sort();
+        if loads != expected {
+            let what = format!("dy at offset {offset}: {loads:?}, expected {width} bytes");
+            return Err(what.into());
         }
     }
     Ok(())
