@@ -26,7 +26,9 @@ use std::process::ExitCode;
 use half::{bf16, f16};
 use inputs::Random;
 use libtest_mimic::{Arguments, Failed, Trial};
-use loss_cases::{batch, check_golden, check_masked_golden, everything, options, special_rows};
+use loss_cases::{
+    any_call, batch, check_golden, check_masked_golden, everything, options, special_rows,
+};
 use loss_check::{Batch, Results, check, expected, same, within};
 use loss_cpu::How;
 use proptest::prelude::*;
@@ -203,46 +205,11 @@ fn any_shape_and_options<T: Element>() -> Outcome {
         ..Config::default()
     };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let cols = prop_oneof![1..40usize, 1..3000usize];
-    let shape = (1..9usize, cols, 0..9usize, any::<u64>());
     let how = ([0..4usize, 0..4usize], any::<[bool; 3]>());
-    let op = (
-        prop_oneof![Just(0.0f32), 0.0f32..0.99],
-        prop_oneof![Just(0.0f32), 0.0f32..0.1],
-        prop::option::of(0.5f32..60.0),
-        0..4usize,
-    );
-    let scale = prop_oneof![Just(0.0), 0.01..30.0f64];
-    let strategy = (shape, how, op, scale, any::<[bool; 3]>(), 0..4i64);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let run = runner.run(&strategy, |(shape, how, op, scale, options, stride)| {
-        let (rows, cols, padding, seed) = shape;
+    let run = runner.run(&(any_call(3000, 0..4), how), |(call, how)| {
+        let (op, batch) = (call.op, call.batch::<T>());
         let (gaps, [in_place, narrow, all_outputs]) = how;
-        let (label_smoothing, z_loss, softcap, normalizer) = op;
-        let normalizers = [
-            Normalizer::None,
-            Normalizer::Kept,
-            Normalizer::Weight,
-            Normalizer::External,
-        ];
-        let op = CrossEntropy {
-            label_smoothing,
-            z_loss,
-            softcap,
-            vocab: (padding > 0).then_some(cols as u64),
-            normalizer: normalizers[normalizer],
-            ..CrossEntropy::default()
-        };
-        let mut batch = batch::<T>(seed, rows, cols + padding, cols, scale);
-        let mut random = Random(seed ^ 1);
-        let [weighted, upstream, masked] = options;
-        batch.weights = weighted.then(|| random.normal(rows, 1.0));
-        let length = stride as usize * (rows - 1) + 1;
-        batch.dloss = upstream.then(|| (random.normal(length, 1.0), stride));
-        batch.normalizer = Some(3.5);
-        if masked {
-            batch.labels[rows / 2] = op.ignore_index;
-        }
         let how = How {
             gaps,
             in_place,

@@ -21,7 +21,7 @@ use support::goldfish;
 use support::inputs::Random;
 use support::loss::{self, Batch, Fish, How, Results, Uploaded};
 use support::loss_cases::{
-    batch, check_golden, check_masked_golden, everything, options, special_rows,
+    any_call, batch, check_golden, check_masked_golden, everything, options, special_rows,
 };
 use support::loss_check::{same, within};
 use support::loss_cpu;
@@ -238,12 +238,6 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         ..Config::default()
     };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let shape = (
-        1..9usize,
-        prop_oneof![1..40usize, 1..5000usize],
-        0..9usize,
-        any::<u64>(),
-    );
     let place = || (0..8usize, 0..9usize).prop_map(|(offset, gap)| Place { offset, gap });
     let how = (
         place(),
@@ -251,44 +245,10 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         any::<[bool; 3]>(),
         prop::option::of(1..5u32),
     );
-    let op = (
-        prop_oneof![Just(0.0f32), 0.0f32..0.99],
-        prop_oneof![Just(0.0f32), 0.0f32..0.1],
-        prop::option::of(0.5f32..60.0),
-        0..4usize,
-    );
-    let scale = prop_oneof![Just(0.0), 0.01..30.0f64];
-    let strategy = (shape, how, op, scale, any::<[bool; 3]>(), -3..4i64);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let run = runner.run(&strategy, |(shape, how, op, scale, options, stride)| {
-        let (rows, cols, padding, seed) = shape;
+    let run = runner.run(&(any_call(5000, -3..4), how), |(call, how)| {
+        let (op, batch) = (call.op, call.batch::<T>());
         let (logits, dlogits, [in_place, narrow, all_outputs], max_blocks) = how;
-        let (label_smoothing, z_loss, softcap, normalizer) = op;
-        let normalizers = [
-            Normalizer::None,
-            Normalizer::Kept,
-            Normalizer::Weight,
-            Normalizer::External,
-        ];
-        let op = CrossEntropy {
-            label_smoothing,
-            z_loss,
-            softcap,
-            vocab: (padding > 0).then_some(cols as u64),
-            normalizer: normalizers[normalizer],
-            ..CrossEntropy::default()
-        };
-        let mut batch = batch::<T>(seed, rows, cols + padding, cols, scale);
-        let mut random = Random(seed ^ 1);
-        let [weighted, upstream, masked] = options;
-        batch.weights = weighted.then(|| random.normal(rows, 1.0));
-        let stride = if rows > 1 { stride } else { stride.abs() };
-        let length = stride.unsigned_abs() as usize * (rows - 1) + 1;
-        batch.dloss = upstream.then(|| (random.normal(length, 1.0), stride));
-        batch.normalizer = Some(3.5);
-        if masked {
-            batch.labels[rows / 2] = op.ignore_index;
-        }
         let how = How {
             logits,
             dlogits,

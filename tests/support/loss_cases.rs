@@ -1,5 +1,8 @@
 //! Options and batches that any backend must get right.
 
+use std::ops::Range;
+
+use proptest::prelude::*;
 use xact::{CrossEntropy, Element, Normalizer};
 
 use super::inputs::Random;
@@ -82,6 +85,86 @@ pub fn batch<T: Element>(
     }
     let logits = logits.into_iter().map(T::from_f64).collect();
     Batch::new(logits, cols, labels)
+}
+
+/// Options of any value and a batch of any shape, said in few words.
+#[derive(Clone, Debug)]
+pub struct AnyCall {
+    pub op: CrossEntropy,
+    rows: usize,
+    classes: usize,
+    /// Columns that are no classes.
+    padding: usize,
+    /// Of the logits, and from one row's upstream gradient to the next one's.
+    scale: f64,
+    stride: i64,
+    weighted: bool,
+    upstream: bool,
+    masked: bool,
+    seed: u64,
+}
+
+/// Of rows of fewer than `cols` classes, and of strides between the upstream gradients.
+pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCall> {
+    let shape = (1..9usize, prop_oneof![1..40usize, 1..cols], 0..9usize);
+    let op = (
+        prop_oneof![Just(0.0f32), 0.0f32..0.99],
+        prop_oneof![Just(0.0f32), 0.0f32..0.1],
+        prop::option::of(0.5f32..60.0),
+        0..4usize,
+    );
+    let scale = prop_oneof![Just(0.0), 0.01..30.0f64];
+    let batch = (scale, strides, any::<[bool; 3]>(), any::<u64>());
+    (shape, op, batch).prop_map(|(shape, op, batch)| {
+        let (rows, classes, padding) = shape;
+        let (label_smoothing, z_loss, softcap, normalizer) = op;
+        let (scale, stride, [weighted, upstream, masked], seed) = batch;
+        let normalizers = [
+            Normalizer::None,
+            Normalizer::Kept,
+            Normalizer::Weight,
+            Normalizer::External,
+        ];
+        let op = CrossEntropy {
+            label_smoothing,
+            z_loss,
+            softcap,
+            vocab: (padding > 0).then_some(classes as u64),
+            normalizer: normalizers[normalizer],
+            ..CrossEntropy::default()
+        };
+        // A single row is the first one.
+        let stride = if rows > 1 { stride } else { stride.abs() };
+        AnyCall {
+            op,
+            rows,
+            classes,
+            padding,
+            scale,
+            stride,
+            weighted,
+            upstream,
+            masked,
+            seed,
+        }
+    })
+}
+
+impl AnyCall {
+    pub fn batch<T: Element>(&self) -> Batch<T> {
+        let cols = self.classes + self.padding;
+        let mut batch = batch::<T>(self.seed, self.rows, cols, self.classes, self.scale);
+        let mut random = Random(self.seed ^ 1);
+        batch.weights = self.weighted.then(|| random.normal(self.rows, 1.0));
+        let length = self.stride.unsigned_abs() as usize * (self.rows - 1) + 1;
+        let dloss = self.upstream.then(|| random.normal(length, 1.0));
+        batch.dloss = dloss.map(|values| (values, self.stride));
+        batch.normalizer = Some(3.5);
+        if self.masked {
+            batch.labels[self.rows / 2] = self.op.ignore_index;
+        }
+        batch
+    }
 }
 
 /// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows; and caps of any size, to be tried on

@@ -157,7 +157,9 @@ impl CrossEntropy {
         }
 
         let g = weight * upstream;
+        // Where lse is near −1/(2λ) little is left of this sum, and the error of lse is most of it.
         let common = 1.0 + 2.0 * lambda * lse;
+        let common_bound = 2.0 * lambda * lse_bound;
         let even = smooth / classes;
         // The error of p_j, relative to it.
         let of_p = |j: usize| {
@@ -166,10 +168,11 @@ impl CrossEntropy {
             let t = if t > -200.0 { t.abs() } else { 0.0 };
             (8.0 + t) * HALF_ULP + cap_error(z[j]) + cap_error(max)
         };
-        // That of cap′, an exponential too.
+        // That of cap′, an exponential too. Its argument 2|z|/c·log2 e is rounded three times (2/c, the product with
+        // |z|, the product with log2 e), and log2 e is off by 0.22 of half an ulp.
         let of_slope = |j: usize| match self.softcap {
             Some(cap) if slopes[j] > 0.0 => {
-                (8.0 + 4.0 * (raw[j] / f64::from(cap)).abs()) * HALF_ULP
+                (8.0 + 2.0 * 3.22 * (raw[j] / f64::from(cap)).abs()) * HALF_ULP
             }
             _ => 0.0,
         };
@@ -190,6 +193,7 @@ impl CrossEntropy {
                 (common * p - even, terms, terms * of_p(j))
             };
             dlogits.push(g * value * slopes[j]);
+            let bound = bound + common_bound * p;
             let bound = (g * slopes[j]).abs() * (bound + terms * of_slope(j));
             // What an exponential below the smallest normal f32 comes to, which is 0 on the device.
             let flushed = f64::from(f32::MIN_POSITIVE) * g.abs();
