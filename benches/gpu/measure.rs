@@ -22,6 +22,9 @@ const SAMPLE_MS: f64 = 4.0;
 const CALLS: f64 = 2000.0;
 /// Bytes of each of the copy's two buffers: several times any L2 cache.
 const COPY_BYTES: u64 = 1 << 30;
+/// Bytes of the copy before each sample, during which the host launches its graph: a tenth of a millisecond at least,
+/// at twice the bytes and the 4.8 TB/s of an H200.
+const LEAD_BYTES: u64 = COPY_BYTES / 4;
 /// The part of the free memory that a row may take.
 const MEMORY: f64 = 0.9;
 /// The most samples of a row that is there only to complete the grid.
@@ -124,7 +127,11 @@ pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
         _ => (calls.max(SAMPLE_MS / 1e3), 0.0),
     };
     let copy = SAMPLE_MS / 1e3;
-    APART + filled + 2.0 * (calls + restored) + samples * (sample + restored + copy)
+    let lead = 2.0 * LEAD_BYTES as f64 / BYTES_PER_S;
+    APART
+        + filled
+        + 2.0 * (lead + calls + restored)
+        + samples * (2.0 * lead + sample + restored + copy)
 }
 
 /// Times rows on a real device.
@@ -161,9 +168,9 @@ impl<'a> Bench<'a> {
         let work = work::prepare(self.gpu, &mut self.tiles, row, turns as usize)?;
         let all = graph(self.gpu, work.turns, |turn| (work.launch)(turn))?;
         restore(&work)?;
-        elapsed(self.gpu, &all)?;
+        self.elapsed(&all)?;
         restore(&work)?;
-        let once = elapsed(self.gpu, &all)? / f64::from(work.turns as u32);
+        let once = self.elapsed(&all)? / f64::from(work.turns as u32);
         // What must be restored can be called once a turn.
         let rounds = match work.restore {
             Some(_) => 1.0,
@@ -177,8 +184,8 @@ impl<'a> Bench<'a> {
         let (mut op_ms, mut copy_ms) = (Vec::new(), Vec::new());
         for _ in 0..samples {
             restore(&work)?;
-            op_ms.push(elapsed(self.gpu, &op)? / calls as f64);
-            copy_ms.push(elapsed(self.gpu, &copy.graph)? * copy.per_ms);
+            op_ms.push(self.elapsed(&op)? / calls as f64);
+            copy_ms.push(self.elapsed(&copy.graph)? * copy.per_ms);
         }
         self.gpu.stream.synchronize()?;
         op_ms.sort_by(f64::total_cmp);
@@ -193,6 +200,24 @@ impl<'a> Bench<'a> {
             calls,
             turns: work.turns,
         }))
+    }
+
+    /// Milliseconds of a graph. An idle device would pass the first event at once, and the time in which the host
+    /// launches the graph, which grows with its nodes, would count.
+    fn elapsed(&self, graph: &CudaGraph) -> Result<f64> {
+        let Gpu { device, stream, .. } = self.gpu;
+        let event = || {
+            let flags = CUevent_flags::CU_EVENT_DEFAULT;
+            device.context().new_event(Some(flags))
+        };
+        let [start, end] = [event()?, event()?];
+        graph.upload()?;
+        let [from, to] = [0, 1].map(|i| self.copy[i].device_ptr(stream).0);
+        work::copy(self.gpu, to, from, LEAD_BYTES)?;
+        start.record(stream)?;
+        graph.launch()?;
+        end.record(stream)?;
+        Ok(f64::from(start.elapsed_ms(&end)?))
     }
 
     /// Copies that move `bytes` bytes each, half of them read and half written; as many as take as long as a sample
@@ -239,21 +264,6 @@ pub fn graph(gpu: &Gpu, count: usize, call: impl Fn(usize) -> Result<()>) -> Res
     let graph = gpu.stream.end_capture(flags);
     queued?;
     Ok(graph?.ok_or("nothing was queued")?)
-}
-
-/// Milliseconds of a graph.
-fn elapsed(gpu: &Gpu, graph: &CudaGraph) -> Result<f64> {
-    let event = || {
-        gpu.device
-            .context()
-            .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
-    };
-    let [start, end] = [event()?, event()?];
-    graph.upload()?;
-    start.record(&gpu.stream)?;
-    graph.launch()?;
-    end.record(&gpu.stream)?;
-    Ok(f64::from(start.elapsed_ms(&end)?))
 }
 
 /// The one in the middle; sorts.

@@ -43,10 +43,24 @@ COPY_BYTES = 1 << 30
 
 
 class Turns:
-    """What a peer calls: `call(turn)`, on the buffers of a turn; `restore(turn)` where it overwrites them."""
+    """What a peer calls: `call(turn)`, on the buffers of a turn. If it overwrites any, `overwritten` are those."""
 
-    def __init__(self, turns, call, restore=None):
-        self.turns, self.call, self.restore = turns, call, restore
+    def __init__(self, turns, call, overwritten=()):
+        self.turns, self.call, self.overwritten = turns, call, overwritten
+        self.pristine = [tensor.detach().clone() for tensor in overwritten]
+
+    def restore(self):
+        with torch.no_grad():
+            for tensor, pristine in zip(self.overwritten, self.pristine):
+                tensor.copy_(pristine)
+
+    def try_all(self):
+        """A call on the buffers of every turn. One that leaves what it should overwrite does less than the row says."""
+        for turn in range(self.turns):
+            self.call(turn)
+        for tensor, pristine in zip(self.overwritten, self.pristine):
+            if torch.equal(tensor, pristine):
+                raise RuntimeError("it wrote no gradient")
 
 
 def normal(row, device):
@@ -129,27 +143,27 @@ def make_triton(row, turns, device):
     if direction == "backward":
         lse = [triton_peer.cross_entropy(tensor, labels, False)[1] for tensor in logits]
         return Turns(turns, lambda turn: triton_peer.cross_entropy_backward(logits[turn], labels, lse[turn]))
-    pristine = [tensor.clone() for tensor in logits]
-    return Turns(
-        turns,
-        lambda turn: triton_peer.cross_entropy(logits[turn], labels, True),
-        lambda turn: logits[turn].copy_(pristine[turn]),
-    )
+    return Turns(turns, lambda turn: triton_peer.cross_entropy(logits[turn], labels, True), logits)
 
 
 def make_liger(row, turns, device):
-    """Its forward writes the gradient over the logits: the rival of `fused` alone."""
+    """Its forward writes the gradient over the logits: the rival of `fused` alone.
+
+    Every call waits for a count of the labels, which is part of its time.
+    """
     if row["direction"] != "fused":
         return None
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
     logits, labels = make_logits(row, turns, device)
-    pristine = [tensor.clone() for tensor in logits]
+    for tensor in logits:
+        # Without this it computes the loss alone.
+        tensor.requires_grad_()
 
     def call(turn):
         return cross_entropy_forward(logits[turn], labels, None, -100, 0.0, 0.0, "mean", None, False)
 
-    return Turns(turns, call, lambda turn: logits[turn].copy_(pristine[turn]))
+    return Turns(turns, call, logits)
 
 
 def make_quack(row, turns, device):
@@ -185,10 +199,14 @@ def peers_of(row, device):
 def version(module):
     """`None` for what cannot be imported."""
     try:
-        importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception:
         return None
-    return importlib.metadata.version(DISTRIBUTIONS[module])
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS[module])
+    except importlib.metadata.PackageNotFoundError:
+        # Images of NVIDIA and nightly builds call Triton pytorch-triton.
+        return getattr(imported, "__version__", "of no known version")
 
 
 def elapsed(run, count):
@@ -210,14 +228,12 @@ def measure(row, make, device):
     work = make(turns, device)
     if work is None:
         return None
-    restore = work.restore or (lambda turn: None)
     for _ in range(3):
-        for turn in range(work.turns):
-            restore(turn)
-            work.call(turn)
+        work.restore()
+        work.try_all()
     torch.cuda.synchronize()
     once = elapsed(work.call, work.turns) / work.turns
-    rounds = 1 if work.restore else max(1, math.ceil(SAMPLE_MS / (once * work.turns)))
+    rounds = 1 if work.overwritten else max(1, math.ceil(SAMPLE_MS / (once * work.turns)))
     calls = rounds * work.turns
     part = min(max(row["bytes"] // 2, 1), COPY_BYTES)
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
@@ -231,8 +247,7 @@ def measure(row, make, device):
     copies = min(2000, max(1, math.ceil(SAMPLE_MS / (once * 2 * part / max(row["bytes"], 1)))))
     times, copy_times = [], []
     for _ in range(SAMPLES):
-        for turn in range(work.turns):
-            restore(turn)
+        work.restore()
         times.append(elapsed(lambda i: work.call(i % work.turns), calls) / calls)
         copy_times.append(elapsed(copy, copies) / copies * row["bytes"] / (2 * part))
     return statistics.median(times), statistics.median(copy_times)
@@ -253,7 +268,7 @@ def one_round(rows, device, smoke, deadline, save):
                     work = make(2, device)
                     if work is None:
                         continue
-                    work.call(0)
+                    work.try_all()
                 else:
                     times = measure(row, make, device)
                     if times is None:
@@ -292,8 +307,9 @@ def main():
             row["rows"], row["cols"] = 4, 96
     torch.manual_seed(0)
     torch._dynamo.config.cache_size_limit = 1000
-    # A backward is timed again and again on what one forward kept.
-    torch._functorch.config.donated_buffer = False
+    # A backward is timed again and again on what one forward kept. Before 2.6 there was no other way.
+    if hasattr(torch._functorch.config, "donated_buffer"):
+        torch._functorch.config.donated_buffer = False
     versions = {module: version(module) for module in DISTRIBUTIONS}
     failed = 0
     for number in range(1, arguments.rounds + 1):

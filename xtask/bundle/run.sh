@@ -68,7 +68,7 @@ fi
 # A line of the summary: name, outcome, seconds, note.
 failed=0
 line() {
-    [ "$2" != FAILED ] || failed=1
+    [ "$2" != FAILED ] || { failed=1 && echo "== $1: $4" >>"$out/failures.txt"; }
     printf '%s\t%s\t%s\t%s\n' "$@" >>"$steps"
     printf '%-28s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
@@ -108,7 +108,7 @@ step() {
         return 0
     fi
     line "$name" FAILED $((SECONDS - start)) "$note"
-    { echo "== $name" && tail -n 100 "$log"; } >>"$out/failures.txt"
+    tail -n 100 "$log" >>"$out/failures.txt"
     return 1
 }
 
@@ -144,12 +144,14 @@ suite() {
 }
 
 comparison() {
+    local said
     if wait "$emulated_pid"; then
         step 'dump of the device' 60 "$programs/gpu" dump "$work/device.safetensors" &&
             step 'emulator and device' 60 "$programs/gpu" compare "$work/emulated.safetensors" \
                 "$work/device.safetensors" --json "$parts/compare.json"
     else
-        line 'dump of the emulator' FAILED 0 "$(tail -n 1 "$work/logs/emulated.log")"
+        said=$(tail -n 1 "$work/logs/emulated.log" | tr '\t' ' ')
+        line 'dump of the emulator' FAILED 0 "${said:-it says nothing}"
     fi
 }
 
@@ -238,12 +240,12 @@ geometries() {
 }
 
 if ! step 'device' 60 "$programs/gpu" --smoke --op goldfish; then
-    tail -n 3 "$work/logs/device.log"
+    tail -n 3 "$work/logs/device.log" 2>/dev/null
 elif [ $tuning = 1 ]; then
     geometries
 else
-    # On the CPU, while the device is busy with the suite.
-    timeout -k 5 "$limit" env -u XACT_REQUIRE_GPU XACT_DEVICE=emulated "$programs/gpu" dump \
+    # On the CPU, while the device is busy with the suite. For 0 seconds would be for ever.
+    timeout -k 5 $(($(within "$limit") + 1)) env -u XACT_REQUIRE_GPU XACT_DEVICE=emulated "$programs/gpu" dump \
         "$work/emulated.safetensors" >"$work/logs/emulated.log" 2>&1 &
     emulated_pid=$!
     background+=("$emulated_pid")

@@ -589,6 +589,22 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
             outcomes.iter().all(|o| !o.ends_with("passed")),
             "{outcomes:?}"
         );
+        let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
+        assert_eq!(failures.expect("failures"), "== device: no time left\n");
+    }
+
+    #[test]
+    fn a_dump_of_the_emulator_that_hangs_ends_with_the_time() {
+        let stub = Stub::new();
+        stub.program(
+            "gpu",
+            "case $XACT_DEVICE-$1 in emulated-dump) exec sleep 600 ;; *-report) cp \"$2\"/* \"$3\" ;; *) sleep 8 ;; esac",
+        );
+        let begin = Instant::now();
+        assert_eq!(stub.run(&["--limit", "14"]).status.code(), Some(1));
+        // 14 and what the machine adds; not 8 more, those of the step before.
+        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+        assert_eq!(stub.outcomes()[4], "dump of the emulator: FAILED");
     }
 
     #[test]

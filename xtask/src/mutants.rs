@@ -566,9 +566,13 @@ impl Journal {
         } else {
             fs::write(path, first + "\n").with_context(|| path.display().to_string())?;
         }
-        let file = file
+        let mut file = file
             .open(path)
             .with_context(|| path.display().to_string())?;
+        if is_same && !text.ends_with('\n') {
+            // Else the next result would go on in that line.
+            writeln!(file).context("the journal cannot be written")?;
+        }
         Ok(Self { file, known })
     }
 
@@ -688,12 +692,18 @@ mod tests {
         };
         journal.write(&result).expect("written");
         write!(journal.file, "{{\"mutant\":\"cut o").expect("written");
-        let journal = Journal::open(&path, "one").expect("journal");
+        let mut journal = Journal::open(&path, "one").expect("journal");
         assert_eq!(
             journal.known(&all[0]).expect("known").outcome,
             result.outcome
         );
         assert!(journal.known(&all[1]).is_none());
+        let mutant = all[1].clone();
+        journal
+            .write(&Result { mutant, ..result })
+            .expect("written");
+        let journal = Journal::open(&path, "one").expect("journal");
+        assert!(journal.known(&all[1]).is_some());
         let journal = Journal::open(&path, "two").expect("journal");
         assert!(journal.known(&all[0]).is_none());
     }
