@@ -44,7 +44,7 @@ cleanup() {
     local status=$? pid
     # A background process that is stopped before it has begun comes here too.
     [ "$BASHPID" = $$ ] || return
-    for pid in "${background[@]}" ${running:-}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    for pid in ${background[@]+"${background[@]}"} ${running:-}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
     rm -rf "$work"
     exit $status
 }
