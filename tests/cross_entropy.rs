@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         decision::drops_what_the_reference_drops,
     );
     table.add("beyond_32_bits".into(), true, beyond_32_bits);
+    table.add("many_rows".into(), false, many_rows);
     support::trials::run(&arguments, table.trials)
 }
 
@@ -1261,6 +1262,19 @@ fn goldfish_golden(gpu: &Gpu, _full: bool) -> Outcome {
     check_masked_golden(|op, batch| {
         checked(gpu, op, batch, How::default()).map_err(|e| format!("{e:?}"))
     })?;
+    Ok(())
+}
+
+/// More chunks of rows than the block that adds them up has threads. Few rows are read, so that it does not take long.
+fn many_rows(gpu: &Gpu, _full: bool) -> Outcome {
+    let op = CrossEntropy::default();
+    let mut batch = batch::<f32>(77, 257 * 256 + 1, 3, 3, 2.0);
+    for (r, label) in batch.labels.iter_mut().enumerate() {
+        if r % 61 != 0 {
+            *label = op.ignore_index;
+        }
+    }
+    checked(gpu, &op, &batch, How::default())?;
     Ok(())
 }
 
