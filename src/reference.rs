@@ -64,7 +64,7 @@ pub fn forward<A: Activation, T: Element>(op: &A, params: &[f64], x: &[T]) -> Ve
 /// dx and the parameter gradients in f64.
 ///
 /// # Errors
-/// [`Error::Length`] if dy is not as long as x.
+/// [`Error::Length`](crate::Error::Length) if dy is not as long as x.
 pub fn backward<A: Activation, T: Element>(
     op: &A,
     params: &[f64],
@@ -232,7 +232,7 @@ impl fmt::Display for Report {
 /// `bounds` are [`Bounds::of`] the op unless you know better.
 ///
 /// # Errors
-/// [`Error::Length`] if y is not as long as x.
+/// [`Error::Length`](crate::Error::Length) if y is not as long as x.
 pub fn check_forward<A: Activation, T: Element>(
     op: &A,
     params: &[f64],
@@ -268,7 +268,7 @@ pub fn check_forward<A: Activation, T: Element>(
 /// ```
 ///
 /// # Errors
-/// [`Error::Length`] if dy or dx is not as long as x, or dparams not one value per parameter.
+/// [`Error::Length`](crate::Error::Length) if dy or dx is not as long as x, or dparams not one value per parameter.
 pub fn check_gradients<A: Activation, T: Element>(
     op: &A,
     params: &[f64],
@@ -296,7 +296,7 @@ pub fn check_gradients<A: Activation, T: Element>(
 /// Compares anyone's y of a gated form with the reference.
 ///
 /// # Errors
-/// [`Error::Length`] if v or y is not as long as x.
+/// [`Error::Length`](crate::Error::Length) if v or y is not as long as x.
 pub fn check_gated_forward<A: Gated, T: Element>(
     op: &A,
     order: Order,
@@ -336,7 +336,7 @@ pub struct GatedGradients<'a, T> {
 /// Compares anyone's dx, dv and parameter gradients of a gated form with the reference.
 ///
 /// # Errors
-/// [`Error::Length`] if a tensor is not as long as x, or dparams not one value per parameter.
+/// [`Error::Length`](crate::Error::Length) if a tensor is not as long as x, or dparams not one value per parameter.
 pub fn check_gated_gradients<A: Gated, T: Element>(
     op: &A,
     order: Order,

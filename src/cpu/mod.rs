@@ -113,7 +113,8 @@ pub struct GatedBackward<'a, T> {
 /// y = f(x), for x of any length.
 ///
 /// # Errors
-/// [`Error::Length`]: y is not as long as x, or there is not one parameter for each that the op needs.
+/// [`Error::Length`](crate::Error::Length): y is not as long as x, or there is not one parameter for each that the
+/// op needs.
 /// Nothing is written then.
 pub fn forward<A: Activation, T: Element>(
     op: &A,
