@@ -32,3 +32,32 @@ macro_rules! kernel_numbers {
 pub(crate) trait KernelArgs: Copy {}
 
 include!("args.rs");
+
+impl RowStats {
+    /// Bytes that a row's stats take where they are saved.
+    pub(crate) const BYTES: usize = size_of::<RowStats>();
+
+    /// As they are saved, wherever they were made.
+    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let floats = [self.max, self.rest, self.target, self.sum].map(f32::to_bits);
+        let words = [floats[0], floats[1], floats[2], floats[3], self.argmax];
+        let mut bytes = [0; Self::BYTES];
+        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word.to_ne_bytes();
+        }
+        bytes
+    }
+
+    /// From what was saved.
+    pub(crate) fn from_bytes(bytes: &[u8; Self::BYTES]) -> RowStats {
+        let word = |i: usize| bytes.as_chunks::<4>().0[i];
+        let float = |i| f32::from_ne_bytes(word(i));
+        RowStats {
+            max: float(0),
+            rest: float(1),
+            target: float(2),
+            sum: float(3),
+            argmax: u32::from_ne_bytes(word(4)),
+        }
+    }
+}

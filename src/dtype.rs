@@ -42,25 +42,119 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-mod sealed {
-    #[cfg(feature = "cuda")]
-    use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+/// What lives on a device too, where there can be one.
+#[cfg(feature = "cuda")]
+pub trait Portable: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin {}
+#[cfg(feature = "cuda")]
+impl<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin> Portable for T {}
+/// What lives on a device too, where there can be one: here there is none.
+#[cfg(not(feature = "cuda"))]
+pub trait Portable {}
+#[cfg(not(feature = "cuda"))]
+impl<T> Portable for T {}
 
-    /// With the feature `cuda`, elements can also live on a device.
-    #[cfg(feature = "cuda")]
-    pub trait Sealed:
-        crate::cpu::Convert + crate::cpu::RowLoops + DeviceRepr + ValidAsZeroBits + Unpin
-    {
-    }
-    #[cfg(not(feature = "cuda"))]
-    pub trait Sealed: crate::cpu::Convert + crate::cpu::RowLoops {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
+/// Elements to f32 and back, branch-free, so that the conversions are vector code in any instruction set
+/// and agree in every bit. (`half` converts single values by a call, and slices by whatever the CPU has.)
+pub trait Convert: Copy {
+    /// The value, exactly.
+    fn widen(self) -> f32;
+    /// The nearest value, ties to even; overflow gives ±inf. Every NaN becomes the same one: which NaN an
+    /// operation passes on is up to the compiler.
+    fn narrow(value: f32) -> Self;
 }
 
-/// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`].
-pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync + std::fmt::Debug {
+impl Convert for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> f32 {
+        if value.is_nan() { f32::NAN } else { value }
+    }
+}
+
+impl Convert for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        // Up to the next where the lower half is above the middle, or at it and the upper half odd.
+        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
+        bf16::from_bits(if value.is_nan() {
+            0x7fc0
+        } else {
+            rounded as u16
+        })
+    }
+}
+
+/// Difference of the exponents' biases, in the place of an f32's exponent.
+const REBIAS: u32 = (127 - 15) << 23;
+/// Bits of fraction that an f32 has and an f16 has not.
+const EXTRA: u32 = 23 - 10;
+
+impl Convert for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << EXTRA;
+        let normal = magnitude + REBIAS;
+        // Of infinities and NaNs the exponent is the largest again.
+        let special = normal + REBIAS;
+        // A subnormal is a fraction without the leading 1 of the smallest normal value, 2⁻¹⁴.
+        let smallest = 113 << 23;
+        let subnormal = f32::from_bits(magnitude + smallest) - f32::from_bits(smallest);
+        let result = if magnitude < 1 << 23 {
+            subnormal.to_bits()
+        } else {
+            normal
+        };
+        let result = if magnitude >= 31 << 23 {
+            special
+        } else {
+            result
+        };
+        f32::from_bits(result | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> f16 {
+        let bits = value.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        // Half to even, as for bf16; what rounds up to 2¹⁶ becomes infinity by itself.
+        let half = (1 << (EXTRA - 1)) - 1 + (magnitude >> EXTRA & 1);
+        let normal = magnitude.wrapping_sub(REBIAS).wrapping_add(half) >> EXTRA;
+        // Below 2⁻¹⁴: the addition rounds to the spacing of f32 at ½, which is that of f16 there.
+        let subnormal = (f32::from_bits(magnitude) + 0.5)
+            .to_bits()
+            .wrapping_sub(0.5f32.to_bits());
+        let result = if magnitude < 113 << 23 {
+            subnormal
+        } else {
+            normal
+        };
+        let result = if magnitude >= 143 << 23 {
+            0x7c00
+        } else {
+            result
+        };
+        let result = result | (bits >> 16 & 0x8000);
+        f16::from_bits(if value.is_nan() {
+            0x7e00
+        } else {
+            result as u16
+        })
+    }
+}
+
+/// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`]. (`Convert` is not public, so there are no others.)
+pub trait Element: bytemuck::Pod + Convert + Portable + Send + Sync + std::fmt::Debug {
     /// The type as a value.
     const DTYPE: Dtype;
     /// Distance from 1 to the next value, as a power of two: −23, −10 or −7.
@@ -123,6 +217,12 @@ impl Element for bf16 {
         bf16::from_f32(round_to_odd(value))
     }
 }
+
+/// A type that the trainable scalars of an activation over elements `T` may have: f32, or `T` itself.
+pub trait ParamOf<T: Element>: Element {}
+impl<T: Element> ParamOf<T> for f32 {}
+impl ParamOf<f16> for f16 {}
+impl ParamOf<bf16> for bf16 {}
 
 /// The f32 that a later rounding to fewer digits cannot tell from `value`: exact if it can be, else
 /// the neighbour whose last bit is 1.
@@ -194,5 +294,49 @@ mod tests {
         assert_eq!(<bf16 as Element>::from_f64(1e300), bf16::INFINITY);
         assert_eq!(<f16 as Element>::from_f64(1e-300).to_f32(), 0.0);
         assert!(<f16 as Element>::from_f64(-1e-300).is_sign_negative());
+    }
+
+    /// Every value survives; midpoints of neighbours go to the even one, their neighbours to the nearer.
+    fn agrees_with_half<T: Element + PartialEq>(
+        from_bits: impl Fn(u16) -> T,
+        widen: impl Fn(T) -> f32,
+        narrow: impl Fn(f32) -> T,
+    ) {
+        for bits in 0..=u16::MAX {
+            let value = from_bits(bits);
+            let wide = widen(value);
+            assert!(
+                value.widen().to_bits() == wide.to_bits() || wide.is_nan(),
+                "{bits:#x}"
+            );
+            assert_eq!(value.widen().is_nan(), wide.is_nan());
+            if wide.is_nan() {
+                assert!(narrow(wide).to_f64().is_nan() && T::narrow(wide).to_f64().is_nan());
+                continue;
+            }
+            let middle = f32::midpoint(wide, widen(from_bits(bits.wrapping_add(1))));
+            for v in [wide, middle] {
+                for v in [v, v.next_up(), v.next_down()] {
+                    if !v.is_nan() {
+                        let (got, expected) = (T::narrow(v).to_f64(), narrow(v).to_f64());
+                        assert_eq!(got.to_bits(), expected.to_bits(), "{v:e}");
+                    }
+                }
+            }
+        }
+        for bits in (0..u32::MAX - 99_991).step_by(99_991) {
+            let v = f32::from_bits(bits);
+            let (got, expected) = (T::narrow(v).to_f64(), narrow(v).to_f64());
+            assert!(
+                got.to_bits() == expected.to_bits() || (got.is_nan() && v.is_nan()),
+                "{v:e}"
+            );
+        }
+    }
+
+    #[test]
+    fn conversions_are_those_of_half() {
+        agrees_with_half(f16::from_bits, f16::to_f32, f16::from_f32);
+        agrees_with_half(bf16::from_bits, bf16::to_f32, bf16::from_f32);
     }
 }

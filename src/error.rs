@@ -48,6 +48,15 @@ pub enum Error {
         /// Elements given.
         got: u64,
     },
+    /// A tensor does not have the shape of the others.
+    Shape {
+        /// The argument.
+        what: &'static str,
+        /// Rows and columns of the others.
+        expected: [u64; 2],
+        /// Its own.
+        got: [u64; 2],
+    },
     /// The element type of the parameters is neither f32 nor that of x.
     ParamDtype {
         /// The type of the parameters.
@@ -70,6 +79,11 @@ pub enum Error {
         len: u64,
         /// Rows it is said to have.
         rows: u64,
+    },
+    /// Rows that come in groups were given to a call that takes rows at one pitch.
+    Groups {
+        /// The argument.
+        what: &'static str,
     },
     /// The tensor has more bytes than 63 bits can count.
     TooLarge {
@@ -104,15 +118,6 @@ pub enum Error {
         /// The argument.
         what: &'static str,
     },
-    /// A number of a strategy is out of range.
-    TooSmall {
-        /// Which.
-        what: &'static str,
-        /// The least that it may be.
-        least: u64,
-        /// What it is.
-        got: u64,
-    },
     /// A table was given for a strategy that has none.
     NoTable {
         /// The strategy.
@@ -123,14 +128,26 @@ pub enum Error {
         /// The first that is smaller than the one before it.
         at: u64,
     },
-    /// An option is out of its range.
-    Option {
-        /// Which.
+    /// An option, or a number of a strategy, is out of its range.
+    OutOfRange {
+        /// Its name.
         what: &'static str,
-        /// What it is.
-        got: f32,
-        /// What it may be.
+        /// Its value.
+        got: f64,
+        /// The values that it may have.
         range: &'static str,
+    },
+    /// No op has this name.
+    UnknownOp {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        known: &'static [&'static str],
+    },
+    /// The op has no gated forms.
+    NotGated {
+        /// Its name.
+        op: &'static str,
     },
     /// There are no classes, more than 32 bits count, or a rank's columns reach beyond them.
     Classes {
@@ -139,8 +156,8 @@ pub enum Error {
         /// One past the rank's last.
         end: u64,
     },
-    /// A workspace was used on another stream than the one it was made for.
-    WrongStream,
+    /// A queue on the per-thread default stream was used in another thread, where the same handle is another stream.
+    WrongThread,
     /// A workspace is too small.
     Workspace {
         /// Bytes needed.
@@ -183,6 +200,15 @@ impl fmt::Display for Error {
                 expected,
                 got,
             } => write!(f, "{what} has {got} elements, {expected} are needed"),
+            Error::Shape {
+                what,
+                expected: [rows, cols],
+                got,
+            } => write!(
+                f,
+                "{what} is {} × {}, but the others are {rows} × {cols}",
+                got[0], got[1]
+            ),
             Error::ParamDtype { params, x } => write!(
                 f,
                 "the parameters are {params}; they must be f32 or the type of x, {x}"
@@ -194,6 +220,10 @@ impl fmt::Display for Error {
             Error::Halves { len, rows } => write!(
                 f,
                 "{len} elements are not {rows} rows of a gate and a value half of equal length"
+            ),
+            Error::Groups { what } => write!(
+                f,
+                "the rows of {what} come in groups, which only logits may; call once per group, or copy"
             ),
             Error::TooLarge { rows, cols } => {
                 write!(f, "a tensor of {rows} × {cols} elements is too large")
@@ -217,9 +247,6 @@ impl fmt::Display for Error {
                 "{what} belongs to another CUDA context than the device it was used with; open the device \
                  with Device::from_context on the context that owns your streams"
             ),
-            Error::TooSmall { what, least, got } => {
-                write!(f, "{what} is {got}; it must be at least {least}")
-            }
             Error::NoTable { strategy } => write!(
                 f,
                 "the strategy {strategy} looks nothing up in a table; give one to product-table or dot-table"
@@ -228,20 +255,24 @@ impl fmt::Display for Error {
                 f,
                 "cu_seqlens[{at}] is smaller than the offset before it; offsets must not decrease"
             ),
-            Error::Option { what, got, range } => {
+            Error::OutOfRange { what, got, range } => {
                 write!(f, "{what} is {got}; it must be in {range}")
             }
+            Error::UnknownOp { name, known } => {
+                write!(f, "no op is called {name:?}; there are {}", known.join(", "))
+            }
+            Error::NotGated { op } => write!(f, "{op} has no gated forms"),
             Error::Classes { classes, end } => write!(
                 f,
                 "columns up to class {end} of {classes}: there must be at least one class, fewer than 2^32 - 1, and \
                  a rank's must be among those of all ranks"
             ),
-            Error::WrongStream => f.write_str(
-                "the workspace belongs to another stream; make one workspace for each stream",
+            Error::WrongThread => f.write_str(
+                "the queue is on the default stream of another thread; make a queue in this one",
             ),
             Error::Workspace { needed, got } => write!(
                 f,
-                "the workspace has {got} bytes, {needed} are needed; size it with workspace_bytes"
+                "the workspace has {got} bytes, {needed} are needed; reserve them (`Queue::reserve`)"
             ),
         }
     }

@@ -7,36 +7,28 @@
 pub mod activation;
 mod blocks;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dtype;
 mod error;
-pub mod loss;
-pub mod reference;
-
-#[cfg(feature = "cuda")]
-mod device;
 #[cfg(feature = "cuda")]
 mod geometry;
-#[cfg(feature = "cuda")]
-mod launch;
-#[cfg(feature = "cuda")]
-pub mod raw;
-#[cfg(feature = "cuda")]
-mod tensor;
+pub mod loss;
+pub mod reference;
+mod shape;
 
+pub use activation::ops::*;
 pub use activation::{
-    Activation, Compat, EpsGradient, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu,
+    Activation, AnyActivation, Compat, EpsGradient, Gated, Order, Parameters, Signature,
 };
-pub use blocks::{CrossEntropySummary, RowStats};
-pub use dtype::{Dtype, Element};
-pub use error::{Error, Result};
-
-#[cfg(feature = "cuda")]
-pub use cudarc;
-#[cfg(feature = "cuda")]
-pub use device::{Device, Image, Workspace, images};
-#[cfg(feature = "cuda")]
+pub use blocks::CrossEntropySummary;
 #[doc(hidden)]
-pub use launch::entry_names;
-pub use loss::{CrossEntropy, Goldfish, Normalizer, Strategy};
+pub use blocks::RowStats;
+#[cfg(feature = "cuda")]
+pub use cuda::{Device, Queue, cudarc, raw};
+pub use dtype::{Dtype, Element, ParamOf};
+pub use error::{Error, Result};
+pub use loss::{CrossEntropy, Goldfish, Normalizer, Shard, Strategy, Tokens};
+pub use shape::{Halves, Rows};
 
 pub use half;

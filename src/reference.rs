@@ -42,7 +42,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// The bounds of this crate's kernels for `op`.
-    pub fn of<A: Activation>(op: &A) -> Bounds {
+    pub fn of<A: Activation + ?Sized>(op: &A) -> Bounds {
         Bounds {
             ulps: ULPS,
             parameter_ulps: op.parameter_ulps(),
@@ -53,9 +53,9 @@ impl Bounds {
 /// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|.
 pub const PARAM_GRADIENT_BOUND: f64 = 1e-6;
 
-/// y = f(x) in f64. `params` are in the order of [`Activation::PARAMS`] and in the form that the op's
+/// y = f(x) in f64. `params` are in the order of [`Signature::params`](crate::Signature::params) and in the form that the op's
 /// options name.
-pub fn forward<A: Activation, T: Element>(op: &A, params: &[f64], x: &[T]) -> Vec<f64> {
+pub fn forward<A: Activation + ?Sized, T: Element>(op: &A, params: &[f64], x: &[T]) -> Vec<f64> {
     x.iter()
         .map(|x| op.evaluate(params, x.to_f64()).y.value)
         .collect()
@@ -65,7 +65,7 @@ pub fn forward<A: Activation, T: Element>(op: &A, params: &[f64], x: &[T]) -> Ve
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if dy is not as long as x.
-pub fn backward<A: Activation, T: Element>(
+pub fn backward<A: Activation + ?Sized, T: Element>(
     op: &A,
     params: &[f64],
     x: &[T],
@@ -233,7 +233,7 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if y is not as long as x.
-pub fn check_forward<A: Activation, T: Element>(
+pub fn check_forward<A: Activation + ?Sized, T: Element>(
     op: &A,
     params: &[f64],
     x: &[T],
@@ -250,13 +250,13 @@ pub fn check_forward<A: Activation, T: Element>(
 
 /// Compares anyone's dx and parameter gradients with the reference.
 ///
-/// `dparams` are in the order of [`Activation::PARAMS`], the gradients of the parameters in the form
-/// that the op's options name: for raw parameters they include softplus′.
+/// `dparams` are in the order of [`Signature::params`](crate::Signature::params), the gradients of the parameters in
+/// the form that the op's options name: for raw parameters they include softplus′.
 ///
 /// ```
 /// use xact::{Xielu, reference};
 /// // Somebody's backward of f(x) at x = [1, -1] with dy = [1, 1], α_p = α_n = 0.8, β = 0.5:
-/// let op = Xielu { parameters: xact::Parameters::Effective, ..Xielu::default() };
+/// let op = Xielu::default().parameters(xact::Parameters::Effective);
 /// let dx = [2.1_f32, 0.5 + 0.8 * (-1f32).exp_m1()];
 /// let dparams = [1.0, (-1f64).exp_m1() + 1.0];
 /// let bounds = reference::Bounds::of(&op);
@@ -269,7 +269,7 @@ pub fn check_forward<A: Activation, T: Element>(
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if dy or dx is not as long as x, or dparams not one value per parameter.
-pub fn check_gradients<A: Activation, T: Element>(
+pub fn check_gradients<A: Activation + ?Sized, T: Element>(
     op: &A,
     params: &[f64],
     x: &[T],
@@ -297,7 +297,7 @@ pub fn check_gradients<A: Activation, T: Element>(
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if v or y is not as long as x.
-pub fn check_gated_forward<A: Gated, T: Element>(
+pub fn check_gated_forward<A: Gated + ?Sized, T: Element>(
     op: &A,
     order: Order,
     params: &[f64],
@@ -337,7 +337,7 @@ pub struct GatedGradients<'a, T> {
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if a tensor is not as long as x, or dparams not one value per parameter.
-pub fn check_gated_gradients<A: Gated, T: Element>(
+pub fn check_gated_gradients<A: Gated + ?Sized, T: Element>(
     op: &A,
     order: Order,
     params: &[f64],
@@ -370,7 +370,7 @@ pub fn check_gated_gradients<A: Gated, T: Element>(
     })
 }
 
-fn check_parameters<A: Activation>(
+fn check_parameters<A: Activation + ?Sized>(
     op: &A,
     params: &[f64],
     sums: ParameterSums,
@@ -397,7 +397,7 @@ fn check_parameters<A: Activation>(
                 }
             };
             ParameterReport {
-                name: A::GRADIENTS[p],
+                name: op.signature().gradients[p],
                 got,
                 exact,
                 error,
@@ -569,7 +569,7 @@ pub struct FiniteDifferences {
 /// every `x` but 0, around which f″ may jump, and where f′ is not too small for f64. A right pair of formulas agrees to about 1e-7. Points at
 /// which f′ jumps (the clamp of [`Compat`](crate::Compat)) do not belong into `x`, nor do values
 /// beyond about ±1e3.
-pub fn finite_differences<A: Activation>(op: &A, params: &[f64], x: &[f64]) -> FiniteDifferences {
+pub fn finite_differences<A: Activation + ?Sized>(op: &A, params: &[f64], x: &[f64]) -> FiniteDifferences {
     /// Below, values of f64 lose digits, and their differences all.
     const TINY: f64 = 1e-290;
     // Richardson's extrapolation of two central differences: the error is of order h⁴.

@@ -15,26 +15,18 @@
 //! sign of α; the limit of the other part where the linear part is absent (α = 0 on the left, α = −1
 //! on the right). Of f′ at ±inf: 1 + α and −α.
 
-#[cfg(feature = "cuda")]
-use cudarc::driver::{DevicePtr, DevicePtrMut};
+use std::any::Any;
 
-#[cfg(feature = "cuda")]
-use crate::dtype::Element;
-
-use super::{Activation, Evaluation, Gated, MAX_PARAMS, Sample, Term, sealed};
+use super::op::{
+    Activation, Evaluation, Gated, MAX_PARAMS, Named, Registered, Sample, Signature, Term, sealed,
+};
 
 /// A gate, in f64.
-pub trait Gate:
-    sealed::Named
-    + sealed::OnCpu
-    + sealed::GatedOnCpu
-    + Copy
-    + std::fmt::Debug
-    + Default
-    + Send
-    + Sync
-    + 'static
-{
+pub trait Gate: Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
+    /// Where kernel or CPU change from one formula to another, in |x|.
+    #[doc(hidden)]
+    const SWITCH_OVERS: &'static [f64];
+
     /// The gate at u and −u, for u ≥ 0.
     fn tail(u: f64) -> Tail;
 }
@@ -73,14 +65,14 @@ fn product(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a * b }
 }
 
-impl<G: Gate> Activation for G {
-    const PARAMS: &'static [&'static str] = &["alpha"];
-    const GRADIENTS: &'static [&'static str] = &["dalpha"];
+impl<G: Gate> sealed::Op for G {
+    fn concrete(&self) -> &dyn Any {
+        self
+    }
+}
 
-    #[cfg(feature = "cuda")]
-    type Params<'a, P: Element> = Params<'a, P>;
-    #[cfg(feature = "cuda")]
-    type Gradients<'a> = Gradients<'a>;
+impl<G: Gate> Registered for G {
+    const SWITCH_OVERS: &'static [f64] = <G as Gate>::SWITCH_OVERS;
 
     fn samples() -> Vec<Sample<Self>> {
         [
@@ -97,6 +89,12 @@ impl<G: Gate> Activation for G {
             params: vec![alpha],
         })
         .to_vec()
+    }
+}
+
+impl<G: Gate> Activation for G {
+    fn signature(&self) -> &'static Signature {
+        &G::SIGNATURE
     }
 
     fn evaluate(&self, params: &[f64], x: f64) -> Evaluation {
@@ -160,38 +158,5 @@ impl<G: Gate> Gated for G {
             slope: sum([k * density]),
             dparams: [h.copysign(x), 0.0, 0.0],
         }
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl<G: Gate> sealed::Options for G {
-    fn set_options(&self, _args: &mut crate::launch::ActivationArgs) {}
-}
-
-/// The trainable scalar of an expanded gate on the device.
-#[cfg(feature = "cuda")]
-pub struct Params<'a, P> {
-    /// α, one element.
-    pub alpha: &'a dyn DevicePtr<P>,
-}
-
-/// Where the gradient of the scalar goes.
-#[cfg(feature = "cuda")]
-pub struct Gradients<'a> {
-    /// Gradient of `alpha`, one f32.
-    pub dalpha: &'a mut dyn DevicePtrMut<f32>,
-}
-
-#[cfg(feature = "cuda")]
-impl<P> sealed::Scalars<P> for Params<'_, P> {
-    fn list(&self) -> Vec<&dyn DevicePtr<P>> {
-        vec![self.alpha]
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl sealed::ScalarsMut for Gradients<'_> {
-    fn list_mut(&mut self) -> Vec<&mut dyn DevicePtrMut<f32>> {
-        vec![self.dalpha]
     }
 }

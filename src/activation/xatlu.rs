@@ -12,6 +12,9 @@ use super::expanded::{Gate, Tail};
 pub struct Xatlu;
 
 impl Gate for Xatlu {
+    /// Arctan(u) to arctan(1/u), and the scaling of u², from 2⁶⁰.
+    const SWITCH_OVERS: &'static [f64] = &[1.0, 1_152_921_504_606_846_976.0];
+
     fn tail(u: f64) -> Tail {
         // The angle of (u, 1), which is arctan(1/u) without the division at 0.
         let t = 1f64.atan2(u) * FRAC_1_PI;

@@ -13,6 +13,9 @@ use super::expanded::{Gate, Tail};
 pub struct Xgelu;
 
 impl Gate for Xgelu {
+    /// The series of h; where e^(−u²/2) reaches 2⁻¹²⁶, the last exponent that scales; where it is taken to be 0.
+    const SWITCH_OVERS: &'static [f64] = &[0.625, 13.215_9, 14.5, 16.0];
+
     fn tail(u: f64) -> Tail {
         let z = u * FRAC_1_SQRT_2;
         let t = libm::erfc(z) / 2.0;

@@ -9,13 +9,12 @@
 //! ∂f/∂α_p = x²·[x > 0]      ∂f/∂α_n = (expm1(x) − x)·[x ≤ 0]
 //! ```
 
-#[cfg(feature = "cuda")]
-use cudarc::driver::{DevicePtr, DevicePtrMut};
+use std::any::Any;
 
-#[cfg(feature = "cuda")]
-use crate::dtype::Element;
-
-use super::{Activation, Evaluation, MAX_PARAMS, Sample, Term};
+use super::op::{
+    Activation, Evaluation, MAX_PARAMS, Named, Registered, Sample, Signature, Term, sealed,
+};
+use crate::blocks::ActivationArgs;
 
 /// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
 /// parameters, β = 0.5, no clamp.
@@ -28,6 +27,7 @@ use super::{Activation, Evaluation, MAX_PARAMS, Sample, Term};
 /// The terms x² and expm1(x) − x of the parameter gradients are formed in f32: beyond |x| = 1.8e19 they are
 /// inf, below 1e-19 they lose digits.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Xielu {
     /// What the two scalars are.
     pub parameters: Parameters,
@@ -47,6 +47,29 @@ impl Default for Xielu {
     }
 }
 
+impl Xielu {
+    /// Sets what the two scalars are.
+    #[must_use]
+    pub fn parameters(mut self, parameters: Parameters) -> Xielu {
+        self.parameters = parameters;
+        self
+    }
+
+    /// Sets β.
+    #[must_use]
+    pub fn beta(mut self, beta: f32) -> Xielu {
+        self.beta = beta;
+        self
+    }
+
+    /// Sets the clamp of Hugging Face's and Megatron's formula.
+    #[must_use]
+    pub fn compat(mut self, compat: Compat) -> Xielu {
+        self.compat = Some(compat);
+        self
+    }
+}
+
 /// What the scalars `alpha_p` and `alpha_n` are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Parameters {
@@ -63,12 +86,30 @@ pub enum Parameters {
 ///
 /// One point differs on purpose: at x = −inf theirs is inf − inf = NaN, this is the limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Compat {
     /// The bound: −1e-6 in Hugging Face transformers and Megatron. A positive one changes nothing. The
     /// accuracy bounds are kept for eps ≥ −1e-3; NaN and −inf are not meaningful.
     pub eps: f32,
     /// The derivative for eps < x ≤ 0.
     pub gradient: EpsGradient,
+}
+
+impl Compat {
+    /// A clamp at `eps`, with the analytic gradient.
+    pub fn new(eps: f32) -> Compat {
+        Compat {
+            eps,
+            gradient: EpsGradient::Analytic,
+        }
+    }
+
+    /// Sets the derivative for eps < x ≤ 0.
+    #[must_use]
+    pub fn gradient(mut self, gradient: EpsGradient) -> Compat {
+        self.gradient = gradient;
+        self
+    }
 }
 
 /// The derivative of the clamped formula between eps and 0.
@@ -142,15 +183,25 @@ fn q(x: f64) -> f64 {
     sum
 }
 
-impl Activation for Xielu {
-    const PARAMS: &'static [&'static str] = &["alpha_p", "alpha_n", "beta"];
-    const GRADIENTS: &'static [&'static str] = &["dalpha_p", "dalpha_n", "dbeta"];
-    const OPTIONAL: usize = 1;
+impl sealed::Op for Xielu {
+    fn concrete(&self) -> &dyn Any {
+        self
+    }
 
-    #[cfg(feature = "cuda")]
-    type Params<'a, P: Element> = Params<'a, P>;
-    #[cfg(feature = "cuda")]
-    type Gradients<'a> = Gradients<'a>;
+    fn set_options(&self, args: &mut ActivationArgs) {
+        args.raw_params = u32::from(self.parameters == Parameters::Raw);
+        args.beta = self.beta;
+        args.eps = self.compat.map_or(f32::INFINITY, |c| c.eps);
+        args.autograd = u32::from(
+            self.compat
+                .is_some_and(|c| c.gradient == EpsGradient::Autograd),
+        );
+    }
+}
+
+impl Registered for Xielu {
+    /// expm1.
+    const SWITCH_OVERS: &'static [f64] = &[1.25];
 
     fn samples() -> Vec<Sample<Self>> {
         let raw = Xielu::default();
@@ -201,6 +252,35 @@ impl Activation for Xielu {
                 [0.5, -0.25, 0.125],
             ),
         ]
+    }
+
+    fn measured(
+        &self,
+        params: &[f32],
+        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
+    ) -> Vec<f64> {
+        if self.parameters == Parameters::Effective {
+            return params.iter().map(|&p| f64::from(p)).collect();
+        }
+        // With β = 0, f(1) = α_p = softplus(a_p), without any rounding.
+        let probe = Xielu {
+            beta: 0.0,
+            ..Xielu::default()
+        };
+        let measure = |&raw: &f32| {
+            let softplus = f64::from(run(&probe, &[raw, 0.0], 1.0));
+            // Its inverse: log(e^s - 1).
+            softplus + (-(-softplus).exp_m1()).ln()
+        };
+        let mut measured: Vec<_> = params[..2].iter().map(measure).collect();
+        measured.extend(params[2..].iter().map(|&beta| f64::from(beta)));
+        measured
+    }
+}
+
+impl Activation for Xielu {
+    fn signature(&self) -> &'static Signature {
+        &Xielu::SIGNATURE
     }
 
     fn evaluate(&self, params: &[f64], x: f64) -> Evaluation {
@@ -293,86 +373,10 @@ impl Activation for Xielu {
         }
     }
 
-    fn measured(
-        &self,
-        params: &[f32],
-        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
-    ) -> Vec<f64> {
-        if self.parameters == Parameters::Effective {
-            return params.iter().map(|&p| f64::from(p)).collect();
-        }
-        // With β = 0, f(1) = α_p = softplus(a_p), without any rounding.
-        let probe = Xielu {
-            beta: 0.0,
-            ..Xielu::default()
-        };
-        let measure = |&raw: &f32| {
-            let softplus = f64::from(run(&probe, &[raw, 0.0], 1.0));
-            // Its inverse: log(e^s - 1).
-            softplus + (-(-softplus).exp_m1()).ln()
-        };
-        let mut measured: Vec<_> = params[..2].iter().map(measure).collect();
-        measured.extend(params[2..].iter().map(|&beta| f64::from(beta)));
-        measured
-    }
-
     fn parameter_ulps(&self) -> f64 {
         match self.parameters {
             Parameters::Raw => 4.0,
             Parameters::Effective => 0.0,
         }
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl super::sealed::Options for Xielu {
-    fn set_options(&self, args: &mut crate::launch::ActivationArgs) {
-        args.raw_params = u32::from(self.parameters == Parameters::Raw);
-        args.beta = self.beta;
-        args.eps = self.compat.map_or(f32::INFINITY, |c| c.eps);
-        args.autograd = u32::from(
-            self.compat
-                .is_some_and(|c| c.gradient == EpsGradient::Autograd),
-        );
-    }
-}
-
-/// The trainable scalars of [`Xielu`] on the device, one element each.
-#[cfg(feature = "cuda")]
-pub struct Params<'a, P> {
-    /// a_p, or α_p if [`Parameters::Effective`].
-    pub alpha_p: &'a dyn DevicePtr<P>,
-    /// a_n, or α_n if [`Parameters::Effective`].
-    pub alpha_n: &'a dyn DevicePtr<P>,
-    /// β; `None`: [`Xielu::beta`].
-    pub beta: Option<&'a dyn DevicePtr<P>>,
-}
-
-/// Where the gradients of the scalars of [`Xielu`] go, one f32 each.
-#[cfg(feature = "cuda")]
-pub struct Gradients<'a> {
-    /// Gradient of `alpha_p`.
-    pub dalpha_p: &'a mut dyn DevicePtrMut<f32>,
-    /// Gradient of `alpha_n`.
-    pub dalpha_n: &'a mut dyn DevicePtrMut<f32>,
-    /// Gradient of `beta`, if that is a parameter and its gradient is wanted.
-    pub dbeta: Option<&'a mut dyn DevicePtrMut<f32>>,
-}
-
-#[cfg(feature = "cuda")]
-impl<P> super::sealed::Scalars<P> for Params<'_, P> {
-    fn list(&self) -> Vec<&dyn DevicePtr<P>> {
-        [self.alpha_p, self.alpha_n].into_iter().chain(self.beta).collect()
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl super::sealed::ScalarsMut for Gradients<'_> {
-    fn list_mut(&mut self) -> Vec<&mut dyn DevicePtrMut<f32>> {
-        let mut list: Vec<&mut dyn DevicePtrMut<f32>> = vec![self.dalpha_p, self.dalpha_n];
-        if let Some(dbeta) = &mut self.dbeta {
-            list.push(*dbeta);
-        }
-        list
     }
 }

@@ -9,6 +9,9 @@ use super::expanded::{Gate, Tail};
 pub struct Xsilu;
 
 impl Gate for Xsilu {
+    /// The series of h; where e⁻ᵘ reaches 2⁻¹²⁶, the last exponent that scales; where it is taken to be 0.
+    const SWITCH_OVERS: &'static [f64] = &[1.0, 87.336_5, 104.0, 120.0];
+
     fn tail(u: f64) -> Tail {
         let e = (-u).exp();
         let t = e / (1.0 + e);

@@ -5,29 +5,17 @@
 
 use super::function::Function;
 use super::map::{self, CHUNK, Sums, run_all};
+use super::segment::Segment;
 use crate::activation::MAX_PARAMS;
 use crate::dtype::{Dtype, Element};
 
 /// The gradients of the parameters; of a forward there are none, and they are 0.
 pub type Gradients = [f32; MAX_PARAMS];
 
-/// The tensors of a call, all of one length; `v` and `dv` are empty unless gated.
-pub enum Call<'a, T, const GATED: bool> {
-    Forward {
-        /// `None`: x is in y.
-        x: Option<&'a [T]>,
-        v: &'a [T],
-        y: &'a mut [T],
-    },
-    Backward {
-        x: &'a [T],
-        v: &'a [T],
-        /// `None`: dy is in dx.
-        dy: Option<&'a [T]>,
-        dx: &'a mut [T],
-        dv: &'a mut [T],
-        y: Option<&'a mut [T]>,
-    },
+/// The tensors of a call, all of one length.
+pub struct Call<'a, T, const GATED: bool> {
+    pub backward: bool,
+    pub rows: Vec<Segment<'a, T>>,
 }
 
 /// A call with the type of its elements as a value.
@@ -64,84 +52,63 @@ impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
     /// The same tensors; `U` is `T`.
     fn cast<U: Element>(self) -> Call<'a, U, GATED> {
         use bytemuck::{cast_slice, cast_slice_mut};
-        match self {
-            Call::Forward { x, v, y } => Call::Forward {
-                x: x.map(cast_slice),
-                v: cast_slice(v),
-                y: cast_slice_mut(y),
-            },
-            Call::Backward {
-                x,
-                v,
-                dy,
-                dx,
-                dv,
-                y,
-            } => Call::Backward {
-                x: cast_slice(x),
-                v: cast_slice(v),
-                dy: dy.map(cast_slice),
-                dx: cast_slice_mut(dx),
-                dv: cast_slice_mut(dv),
-                y: y.map(cast_slice_mut),
-            },
+        let cast = |row: Segment<'a, T>| Segment {
+            x: row.x.map(cast_slice),
+            v: row.v.map(cast_slice),
+            dy: row.dy.map(cast_slice),
+            out: cast_slice_mut(row.out),
+            dv: cast_slice_mut(row.dv),
+            y: row.y.map(cast_slice_mut),
+        };
+        Call {
+            backward: self.backward,
+            rows: self.rows.into_iter().map(cast).collect(),
         }
     }
 
     fn run<F: Function>(self, f: F) -> Sums {
-        match self {
-            Call::Forward {
-                mut x,
-                mut v,
-                mut y,
-            } => run_all(y.len(), || {
-                let y = first_mut(&mut y)?;
-                Some(map::Forward::<F, T, GATED> {
-                    f,
-                    x: x.as_mut().and_then(first),
-                    v: first(&mut v).unwrap_or_default(),
-                    y,
-                })
-            }),
-            Call::Backward {
-                mut x,
-                mut v,
-                mut dy,
-                mut dx,
-                mut dv,
-                mut y,
-            } => run_all(x.len(), || {
-                let x = first(&mut x)?;
-                Some(map::Backward::<F, T, GATED> {
-                    f,
-                    x,
-                    v: first(&mut v).unwrap_or_default(),
-                    dy: dy.as_mut().and_then(first),
-                    dx: first_mut(&mut dx).unwrap_or_default(),
-                    dv: first_mut(&mut dv).unwrap_or_default(),
-                    y: y.as_mut().and_then(first_mut),
-                })
-            }),
+        let Call { backward, rows } = self;
+        let len = rows.iter().map(|row| row.out.len()).sum();
+        let work = |segments: Vec<Segment<'a, T>>| map::Work::<F, T, GATED> {
+            f,
+            backward,
+            segments,
+        };
+        run_all(len, Chunks { rows: rows.into_iter(), rest: None }.map(work))
+    }
+}
+
+/// Cuts rows into pieces of at most [`CHUNK`] elements, and gathers short ones until there are as many: by the shape
+/// alone.
+struct Chunks<'a, T> {
+    rows: std::vec::IntoIter<Segment<'a, T>>,
+    /// What is left of a row.
+    rest: Option<Segment<'a, T>>,
+}
+
+impl<'a, T> Iterator for Chunks<'a, T> {
+    type Item = Vec<Segment<'a, T>>;
+
+    fn next(&mut self) -> Option<Vec<Segment<'a, T>>> {
+        let (mut chunk, mut room) = (Vec::new(), CHUNK);
+        while room > 0 {
+            let Some(mut row) = self.rest.take().or_else(|| self.rows.next()) else {
+                break;
+            };
+            // A long row is cut where it would be if it were alone, so that a tensor of one row is cut as ever.
+            if row.out.len() > room && !chunk.is_empty() {
+                self.rest = Some(row);
+                break;
+            }
+            let first = row.take(room);
+            room -= first.out.len();
+            if !first.out.is_empty() {
+                chunk.push(first);
+            }
+            if !row.out.is_empty() {
+                self.rest = Some(row);
+            }
         }
-    }
-}
-
-/// Takes a chunk off; `None` if there is nothing left.
-fn first<'a, T>(rest: &mut &'a [T]) -> Option<&'a [T]> {
-    let len = rest.len().min(CHUNK);
-    if len == 0 {
-        None
-    } else {
-        rest.split_off(..len)
-    }
-}
-
-/// The same of what is written.
-fn first_mut<'a, T>(rest: &mut &'a mut [T]) -> Option<&'a mut [T]> {
-    let len = rest.len().min(CHUNK);
-    if len == 0 {
-        None
-    } else {
-        rest.split_off_mut(..len)
+        (!chunk.is_empty()).then_some(chunk)
     }
 }

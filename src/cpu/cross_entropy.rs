@@ -5,21 +5,13 @@
 //! f32, that on a row's few numbers is f64.
 //!
 //! ```
-//! use xact::cpu::cross_entropy::{self, ForwardWithGradient, MatrixMut, Outputs, Rows};
 //! use xact::CrossEntropy;
+//! use xact::cpu::cross_entropy;
 //!
 //! let mut logits = [1.0_f32, 2.0, 3.0, 0.0, 0.0, 0.0];
 //! let mut loss = [0.0; 2];
-//! let summary = cross_entropy::forward_with_gradient(
-//!     &CrossEntropy::default(),
-//!     ForwardWithGradient {
-//!         logits: MatrixMut::dense(&mut logits, 3),
-//!         rows: Rows::new(&[2_i64, -100]),
-//!         outputs: Outputs { loss: Some(&mut loss), ..Outputs::default() },
-//!         normalizer: None,
-//!         dloss: None,
-//!     },
-//! )?;
+//! let op = CrossEntropy::default();
+//! let summary = cross_entropy::forward_with_gradient(&op, &mut logits, &[2_i64, -100]).loss(&mut loss).run()?;
 //! assert_eq!((summary.kept, loss[1]), (1, 0.0));
 //! assert!((summary.mean - 0.407_606).abs() < 1e-6);
 //! # Ok::<(), xact::Error>(())
@@ -28,81 +20,29 @@
 mod loops;
 mod row;
 
-use std::ops::Range;
+use std::fmt;
 
-pub(crate) use loops::RowLoops;
-
-use super::convert::Convert;
 use super::goldfish;
+use super::tensor::{Input, Output};
 use crate::blocks::{CrossEntropySummary, RowStats};
-use crate::dtype::Element;
+use crate::dtype::{Convert, Element};
 use crate::error::{Error, Result, check_length};
 use crate::loss::cross_entropy::{CrossEntropy, Fate, Normalizer, Shard};
-use crate::loss::goldfish::{TokenId, Tokens};
-use loops::{Pass, Row};
+use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
+use crate::shape::Shape;
+use loops::{AnyRows, Pass, Row};
 use row::{NO_STATS, Options, RowLoss, Target, merged, rounded};
 
-/// A matrix that is read, of one row for each label.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a, T> {
-    /// From the first element of the first row on; what follows the last row's columns may be missing.
-    pub elements: &'a [T],
-    /// Columns of a row.
-    pub cols: usize,
-    /// Elements from the start of one row to the start of the next, at least `cols`.
-    pub pitch: usize,
-}
-
-impl<'a, T> Matrix<'a, T> {
-    /// Rows without gaps.
-    pub fn dense(elements: &'a [T], cols: usize) -> Self {
-        Matrix {
-            elements,
-            cols,
-            pitch: cols,
-        }
-    }
-}
-
-/// A [`Matrix`] that is written; what lies between its rows is not touched.
-#[derive(Debug)]
-pub struct MatrixMut<'a, T> {
-    /// As of [`Matrix`].
-    pub elements: &'a mut [T],
-    /// Columns of a row.
-    pub cols: usize,
-    /// Elements from the start of one row to the start of the next, at least `cols`.
-    pub pitch: usize,
-}
-
-impl<'a, T> MatrixMut<'a, T> {
-    /// Rows without gaps.
-    pub fn dense(elements: &'a mut [T], cols: usize) -> Self {
-        MatrixMut {
-            elements,
-            cols,
-            pitch: cols,
-        }
-    }
-}
-
-/// What decides about the rows of a call. `L` is i32 or i64.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows<'a, L> {
-    /// `[N]`: the class of each row, or [`ignore_index`](CrossEntropy::ignore_index).
-    pub labels: &'a [L],
-    /// `[N]`: weights; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
-    pub weights: Option<&'a [f32]>,
-    /// Which rows are dropped.
-    pub goldfish: Option<Goldfish<'a, L>>,
-    /// Set where the columns are those of one rank of several;
-    /// [`vocab`](CrossEntropy::vocab) is then the rank's own number of classes.
-    pub shard: Option<Shard>,
+/// What decides about the rows of a call.
+struct Rows<'a, L> {
+    labels: &'a [L],
+    weights: Option<&'a [f32]>,
+    goldfish: Option<(&'a Goldfish, Box<dyn Ids + 'a>)>,
+    shard: Option<Shard>,
 }
 
 impl<'a, L> Rows<'a, L> {
-    /// Rows with labels and nothing else.
-    pub fn new(labels: &'a [L]) -> Self {
+    fn new(labels: &'a [L]) -> Self {
         Rows {
             labels,
             weights: None,
@@ -112,273 +52,482 @@ impl<'a, L> Rows<'a, L> {
     }
 }
 
-/// A Goldfish decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Goldfish<'a, L> {
-    /// The strategy.
-    pub strategy: &'a crate::Goldfish,
-    /// The ids that decide, one for each row. They need not be the labels: labels that are masked otherwise
-    /// still have an id.
-    pub tokens: Tokens<'a, L>,
+impl<L> fmt::Debug for Rows<'_, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rows")
+            .field("labels", &self.labels.len())
+            .field("shard", &self.shard)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tokens of any type.
+trait Ids {
+    fn len(&self) -> usize;
+    fn keep(&self, goldfish: &Goldfish) -> Result<Vec<bool>>;
+}
+
+impl<I: TokenId> Ids for Tokens<'_, I> {
+    fn len(&self) -> usize {
+        self.hash_ids.len()
+    }
+
+    fn keep(&self, strategy: &Goldfish) -> Result<Vec<bool>> {
+        goldfish::keep(strategy, self)
+    }
 }
 
 /// Where the results of a forward go.
 #[derive(Debug, Default)]
-pub struct Outputs<'a> {
-    /// `[N]`: losses, weighted but not normalised; 0 of a masked row, NaN of one whose label is no class.
-    pub loss: Option<&'a mut [f32]>,
-    /// `[N]`: the part of each loss that is z-loss.
-    pub z_loss: Option<&'a mut [f32]>,
-    /// `[N]`: log Σ e^z; 0 of a masked row.
-    pub lse: Option<&'a mut [f32]>,
-    /// `[N]`: the class of the largest logit, the first of several; −1 of a masked row. It makes
-    /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
-    pub argmax: Option<&'a mut [i32]>,
-    /// `[N]`: what the backward needs.
-    pub stats: Option<&'a mut [RowStats]>,
+struct Outputs<'a> {
+    loss: Option<&'a mut [f32]>,
+    z_loss: Option<&'a mut [f32]>,
+    lse: Option<&'a mut [f32]>,
+    argmax: Option<&'a mut [i32]>,
+    saved: Option<&'a mut [u8]>,
 }
 
 /// The gradients with respect to the losses: of row r it is element `r·stride`.
 #[derive(Clone, Copy, Debug)]
-pub struct Dloss<'a> {
-    /// The gradients.
-    pub values: &'a [f32],
-    /// 0 for one that all rows share, 1 for one of each, or any other.
-    pub stride: usize,
+struct Dloss<'a> {
+    values: &'a [f32],
+    /// `None`: 0 for one element, 1 for one of each row.
+    stride: Option<usize>,
 }
 
-/// The tensors of [`forward`].
+/// The setters of what decides about rows.
+macro_rules! row_setters {
+    () => {
+        /// Sets the weights, `[N]`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        pub fn weights(mut self, weights: &'a [f32]) -> Self {
+            self.rows.weights = Some(weights);
+            self
+        }
+
+        /// Drops the rows that `goldfish` decides about from `tokens`, which have an id for each row. The ids need not
+        /// be the labels, nor of their type: labels that are masked otherwise still have an id.
+        pub fn goldfish<I: TokenId>(mut self, goldfish: &'a Goldfish, tokens: Tokens<'a, I>) -> Self {
+            self.rows.goldfish = Some((goldfish, Box::new(tokens)));
+            self
+        }
+    };
+}
+
+/// The setter of what gradients are of.
+macro_rules! shard_setter {
+    () => {
+        /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
+        /// of classes.
+        pub fn shard(mut self, shard: Shard) -> Self {
+            self.rows.shard = Some(shard);
+            self
+        }
+    };
+}
+
+/// The setters of what a forward writes.
+macro_rules! output_setters {
+    () => {
+        /// Writes the losses, `[N]`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        pub fn loss(mut self, loss: &'a mut [f32]) -> Self {
+            self.outputs.loss = Some(loss);
+            self
+        }
+
+        /// Writes the part of each loss that is z-loss, `[N]`.
+        pub fn z_loss(mut self, z_loss: &'a mut [f32]) -> Self {
+            self.outputs.z_loss = Some(z_loss);
+            self
+        }
+
+        /// Writes log Σ e^z, `[N]`; 0 of a masked row.
+        pub fn lse(mut self, lse: &'a mut [f32]) -> Self {
+            self.outputs.lse = Some(lse);
+            self
+        }
+
+        /// Writes the class of the largest logit, `[N]`: the first of several; −1 of a masked row. It makes
+        /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
+        pub fn argmax(mut self, argmax: &'a mut [i32]) -> Self {
+            self.outputs.argmax = Some(argmax);
+            self
+        }
+
+        /// Saves what the backward needs, [`saved_bytes`](CrossEntropy::saved_bytes).
+        pub fn saved(mut self, saved: &'a mut [u8]) -> Self {
+            self.outputs.saved = Some(saved);
+            self
+        }
+
+        /// Divides by this, not by what [`normalizer`](CrossEntropy::normalizer) says.
+        pub fn normalizer(mut self, normalizer: f32) -> Self {
+            self.normalizer = Some(normalizer);
+            self
+        }
+    };
+}
+
+/// The setters of what gradients are multiplied with.
+macro_rules! dloss_setters {
+    () => {
+        /// Multiplies the gradients by upstream ones: `[N]`, one of each row, or `[1]`, one that all share.
+        pub fn dloss(mut self, dloss: &'a [f32]) -> Self {
+            self.dloss = Some(Dloss {
+                values: dloss,
+                stride: None,
+            });
+            self
+        }
+
+        /// The same, with the number of elements from one row's to the next one's.
+        pub fn dloss_strided(mut self, dloss: &'a [f32], stride: usize) -> Self {
+            self.dloss = Some(Dloss {
+                values: dloss,
+                stride: Some(stride),
+            });
+            self
+        }
+    };
+}
+
+/// Losses, statistics and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of
+/// a row, or [`ignore_index`](CrossEntropy::ignore_index).
+pub fn forward<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: &'a [L],
+) -> Forward<'a, T, L> {
+    Forward {
+        op,
+        logits: logits.into(),
+        rows: Rows::new(labels),
+        outputs: Outputs::default(),
+        normalizer: None,
+    }
+}
+
+/// A call of [`forward`].
 #[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
 pub struct Forward<'a, T, L> {
-    /// `[N, V]`, N being the number of labels.
-    pub logits: Matrix<'a, T>,
-    /// The rows.
-    pub rows: Rows<'a, L>,
-    /// The results.
-    pub outputs: Outputs<'a>,
-    /// What to divide by, for [`Normalizer::External`].
-    pub normalizer: Option<f32>,
+    op: &'a CrossEntropy,
+    logits: Input<'a, T>,
+    rows: Rows<'a, L>,
+    outputs: Outputs<'a>,
+    normalizer: Option<f32>,
 }
 
-/// The tensors of [`forward_with_gradient`].
+impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
+    row_setters!();
+    output_setters!();
+
+    /// Computes the losses.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Classes`] (no classes, or not those of the logits), [`Error::Length`] (a tensor
+    /// is not as long as it must be), [`Error::Shape`], [`Error::Pitch`], [`Error::TooLarge`], [`Error::Offsets`].
+    /// Nothing is written then.
+    pub fn run(self) -> Result<CrossEntropySummary> {
+        let Forward {
+            op,
+            logits,
+            rows,
+            outputs,
+            normalizer,
+        } = self;
+        let shape = Shape::of_logits(logits.given(), logits.len(), rows.labels.len())?;
+        let plan = Plan::new(op, &rows, Some(shape.cols))?;
+        let logits = logits.check("logits", shape)?;
+        outputs.check(op, plan.targets.len())?;
+        let divisor = plan.divisor(op, normalizer);
+        let logits = logits.rows().map(|row| (Some(row), [].as_mut_slice()));
+        let stats = plan.run(true, outputs.argmax.is_some(), logits, &[]);
+        Ok(plan.finish(op, &stats, divisor, outputs))
+    }
+}
+
+/// The same, and the logits overwritten with their gradients; 0 in the columns that are no classes.
+pub fn forward_with_gradient<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Output<'a, T>>,
+    labels: &'a [L],
+) -> ForwardWithGradient<'a, T, L> {
+    ForwardWithGradient {
+        op,
+        logits: logits.into(),
+        rows: Rows::new(labels),
+        outputs: Outputs::default(),
+        normalizer: None,
+        dloss: None,
+    }
+}
+
+/// A call of [`forward_with_gradient`].
 #[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
 pub struct ForwardWithGradient<'a, T, L> {
-    /// `[N, V]`, overwritten with the gradients; 0 in the columns that are no classes.
-    pub logits: MatrixMut<'a, T>,
-    /// The rows.
-    pub rows: Rows<'a, L>,
-    /// The results.
-    pub outputs: Outputs<'a>,
-    /// What to divide by, for [`Normalizer::External`].
-    pub normalizer: Option<f32>,
-    /// What gradients are multiplied with; `None` for 1.
-    pub dloss: Option<Dloss<'a>>,
+    op: &'a CrossEntropy,
+    logits: Output<'a, T>,
+    rows: Rows<'a, L>,
+    outputs: Outputs<'a>,
+    normalizer: Option<f32>,
+    dloss: Option<Dloss<'a>>,
 }
 
-/// The tensors of [`backward`].
-#[derive(Debug)]
-pub struct Backward<'a, T, L> {
-    /// The logits of the forward.
-    pub logits: Matrix<'a, T>,
-    /// The rows of the forward.
-    pub rows: Rows<'a, L>,
-    /// `[ranks, N]`: the stats of the forward, or those of all ranks in their order.
-    pub stats: &'a [RowStats],
-    /// `[N, V]`, overwritten; 0 in the columns that are no classes.
-    pub dlogits: MatrixMut<'a, T>,
-    /// What gradients are divided by: [`normalizer`](CrossEntropySummary::normalizer) of the forward's summary, or
-    /// a number of the caller's.
-    pub divisor: f32,
-    /// What gradients are multiplied with; `None` for 1.
-    pub dloss: Option<Dloss<'a>>,
+impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
+    row_setters!();
+    output_setters!();
+    dloss_setters!();
+
+    /// Computes the losses and the gradients.
+    ///
+    /// # Errors
+    /// As [`Forward::run`].
+    pub fn run(self) -> Result<CrossEntropySummary> {
+        let ForwardWithGradient {
+            op,
+            logits,
+            rows,
+            outputs,
+            normalizer,
+            dloss,
+        } = self;
+        let shape = Shape::of_logits(logits.given(), logits.len(), rows.labels.len())?;
+        let mut plan = Plan::new(op, &rows, Some(shape.cols))?;
+        let logits = logits.check("logits", shape)?;
+        outputs.check(op, plan.targets.len())?;
+        let divisor = plan.divisor(op, normalizer);
+        plan.multiply(dloss, divisor)?;
+        let logits = logits.rows_mut().map(|row| (None, row));
+        let stats = plan.run(true, outputs.argmax.is_some(), logits, &[]);
+        Ok(plan.finish(op, &stats, divisor, outputs))
+    }
 }
 
-/// The tensors of [`backward_in_place`].
-#[derive(Debug)]
-pub struct BackwardInPlace<'a, T, L> {
-    /// The logits of the forward, overwritten with the gradients.
-    pub logits: MatrixMut<'a, T>,
-    /// The rows of the forward.
-    pub rows: Rows<'a, L>,
-    /// `[ranks, N]`: the stats of the forward, or those of all ranks in their order.
-    pub stats: &'a [RowStats],
-    /// As of [`Backward`].
-    pub divisor: f32,
-    /// What gradients are multiplied with; `None` for 1.
-    pub dloss: Option<Dloss<'a>>,
-}
-
-/// The tensors of [`partial_stats`].
-#[derive(Debug)]
-pub struct PartialStats<'a, T, L> {
-    /// `[N, V of the rank]`.
-    pub logits: Matrix<'a, T>,
-    /// The rows, with their [`shard`](Rows::shard).
-    pub rows: Rows<'a, L>,
-    /// Whether the argmax will be asked for.
-    pub with_argmax: bool,
-    /// `[N]`: 20 bytes each, to be gathered from all ranks.
-    pub stats: &'a mut [RowStats],
-}
-
-/// The tensors of [`finish`].
-#[derive(Debug)]
-pub struct Finish<'a, L> {
-    /// The rows, with their [`shard`](Rows::shard).
-    pub rows: Rows<'a, L>,
-    /// `[ranks, N]`: the stats of all ranks in their order.
-    pub gathered: &'a [RowStats],
-    /// The results, the same on every rank; the stats are those of whole rows.
-    pub outputs: Outputs<'a>,
-    /// What to divide by, for [`Normalizer::External`].
-    pub normalizer: Option<f32>,
-}
-
-/// Losses, statistics and the summary.
-///
-/// # Errors
-/// [`Error::Option`], [`Error::Classes`] (no classes, or not those of the logits), [`Error::Length`] (a tensor is
-/// not as long as it must be, or there is no external normaliser), [`Error::Pitch`], [`Error::TooLarge`],
-/// [`Error::Offsets`]. Nothing is written then.
-pub fn forward<T: Element, L: TokenId>(
-    op: &CrossEntropy,
-    call: Forward<'_, T, L>,
-) -> Result<CrossEntropySummary> {
-    let Forward {
-        logits,
-        rows,
-        outputs,
+/// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
+/// ranks have, in their order, `[ranks, saved_bytes]`. They are divided by `normalizer`: that of the forward's summary,
+/// or a number of yours.
+pub fn backward<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: &'a [L],
+    saved: &'a [u8],
+    normalizer: f32,
+    dlogits: impl Into<Output<'a, T>>,
+) -> Backward<'a, T, L> {
+    Backward {
+        op,
+        logits: Some(logits.into()),
+        rows: Rows::new(labels),
+        saved,
         normalizer,
-    } = call;
-    let plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    outputs.check(plan.targets.len())?;
-    let divisor = plan.divisor(op, normalizer)?;
-    let logits = ranges.map(|range| (Some(&logits.elements[range]), [].as_mut_slice()));
-    let stats = plan.run(true, outputs.argmax.is_some(), logits, &[]);
-    Ok(plan.finish(op, &stats, divisor, outputs))
-}
-
-/// The same, and the logits overwritten with their gradients.
-///
-/// # Errors
-/// As [`forward`].
-pub fn forward_with_gradient<T: Element, L: TokenId>(
-    op: &CrossEntropy,
-    call: ForwardWithGradient<'_, T, L>,
-) -> Result<CrossEntropySummary> {
-    let ForwardWithGradient {
-        logits,
-        rows,
-        outputs,
-        normalizer,
-        dloss,
-    } = call;
-    let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    outputs.check(plan.targets.len())?;
-    let divisor = plan.divisor(op, normalizer)?;
-    plan.multiply(dloss, divisor)?;
-    let logits = split(logits.elements, ranges).map(|logits| (None, logits));
-    let stats = plan.run(true, outputs.argmax.is_some(), logits, &[]);
-    Ok(plan.finish(op, &stats, divisor, outputs))
-}
-
-/// The gradients, from the stats of a forward with the same options and rows.
-///
-/// # Errors
-/// As [`forward`].
-pub fn backward<T: Element, L: TokenId>(op: &CrossEntropy, call: Backward<'_, T, L>) -> Result<()> {
-    let Backward {
-        logits,
-        rows,
-        stats,
-        dlogits,
-        divisor,
-        dloss,
-    } = call;
-    let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    check_length("a row of dlogits", logits.cols, dlogits.cols)?;
-    let written = plan.ranges("dlogits", dlogits.elements, dlogits.cols, dlogits.pitch)?;
-    plan.multiply(dloss, divisor)?;
-    let stats = plan.merge(stats)?;
-    let logits = ranges.map(|range| Some(&logits.elements[range]));
-    let pairs = logits.zip(split(dlogits.elements, written));
-    plan.run(false, false, pairs, &stats);
-    Ok(())
+        dlogits: dlogits.into(),
+        dloss: None,
+    }
 }
 
 /// The same, over the logits.
-///
-/// # Errors
-/// As [`forward`].
-pub fn backward_in_place<T: Element, L: TokenId>(
-    op: &CrossEntropy,
-    call: BackwardInPlace<'_, T, L>,
-) -> Result<()> {
-    let BackwardInPlace {
-        logits,
-        rows,
-        stats,
-        divisor,
-        dloss,
-    } = call;
-    let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    plan.multiply(dloss, divisor)?;
-    let stats = plan.merge(stats)?;
-    let logits = split(logits.elements, ranges).map(|logits| (None, logits));
-    plan.run(false, false, logits, &stats);
-    Ok(())
-}
-
-/// The stats of a rank's columns, for [`finish`] and [`backward`] once those of all ranks are gathered. They are
-/// those of the device: ranks of both kinds may be mixed.
-///
-/// # Errors
-/// As [`forward`].
-pub fn partial_stats<T: Element, L: TokenId>(
-    op: &CrossEntropy,
-    call: PartialStats<'_, T, L>,
-) -> Result<()> {
-    let PartialStats {
-        logits,
-        rows,
-        with_argmax,
-        stats,
-    } = call;
-    let plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
-    check_length("stats", plan.targets.len(), stats.len())?;
-    let logits = ranges.map(|range| (Some(&logits.elements[range]), [].as_mut_slice()));
-    stats.copy_from_slice(&plan.run(true, with_argmax, logits, &[]));
-    Ok(())
-}
-
-/// Losses and the summary from the stats of all ranks, the same bits on every rank.
-///
-/// # Errors
-/// As [`forward`].
-pub fn finish<L: TokenId>(op: &CrossEntropy, call: Finish<'_, L>) -> Result<CrossEntropySummary> {
-    let Finish {
-        rows,
-        gathered,
-        outputs,
+pub fn backward_in_place<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Output<'a, T>>,
+    labels: &'a [L],
+    saved: &'a [u8],
+    normalizer: f32,
+) -> Backward<'a, T, L> {
+    Backward {
+        op,
+        logits: None,
+        rows: Rows::new(labels),
+        saved,
         normalizer,
-    } = call;
-    let plan = Plan::new(op, &rows, None)?;
-    outputs.check(plan.targets.len())?;
-    let divisor = plan.divisor(op, normalizer)?;
-    let mut stats = plan.merge(gathered)?;
-    if outputs.argmax.is_none() {
-        stats.iter_mut().for_each(|stats| stats.argmax = u32::MAX);
+        dlogits: logits.into(),
+        dloss: None,
     }
-    Ok(plan.finish(op, &stats, divisor, outputs))
+}
+
+/// A call of [`backward`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct Backward<'a, T, L> {
+    op: &'a CrossEntropy,
+    /// `None`: they are in `dlogits`.
+    logits: Option<Input<'a, T>>,
+    rows: Rows<'a, L>,
+    saved: &'a [u8],
+    normalizer: f32,
+    dlogits: Output<'a, T>,
+    dloss: Option<Dloss<'a>>,
+}
+
+impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
+    row_setters!();
+    shard_setter!();
+    dloss_setters!();
+
+    /// Computes the gradients.
+    ///
+    /// # Errors
+    /// As [`Forward::run`].
+    pub fn run(self) -> Result<()> {
+        let Backward {
+            op,
+            logits,
+            rows,
+            saved,
+            normalizer,
+            dlogits,
+            dloss,
+        } = self;
+        let n = rows.labels.len();
+        let shape = match &logits {
+            Some(logits) => Shape::of_logits(logits.given().or(dlogits.given()), logits.len(), n)?,
+            None => Shape::of_logits(dlogits.given(), dlogits.len(), n)?,
+        };
+        let mut plan = Plan::new(op, &rows, Some(shape.cols))?;
+        let logits = logits.map(|logits| logits.check("logits", shape)).transpose()?;
+        let dlogits = dlogits.check(if logits.is_some() { "dlogits" } else { "logits" }, shape)?;
+        plan.multiply(dloss, normalizer)?;
+        let stats = plan.merge(saved)?;
+        let mut logits = logits.map(|logits| logits.rows());
+        let tensors = dlogits
+            .rows_mut()
+            .map(move |row| (logits.as_mut().and_then(Iterator::next), row));
+        plan.run(false, false, tensors, &stats);
+        Ok(())
+    }
+}
+
+/// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks. It is that of
+/// the device: ranks of both kinds may be mixed.
+pub fn partial<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: &'a [L],
+    shard: Shard,
+    saved: &'a mut [u8],
+) -> Partial<'a, T, L> {
+    Partial {
+        op,
+        logits: logits.into(),
+        rows: Rows {
+            shard: Some(shard),
+            ..Rows::new(labels)
+        },
+        with_argmax: false,
+        saved,
+    }
+}
+
+/// A call of [`partial`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct Partial<'a, T, L> {
+    op: &'a CrossEntropy,
+    logits: Input<'a, T>,
+    rows: Rows<'a, L>,
+    with_argmax: bool,
+    saved: &'a mut [u8],
+}
+
+impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
+    row_setters!();
+
+    /// [`finish`] will be asked for the argmax.
+    pub fn with_argmax(mut self) -> Self {
+        self.with_argmax = true;
+        self
+    }
+
+    /// Computes the statistics.
+    ///
+    /// # Errors
+    /// As [`Forward::run`].
+    pub fn run(self) -> Result<()> {
+        let Partial {
+            op,
+            logits,
+            rows,
+            with_argmax,
+            saved,
+        } = self;
+        let shape = Shape::of_logits(logits.given(), logits.len(), rows.labels.len())?;
+        let plan = Plan::new(op, &rows, Some(shape.cols))?;
+        let logits = logits.check("logits", shape)?;
+        check_length("saved", op.saved_bytes(plan.targets.len() as u64) as usize, saved.len())?;
+        let logits = logits.rows().map(|row| (Some(row), [].as_mut_slice()));
+        let stats = plan.run(true, with_argmax, logits, &[]);
+        save(&stats, saved);
+        Ok(())
+    }
+}
+
+/// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
+/// every rank. What is saved here is that of whole rows.
+pub fn finish<'a, L: TokenId>(
+    op: &'a CrossEntropy,
+    labels: &'a [L],
+    shard: Shard,
+    gathered: &'a [u8],
+) -> Finish<'a, L> {
+    Finish {
+        op,
+        rows: Rows {
+            shard: Some(shard),
+            ..Rows::new(labels)
+        },
+        gathered,
+        outputs: Outputs::default(),
+        normalizer: None,
+    }
+}
+
+/// A call of [`finish`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct Finish<'a, L> {
+    op: &'a CrossEntropy,
+    rows: Rows<'a, L>,
+    gathered: &'a [u8],
+    outputs: Outputs<'a>,
+    normalizer: Option<f32>,
+}
+
+impl<'a, L: TokenId> Finish<'a, L> {
+    row_setters!();
+    output_setters!();
+
+    /// Computes the losses.
+    ///
+    /// # Errors
+    /// As [`Forward::run`].
+    pub fn run(self) -> Result<CrossEntropySummary> {
+        let Finish {
+            op,
+            rows,
+            gathered,
+            outputs,
+            normalizer,
+        } = self;
+        let plan = Plan::new(op, &rows, None)?;
+        outputs.check(op, plan.targets.len())?;
+        let divisor = plan.divisor(op, normalizer);
+        let mut stats = plan.merge(gathered)?;
+        if outputs.argmax.is_none() {
+            stats.iter_mut().for_each(|stats| stats.argmax = u32::MAX);
+        }
+        Ok(plan.finish(op, &stats, divisor, outputs))
+    }
+}
+
+/// Writes stats as they are saved.
+fn save(stats: &[RowStats], saved: &mut [u8]) {
+    for (bytes, stats) in saved.as_chunks_mut().0.iter_mut().zip(stats) {
+        *bytes = stats.to_bytes();
+    }
 }
 
 impl Outputs<'_> {
-    fn check(&self, rows: usize) -> Result<()> {
+    fn check(&self, op: &CrossEntropy, rows: usize) -> Result<()> {
         let floats = [
             ("loss", &self.loss),
             ("z_loss", &self.z_loss),
@@ -391,29 +540,10 @@ impl Outputs<'_> {
         }
         let argmax = self.argmax.as_ref().map_or(rows, |argmax| argmax.len());
         check_length("argmax", rows, argmax)?;
-        let stats = self.stats.as_ref().map_or(rows, |stats| stats.len());
-        check_length("stats", rows, stats)
+        let bytes = op.saved_bytes(rows as u64) as usize;
+        let saved = self.saved.as_ref().map_or(bytes, |saved| saved.len());
+        check_length("saved", bytes, saved)
     }
-}
-
-/// The rows of a matrix, one after the other.
-fn split<T>(
-    mut rest: &mut [T],
-    ranges: impl Iterator<Item = Range<usize>>,
-) -> impl Iterator<Item = &mut [T]> {
-    let mut at = 0;
-    ranges.map(move |range| {
-        let row = rest
-            .split_off_mut(range.start - at..)
-            .and_then(|mut from| {
-                let row = from.split_off_mut(..range.len());
-                rest = from;
-                row
-            })
-            .unwrap_or_default();
-        at = range.end;
-        row
-    })
 }
 
 /// A call: what decides about its rows.
@@ -461,9 +591,9 @@ impl Plan {
             check_length("weights", n, weights.len())?;
         }
         let keep = match &rows.goldfish {
-            Some(Goldfish { strategy, tokens }) => {
-                check_length("hash_ids", n, tokens.hash_ids.len())?;
-                goldfish::keep(strategy, tokens)?
+            Some((goldfish, tokens)) => {
+                check_length("hash_ids", n, tokens.len())?;
+                tokens.keep(goldfish)?
             }
             None => Vec::new(),
         };
@@ -494,49 +624,19 @@ impl Plan {
         })
     }
 
-    /// Where the rows of a matrix are.
-    fn ranges<T>(
-        &self,
-        what: &'static str,
-        elements: &[T],
-        cols: usize,
-        pitch: usize,
-    ) -> Result<impl Iterator<Item = Range<usize>> + use<T>> {
-        let n = self.targets.len();
-        if n > 1 && pitch < cols {
-            return Err(Error::Pitch {
-                what,
-                pitch: pitch as u64,
-                cols: cols as u64,
-            });
-        }
-        let too_large = Error::TooLarge {
-            rows: n as u64,
-            cols: pitch as u64,
-        };
-        let whole = n.checked_mul(pitch.max(cols)).ok_or(too_large)?;
-        let least = whole - (pitch.max(cols) - cols) * n.min(1);
-        check_length(what, elements.len().clamp(least, whole), elements.len())?;
-        Ok((0..n).map(move |row| row * pitch..row * pitch + cols))
-    }
-
     /// What the mean is divided by.
-    fn divisor(&self, op: &CrossEntropy, external: Option<f32>) -> Result<f32> {
-        match op.normalizer {
-            Normalizer::None => Ok(1.0),
-            Normalizer::Kept => Ok(self.kept as f32),
-            Normalizer::Weight => Ok(self.weight),
-            Normalizer::External => external.ok_or(Error::Length {
-                what: "the normalizer",
-                expected: 1,
-                got: 0,
-            }),
-        }
+    fn divisor(&self, op: &CrossEntropy, given: Option<f32>) -> f32 {
+        given.unwrap_or(match op.normalizer {
+            Normalizer::None => 1.0,
+            Normalizer::Kept => self.kept as f32,
+            Normalizer::Weight => self.weight,
+        })
     }
 
     /// What the gradients are multiplied with, and divided by.
     fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
         if let Some(Dloss { values, stride }) = dloss {
+            let stride = stride.unwrap_or(usize::from(values.len() != 1));
             let needed = match self.targets.len() {
                 0 => Some(0),
                 n => stride.checked_mul(n - 1).and_then(|n| n.checked_add(1)),
@@ -558,13 +658,18 @@ impl Plan {
         Ok(())
     }
 
-    /// The stats of whole rows from those of all ranks.
-    fn merge(&self, stats: &[RowStats]) -> Result<Vec<RowStats>> {
+    /// The stats of whole rows from what all ranks have saved.
+    fn merge(&self, saved: &[u8]) -> Result<Vec<RowStats>> {
         let n = self.targets.len();
         // Without rows there is nothing to be merged.
-        let ranks = stats.len().checked_div(n).unwrap_or(1);
-        check_length("stats", ranks.max(1) * n, stats.len())?;
-        let row = |row| merged(self.options.cap, stats.iter().skip(row).step_by(n).copied());
+        let bytes = n * RowStats::BYTES;
+        let ranks = saved.len().checked_div(bytes).unwrap_or(1);
+        check_length("saved", ranks.max(1) * bytes, saved.len())?;
+        let stats = saved.as_chunks().0;
+        let row = |row| {
+            let of_ranks = stats.iter().skip(row).step_by(n).map(RowStats::from_bytes);
+            merged(self.options.cap, of_ranks)
+        };
         Ok((0..n).map(row).collect())
     }
 
@@ -576,7 +681,7 @@ impl Plan {
         tensors: impl Iterator<Item = (Option<&'a [T]>, &'a mut [T])>,
         stats: &[RowStats],
     ) -> Vec<RowStats> {
-        let mut rows: Vec<_> = (self.targets.iter().zip(tensors).enumerate())
+        let rows: Vec<_> = (self.targets.iter().zip(tensors).enumerate())
             .map(|(row, (&target, (logits, dlogits)))| Row {
                 logits,
                 dlogits,
@@ -591,8 +696,7 @@ impl Plan {
             },
             find_stats,
         };
-        T::run(&pass, &mut rows);
-        rows.into_iter().map(|row| row.stats).collect()
+        pass.run(AnyRows::from(rows))
     }
 
     /// The outputs and the summary, from the stats of whole rows.
@@ -650,9 +754,9 @@ impl Plan {
             if let Some(argmax) = &mut outputs.argmax {
                 argmax[row] = stats.argmax as i32;
             }
-            if let Some(out) = &mut outputs.stats {
-                out[row] = *stats;
-            }
+        }
+        if let Some(saved) = outputs.saved {
+            save(stats, saved);
         }
         summary.loss = rounded(loss);
         summary.z_loss = rounded(z_loss);

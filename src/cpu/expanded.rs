@@ -127,35 +127,26 @@ pub fn gate_alone<T: Tail>(params: &[f32]) -> impl Function {
 /// in every crate that uses it.
 macro_rules! on_cpu {
     ($Op:ident: $Tail:ident) => {
-        impl $crate::activation::sealed::OnCpu for $crate::$Op {
-            fn on_cpu(
-                &self,
-                params: &[f32],
-                call: $crate::cpu::call::AnyCall<'_, false>,
-            ) -> $crate::cpu::call::Gradients {
-                call.run(
-                    $crate::cpu::expanded::whole::<$Tail>(params),
-                    [1.0; $crate::activation::MAX_PARAMS],
-                )
+        use $crate::activation::MAX_PARAMS;
+        use $crate::cpu::call::{AnyCall, Gradients};
+        use $crate::cpu::expanded::{gate_alone, whole};
+
+        impl $crate::cpu::on_cpu::OnCpu for $crate::$Op {
+            fn on_cpu(&self, params: &[f32], call: AnyCall<'_, false>) -> Gradients {
+                call.run(whole::<$Tail>(params), [1.0; MAX_PARAMS])
             }
         }
 
-        impl $crate::activation::sealed::GatedOnCpu for $crate::$Op {
+        impl $crate::cpu::on_cpu::GatedOnCpu for $crate::$Op {
             fn gated_on_cpu(
                 &self,
                 order: $crate::Order,
                 params: &[f32],
-                call: $crate::cpu::call::AnyCall<'_, true>,
-            ) -> $crate::cpu::call::Gradients {
+                call: AnyCall<'_, true>,
+            ) -> Gradients {
                 match order {
-                    $crate::Order::First => call.run(
-                        $crate::cpu::expanded::gate_alone::<$Tail>(params),
-                        [1.0; $crate::activation::MAX_PARAMS],
-                    ),
-                    $crate::Order::Second => call.run(
-                        $crate::cpu::expanded::whole::<$Tail>(params),
-                        [1.0; $crate::activation::MAX_PARAMS],
-                    ),
+                    $crate::Order::First => call.run(gate_alone::<$Tail>(params), [1.0; MAX_PARAMS]),
+                    $crate::Order::Second => call.run(whole::<$Tail>(params), [1.0; MAX_PARAMS]),
                 }
             }
         }

@@ -1,19 +1,14 @@
 //! Goldfish masks on the CPU: the decisions of [`Goldfish::keep`], in vector code, on threads.
 //!
 //! ```
-//! use xact::cpu::goldfish::{self, Counts, Mask};
-//! use xact::loss::goldfish::Tokens;
-//! use xact::{Goldfish, Strategy};
+//! use xact::cpu::goldfish::{self, Counts};
+//! use xact::{Goldfish, Strategy, Tokens};
 //!
 //! let labels: Vec<i32> = (0..1000).map(|i| i * i % 1009).collect();
 //! let strategy = Goldfish::new(Strategy::Hash64 { k: 4, h: 13, seed: 0 })?;
 //! let mut weights = [0.0; 1000];
-//! let counts = goldfish::mask(&strategy, Mask {
-//!     tokens: Tokens::row(&labels),
-//!     keep: None,
-//!     weights: Some(&mut weights),
-//! })?;
-//! assert_eq!(counts, Counts { kept: 734, dropped: 266 });
+//! let counts = goldfish::mask(&strategy, Tokens::row(&labels)).weights(&mut weights).run()?;
+//! assert_eq!((counts.kept, counts.dropped), (734, 266));
 //! # Ok::<(), xact::Error>(())
 //! ```
 
@@ -24,53 +19,78 @@ use crate::loss::goldfish::{
     avalanche_cut, cut64, mix,
 };
 
-/// What [`mask`] reads and writes. An output that is not given is not written.
-#[derive(Debug)]
-pub struct Mask<'a, I> {
-    /// The ids.
-    pub tokens: Tokens<'a, I>,
-    /// One for each label: 1 kept, 0 dropped.
-    pub keep: Option<&'a mut [u8]>,
-    /// The same as weights of a loss: 1 kept, 0 dropped.
-    pub weights: Option<&'a mut [f32]>,
-}
-
 /// How many labels are kept and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
-    /// Kept.
+    /// Labels kept.
     pub kept: u64,
-    /// Dropped.
+    /// Labels dropped.
     pub dropped: u64,
 }
 
-/// Decides about every label. The same as [`Goldfish::keep`].
-///
-/// # Errors
-/// [`Error::Length`](crate::Error::Length): an output is not of one element for each label, the number of labels
-/// is no multiple of a row, or that of halo ids none of the segments.
-/// [`Error::Offsets`](crate::Error::Offsets): offsets that decrease. Nothing is written then.
-pub fn mask<I: TokenId>(goldfish: &Goldfish, call: Mask<'_, I>) -> Result<Counts> {
-    let Mask {
+/// Decides about every label: the same as [`Goldfish::keep`].
+pub fn mask<'a, I: TokenId>(goldfish: &'a Goldfish, tokens: Tokens<'a, I>) -> Mask<'a, I> {
+    Mask {
+        goldfish,
         tokens,
-        keep: out,
-        weights,
-    } = call;
-    let n = tokens.hash_ids.len();
-    check_length("keep", n, out.as_ref().map_or(n, |out| out.len()))?;
-    check_length("weights", n, weights.as_ref().map_or(n, |out| out.len()))?;
-    let keep = keep(goldfish, &tokens)?;
-    for (out, &keep) in out.into_iter().flatten().zip(&keep) {
-        *out = keep.into();
+        keep: None,
+        weights: None,
     }
-    for (weight, &keep) in weights.into_iter().flatten().zip(&keep) {
-        *weight = keep.into();
+}
+
+/// A call of [`mask`]. An output that is not given is not written.
+#[derive(Debug)]
+#[must_use = "nothing is decided until `run`"]
+pub struct Mask<'a, I> {
+    goldfish: &'a Goldfish,
+    tokens: Tokens<'a, I>,
+    keep: Option<&'a mut [u8]>,
+    weights: Option<&'a mut [f32]>,
+}
+
+impl<'a, I: TokenId> Mask<'a, I> {
+    /// Writes the decisions, one for each label: 1 kept, 0 dropped.
+    pub fn keep(mut self, keep: &'a mut [u8]) -> Self {
+        self.keep = Some(keep);
+        self
     }
-    let kept = keep.iter().filter(|&&keep| keep).count() as u64;
-    Ok(Counts {
-        kept,
-        dropped: n as u64 - kept,
-    })
+
+    /// Writes them as weights of a loss: 1 kept, 0 dropped.
+    pub fn weights(mut self, weights: &'a mut [f32]) -> Self {
+        self.weights = Some(weights);
+        self
+    }
+
+    /// Decides.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length): an output is not of one element for each label, the number of labels
+    /// is no multiple of a row, or that of halo ids none of the segments.
+    /// [`Error::Offsets`](crate::Error::Offsets): offsets that decrease. Nothing is written then.
+    pub fn run(self) -> Result<Counts> {
+        let Mask {
+            goldfish,
+            tokens,
+            keep: out,
+            weights,
+        } = self;
+        let n = tokens.hash_ids.len();
+        check_length("keep", n, out.as_ref().map_or(n, |out| out.len()))?;
+        check_length("weights", n, weights.as_ref().map_or(n, |out| out.len()))?;
+        let keep = keep(goldfish, &tokens)?;
+        for (out, &keep) in out.into_iter().flatten().zip(&keep) {
+            *out = keep.into();
+        }
+        for (weight, &keep) in weights.into_iter().flatten().zip(&keep) {
+            *weight = keep.into();
+        }
+        let kept = keep.iter().filter(|&&keep| keep).count() as u64;
+        Ok(Counts {
+            kept,
+            dropped: n as u64 - kept,
+        })
+    }
 }
 
 /// Labels that a thread takes at a time.

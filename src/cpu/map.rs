@@ -9,8 +9,9 @@
 //! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
 //! ```
 
-use super::convert::{BLOCK, Block};
+use super::block::{BLOCK, Block};
 use super::function::Function;
+use super::segment::Segment;
 use super::simd::{InstructionSet, Task, prefetch};
 use crate::activation::MAX_PARAMS;
 use crate::dtype::Element;
@@ -30,35 +31,49 @@ const LANES: usize = 16;
 /// Sums of the terms of each parameter.
 pub type Sums = [f64; MAX_PARAMS];
 
-/// A chunk of y = g(x) or, gated, y = g(x)·v.
-pub struct Forward<'a, F, T, const GATED: bool> {
+/// The segments of a chunk, and what to do with them.
+pub struct Work<'a, F, T, const GATED: bool> {
     pub f: F,
-    /// `None`: x is in y.
-    pub x: Option<&'a [T]>,
-    /// Empty unless gated.
-    pub v: &'a [T],
-    pub y: &'a mut [T],
+    pub backward: bool,
+    pub segments: Vec<Segment<'a, T>>,
 }
 
-impl<F: Function, T: Element, const GATED: bool> Task for Forward<'_, F, T, GATED> {
-    type Output = ();
+impl<F: Function, T: Element, const GATED: bool> Task for Work<'_, F, T, GATED> {
+    type Output = Sums;
 
     #[inline(always)]
-    fn run(self) {
-        let Forward { f, x, v, y } = self;
-        let [mut xs, mut vs, mut ys] = [Block::ZERO; 3];
-        for start in (0..y.len()).step_by(BLOCK) {
-            let range = start..y.len().min(start + BLOCK);
-            for tensor in [x.unwrap_or_default(), v, y] {
-                prefetch(tensor, start + AHEAD);
+    fn run(self) -> Sums {
+        let mut total = Sums::default();
+        for segment in self.segments {
+            if self.backward {
+                for (total, sum) in total.iter_mut().zip(backward::<F, T, GATED>(self.f, segment)) {
+                    *total += sum;
+                }
+            } else {
+                forward::<F, T, GATED>(self.f, segment);
             }
-            xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
-            if GATED {
-                vs.load(&v[range.clone()]);
-            }
-            values::<F, GATED>(f, &xs, &vs, &mut ys);
-            ys.store(&mut y[range]);
         }
+        total
+    }
+}
+
+/// y = g(x) or, gated, y = g(x)·v.
+#[inline(always)]
+fn forward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'_, T>) {
+    let Segment { x, v, out: y, .. } = segment;
+    let v = v.unwrap_or_default();
+    let [mut xs, mut vs, mut ys] = [Block::ZERO; 3];
+    for start in (0..y.len()).step_by(BLOCK) {
+        let range = start..y.len().min(start + BLOCK);
+        for tensor in [x.unwrap_or_default(), v, y] {
+            prefetch(tensor, start + AHEAD);
+        }
+        xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
+        if GATED {
+            vs.load(&v[range.clone()]);
+        }
+        values::<F, GATED>(f, &xs, &vs, &mut ys);
+        ys.store(&mut y[range]);
     }
 }
 
@@ -75,88 +90,68 @@ fn values<F: Function, const GATED: bool>(
     }
 }
 
-/// A chunk of a backward.
-pub struct Backward<'a, F, T, const GATED: bool> {
-    pub f: F,
-    pub x: &'a [T],
-    /// Empty unless gated.
-    pub v: &'a [T],
-    /// `None`: dy is in dx.
-    pub dy: Option<&'a [T]>,
-    pub dx: &'a mut [T],
-    /// Empty unless gated.
-    pub dv: &'a mut [T],
-    /// Where y goes, computed again.
-    pub y: Option<&'a mut [T]>,
-}
-
-impl<F: Function, T: Element, const GATED: bool> Task for Backward<'_, F, T, GATED> {
-    type Output = Sums;
-
-    #[inline(always)]
-    fn run(self) -> Sums {
-        let Backward {
-            f,
-            x,
-            v,
-            dy,
-            dx,
-            dv,
-            mut y,
-        } = self;
-        let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [Block::ZERO; 5];
-        let mut terms = [Block::ZERO; MAX_PARAMS];
-        let mut lanes = [[0.0; LANES]; MAX_PARAMS];
-        for start in (0..x.len()).step_by(BLOCK) {
-            let range = start..x.len().min(start + BLOCK);
-            for tensor in [x, v, dy.unwrap_or_default(), dx, dv] {
-                prefetch(tensor, start + AHEAD);
-            }
-            xs.load(&x[range.clone()]);
-            // A short block is filled up with dy = 0, so its terms are 0.
-            dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));
+/// The gradients of x and v, and the sums of those of the parameters.
+#[inline(always)]
+fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'_, T>) -> Sums {
+    let Segment {
+        x,
+        v,
+        dy,
+        out: dx,
+        dv,
+        mut y,
+    } = segment;
+    let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [Block::ZERO; 5];
+    let mut terms = [Block::ZERO; MAX_PARAMS];
+    let mut lanes = [[0.0; LANES]; MAX_PARAMS];
+    for start in (0..dx.len()).step_by(BLOCK) {
+        let range = start..dx.len().min(start + BLOCK);
+        for tensor in [x, v, dy].map(Option::unwrap_or_default) {
+            prefetch(tensor, start + AHEAD);
+        }
+        prefetch(dx, start + AHEAD);
+        prefetch(dv, start + AHEAD);
+        xs.load(x.map_or(&dx[range.clone()], |x| &x[range.clone()]));
+        // A short block is filled up with dy = 0, so its terms are 0.
+        dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));
+        if GATED {
+            vs.load(v.map_or(&dv[range.clone()], |v| &v[range.clone()]));
+        }
+        for i in 0..BLOCK {
+            let g = f.at(xs.0[i]);
+            let dg = if GATED { dys.0[i] * vs.0[i] } else { dys.0[i] };
+            dxs.0[i] = dg * g.slope;
             if GATED {
-                vs.load(&v[range.clone()]);
+                dvs.0[i] = dys.0[i] * g.value;
             }
-            for i in 0..BLOCK {
-                let g = f.at(xs.0[i]);
-                let dg = if GATED { dys.0[i] * vs.0[i] } else { dys.0[i] };
-                dxs.0[i] = dg * g.slope;
-                if GATED {
-                    dvs.0[i] = dys.0[i] * g.value;
-                }
-                for (terms, dparam) in terms.iter_mut().zip(g.dparams).take(F::PARAMS) {
-                    terms.0[i] = dg * dparam;
-                }
-            }
-            dxs.store(&mut dx[range.clone()]);
-            if GATED {
-                dvs.store(&mut dv[range.clone()]);
-            }
-            for (lanes, terms) in lanes.iter_mut().zip(&terms).take(F::PARAMS) {
-                for group in terms.0.as_chunks::<LANES>().0 {
-                    for (lane, term) in lanes.iter_mut().zip(group) {
-                        *lane += f64::from(*term);
-                    }
-                }
-            }
-            if let Some(y) = &mut y {
-                values::<F, GATED>(f, &xs, &vs, &mut dxs);
-                dxs.store(&mut y[range]);
+            for (terms, dparam) in terms.iter_mut().zip(g.dparams).take(F::PARAMS) {
+                terms.0[i] = dg * dparam;
             }
         }
-        lanes.map(|lanes| lanes.iter().sum())
+        dxs.store(&mut dx[range.clone()]);
+        if GATED {
+            dvs.store(&mut dv[range.clone()]);
+        }
+        for (lanes, terms) in lanes.iter_mut().zip(&terms).take(F::PARAMS) {
+            for group in terms.0.as_chunks::<LANES>().0 {
+                for (lane, term) in lanes.iter_mut().zip(group) {
+                    *lane += f64::from(*term);
+                }
+            }
+        }
+        if let Some(y) = &mut y {
+            values::<F, GATED>(f, &xs, &vs, &mut dxs);
+            dxs.store(&mut y[range]);
+        }
     }
+    lanes.map(|lanes| lanes.iter().sum())
 }
 
 /// Runs the chunks of a tensor of `len` elements in order, or on the threads of rayon's current pool where
 /// there are enough.
-pub fn run_all<K>(len: usize, mut chunks: impl FnMut() -> Option<K>) -> Sums
-where
-    K: Task<Output: IntoSums> + Send,
-{
+pub fn run_all<K: Task<Output = Sums> + Send>(len: usize, chunks: impl Iterator<Item = K>) -> Sums {
     let isa = InstructionSet::current();
-    let run = move |chunk: K| isa.run(chunk).into_sums();
+    let run = move |chunk: K| isa.run(chunk);
     let mut total = Sums::default();
     let mut add = |sums: Sums| {
         for (total, sum) in total.iter_mut().zip(sums) {
@@ -168,7 +163,7 @@ where
         use rayon::prelude::*;
         // Boxed, so that rayon's machinery is compiled for one type of work and not for every loop.
         type Work<'a> = Box<dyn FnOnce() -> Sums + Send + 'a>;
-        let work: Vec<Work<'_>> = std::iter::from_fn(chunks)
+        let work: Vec<Work<'_>> = chunks
             .map(|chunk| Box::new(move || run(chunk)) as Work<'_>)
             .collect();
         let sums: Vec<Sums> = work.into_par_iter().map(|work| work()).collect();
@@ -176,9 +171,7 @@ where
         return total;
     }
     let _ = len;
-    while let Some(chunk) = chunks() {
-        add(run(chunk));
-    }
+    chunks.map(run).for_each(&mut add);
     total
 }
 
@@ -186,21 +179,3 @@ where
 /// as long as one thread takes for 40 thousand elements of a forward: here that is a sixth of the whole.
 #[cfg(feature = "rayon")]
 pub const PARALLEL_FROM: usize = 8 * CHUNK;
-
-/// The sums of a chunk; of a forward there are none.
-pub trait IntoSums {
-    /// Them.
-    fn into_sums(self) -> Sums;
-}
-
-impl IntoSums for Sums {
-    fn into_sums(self) -> Sums {
-        self
-    }
-}
-
-impl IntoSums for () {
-    fn into_sums(self) -> Sums {
-        Sums::default()
-    }
-}

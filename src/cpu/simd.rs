@@ -8,7 +8,7 @@
 use std::cell::Cell;
 
 #[cfg(target_arch = "x86_64")]
-use super::convert::BLOCK;
+use super::block::BLOCK;
 
 /// A set that this CPU has: only [`InstructionSet::available`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +99,9 @@ impl InstructionSet {
 
 /// Something to be compiled for each set. `run`, and all that it calls, must be `#[inline(always)]`.
 pub(super) trait Task {
-    /// What comes of it.
+    /// The task's result.
     type Output;
-    /// Does it.
+    /// Runs the task.
     fn run(self) -> Self::Output;
 }
 

@@ -6,7 +6,7 @@
 use super::call::{AnyCall, Gradients};
 use super::function::{Function, Point};
 use super::math::{Expm1, softplus};
-use crate::activation::sealed::OnCpu;
+use super::on_cpu::OnCpu;
 use crate::activation::{EpsGradient, Parameters, Xielu};
 
 /// What does not depend on x.

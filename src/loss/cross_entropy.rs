@@ -28,21 +28,21 @@
 //!
 //! [`CrossEntropySummary::bad_row`]: crate::CrossEntropySummary::bad_row
 
-#[cfg(feature = "cuda")]
-pub mod device;
 mod reference;
 
-#[cfg(feature = "cuda")]
-use crate::dtype::Dtype;
+use crate::blocks::RowStats;
 use crate::error::{Error, Result};
 
 pub use reference::{Fate, Row};
 
-#[cfg(feature = "cuda")]
-use crate::launch::Entry;
-
 /// The options of the loss.
+///
+/// ```
+/// use xact::CrossEntropy;
+/// let op = CrossEntropy::default().label_smoothing(0.1).z_loss(1e-4);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct CrossEntropy {
     /// Rows with this label are masked. −100, as in PyTorch.
     pub ignore_index: i64,
@@ -62,8 +62,10 @@ pub struct CrossEntropy {
     pub dropped_loss: bool,
 }
 
-/// What the mean loss and the gradients are divided by.
+/// What the mean loss and the gradients are divided by, unless a call brings a number of its own, such as the number of
+/// tokens in all micro-batches of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Normalizer {
     /// 1: the mean is the sum.
     None,
@@ -72,17 +74,26 @@ pub enum Normalizer {
     Kept,
     /// The sum of the weights of the kept rows.
     Weight,
-    /// An f32 of the caller's, on the device if the logits are, such as the number of tokens in all micro-batches of a step.
-    External,
 }
 
 /// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Shard {
     /// The class of the rank's first column.
     pub first_class: u64,
     /// Classes of all ranks.
     pub classes: u64,
+}
+
+impl Shard {
+    /// Columns from `first_class` on, of `classes` classes of all ranks.
+    pub fn new(first_class: u64, classes: u64) -> Shard {
+        Shard {
+            first_class,
+            classes,
+        }
+    }
 }
 
 impl Default for CrossEntropy {
@@ -100,13 +111,60 @@ impl Default for CrossEntropy {
     }
 }
 
+/// Setters of the options.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty $(=> $wrap:ident)?;)*) => {
+        impl CrossEntropy {$(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(mut self, $name: $type) -> CrossEntropy {
+                self.$name = setters!(value $name $($wrap)?);
+                self
+            }
+        )*}
+    };
+    (value $name:ident) => { $name };
+    (value $name:ident $wrap:ident) => { $wrap($name) };
+}
+
+setters! {
+    /// Sets the label whose rows are masked.
+    ignore_index: i64;
+    /// Sets ε, in [0, 1).
+    label_smoothing: f32;
+    /// Sets λ ≥ 0.
+    z_loss: f32;
+    /// Sets c > 0.
+    softcap: f32 => Some;
+    /// Sets the number of columns that are classes.
+    vocab: u64 => Some;
+    /// Sets what the mean and the gradients are divided by.
+    normalizer: Normalizer;
+    /// Sets whether the mean over no rows is NaN.
+    empty_is_nan: bool;
+    /// Sets whether the loss of the rows that Goldfish drops is computed too.
+    dropped_loss: bool;
+}
+
 impl CrossEntropy {
+    /// Bytes in which a forward with these options saves what the backward needs of `rows` rows. They are opaque, and
+    /// the same on every device, so that those of several ranks can be gathered: `[ranks, saved_bytes]`.
+    pub fn saved_bytes(&self, rows: u64) -> u64 {
+        rows.saturating_mul(RowStats::BYTES as u64)
+    }
+
     /// Fails unless every option is in its range. All calls check it themselves.
     ///
     /// # Errors
-    /// [`Error::Option`]; [`Error::Classes`] if there are none.
+    /// [`Error::OutOfRange`]; [`Error::Classes`] if there are none.
     pub fn check(&self) -> Result<()> {
-        let option = |what, got: f32, range| Err(Error::Option { what, got, range });
+        let option = |what, got: f32, range| {
+            Err(Error::OutOfRange {
+                what,
+                got: got.into(),
+                range,
+            })
+        };
         let CrossEntropy {
             label_smoothing,
             z_loss,
@@ -127,68 +185,4 @@ impl CrossEntropy {
             _ => Ok(()),
         }
     }
-}
-
-#[cfg(feature = "cuda")]
-impl Normalizer {
-    /// `normalize_by` of the kernels.
-    pub(crate) const fn code(self) -> u32 {
-        match self {
-            Normalizer::None => crate::launch::NORMALIZE_BY_NONE,
-            Normalizer::Kept => crate::launch::NORMALIZE_BY_KEPT,
-            Normalizer::Weight => crate::launch::NORMALIZE_BY_WEIGHT,
-            Normalizer::External => crate::launch::NORMALIZE_BY_EXTERNAL,
-        }
-    }
-}
-
-/// Stem of the files and entries.
-#[cfg(feature = "cuda")]
-const STEM: &str = "cross_entropy";
-
-/// Stats of the parts of rows.
-#[cfg(feature = "cuda")]
-pub(crate) const STATS: &str = "stats";
-/// Gradients from stats.
-#[cfg(feature = "cuda")]
-pub(crate) const GRADIENT: &str = "gradient";
-/// Stats and gradients, in place.
-#[cfg(feature = "cuda")]
-pub(crate) const FUSED: &str = "fused";
-/// The same, by clusters of blocks.
-#[cfg(feature = "cuda")]
-pub(crate) const CLUSTER: &str = "cluster";
-
-/// An entry that reads logits.
-#[cfg(feature = "cuda")]
-pub(crate) const fn entry(task: &'static str, dtype: Dtype) -> Entry {
-    Entry {
-        stem: STEM,
-        task,
-        dtype: Some(dtype),
-    }
-}
-
-/// Losses from stats.
-#[cfg(feature = "cuda")]
-pub(crate) const FINISH: Entry = Entry {
-    stem: STEM,
-    task: "finish",
-    dtype: None,
-};
-/// The summary.
-#[cfg(feature = "cuda")]
-pub(crate) const TOTALS: Entry = Entry {
-    stem: STEM,
-    task: "totals",
-    dtype: None,
-};
-
-#[cfg(feature = "cuda")]
-pub(crate) fn entries() -> impl Iterator<Item = Entry> {
-    let rows = [STATS, GRADIENT, FUSED, CLUSTER];
-    let rows = rows
-        .into_iter()
-        .flat_map(|task| Dtype::ALL.map(|dtype| entry(task, dtype)));
-    rows.chain([FINISH, TOTALS])
 }

@@ -55,12 +55,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::blocks::{self, GoldfishArgs};
+use crate::dtype::Portable;
 use crate::error::{Error, Result, check_length};
-#[cfg(feature = "cuda")]
-use crate::launch::{self, Entry, GoldfishArgs};
 
-#[cfg(feature = "cuda")]
-pub mod device;
 mod mt19937;
 
 use mt19937::Mt19937;
@@ -178,18 +176,18 @@ impl Strategy {
     }
 
     fn check(&self) -> Result<()> {
-        let at_least = |what, least, got: u32| {
-            if u64::from(got) < least {
-                return Err(Error::TooSmall {
+        let at_least = |what, least: u32, got: u32, range| {
+            if got < least {
+                return Err(Error::OutOfRange {
                     what,
-                    least,
                     got: got.into(),
+                    range,
                 });
             }
             Ok(())
         };
-        at_least("k", 2, self.k())?;
-        self.h().map_or(Ok(()), |h| at_least("h", 1, h))
+        at_least("k", 2, self.k(), "[2, 2^32)")?;
+        self.h().map_or(Ok(()), |h| at_least("h", 1, h, "[1, 2^32)"))
     }
 }
 
@@ -258,16 +256,9 @@ impl fmt::Debug for Goldfish {
 }
 
 /// An integer type of token ids: [`i32`] or [`i64`].
-pub trait TokenId: Copy + Into<i64> + fmt::Debug + Send + Sync + sealed::Sealed {}
+pub trait TokenId: Copy + Into<i64> + fmt::Debug + Portable + Send + Sync + sealed::Sealed {}
 
 mod sealed {
-    #[cfg(feature = "cuda")]
-    use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
-
-    /// With the feature `cuda`, ids can also live on a device.
-    #[cfg(feature = "cuda")]
-    pub trait Sealed: DeviceRepr + ValidAsZeroBits + Unpin {}
-    #[cfg(not(feature = "cuda"))]
     pub trait Sealed {}
     impl Sealed for i32 {}
     impl Sealed for i64 {}
@@ -278,6 +269,7 @@ impl TokenId for i64 {}
 
 /// How labels are cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Layout<'a> {
     /// Rows of `len` labels each.
     Rows {
@@ -296,6 +288,7 @@ pub enum Layout<'a> {
 
 /// The ids that decide.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Tokens<'a, I> {
     /// One id for each label.
     pub hash_ids: &'a [I],
@@ -308,16 +301,42 @@ pub struct Tokens<'a, I> {
 }
 
 impl<'a, I> Tokens<'a, I> {
-    /// One row, without halo and exempt ids.
-    pub fn row(hash_ids: &'a [I]) -> Self {
+    fn new(hash_ids: &'a [I], layout: Layout<'a>) -> Self {
         Tokens {
             hash_ids,
-            layout: Layout::Rows {
-                len: hash_ids.len(),
-            },
+            layout,
             halo: &[],
             exempt: &[],
         }
+    }
+
+    /// One row.
+    pub fn row(hash_ids: &'a [I]) -> Self {
+        Tokens::rows(hash_ids, hash_ids.len())
+    }
+
+    /// Rows of `len` labels each.
+    pub fn rows(hash_ids: &'a [I], len: usize) -> Self {
+        Tokens::new(hash_ids, Layout::Rows { len })
+    }
+
+    /// One segment, cut into documents by offsets that do not decrease.
+    pub fn documents(hash_ids: &'a [I], cu_seqlens: &'a [i32]) -> Self {
+        Tokens::new(hash_ids, Layout::Documents { cu_seqlens })
+    }
+
+    /// Sets the ids before the first label of each segment, `[segments, n]`.
+    #[must_use]
+    pub fn halo(mut self, halo: &'a [I]) -> Self {
+        self.halo = halo;
+        self
+    }
+
+    /// Sets the ids that are never dropped.
+    #[must_use]
+    pub fn exempt(mut self, exempt: &'a [i64]) -> Self {
+        self.exempt = exempt;
+        self
     }
 }
 
@@ -325,7 +344,7 @@ impl Goldfish {
     /// With the tables of the official recipes. Drawing one takes some milliseconds.
     ///
     /// # Errors
-    /// [`Error::TooSmall`]: k < 2 or h = 0.
+    /// [`Error::OutOfRange`]: k < 2 or h = 0.
     pub fn new(strategy: Strategy) -> Result<Goldfish> {
         strategy.check()?;
         // A table's entries are multiples of 2⁻²⁴, and so r < 1/k is v < ⌈2²⁴/k⌉, also where 1/k is
@@ -341,7 +360,7 @@ impl Goldfish {
     /// an earlier training: an entry r drops if r < 1/k in f32 (a NaN does not).
     ///
     /// # Errors
-    /// [`Error::TooSmall`], [`Error::Length`] (of the table), [`Error::NoTable`] (the strategy has none).
+    /// [`Error::OutOfRange`], [`Error::Length`] (of the table), [`Error::NoTable`] (the strategy has none).
     pub fn with_table(strategy: Strategy, table: &[f32]) -> Result<Goldfish> {
         strategy.check()?;
         check_table(&strategy, "the table", TABLE_LEN, table.len())?;
@@ -451,7 +470,8 @@ impl Goldfish {
     }
 
     /// Fills in what of a kernel's parameters is the strategy's own.
-    #[cfg(feature = "cuda")]
+    // Without `cuda` nobody asks.
+    #[allow(dead_code)]
     pub(crate) fn set_args(&self, args: &mut GoldfishArgs) {
         args.k = self.strategy.k();
         args.h = self.strategy.h().unwrap_or(0);
@@ -459,21 +479,21 @@ impl Goldfish {
         args.strategy = match self.strategy {
             Strategy::Static { start, .. } => {
                 args.start = start;
-                launch::GOLDFISH_STATIC
+                blocks::GOLDFISH_STATIC
             }
             Strategy::Random { k, seed } => {
                 (args.seed, args.cut) = (mix(seed), cut64(k));
-                launch::GOLDFISH_RANDOM
+                blocks::GOLDFISH_RANDOM
             }
-            Strategy::ProductTable { .. } => launch::GOLDFISH_PRODUCT_TABLE,
+            Strategy::ProductTable { .. } => blocks::GOLDFISH_PRODUCT_TABLE,
             Strategy::ProductAvalanche { k, .. } => {
                 args.cut = avalanche_cut(k);
-                launch::GOLDFISH_PRODUCT_AVALANCHE
+                blocks::GOLDFISH_PRODUCT_AVALANCHE
             }
-            Strategy::DotTable { .. } => launch::GOLDFISH_DOT_TABLE,
+            Strategy::DotTable { .. } => blocks::GOLDFISH_DOT_TABLE,
             Strategy::Hash64 { k, seed, .. } => {
                 (args.seed, args.cut) = (mix(seed), cut64(k));
-                launch::GOLDFISH_HASH64
+                blocks::GOLDFISH_HASH64
             }
         };
     }
@@ -587,25 +607,6 @@ impl<'a> Segments<'a> {
             cu_seqlens,
         })
     }
-}
-
-/// The entries of its kernels.
-#[cfg(feature = "cuda")]
-pub(crate) const MASK: Entry = Entry {
-    stem: "goldfish",
-    task: "mask",
-    dtype: None,
-};
-/// The second stage of the counts.
-#[cfg(feature = "cuda")]
-pub(crate) const COUNTS: Entry = Entry {
-    task: "counts",
-    ..MASK
-};
-
-#[cfg(feature = "cuda")]
-pub(crate) fn entries() -> impl Iterator<Item = Entry> {
-    [MASK, COUNTS].into_iter()
 }
 
 /// What a decision depends on.

@@ -1,7 +1,7 @@
 //! The loops over rows. A row is worked on by one thread, its stats and then its gradient, so that the second
 //! reading finds it in the cache; rows are shared out. All sums have a fixed order.
 
-use super::super::convert::{BLOCK, Block, Convert};
+use super::super::block::{BLOCK, Block};
 use super::super::map::AHEAD;
 #[cfg(feature = "rayon")]
 use super::super::map::PARALLEL_FROM;
@@ -9,7 +9,7 @@ use super::super::math::exp2;
 use super::super::simd::{InstructionSet, Task, prefetch};
 use super::row::{Base, NO_STATS, Options, RowGradient, Softcap, Target, rounded};
 use crate::blocks::RowStats;
-use crate::dtype::Element;
+use crate::dtype::{Convert, Dtype, Element};
 use crate::loss::cross_entropy::Fate;
 
 /// Independent sums: a register of f32 in the widest instruction set.
@@ -33,24 +33,46 @@ pub struct Pass {
     pub find_stats: bool,
 }
 
-/// The loops in the types that there are: compiled here, not where they are called.
-pub trait RowLoops: Sized {
-    /// Works on all rows, on the threads of rayon's current pool where there is enough work.
-    fn run(pass: &Pass, rows: &mut [Row<'_, Self>]);
+/// Rows with the type of their elements as a value, so that the loops are compiled here, not where they are called.
+pub enum AnyRows<'a> {
+    F32(Vec<Row<'a, f32>>),
+    F16(Vec<Row<'a, half::f16>>),
+    Bf16(Vec<Row<'a, half::bf16>>),
 }
 
-macro_rules! row_loops {
-    ($($T:ty),*) => {$(
-        impl RowLoops for $T {
-            fn run(pass: &Pass, rows: &mut [Row<'_, $T>]) {
-                run(pass, rows);
-            }
+impl<'a, T: Element> From<Vec<Row<'a, T>>> for AnyRows<'a> {
+    fn from(rows: Vec<Row<'a, T>>) -> Self {
+        match T::DTYPE {
+            Dtype::F32 => AnyRows::F32(cast(rows)),
+            Dtype::F16 => AnyRows::F16(cast(rows)),
+            Dtype::Bf16 => AnyRows::Bf16(cast(rows)),
         }
-    )*};
+    }
 }
-row_loops!(f32, half::f16, half::bf16);
 
-fn run<T: Element>(pass: &Pass, rows: &mut [Row<'_, T>]) {
+/// The same rows; `U` is `T`.
+fn cast<'a, T: Element, U: Element>(rows: Vec<Row<'a, T>>) -> Vec<Row<'a, U>> {
+    let cast = |row: Row<'a, T>| Row {
+        logits: row.logits.map(bytemuck::cast_slice),
+        dlogits: bytemuck::cast_slice_mut(row.dlogits),
+        target: row.target,
+        stats: row.stats,
+    };
+    rows.into_iter().map(cast).collect()
+}
+
+impl Pass {
+    /// Works on all rows, on the threads of rayon's current pool where there is enough work; their stats.
+    pub fn run(&self, rows: AnyRows<'_>) -> Vec<RowStats> {
+        match rows {
+            AnyRows::F32(rows) => run(self, rows),
+            AnyRows::F16(rows) => run(self, rows),
+            AnyRows::Bf16(rows) => run(self, rows),
+        }
+    }
+}
+
+fn run<T: Element>(pass: &Pass, mut rows: Vec<Row<'_, T>>) -> Vec<RowStats> {
     let set = InstructionSet::current();
     let work = |row: &mut Row<'_, T>| match pass.options.cap {
         None => pass.work::<T, false>(set, row),
@@ -60,9 +82,10 @@ fn run<T: Element>(pass: &Pass, rows: &mut [Row<'_, T>]) {
     if rows.len().saturating_mul(pass.options.cols) >= PARALLEL_FROM {
         use rayon::prelude::*;
         rows.par_iter_mut().for_each(work);
-        return;
+        return rows.iter().map(|row| row.stats).collect();
     }
     rows.iter_mut().for_each(work);
+    rows.iter().map(|row| row.stats).collect()
 }
 
 impl Pass {

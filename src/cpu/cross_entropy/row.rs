@@ -3,9 +3,9 @@
 //! The stats are those of the kernels: exponentials relative to a power of two, 2ⁿ, with f32's log2 e. Here they
 //! are brought relative to e^max, so that only distances from the maximum carry the rounding of that constant.
 
-use super::super::convert::Convert;
 use super::super::math::{Expm1, LOG2E};
 use crate::blocks::RowStats;
+use crate::dtype::Convert;
 use crate::loss::CrossEntropy;
 use crate::loss::cross_entropy::Fate;
 

@@ -1,17 +1,36 @@
 //! The Goldfish mask on raw device pointers, and what a loss needs to decide on its own.
 
+#![allow(unsafe_code)]
+
 use std::num::NonZeroU32;
+
+use arrayvec::ArrayVec;
 
 use super::span::Span;
 use super::{CUdeviceptr, CUstream};
-use crate::device::Device;
-use crate::error::{Error, Result, check_length};
+use crate::blocks::{GoldfishArgs, GoldfishMaskArgs};
+use crate::cuda::device::Device;
+use crate::cuda::entry::Entry;
+use crate::cuda::grid::Grid;
+use crate::cuda::launch::launch;
+use crate::error::{Error, Result};
 use crate::geometry::{BLOCK, MAX_CHUNKS};
-use crate::launch::{GoldfishArgs, GoldfishMaskArgs, Grid, launch};
 use crate::loss::Goldfish;
-use crate::loss::goldfish::{COUNTS, MASK, TokenId, halo_len, rows};
+use crate::loss::goldfish::{TokenId, halo_len, rows};
 
-pub(crate) mod safe;
+/// The decisions.
+const MASK: Entry = Entry::new("goldfish", "mask", None);
+
+/// The second stage of the counts.
+const COUNTS: Entry = Entry::new("goldfish", "counts", None);
+
+/// Every entry of the masks.
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    [MASK, COUNTS].into_iter()
+}
+
+/// The most buffers that a decision reads.
+pub(super) const MAX_READ: usize = 6;
 
 /// Bytes of the count that a block leaves.
 const PARTIAL_BYTES: u64 = 8;
@@ -27,7 +46,7 @@ pub enum IdType {
 
 impl IdType {
     /// That of `I`.
-    pub(crate) const fn of<I: TokenId>() -> IdType {
+    pub(in crate::cuda) const fn of<I: TokenId>() -> IdType {
         if size_of::<I>() == 8 {
             IdType::I64
         } else {
@@ -105,7 +124,7 @@ pub struct Decision<'a> {
 
 impl Decision<'_> {
     /// What a kernel needs to decide about `labels` labels, and all that it reads for that.
-    pub(super) fn args(&self, labels: u64) -> Result<(GoldfishArgs, Vec<Span>)> {
+    pub(super) fn args(&self, labels: u64) -> Result<(GoldfishArgs, ArrayVec<Span, MAX_READ>)> {
         let Tokens {
             hash_ids,
             id_type,
@@ -134,12 +153,11 @@ impl Decision<'_> {
             ptr: hash_ids,
             len: labels,
         };
-        let mut read = vec![
-            hash_ids.span("hash_ids", id_type.size())?,
-            halo.span("the halo", id_type.size())?,
-            cu_seqlens.span("cu_seqlens", 4)?,
-            exempt.span("the exempt ids", 8)?,
-        ];
+        let mut read = ArrayVec::new();
+        read.push(hash_ids.span("hash_ids", id_type.size())?);
+        read.push(halo.span("the halo", id_type.size())?);
+        read.push(cu_seqlens.span("cu_seqlens", 4)?);
+        read.push(exempt.span("the exempt ids", 8)?);
         if let Some(words) = self.goldfish.bitmap_words() {
             args.bitmap = self.bitmap;
             let run = Run {
@@ -228,7 +246,9 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
         ..GoldfishMaskArgs::default()
     };
     let run = |ptr, len| Run { ptr, len };
-    let mut written = Vec::new();
+    /// keep, weights, counts, the workspace.
+    const MAX_WRITTEN: usize = 4;
+    let mut written = ArrayVec::<_, MAX_WRITTEN>::new();
     if let Some(keep) = call.keep {
         written.push(run(keep, labels).span("keep", 1)?);
     }
@@ -252,26 +272,19 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
             output.disjoint_from(other)?;
         }
     }
-    let counts = call.counts.map(|_| COUNTS);
-    // All are loaded before anything is launched, so that a failure to load writes nothing.
-    for entry in [Some(MASK), counts].into_iter().flatten() {
-        device.function(entry)?;
-    }
+    // Both are loaded before anything is launched, so that a failure to load writes nothing.
+    let mask = device.function(MASK)?;
+    let counts = call.counts.map(|_| device.function(COUNTS)).transpose()?;
     if blocks > 0 && !written.is_empty() {
         let blocks = u32::try_from(blocks).expect("at most MAX_CHUNKS");
         // SAFETY: the parameters are those of goldfish's entries; the caller vouches for the buffers and the
         // stream.
-        unsafe { launch(device, stream, MASK, Grid::of_blocks(blocks), &args) }?;
+        unsafe { launch(device, stream, &mask, Grid::of_blocks(blocks), &args) }?;
     }
-    if let Some(entry) = counts {
+    if let Some(counts) = &counts {
         // SAFETY: as above; the stream orders it after the pass that writes the counts of the blocks, of which
         // it reads none if there are none.
-        unsafe { launch(device, stream, entry, Grid::of_blocks(1), &args) }?;
+        unsafe { launch(device, stream, counts, Grid::of_blocks(1), &args) }?;
     }
     Ok(())
-}
-
-/// Checks the length of a tensor with an element for each label.
-fn check_labels(what: &'static str, labels: usize, got: usize) -> Result<()> {
-    check_length(what, labels, got)
 }

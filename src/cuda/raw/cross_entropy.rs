@@ -1,30 +1,76 @@
 //! Goldfish-masked cross-entropy on raw device pointers.
 //!
-//! Whole rows on one device: [`forward`], then [`backward`] from the stats it left; or both at once,
+//! Whole rows on one device: [`forward`], then [`backward`] from what it has saved; or both at once,
 //! [`forward_with_gradient`]. Columns spread over ranks: [`partial_stats`] on each, an all-gather of the
-//! stats (20 bytes a row), then [`finish`] and [`backward`] on each, from the stats of all ranks in the
+//! what they save, then [`finish`] and [`backward`] on each, from what all ranks have saved in the
 //! order of the ranks. The results are then the same on every rank, to the bit.
+
+#![allow(unsafe_code)]
 
 use std::num::NonZeroU32;
 
-use super::goldfish::{Decision, IdType};
+use arrayvec::ArrayVec;
+
+use super::goldfish::{self, Decision, IdType};
 use super::span::Span;
 use super::{CUdeviceptr, CUstream};
-use crate::device::Device;
+use crate::blocks::{
+    self, CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Matrix, RowStats,
+};
+use crate::cuda::device::{Device, Function};
+use crate::cuda::entry::Entry;
+use crate::cuda::grid::Grid;
+use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
-use crate::launch::{
-    CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Entry, Grid, Matrix, RowStats,
-    launch,
-};
-use crate::loss::cross_entropy::{
-    CLUSTER, CrossEntropy, FINISH, FUSED, GRADIENT, Normalizer, STATS, TOTALS, entry,
-};
+use crate::loss::cross_entropy::{CrossEntropy, Normalizer};
 
 pub use crate::loss::cross_entropy::Shard;
 
-pub(crate) mod safe;
+/// Stem of the files and entries.
+const STEM: &str = "cross_entropy";
+
+/// Stats of the parts of rows.
+const fn stats_entry(dtype: Dtype) -> Entry {
+    Entry::new(STEM, "stats", Some(dtype))
+}
+
+/// Gradients from stats.
+const fn gradient_entry(dtype: Dtype) -> Entry {
+    Entry::new(STEM, "gradient", Some(dtype))
+}
+
+/// Stats and gradients, in place.
+const fn fused_entry(dtype: Dtype) -> Entry {
+    Entry {
+        dynamic_shared: true,
+        ..Entry::new(STEM, "fused", Some(dtype))
+    }
+}
+
+/// The same, by clusters of blocks.
+const fn cluster_entry(dtype: Dtype) -> Entry {
+    Entry {
+        min_target: 90,
+        dynamic_shared: true,
+        clusters: true,
+        ..Entry::new(STEM, "cluster", Some(dtype))
+    }
+}
+
+/// Losses from stats.
+const FINISH: Entry = Entry::new(STEM, "finish", None);
+
+/// The summary.
+const TOTALS: Entry = Entry::new(STEM, "totals", None);
+
+/// Every entry of the loss.
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    let rows = [stats_entry, gradient_entry, fused_entry, cluster_entry];
+    let rows = rows.into_iter().flat_map(|entry| Dtype::ALL.map(entry));
+    rows.chain([FINISH, TOTALS])
+}
 
 /// Bytes of an f32, an i32 or a [`RowStats`] field.
 const WORD: u64 = 4;
@@ -63,7 +109,7 @@ pub struct Logits {
     pub matrix: Matrix,
 }
 
-/// Where results go. All but `stats` and `summary` may be left out.
+/// Where results go. All but `summary` may be left out.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs {
     /// Losses, f32: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
@@ -74,8 +120,8 @@ pub struct Outputs {
     pub lse: Option<CUdeviceptr>,
     /// The class of the largest logit, the first of several, i32; −1 of a masked row.
     pub argmax: Option<CUdeviceptr>,
-    /// One [`RowStats`], for the backward.
-    pub stats: CUdeviceptr,
+    /// What the backward needs, [`CrossEntropy::saved_bytes`], aligned to 4.
+    pub saved: Option<CUdeviceptr>,
     /// One [`CrossEntropySummary`], aligned to 8.
     pub summary: CUdeviceptr,
 }
@@ -108,7 +154,7 @@ pub struct Forward<'a> {
     pub logits: Logits,
     /// The results.
     pub outputs: Outputs,
-    /// An f32 to divide by, for [`Normalizer::External`].
+    /// An f32 to divide by, not what [`CrossEntropy::normalizer`] says.
     pub normalizer: Option<CUdeviceptr>,
     /// Scratch memory.
     pub scratch: Scratch,
@@ -130,9 +176,9 @@ pub struct Backward<'a> {
     pub rows: Rows<'a>,
     /// The logits of the forward.
     pub logits: Logits,
-    /// `[ranks, rows]` [`RowStats`], in the order of the ranks.
-    pub stats: CUdeviceptr,
-    /// How many ranks; 1 if the stats are those of a forward.
+    /// `[ranks, saved_bytes]`, in the order of the ranks.
+    pub saved: CUdeviceptr,
+    /// How many ranks; 1 if it is what a forward has saved.
     pub ranks: u64,
     /// The gradients, of the type and shape of the logits; they may be the logits themselves. 0 in the columns
     /// that are no classes.
@@ -152,8 +198,8 @@ pub struct PartialStats<'a> {
     pub logits: Logits,
     /// Whether the argmax is asked for later.
     pub with_argmax: bool,
-    /// One [`RowStats`] for each row, written.
-    pub stats: CUdeviceptr,
+    /// What is to be gathered, [`CrossEntropy::saved_bytes`], aligned to 4; written.
+    pub saved: CUdeviceptr,
     /// Scratch memory.
     pub scratch: Scratch,
 }
@@ -163,13 +209,13 @@ pub struct PartialStats<'a> {
 pub struct Finish<'a> {
     /// The rows.
     pub rows: Rows<'a>,
-    /// `[ranks, rows]` [`RowStats`], in the order of the ranks.
+    /// `[ranks, saved_bytes]`, in the order of the ranks.
     pub gathered: CUdeviceptr,
     /// How many ranks.
     pub ranks: u64,
-    /// The results; the stats are those of whole rows.
+    /// The results; what is saved is that of whole rows.
     pub outputs: Outputs,
-    /// An f32 to divide by, for [`Normalizer::External`].
+    /// An f32 to divide by, not what [`CrossEntropy::normalizer`] says.
     pub normalizer: Option<CUdeviceptr>,
     /// Scratch memory.
     pub scratch: Scratch,
@@ -177,13 +223,15 @@ pub struct Finish<'a> {
 
 /// Bytes of workspace that any call with this many rows needs. More rows never need less.
 pub fn workspace_bytes(rows: u64) -> u64 {
-    RowChunks::new(rows).chunks_bound * TOTALS_BYTES + SPLIT_BLOCKS * STATS_BYTES
+    let stats = rows.saturating_add(SPLIT_BLOCKS).saturating_mul(STATS_BYTES);
+    let bytes = stats.saturating_add(RowChunks::new(rows).chunks_bound * TOTALS_BYTES);
+    bytes.checked_next_multiple_of(8).unwrap_or(u64::MAX)
 }
 
 /// Launches the forward on `stream`.
 ///
 /// # Errors
-/// [`Error::Option`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`], [`Error::Length`],
+/// [`Error::OutOfRange`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`], [`Error::Length`],
 /// [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`], or what the launch says. Nothing is written
 /// then; only if the driver refuses a launch after it took an earlier one are some results written.
 ///
@@ -204,13 +252,14 @@ pub unsafe fn forward(
     plan.use_scratch(&call.scratch)?;
     plan.divide_by(op, call.normalizer)?;
     plan.check()?;
-    let dtype = call.logits.dtype;
-    plan.load(device, &[entry(STATS, dtype), FINISH, TOTALS])?;
+    // All are loaded before anything is launched, here and below, so that a failure to load writes nothing.
+    let stats = device.function(stats_entry(call.logits.dtype))?;
+    let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        plan.stats(device, stream, dtype)?;
-        plan.finish(device, stream)?;
-        plan.totals(device, stream)
+        plan.stats(device, stream, &stats)?;
+        plan.finish(device, stream, &finish)?;
+        plan.totals(device, stream, &totals)
     }
 }
 
@@ -243,40 +292,43 @@ pub unsafe fn forward_with_gradient(
     plan.multiply_by(upstream)?;
     plan.check()?;
     let dtype = logits.dtype;
+    let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     let cluster = plan.cluster(device, dtype)?;
     if cluster.is_none() && plan.cut.splits > 1 {
-        plan.load(
-            device,
-            &[entry(STATS, dtype), FINISH, TOTALS, entry(GRADIENT, dtype)],
-        )?;
+        let stats = device.function(stats_entry(dtype))?;
+        let gradient = device.function(gradient_entry(dtype))?;
         // SAFETY: the caller vouches for the buffers and the stream.
         return unsafe {
-            plan.stats(device, stream, dtype)?;
-            plan.finish(device, stream)?;
-            plan.totals(device, stream)?;
+            plan.stats(device, stream, &stats)?;
+            plan.finish(device, stream, &finish)?;
+            plan.totals(device, stream, &totals)?;
             plan.args.parts = plan.args.stats;
             plan.args.part_count = 1;
-            plan.gradient(device, stream, dtype)
+            plan.gradient(device, stream, &gradient)
         };
     }
-    let task = if cluster.is_some() { CLUSTER } else { FUSED };
-    plan.load(device, &[entry(task, dtype), FINISH, TOTALS])?;
+    let fused = match &cluster {
+        Some(_) => None,
+        None => Some(device.function(fused_entry(dtype))?),
+    };
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        if matches!(op.normalizer, Normalizer::Kept | Normalizer::Weight) {
+        if matches!(plan.args.normalize_by, blocks::NORMALIZE_BY_KEPT | blocks::NORMALIZE_BY_WEIGHT) {
             // What divides the gradients is counted before them.
             plan.args.part_count = 0;
-            plan.finish(device, stream)?;
-            plan.totals(device, stream)?;
+            plan.finish(device, stream, &finish)?;
+            plan.totals(device, stream, &totals)?;
         }
-        match cluster {
-            Some(cut) => plan.clusters(device, stream, dtype, cut)?,
-            None => plan.fused(device, stream, dtype)?,
+        if let Some((function, cut)) = &cluster {
+            plan.clusters(device, stream, function, *cut)?;
+        }
+        if let Some(function) = &fused {
+            plan.fused(device, stream, function, dtype)?;
         }
         plan.args.parts = plan.args.stats;
         plan.args.part_count = 1;
-        plan.finish(device, stream)?;
-        plan.totals(device, stream)
+        plan.finish(device, stream, &finish)?;
+        plan.totals(device, stream, &totals)
     }
 }
 
@@ -295,7 +347,7 @@ pub unsafe fn backward(
 ) -> Result<()> {
     let mut plan = Plan::new(op, &call.rows)?;
     plan.read_logits(op, &call.logits, false)?;
-    plan.read_stats(call.stats, call.ranks)?;
+    plan.read_saved(call.saved, call.ranks)?;
     plan.write_dlogits(&call.logits, call.dlogits)?;
     plan.multiply_by(&call.upstream)?;
     if let Some(normalizer) = call.normalizer {
@@ -303,10 +355,9 @@ pub unsafe fn backward(
         plan.args.normalizer = normalizer;
     }
     plan.check()?;
-    let dtype = call.logits.dtype;
-    plan.load(device, &[entry(GRADIENT, dtype)])?;
+    let gradient = device.function(gradient_entry(call.logits.dtype))?;
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.gradient(device, stream, dtype) }
+    unsafe { plan.gradient(device, stream, &gradient) }
 }
 
 /// Launches the stats of a rank's columns on `stream`.
@@ -324,18 +375,18 @@ pub unsafe fn partial_stats(
 ) -> Result<()> {
     let mut plan = Plan::new(op, &call.rows)?;
     plan.read_logits(op, &call.logits, false)?;
-    plan.write("stats", call.stats, call.rows.rows, STATS_BYTES, WORD)?;
-    plan.args.stats = call.stats;
+    plan.write("saved", call.saved, call.rows.rows, STATS_BYTES, WORD)?;
+    plan.args.stats = call.saved;
     plan.args.with_argmax = u32::from(call.with_argmax);
     plan.use_scratch(&call.scratch)?;
     plan.check()?;
-    let dtype = call.logits.dtype;
-    plan.load(device, &[entry(STATS, dtype), FINISH])?;
+    let stats = device.function(stats_entry(call.logits.dtype))?;
+    let finish = device.function(FINISH)?;
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        plan.stats(device, stream, dtype)?;
+        plan.stats(device, stream, &stats)?;
         if plan.cut.splits > 1 {
-            plan.finish(device, stream)?;
+            plan.finish(device, stream, &finish)?;
         }
     }
     Ok(())
@@ -355,18 +406,23 @@ pub unsafe fn finish(
     call: &Finish<'_>,
 ) -> Result<()> {
     let mut plan = Plan::new(op, &call.rows)?;
-    plan.read_stats(call.gathered, call.ranks)?;
+    plan.read_saved(call.gathered, call.ranks)?;
     plan.write_outputs(&call.outputs)?;
     plan.use_scratch(&call.scratch)?;
     plan.divide_by(op, call.normalizer)?;
     plan.check()?;
-    plan.load(device, &[FINISH, TOTALS])?;
+    let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        plan.finish(device, stream)?;
-        plan.totals(device, stream)
+        plan.finish(device, stream, &finish)?;
+        plan.totals(device, stream, &totals)
     }
 }
+
+/// Labels, weights, logits, stats, normaliser, dloss, and what Goldfish reads.
+const MAX_READ: usize = 6 + goldfish::MAX_READ;
+/// Logits or dlogits, five outputs of rows, the summary, the workspace.
+const MAX_WRITTEN: usize = 8;
 
 /// A call: what its kernels take, and what they read and write.
 struct Plan {
@@ -375,8 +431,8 @@ struct Plan {
     max_blocks: Option<NonZeroU32>,
     /// Where the stats of the parts of rows go, if there are several.
     partials: CUdeviceptr,
-    read: Vec<Span>,
-    written: Vec<Span>,
+    read: ArrayVec<Span, MAX_READ>,
+    written: ArrayVec<Span, MAX_WRITTEN>,
     /// Index in `read` of the logits, which dlogits may be.
     logits: Option<usize>,
 }
@@ -400,14 +456,13 @@ impl Plan {
                 softcap: op.softcap.unwrap_or(0.0),
                 with_dropped: u32::from(op.dropped_loss),
                 empty_is_nan: u32::from(op.empty_is_nan),
-                normalize_by: op.normalizer.code(),
                 ..CrossEntropyArgs::default()
             },
             cut: RowCut::new(rows.rows, 0, WORD),
             max_blocks: rows.max_blocks,
             partials: 0,
-            read: Vec::new(),
-            written: Vec::new(),
+            read: ArrayVec::new(),
+            written: ArrayVec::new(),
             logits: None,
         };
         if let Some(shard) = rows.shard {
@@ -497,12 +552,12 @@ impl Plan {
         Ok(())
     }
 
-    fn read_stats(&mut self, stats: CUdeviceptr, ranks: u64) -> Result<()> {
+    fn read_saved(&mut self, saved: CUdeviceptr, ranks: u64) -> Result<()> {
         if ranks == 0 {
-            return Err(Error::TooSmall {
+            return Err(Error::OutOfRange {
                 what: "the number of ranks",
-                least: 1,
-                got: 0,
+                got: 0.0,
+                range: "[1, 2^64)",
             });
         }
         if self.args.classes == 0 && self.args.rows > 0 {
@@ -514,8 +569,8 @@ impl Plan {
             cols: STATS_BYTES,
         })?;
         self.read
-            .push(Span::new("stats", stats, ranks, words, words, WORD)?);
-        self.args.parts = stats;
+            .push(Span::new("saved", saved, ranks, words, words, WORD)?);
+        self.args.parts = saved;
         self.args.part_count = ranks;
         Ok(())
     }
@@ -543,7 +598,9 @@ impl Plan {
                 self.write(what, ptr, rows, WORD, WORD)?;
             }
         }
-        self.write("stats", outputs.stats, rows, STATS_BYTES, WORD)?;
+        if let Some(saved) = outputs.saved {
+            self.write("saved", saved, rows, STATS_BYTES, WORD)?;
+        }
         let summary = size_of::<CrossEntropySummary>() as u64;
         self.write("summary", outputs.summary, 1, summary, 8)?;
         self.args.loss = outputs.loss.unwrap_or(0);
@@ -551,7 +608,7 @@ impl Plan {
         self.args.lse = outputs.lse.unwrap_or(0);
         self.args.argmax = outputs.argmax.unwrap_or(0);
         self.args.with_argmax = u32::from(outputs.argmax.is_some());
-        self.args.stats = outputs.stats;
+        self.args.stats = outputs.saved.unwrap_or(0);
         self.args.summary = outputs.summary;
         Ok(())
     }
@@ -568,21 +625,28 @@ impl Plan {
         self.write("the workspace", scratch.workspace, needed / 8, 8, 8)?;
         self.args.totals = scratch.workspace;
         self.partials = scratch.workspace + self.args.chunks * TOTALS_BYTES;
+        if self.args.stats == 0 {
+            self.args.stats = self.partials + SPLIT_BLOCKS * STATS_BYTES;
+        }
         Ok(())
     }
 
-    fn divide_by(&mut self, op: &CrossEntropy, external: Option<CUdeviceptr>) -> Result<()> {
-        self.args.normalizer = match op.normalizer {
-            Normalizer::None => 0,
-            Normalizer::Kept | Normalizer::Weight => {
-                self.args.summary + std::mem::offset_of!(CrossEntropySummary, normalizer) as u64
-            }
-            Normalizer::External => {
-                let external = external.unwrap_or(0);
-                self.read("the normalizer", external, 1, WORD)?;
-                external
-            }
+    fn divide_by(&mut self, op: &CrossEntropy, given: Option<CUdeviceptr>) -> Result<()> {
+        if let Some(normalizer) = given {
+            self.read("the normalizer", normalizer, 1, WORD)?;
+            self.args.normalizer = normalizer;
+            self.args.normalize_by = blocks::NORMALIZE_BY_EXTERNAL;
+            return Ok(());
+        }
+        self.args.normalize_by = match op.normalizer {
+            Normalizer::None => blocks::NORMALIZE_BY_NONE,
+            Normalizer::Kept => blocks::NORMALIZE_BY_KEPT,
+            Normalizer::Weight => blocks::NORMALIZE_BY_WEIGHT,
         };
+        if op.normalizer != Normalizer::None {
+            let offset = std::mem::offset_of!(CrossEntropySummary, normalizer);
+            self.args.normalizer = self.args.summary + offset as u64;
+        }
         Ok(())
     }
 
@@ -624,26 +688,19 @@ impl Plan {
         Ok(())
     }
 
-    /// Loads what will be launched before anything is, so that a failure to load writes nothing.
-    fn load(&self, device: &Device, entries: &[Entry]) -> Result<()> {
-        entries
-            .iter()
-            .try_for_each(|&entry| device.function(entry).map(|_| ()))
-    }
-
     /// # Safety
     /// As [`launch()`] for the buffers and the stream; this holds for all that follow.
     unsafe fn launch(
         &self,
         device: &Device,
         stream: CUstream,
-        entry: Entry,
+        function: &Function,
         blocks: u64,
         args: &CrossEntropyArgs,
     ) -> Result<()> {
         let grid = Grid::of_blocks(self.limited(blocks));
         // SAFETY: the caller vouches for all.
-        unsafe { self.launch_grid(device, stream, entry, grid, args) }
+        unsafe { self.launch_grid(device, stream, function, grid, args) }
     }
 
     /// # Safety
@@ -652,7 +709,7 @@ impl Plan {
         &self,
         device: &Device,
         stream: CUstream,
-        entry: Entry,
+        function: &Function,
         grid: Grid,
         args: &CrossEntropyArgs,
     ) -> Result<()> {
@@ -660,7 +717,7 @@ impl Plan {
             return Ok(());
         }
         // SAFETY: the block of parameters is that of all entries of the op; the caller vouches for the rest.
-        unsafe { launch(device, stream, entry, grid, args) }
+        unsafe { launch(device, stream, function, grid, args) }
     }
 
     /// The blocks to launch where there is work for so many: at most the widest grid that CUDA takes; they stride
@@ -671,19 +728,21 @@ impl Plan {
     }
 
     /// How clusters share the rows, if they do.
-    fn cluster(&self, device: &Device, dtype: Dtype) -> Result<Option<RowCut>> {
-        let entry = entry(CLUSTER, dtype);
+    fn cluster(&self, device: &Device, dtype: Dtype) -> Result<Option<(Function, RowCut)>> {
+        let entry = cluster_entry(dtype);
         if !device.has(entry)? {
             return Ok(None);
         }
+        let function = device.function(entry)?;
         let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
         let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
-        let most = device.largest_cluster(entry)?;
-        Ok(self.cut.of_cluster(row_bytes, u64::from(room), most))
+        let most = function.largest_cluster;
+        let cut = self.cut.of_cluster(row_bytes, u64::from(room), most);
+        Ok(cut.map(|cut| (function, cut)))
     }
 
     /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
-    unsafe fn stats(&mut self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+    unsafe fn stats(&mut self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
         let mut args = self.args;
         if self.cut.splits > 1 {
             args.stats = self.partials;
@@ -692,31 +751,37 @@ impl Plan {
         self.args.part_count = self.cut.splits;
         let blocks = args.rows * args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, entry(STATS, dtype), blocks, &args) }
+        unsafe { self.launch(device, stream, function, blocks, &args) }
     }
 
-    unsafe fn finish(&self, device: &Device, stream: CUstream) -> Result<()> {
+    unsafe fn finish(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
         let mut args = self.args;
         if args.parts == args.stats {
             // The stats are merged already.
             args.stats = 0;
         }
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, FINISH, args.chunks, &args) }
+        unsafe { self.launch(device, stream, function, args.chunks, &args) }
     }
 
-    unsafe fn totals(&self, device: &Device, stream: CUstream) -> Result<()> {
+    unsafe fn totals(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, TOTALS, 1, &self.args) }
+        unsafe { self.launch(device, stream, function, 1, &self.args) }
     }
 
-    unsafe fn gradient(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+    unsafe fn gradient(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
         let blocks = self.args.rows * self.args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, entry(GRADIENT, dtype), blocks, &self.args) }
+        unsafe { self.launch(device, stream, function, blocks, &self.args) }
     }
 
-    unsafe fn fused(&self, device: &Device, stream: CUstream, dtype: Dtype) -> Result<()> {
+    unsafe fn fused(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        function: &Function,
+        dtype: Dtype,
+    ) -> Result<()> {
         let mut args = self.args;
         let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
         let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
@@ -726,14 +791,14 @@ impl Plan {
             ..Grid::of_blocks(self.limited(args.rows))
         };
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch_grid(device, stream, entry(FUSED, dtype), grid, &args) }
+        unsafe { self.launch_grid(device, stream, function, grid, &args) }
     }
 
     unsafe fn clusters(
         &self,
         device: &Device,
         stream: CUstream,
-        dtype: Dtype,
+        function: &Function,
         cut: RowCut,
     ) -> Result<()> {
         let mut args = self.args;
@@ -749,7 +814,7 @@ impl Plan {
             shared_bytes: cut.part_bytes() as u32,
         };
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch_grid(device, stream, entry(CLUSTER, dtype), grid, &args) }
+        unsafe { self.launch_grid(device, stream, function, grid, &args) }
     }
 }
 

@@ -1,19 +1,18 @@
-//! A CUDA context with the kernels loaded into it, and workspaces.
+//! A CUDA context with the kernels loaded into it.
 
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::thread::ThreadId;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DriverError, sys,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
 
+use super::driver::{driver, driver_error, driver_version};
+use super::entry::Entry;
+use super::grid::{Grid, active_clusters};
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, MAX_CLUSTER};
-use crate::launch::{Entry, Grid, active_clusters};
 
 /// A kernel file compiled for one virtual architecture.
 #[doc(hidden)]
@@ -33,52 +32,14 @@ pub struct Image {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The driver library's names, in the order in which cudarc looks for them: those that exist on Linux,
-/// then that on Windows.
-const DRIVER_NAMES: [&str; 7] = [
-    "libcuda.so",
-    "libcuda.so.12",
-    "libcuda.so.11",
-    "libcuda.so.10",
-    "libcuda.so.9",
-    "libcuda.so.1",
-    "nvcuda.dll",
-];
-
-/// The driver library, if this machine has one. cudarc panics where there is none, even when it
-/// formats an error, so nothing of cudarc is called before this succeeds.
-fn driver() -> Result<&'static libloading::Library> {
-    static DRIVER: OnceLock<Option<libloading::Library>> = OnceLock::new();
-    DRIVER
-        .get_or_init(|| {
-            DRIVER_NAMES.iter().find_map(|name| {
-                // SAFETY: loading the CUDA driver runs its initialisers, which the program asked for
-                // by using CUDA; cudarc loads the same library.
-                unsafe { libloading::Library::new(*name) }.ok()
-            })
-        })
-        .as_ref()
-        .ok_or_else(|| Error::NoDriver {
-            tried: DRIVER_NAMES.join(", "),
-        })
-}
-
-pub(crate) fn driver_error(doing: &'static str, error: DriverError) -> Error {
-    Error::Driver {
-        doing,
-        // The name of the enum's variant. The error's own Display would ask the driver.
-        name: format!("{:?}", error.0),
-    }
-}
-
 /// Shared memory of a block that is left to what the compiler places there.
 const STATIC_SHARED_BYTES: u32 = 1024;
 
 /// Shared memory of a multiprocessor that the system takes for each block.
 const SYSTEM_SHARED_BYTES: u32 = 1024;
 
-/// A CUDA device, ready to run this crate's kernels: its primary context and the functions loaded
-/// into it. Cheap to clone; all clones share what is loaded.
+/// The kernels of a CUDA context: a cache of what is loaded into it. Cheap to clone; all clones, and all queues on
+/// streams of the context, share what is loaded.
 ///
 /// Kernels are loaded when first used. Loading is not allowed while a stream is being captured into a
 /// graph: call [`preload`](Device::preload) before.
@@ -98,10 +59,12 @@ struct Inner {
 
 /// An entry on the device.
 #[derive(Clone, Debug)]
-struct Function {
-    function: CudaFunction,
-    /// As [`Device::largest_cluster`] says.
-    largest_cluster: u64,
+pub(crate) struct Function {
+    pub(super) function: CudaFunction,
+    /// Blocks of the largest cluster of the entry that the device holds at once, with as much shared memory each as
+    /// [`Device::dynamic_shared_bytes_of_each`] gives to [`BLOCKS_OF_ROWS`]; 1 if it holds none. All blocks of a
+    /// cluster are on one GPC, of which an instance of MIG or a limit of MPS may leave little.
+    pub(crate) largest_cluster: u64,
 }
 
 /// An image on the device.
@@ -110,6 +73,32 @@ struct Loaded {
     module: Arc<CudaModule>,
     /// As in [`Image`].
     target: u32,
+}
+
+impl Inner {
+    fn new(context: &Arc<CudaContext>) -> Result<Inner> {
+        let (major, minor) = context
+            .compute_capability()
+            .map_err(|e| driver_error("asking for the compute capability", e))?;
+        let shared = |attribute| {
+            let bytes = context
+                .attribute(attribute)
+                .map_err(|e| driver_error("asking for the size of shared memory", e))?;
+            Ok(bytes as u32)
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let of_block = shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let of_multiprocessor =
+            shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
+        Ok(Inner {
+            context: context.clone(),
+            capability: (major * 10 + minor) as u32,
+            dynamic_shared_bytes: of_block.saturating_sub(STATIC_SHARED_BYTES),
+            shared_bytes_per_multiprocessor: of_multiprocessor,
+            modules: Mutex::default(),
+            functions: RwLock::default(),
+        })
+    }
 }
 
 impl Device {
@@ -126,34 +115,28 @@ impl Device {
         Device::from_context(&context)
     }
 
-    /// A device for a context that the caller already has.
+    /// The kernels of a context that the caller already has: always the same for the same `Arc`, as long as any of them
+    /// are in use.
+    ///
+    /// cudarc panics where there is no driver: a program that opens a `CudaContext` by itself does so before it gets
+    /// here, and can ask [`Device::new`] first.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].
     pub fn from_context(context: &Arc<CudaContext>) -> Result<Device> {
+        static ALL: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
         check_built()?;
         driver()?;
-        let (major, minor) = context
-            .compute_capability()
-            .map_err(|e| driver_error("asking for the compute capability", e))?;
-        let shared = |attribute| {
-            let bytes = context
-                .attribute(attribute)
-                .map_err(|e| driver_error("asking for the size of shared memory", e))?;
-            Ok(bytes as u32)
-        };
-        use sys::CUdevice_attribute as Attribute;
-        let of_block = shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        let of_multiprocessor =
-            shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
-        Ok(Device(Arc::new(Inner {
-            context: context.clone(),
-            capability: (major * 10 + minor) as u32,
-            dynamic_shared_bytes: of_block.saturating_sub(STATIC_SHARED_BYTES),
-            shared_bytes_per_multiprocessor: of_multiprocessor,
-            modules: Mutex::default(),
-            functions: RwLock::default(),
-        })))
+        // A poisoned lock means that another thread panicked between two changes; the list is whole.
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|inner| inner.strong_count() > 0);
+        let known = all.iter().filter_map(Weak::upgrade);
+        if let Some(inner) = known.into_iter().find(|inner| Arc::ptr_eq(&inner.context, context)) {
+            return Ok(Device(inner));
+        }
+        let inner = Arc::new(Inner::new(context)?);
+        all.push(Arc::downgrade(&inner));
+        Ok(Device(inner))
     }
 
     /// The context.
@@ -184,23 +167,8 @@ impl Device {
             .map_err(|e| driver_error("asking for the device's name", e))
     }
 
-    /// Loads every kernel now, on to the device, so that later launches load nothing: needed before a
-    /// stream capture, and it moves the time of the PTX compilation to where you want it.
-    ///
-    /// # Errors
-    /// As a launch: [`Error::Driver`], [`Error::DriverTooOld`], [`Error::DeviceTooOld`].
-    pub fn preload(&self) -> Result<()> {
-        for entry in crate::launch::entries() {
-            if self.has(entry)? {
-                let function = self.function(entry)?;
-                self.force_load(&function)?;
-            }
-        }
-        Ok(())
-    }
-
     /// With lazy loading, CUDA's default, a function reaches the device only at its first launch.
-    fn force_load(&self, function: &CudaFunction) -> Result<()> {
+    pub(super) fn force_load(&self, function: &Function) -> Result<()> {
         type CuFuncLoad = unsafe extern "C" fn(sys::CUfunction) -> sys::CUresult;
         // SAFETY: cuFuncLoad has this signature in every driver that has it (12.4 and later). cudarc's
         // own binding would panic on a driver without it.
@@ -213,12 +181,13 @@ impl Device {
                     .bind_to_thread()
                     .map_err(|e| driver_error(doing, e))?;
                 // SAFETY: the handle is live, since `function` keeps its module.
-                unsafe { load(function.cu_function()) }
+                unsafe { load(function.function.cu_function()) }
                     .result()
                     .map_err(|e| driver_error(doing, e))
             }
             // Asking for a property of the compiled code has the same effect on older drivers.
             Err(_) => function
+                .function
                 .num_regs()
                 .map(|_| ())
                 .map_err(|e| driver_error(doing, e)),
@@ -227,21 +196,11 @@ impl Device {
 
     /// Whether the best image that the device and the driver take has the entry.
     pub(crate) fn has(&self, entry: Entry) -> Result<bool> {
-        Ok(self.loaded(entry.stem)?.target >= entry.target())
+        Ok(self.loaded(entry.stem)?.target >= entry.min_target)
     }
 
-    pub(crate) fn function(&self, entry: Entry) -> Result<CudaFunction> {
-        Ok(self.loaded_function(entry)?.function)
-    }
-
-    /// Blocks of the largest cluster of an entry that the device holds at once, with as much shared memory each as
-    /// [`dynamic_shared_bytes_of_each`](Self::dynamic_shared_bytes_of_each) gives to [`BLOCKS_OF_ROWS`]; 1 if it holds
-    /// none. All blocks of a cluster are on one GPC, of which an instance of MIG or a limit of MPS may leave little.
-    pub(crate) fn largest_cluster(&self, entry: Entry) -> Result<u64> {
-        Ok(self.loaded_function(entry)?.largest_cluster)
-    }
-
-    fn loaded_function(&self, entry: Entry) -> Result<Function> {
+    /// The entry, loaded if it is not yet.
+    pub(crate) fn function(&self, entry: Entry) -> Result<Function> {
         // A poisoned lock means that another thread panicked between two insertions; the map is whole.
         let functions = &self.0.functions;
         if let Some(found) = functions
@@ -256,8 +215,7 @@ impl Device {
             .module
             .load_function(&entry.name())
             .map_err(|e| driver_error("finding a kernel in its module", e))?;
-        use crate::loss::cross_entropy::{CLUSTER, FUSED};
-        if [CLUSTER, FUSED].contains(&entry.task) {
+        if entry.dynamic_shared {
             // Beyond 48 KiB it must be asked for.
             function
                 .set_attribute(
@@ -273,9 +231,10 @@ impl Device {
                 )
                 .map_err(|e| driver_error("preferring shared memory to cache", e))?;
         }
-        let largest_cluster = match entry.task {
-            CLUSTER => self.find_largest_cluster(&function)?,
-            _ => 1,
+        let largest_cluster = if entry.clusters {
+            self.find_largest_cluster(&function)?
+        } else {
+            1
         };
         let loaded = Function {
             function,
@@ -339,14 +298,9 @@ impl Device {
         })
     }
 
-    /// Fails unless `stream` is of this device's context.
-    pub(crate) fn check_stream(&self, stream: &CudaStream) -> Result<()> {
-        self.check_buffer("the stream", stream)
-    }
-
     /// Fails unless the buffer `what`, allocated on `stream`, is of this device's context: of the same
     /// object, since cudarc keeps pending errors and the ordering of streams there, not in the driver.
-    pub(crate) fn check_buffer(&self, what: &'static str, stream: &CudaStream) -> Result<()> {
+    pub(super) fn check_buffer(&self, what: &'static str, stream: &CudaStream) -> Result<()> {
         if Arc::ptr_eq(stream.context(), &self.0.context) {
             Ok(())
         } else {
@@ -380,78 +334,10 @@ fn check_built() -> Result<()> {
     }
 }
 
-fn driver_version() -> String {
-    let mut version = 0;
-    // SAFETY: writes one int to a live one; a driver is loaded, or this would not be reached.
-    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    match status {
-        sys::CUresult::CUDA_SUCCESS => format!("{}.{}", version / 1000, version % 1000 / 10),
-        _ => "unknown".to_owned(),
-    }
-}
-
 /// The embedded kernels, for tests and tools; empty if the crate was built without nvcc.
 #[doc(hidden)]
 pub fn images() -> &'static [Image] {
     IMAGES
-}
-
-/// Device memory for the partial sums of the parameter gradients. It belongs to one stream: launches
-/// on that stream use it one after the other, so one workspace, as large as the largest call needs,
-/// serves any number of calls.
-#[derive(Debug)]
-pub struct Workspace {
-    buffer: CudaSlice<u8>,
-    stream: Arc<CudaStream>,
-    /// The creating thread, if the stream is the per-thread default one: there the same handle means
-    /// another stream in each thread.
-    thread: Option<ThreadId>,
-}
-
-impl Workspace {
-    /// A workspace of `bytes` bytes on `stream`; ask
-    /// [`Activation::workspace_bytes`](crate::Activation::workspace_bytes) how many a call needs.
-    ///
-    /// # Errors
-    /// [`Error::Driver`], for example when memory is short.
-    pub fn new(stream: &Arc<CudaStream>, bytes: u64) -> Result<Workspace> {
-        // CUDA does not allocate 0 bytes.
-        let bytes = usize::try_from(bytes.max(1)).unwrap_or(usize::MAX);
-        // SAFETY: the contents are undefined, and the kernels write every partial before they read it.
-        let buffer = unsafe { stream.alloc::<u8>(bytes) }
-            .map_err(|e| driver_error("allocating a workspace", e))?;
-        Ok(Workspace {
-            buffer,
-            stream: stream.clone(),
-            thread: is_per_thread(stream).then(|| std::thread::current().id()),
-        })
-    }
-
-    /// Its size in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.buffer.num_bytes() as u64
-    }
-
-    /// The buffer, for a launch on `stream`.
-    pub(crate) fn buffer_for(&mut self, stream: &CudaStream) -> Result<&mut CudaSlice<u8>> {
-        let same = self.stream.cu_stream() == stream.cu_stream()
-            && Arc::ptr_eq(self.stream.context(), stream.context())
-            && self
-                .thread
-                .is_none_or(|thread| thread == std::thread::current().id());
-        if same {
-            Ok(&mut self.buffer)
-        } else {
-            Err(Error::WrongStream)
-        }
-    }
-}
-
-/// Whether the stream is the handle that stands for each thread's own default stream.
-fn is_per_thread(stream: &CudaStream) -> bool {
-    /// `CU_STREAM_PER_THREAD` of cuda.h.
-    const CU_STREAM_PER_THREAD: usize = 2;
-    stream.cu_stream() as usize == CU_STREAM_PER_THREAD
 }
 
 #[cfg(test)]

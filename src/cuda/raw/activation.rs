@@ -1,33 +1,71 @@
-//! Launches on raw device pointers and a raw stream: the door for tensors of other frameworks, for
-//! C, and for CUDA graph capture.
-//!
-//! The calls check what can be checked on the host (null, alignment, pitches, overlap, workspace
-//! size) and write nothing when a check fails. They do not allocate, synchronise or choose a stream.
-//! Before a capture, call [`Device::preload`].
-//!
-//! An output may be the very matrix of an input of the same call (in place); otherwise no element of an
-//! output may belong to anything else of the call.
+//! Activations on raw device pointers.
 
 #![allow(unsafe_code)]
 
-pub mod cross_entropy;
-pub mod goldfish;
-pub(crate) mod safe;
-mod span;
-
 use std::num::NonZeroU32;
 
-pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use arrayvec::ArrayVec;
 
-use crate::activation::{self, Activation, DPARAMS, Form, Gated, MAX_PARAMS, Order};
-use crate::device::Device;
+use super::span::Span;
+use super::{CUdeviceptr, CUstream};
+use crate::activation::{Activation, Gated, MAX_PARAMS, Order, SIGNATURES, Signature};
+use crate::blocks::{ActivationArgs, Matrix};
+use crate::cuda::device::Device;
+use crate::cuda::entry::Entry;
+use crate::cuda::grid::Grid;
+use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, check_length};
 use crate::geometry::Cut;
-pub use crate::launch::Matrix;
-use crate::launch::{ActivationArgs, Entry, Grid, launch};
 
-use span::Span;
+/// How an activation is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Form {
+    Plain,
+    Gated(Order),
+}
+
+impl Form {
+    const PLAIN: &[Form] = &[Form::Plain];
+    const ALL: &[Form] = &[
+        Form::Plain,
+        Form::Gated(Order::First),
+        Form::Gated(Order::Second),
+    ];
+
+    /// The task of its forward.
+    const fn forward(self) -> &'static str {
+        match self {
+            Form::Plain => "forward",
+            Form::Gated(Order::First) => "gated1_forward",
+            Form::Gated(Order::Second) => "gated2_forward",
+        }
+    }
+
+    /// The task of its backward.
+    const fn backward(self) -> &'static str {
+        match self {
+            Form::Plain => "backward",
+            Form::Gated(Order::First) => "gated1_backward",
+            Form::Gated(Order::Second) => "gated2_backward",
+        }
+    }
+}
+
+/// The task of the second stage of the parameter gradients.
+const DPARAMS: &str = "dparams";
+
+/// Every entry of every activation.
+pub(crate) fn entries() -> impl Iterator<Item = Entry> {
+    SIGNATURES.iter().flat_map(|&Signature { name, gated, .. }| {
+        let forms = if gated { Form::ALL } else { Form::PLAIN };
+        let tasks = forms
+            .iter()
+            .flat_map(|&form| [form.forward(), form.backward()])
+            .chain([DPARAMS]);
+        tasks.flat_map(move |task| Dtype::ALL.map(|dtype| Entry::new(name, task, Some(dtype))))
+    })
+}
 
 /// Bytes of the pair (sum, compensation) that a chunk leaves for each parameter.
 const PARTIAL_BYTES: u64 = 8;
@@ -48,7 +86,7 @@ pub struct Common<'a> {
     pub rows: u64,
     /// Elements in a row.
     pub cols: u64,
-    /// One device pointer for each of [`Activation::PARAMS`], to one element; optional parameters at
+    /// One device pointer for each of [`Signature::params`], to one element; optional parameters at
     /// the end may be left out.
     pub params: &'a [CUdeviceptr],
     /// Type of the parameters: [`Dtype::F32`], or that of the tensors.
@@ -97,8 +135,8 @@ pub struct Backward<'a> {
     pub dx: Matrix,
     /// If given, y is computed again and written here, so that a training stack stores only x.
     pub y: Option<Matrix>,
-    /// The parameter gradients.
-    pub dparams: Dparams<'a>,
+    /// The parameter gradients, if they are wanted.
+    pub dparams: Option<Dparams<'a>>,
 }
 
 /// y = g(x) · v, with g = G or f.
@@ -135,8 +173,8 @@ pub struct GatedBackward<'a> {
     pub dv: Matrix,
     /// If given, y is computed again and written here.
     pub y: Option<Matrix>,
-    /// The parameter gradients.
-    pub dparams: Dparams<'a>,
+    /// The parameter gradients, if they are wanted.
+    pub dparams: Option<Dparams<'a>>,
 }
 
 /// Bytes of workspace that a backward of this shape needs, whatever the pitches and the parameters
@@ -144,10 +182,15 @@ pub struct GatedBackward<'a> {
 ///
 /// # Errors
 /// [`Error::TooLarge`].
-pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: u64, cols: u64) -> Result<u64> {
+pub fn workspace_bytes<A: Activation + ?Sized>(
+    op: &A,
+    dtype: Dtype,
+    rows: u64,
+    cols: u64,
+) -> Result<u64> {
     let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.cut.chunks_bound);
     let most = chunks(cols)?.max(chunks(u64::MAX)?);
-    Ok(most * A::PARAMS.len() as u64 * PARTIAL_BYTES)
+    Ok(most * op.signature().params.len() as u64 * PARTIAL_BYTES)
 }
 
 /// The partial sums that a backward of this shape without gaps really writes, for each parameter.
@@ -168,7 +211,7 @@ pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
 /// of that context (or a default-stream handle), and until the launch has completed nobody frees the
 /// buffers, writes the inputs or touches the output. If the launch was captured into a graph, that holds
 /// for every replay of the graph.
-pub unsafe fn forward<A: Activation>(
+pub unsafe fn forward<A: Activation + ?Sized>(
     device: &Device,
     stream: CUstream,
     op: &A,
@@ -191,7 +234,7 @@ pub unsafe fn forward<A: Activation>(
 ///
 /// # Safety
 /// As [`forward`].
-pub unsafe fn gated_forward<A: Gated>(
+pub unsafe fn gated_forward<A: Gated + ?Sized>(
     device: &Device,
     stream: CUstream,
     op: &A,
@@ -216,7 +259,7 @@ pub unsafe fn gated_forward<A: Gated>(
 ///
 /// # Safety
 /// As [`forward`]; the workspace too is not touched by anyone until the launch has completed.
-pub unsafe fn backward<A: Activation>(
+pub unsafe fn backward<A: Activation + ?Sized>(
     device: &Device,
     stream: CUstream,
     op: &A,
@@ -227,11 +270,11 @@ pub unsafe fn backward<A: Activation>(
         outputs: &[("dx", Some(call.dx)), ("y", call.y)],
     };
     let mut plan = Plan::new(op, &call.common, &buffers)?;
-    plan.add_dparams::<A>(&call.common, &call.dparams)?;
+    let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
     (plan.args.x, plan.args.dy, plan.args.dx) = (call.x, call.dy, call.dx);
     plan.args.y = call.y.unwrap_or_default();
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe { plan.launch(device, stream, Form::Plain.backward(), Some(DPARAMS)) }
+    unsafe { plan.launch(device, stream, Form::Plain.backward(), sums) }
 }
 
 /// Launches the gated backward of `op` on `stream`, in the two steps of [`backward`].
@@ -241,7 +284,7 @@ pub unsafe fn backward<A: Activation>(
 ///
 /// # Safety
 /// As [`backward`].
-pub unsafe fn gated_backward<A: Gated>(
+pub unsafe fn gated_backward<A: Gated + ?Sized>(
     device: &Device,
     stream: CUstream,
     op: &A,
@@ -252,7 +295,7 @@ pub unsafe fn gated_backward<A: Gated>(
         outputs: &[("dx", Some(call.dx)), ("dv", Some(call.dv)), ("y", call.y)],
     };
     let mut plan = Plan::new(op, &call.common, &buffers)?;
-    plan.add_dparams::<A>(&call.common, &call.dparams)?;
+    let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
     (plan.args.x, plan.args.v, plan.args.dy) = (call.x, call.v, call.dy);
     (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
     plan.args.y = call.y.unwrap_or_default();
@@ -262,7 +305,7 @@ pub unsafe fn gated_backward<A: Gated>(
             device,
             stream,
             Form::Gated(call.order).backward(),
-            Some(DPARAMS),
+            sums,
         )
     }
 }
@@ -280,14 +323,18 @@ struct Plan {
     max_blocks: Option<NonZeroU32>,
     args: ActivationArgs,
     /// What is read and written so far, for the checks that follow.
-    read: Vec<Span>,
-    written: Vec<Span>,
+    read: ArrayVec<Span, { MAX_MATRICES + MAX_PARAMS }>,
+    /// With the workspace.
+    written: ArrayVec<Span, { MAX_MATRICES + MAX_PARAMS + 1 }>,
 }
+
+/// The most matrices that a call reads, or writes.
+const MAX_MATRICES: usize = 3;
 
 impl Plan {
     /// Checks the matrices and the parameters, and fills in what does not depend on the task.
-    fn new<A: Activation>(op: &A, common: &Common<'_>, buffers: &Buffers<'_>) -> Result<Plan> {
-        const { assert!(A::PARAMS.len() <= MAX_PARAMS && A::OPTIONAL <= A::PARAMS.len()) };
+    fn new<A: Activation + ?Sized>(op: &A, common: &Common<'_>, buffers: &Buffers<'_>) -> Result<Plan> {
+        let signature = op.signature();
         let &Common {
             dtype,
             rows,
@@ -303,26 +350,25 @@ impl Plan {
                 .filter_map(|&(name, m)| Some((name, m?)))
         };
         let matrices = buffers.inputs.iter().copied().chain(outputs());
-        let pitches: Vec<_> = matrices.map(|(_, matrix)| matrix.pitch).collect();
+        let pitches: ArrayVec<_, { 2 * MAX_MATRICES }> =
+            matrices.map(|(_, matrix)| matrix.pitch).collect();
         let shape = Shape::new(dtype, rows, cols, &pitches)?;
-        let most = A::PARAMS.len();
-        let count = params.len().clamp(most - A::OPTIONAL, most);
-        check_length("params", count, params.len())?;
+        check_length("params", signature.nearest_count(params.len()), params.len())?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
                 params: param_dtype.name(),
                 x: dtype.name(),
             });
         }
-        let scalars = scalars(A::PARAMS, params, param_dtype)?;
+        let scalars = scalars(signature.params, params, param_dtype)?;
         let span = |(name, matrix)| shape.matrix(name, matrix);
         let inputs = buffers
             .inputs
             .iter()
             .copied()
             .map(span)
-            .collect::<Result<Vec<_>>>()?;
-        let mut written: Vec<Span> = Vec::new();
+            .collect::<Result<ArrayVec<_, MAX_MATRICES>>>()?;
+        let mut written = ArrayVec::new();
         for output in outputs().map(span) {
             let output = output?;
             for input in &inputs {
@@ -343,9 +389,9 @@ impl Plan {
             ..ActivationArgs::default()
         };
         args.params[..params.len()].copy_from_slice(params);
-        activation::sealed::Options::set_options(op, &mut args);
+        op.set_options(&mut args);
         Ok(Plan {
-            stem: A::NAME,
+            stem: signature.name,
             shape,
             max_blocks,
             args,
@@ -354,33 +400,38 @@ impl Plan {
         })
     }
 
-    /// Checks and fills in the parameter gradients.
-    fn add_dparams<A: Activation>(
+    /// Checks and fills in the parameter gradients, if they are wanted; the task of their second stage.
+    fn add_dparams<A: Activation + ?Sized>(
         &mut self,
+        op: &A,
         common: &Common<'_>,
-        dparams: &Dparams<'_>,
-    ) -> Result<()> {
-        let least = A::PARAMS.len() - A::OPTIONAL;
+        dparams: Option<&Dparams<'_>>,
+    ) -> Result<Option<&'static str>> {
+        let Some(dparams) = dparams else {
+            return Ok(None);
+        };
+        let signature = op.signature();
+        let least = signature.params.len() - signature.optional;
         let count = dparams.out.len().clamp(least, common.params.len());
         check_length("dparams", count, dparams.out.len())?;
         let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
-        let needed = workspace_bytes::<A>(common.dtype, common.rows, common.cols)?;
+        let needed = workspace_bytes(op, common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
             return Err(Error::Workspace {
                 needed,
                 got: dparams.workspace_bytes,
             });
         }
-        let mut outputs = scalars(A::GRADIENTS, dparams.out, Dtype::F32)?;
-        outputs.push(Span::new(
+        let outputs = scalars(signature.gradients, dparams.out, Dtype::F32)?;
+        let workspace = Span::new(
             "the workspace",
             dparams.workspace,
             1,
             pairs,
             pairs,
             PARTIAL_BYTES,
-        )?);
-        for output in outputs {
+        )?;
+        for output in outputs.into_iter().chain([workspace]) {
             for other in self.read.iter().chain(&self.written) {
                 output.disjoint_from(other)?;
             }
@@ -389,7 +440,7 @@ impl Plan {
         self.args.dparams[..dparams.out.len()].copy_from_slice(dparams.out);
         self.args.partials = dparams.workspace;
         self.args.accumulate = u32::from(dparams.accumulate);
-        Ok(())
+        Ok(Some(DPARAMS))
     }
 
     /// Launches the task, and then the second stage of its sums if it has one.
@@ -403,35 +454,20 @@ impl Plan {
         task: &'static str,
         sums: Option<&'static str>,
     ) -> Result<()> {
-        let entry = |task| Entry {
-            stem: self.stem,
-            task,
-            dtype: Some(self.shape.dtype),
-        };
-        let sums = sums.map(entry);
+        let load = |task| device.function(Entry::new(self.stem, task, Some(self.shape.dtype)));
         // All are loaded before anything is launched, so that a failure to load writes nothing.
-        for entry in [Some(entry(task)), sums].into_iter().flatten() {
-            device.function(entry)?;
-        }
+        let (task, sums) = (load(task)?, sums.map(load).transpose()?);
         let chunks = u32::try_from(self.shape.cut.chunks).expect("at most MAX_CHUNKS");
         if chunks > 0 {
             let blocks = self.max_blocks.map_or(chunks, |max| chunks.min(max.get()));
             // SAFETY: the block of parameters is that of an activation's entries, filled for this task;
             // the caller vouches for the buffers and the stream.
-            unsafe {
-                launch(
-                    device,
-                    stream,
-                    entry(task),
-                    Grid::of_blocks(blocks),
-                    &self.args,
-                )
-            }?;
+            unsafe { launch(device, stream, &task, Grid::of_blocks(blocks), &self.args) }?;
         }
         if let Some(sums) = sums {
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
-            unsafe { launch(device, stream, sums, Grid::of_blocks(1), &self.args) }?;
+            unsafe { launch(device, stream, &sums, Grid::of_blocks(1), &self.args) }?;
         }
         Ok(())
     }
@@ -442,7 +478,7 @@ fn scalars(
     names: &'static [&'static str],
     pointers: &[CUdeviceptr],
     dtype: Dtype,
-) -> Result<Vec<Span>> {
+) -> Result<ArrayVec<Span, MAX_PARAMS>> {
     let scalar = |(&name, &pointer)| Span::new(name, pointer, 1, 1, 1, dtype.size());
     names.iter().zip(pointers).map(scalar).collect()
 }

@@ -1,0 +1,446 @@
+//! Calls of activations on slices.
+
+use super::call::{AnyCall, Call, Gradients};
+use super::on_cpu::{GatedOnCpu, OnCpu};
+use super::segment::{Out, Tensors};
+use super::tensor::{Input, Output, Pair, PairMut};
+use crate::activation::{Activation, Gated, Order, Signature, for_each_activation, sealed};
+use crate::dtype::Element;
+use crate::error::{Result, check_length};
+use crate::shape::Shape;
+
+macro_rules! dispatch {
+    (
+        plain {$($plain:ident: $Plain:ident $params:tt;)*}
+        gated {$($gated:ident: $Gated:ident $gated_params:tt;)*}
+    ) => {
+        /// Runs `call` with f of the op.
+        fn run(op: &(impl sealed::Op + ?Sized), params: &[f32], call: AnyCall<'_, false>) -> Gradients {
+            let op = op.concrete();
+            $(if let Some(op) = op.downcast_ref::<crate::$Plain>() {
+                return op.on_cpu(params, call);
+            })*
+            $(if let Some(op) = op.downcast_ref::<crate::$Gated>() {
+                return op.on_cpu(params, call);
+            })*
+            unreachable!("every op is in the registry")
+        }
+
+        /// Runs `call` with G or f of the op.
+        fn run_gated(
+            op: &(impl sealed::Op + ?Sized),
+            order: Order,
+            params: &[f32],
+            call: AnyCall<'_, true>,
+        ) -> Gradients {
+            let op = op.concrete();
+            $(if let Some(op) = op.downcast_ref::<crate::$Gated>() {
+                return op.gated_on_cpu(order, params, call);
+            })*
+            unreachable!("every op that can gate is in the registry")
+        }
+    };
+}
+for_each_activation!(dispatch);
+
+/// y = f(x), for x of any length: [`run`](Forward::run) writes y.
+///
+/// ```
+/// use xact::{Xsilu, cpu};
+///
+/// let (x, mut y) = ([-1.0_f32, 0.0, 2.0], [0.0; 3]);
+/// cpu::forward(&Xsilu, &x, &[0.25], &mut y).run()?;
+/// # Ok::<(), xact::Error>(())
+/// ```
+pub fn forward<'a, A: Activation + ?Sized, T: Element>(
+    op: &'a A,
+    x: impl Into<Input<'a, T>>,
+    params: &'a [f32],
+    y: impl Into<Output<'a, T>>,
+) -> Forward<'a, A, T> {
+    Forward {
+        op,
+        x: Some(x.into()),
+        params,
+        y: y.into(),
+    }
+}
+
+/// x = f(x), in place.
+pub fn forward_in_place<'a, A: Activation + ?Sized, T: Element>(
+    op: &'a A,
+    x: impl Into<Output<'a, T>>,
+    params: &'a [f32],
+) -> Forward<'a, A, T> {
+    Forward {
+        op,
+        x: None,
+        params,
+        y: x.into(),
+    }
+}
+
+/// A call of [`forward`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct Forward<'a, A: ?Sized, T> {
+    op: &'a A,
+    /// `None`: it is in y.
+    x: Option<Input<'a, T>>,
+    params: &'a [f32],
+    y: Output<'a, T>,
+}
+
+impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
+    /// Computes y.
+    ///
+    /// # Errors
+    /// [`Length`](crate::Error::Length): a tensor is not as long as x or does not fit into its slice, or there is not
+    /// one parameter for each that the op needs. [`Shape`](crate::Error::Shape), [`Pitch`](crate::Error::Pitch),
+    /// [`Groups`](crate::Error::Groups). Nothing is written then.
+    pub fn run(self) -> Result<()> {
+        let Forward { op, x, params, y } = self;
+        check_params(op.signature(), params)?;
+        let given = [x.as_ref().and_then(Input::given), y.given()];
+        let shape = Shape::of(x.as_ref().map_or(y.len(), Input::len), &given);
+        let tensors = Tensors {
+            x: x.map(|x| x.check("x", shape)).transpose()?,
+            v: None,
+            dy: None,
+            out: Out::Plain(y.check("y", shape)?),
+            y: None,
+        };
+        let call = Call {
+            backward: false,
+            rows: tensors.segments(),
+        };
+        run(op, params, call.into());
+        Ok(())
+    }
+}
+
+/// dx = dy·f′(x) and, if it is asked for, the gradient of each parameter, Σ dy·∂f/∂p.
+pub fn backward<'a, A: Activation + ?Sized, T: Element>(
+    op: &'a A,
+    x: impl Into<Input<'a, T>>,
+    dy: impl Into<Input<'a, T>>,
+    params: &'a [f32],
+    dx: impl Into<Output<'a, T>>,
+) -> Backward<'a, A, T> {
+    Backward {
+        op,
+        x: x.into(),
+        dy: Some(dy.into()),
+        params,
+        dx: dx.into(),
+        also: Also::default(),
+    }
+}
+
+/// dy = dy·f′(x), in place, and the gradient of each parameter.
+pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element>(
+    op: &'a A,
+    x: impl Into<Input<'a, T>>,
+    dy: impl Into<Output<'a, T>>,
+    params: &'a [f32],
+) -> Backward<'a, A, T> {
+    Backward {
+        op,
+        x: x.into(),
+        dy: None,
+        params,
+        dx: dy.into(),
+        also: Also::default(),
+    }
+}
+
+/// A call of [`backward`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct Backward<'a, A: ?Sized, T> {
+    op: &'a A,
+    x: Input<'a, T>,
+    /// `None`: it is in dx.
+    dy: Option<Input<'a, T>>,
+    params: &'a [f32],
+    dx: Output<'a, T>,
+    also: Also<'a, T>,
+}
+
+/// What a backward writes if it is asked to.
+#[derive(Debug)]
+struct Also<'a, T> {
+    y: Option<Output<'a, T>>,
+    dparams: Option<&'a mut [f32]>,
+    accumulate: bool,
+}
+
+impl<T> Default for Also<'_, T> {
+    fn default() -> Self {
+        Also {
+            y: None,
+            dparams: None,
+            accumulate: false,
+        }
+    }
+}
+
+impl<T> Also<'_, T> {
+    fn check(&self, signature: &Signature, params: &[f32]) -> Result<()> {
+        check_params(signature, params)?;
+        // Those of optional parameters may be left out.
+        let least = signature.params.len() - signature.optional;
+        self.dparams.as_ref().map_or(Ok(()), |dparams| {
+            check_length("dparams", dparams.len().clamp(least, params.len()), dparams.len())
+        })
+    }
+}
+
+/// The setters of a backward.
+macro_rules! also {
+    () => {
+        /// Computes y again and writes it here, of the shape of x, so that a training stack stores only x.
+        pub fn y(mut self, y: impl Into<Output<'a, T>>) -> Self {
+            self.also.y = Some(y.into());
+            self
+        }
+
+        /// Writes the gradients of the parameters, one for each that is given; those of optional parameters may be
+        /// left out.
+        pub fn gradients(mut self, dparams: &'a mut [f32]) -> Self {
+            self.also.dparams = Some(dparams);
+            self
+        }
+
+        /// Adds to what is in the gradients of the parameters (gradient accumulation) instead of overwriting it.
+        pub fn accumulate(mut self) -> Self {
+            self.also.accumulate = true;
+            self
+        }
+    };
+}
+
+impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
+    also!();
+
+    /// Computes the gradients.
+    ///
+    /// # Errors
+    /// As [`Forward::run`], for each tensor.
+    pub fn run(self) -> Result<()> {
+        let Backward {
+            op,
+            x,
+            dy,
+            params,
+            dx,
+            also,
+        } = self;
+        also.check(op.signature(), params)?;
+        let Also {
+            y,
+            dparams,
+            accumulate,
+        } = also;
+        let shape = Shape::of(
+            x.len(),
+            &[
+                x.given(),
+                dy.as_ref().and_then(Input::given),
+                dx.given(),
+                y.as_ref().and_then(Output::given),
+            ],
+        );
+        let in_place = if dy.is_some() { "dx" } else { "dy" };
+        let tensors = Tensors {
+            x: Some(x.check("x", shape)?),
+            v: None,
+            dy: dy.map(|dy| dy.check("dy", shape)).transpose()?,
+            out: Out::Plain(dx.check(in_place, shape)?),
+            y: y.map(|y| y.check("y", shape)).transpose()?,
+        };
+        let call = Call {
+            backward: true,
+            rows: tensors.segments(),
+        };
+        write(run(op, params, call.into()), dparams, accumulate);
+        Ok(())
+    }
+}
+
+/// y = g(x)·v, with g = G or f by `order`, of gate and value.
+pub fn gated_forward<'a, A: Gated + ?Sized, T: Element>(
+    op: &'a A,
+    order: Order,
+    xv: impl Into<Pair<'a, T>>,
+    params: &'a [f32],
+    y: impl Into<Output<'a, T>>,
+) -> GatedForward<'a, A, T> {
+    GatedForward {
+        op,
+        order,
+        xv: xv.into(),
+        params,
+        y: y.into(),
+    }
+}
+
+/// A call of [`gated_forward`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct GatedForward<'a, A: ?Sized, T> {
+    op: &'a A,
+    order: Order,
+    xv: Pair<'a, T>,
+    params: &'a [f32],
+    y: Output<'a, T>,
+}
+
+impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
+    /// Computes y.
+    ///
+    /// # Errors
+    /// As [`Forward::run`], for each tensor.
+    pub fn run(self) -> Result<()> {
+        let GatedForward {
+            op,
+            order,
+            xv: Pair { x, v },
+            params,
+            y,
+        } = self;
+        check_params(op.signature(), params)?;
+        let shape = Shape::of(x.len(), &[x.given(), v.given(), y.given()]);
+        let tensors = Tensors {
+            x: Some(x.check("x", shape)?),
+            v: Some(v.check("v", shape)?),
+            dy: None,
+            out: Out::Plain(y.check("y", shape)?),
+            y: None,
+        };
+        let call = Call {
+            backward: false,
+            rows: tensors.segments(),
+        };
+        run_gated(op, order, params, call.into());
+        Ok(())
+    }
+}
+
+/// dx = dy·v·g′(x), dv = dy·g(x) and, if it is asked for, the gradient of each parameter, Σ dy·v·∂g/∂p.
+pub fn gated_backward<'a, A: Gated + ?Sized, T: Element>(
+    op: &'a A,
+    order: Order,
+    xv: impl Into<Pair<'a, T>>,
+    dy: impl Into<Input<'a, T>>,
+    params: &'a [f32],
+    dxv: impl Into<PairMut<'a, T>>,
+) -> GatedBackward<'a, A, T> {
+    GatedBackward {
+        op,
+        order,
+        xv: Some(xv.into()),
+        dy: dy.into(),
+        params,
+        dxv: dxv.into(),
+        also: Also::default(),
+    }
+}
+
+/// The same in place: gate and value are overwritten with their gradients.
+pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element>(
+    op: &'a A,
+    order: Order,
+    xv: impl Into<PairMut<'a, T>>,
+    dy: impl Into<Input<'a, T>>,
+    params: &'a [f32],
+) -> GatedBackward<'a, A, T> {
+    GatedBackward {
+        op,
+        order,
+        xv: None,
+        dy: dy.into(),
+        params,
+        dxv: xv.into(),
+        also: Also::default(),
+    }
+}
+
+/// A call of [`gated_backward`].
+#[derive(Debug)]
+#[must_use = "nothing is computed until `run`"]
+pub struct GatedBackward<'a, A: ?Sized, T> {
+    op: &'a A,
+    order: Order,
+    /// `None`: they are in dx and dv.
+    xv: Option<Pair<'a, T>>,
+    dy: Input<'a, T>,
+    params: &'a [f32],
+    dxv: PairMut<'a, T>,
+    also: Also<'a, T>,
+}
+
+impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
+    also!();
+
+    /// Computes the gradients.
+    ///
+    /// # Errors
+    /// As [`Forward::run`], for each tensor.
+    pub fn run(self) -> Result<()> {
+        let GatedBackward {
+            op,
+            order,
+            xv,
+            dy,
+            params,
+            dxv,
+            also,
+        } = self;
+        also.check(op.signature(), params)?;
+        let Also {
+            y,
+            dparams,
+            accumulate,
+        } = also;
+        let (x, v) = xv.map(|Pair { x, v }| (x, v)).unzip();
+        let shape = Shape::of(
+            x.as_ref().map_or(dxv.len(), Input::len),
+            &[
+                x.as_ref().and_then(Input::given),
+                v.as_ref().and_then(Input::given),
+                dxv.given(),
+                dy.given(),
+                y.as_ref().and_then(Output::given),
+            ],
+        );
+        let names = if x.is_some() { ["dx", "dv"] } else { ["x", "v"] };
+        let tensors = Tensors {
+            x: x.map(|x| x.check("x", shape)).transpose()?,
+            v: v.map(|v| v.check("v", shape)).transpose()?,
+            dy: Some(dy.check("dy", shape)?),
+            out: Out::Pair(dxv.check(names, shape)?),
+            y: y.map(|y| y.check("y", shape)).transpose()?,
+        };
+        let call = Call {
+            backward: true,
+            rows: tensors.segments(),
+        };
+        write(run_gated(op, order, params, call.into()), dparams, accumulate);
+        Ok(())
+    }
+}
+
+fn check_params(signature: &Signature, params: &[f32]) -> Result<()> {
+    check_length("params", signature.nearest_count(params.len()), params.len())
+}
+
+fn write(gradients: Gradients, dparams: Option<&mut [f32]>, accumulate: bool) {
+    for (out, gradient) in dparams.into_iter().flatten().zip(gradients) {
+        *out = if accumulate {
+            *out + gradient
+        } else {
+            gradient
+        };
+    }
+}

@@ -1,0 +1,266 @@
+//! The tensors of a call: slices, whole or as rows of a larger matrix.
+
+use crate::error::Result;
+use crate::shape::{Halves, Rows, Shape};
+
+/// A tensor that a call reads. A slice, an array or a vector converts into the tensor of all its elements.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a, T> {
+    elements: &'a [T],
+    /// `None`: all elements, taken in the shape of the call.
+    rows: Option<Rows>,
+}
+
+/// A tensor that a call writes, or reads and writes in place. What lies between its rows is not touched. A slice, an
+/// array or a vector converts into the tensor of all its elements.
+#[derive(Debug)]
+pub struct Output<'a, T> {
+    elements: &'a mut [T],
+    rows: Option<Rows>,
+}
+
+impl<'a, T> Input<'a, T> {
+    /// Rows of a slice.
+    pub fn rows(elements: &'a [T], rows: Rows) -> Self {
+        Input {
+            elements,
+            rows: Some(rows),
+        }
+    }
+
+    pub(crate) fn given(&self) -> Option<Rows> {
+        self.rows
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// The elements, and where the rows of a call of this shape lie in them.
+    pub(crate) fn check(self, what: &'static str, shape: Shape) -> Result<Checked<&'a [T]>> {
+        Ok(Checked {
+            rows: shape.rows_of(what, self.elements.len(), self.rows)?,
+            elements: self.elements,
+        })
+    }
+}
+
+impl<'a, T> Output<'a, T> {
+    /// Rows of a slice.
+    pub fn rows(elements: &'a mut [T], rows: Rows) -> Self {
+        Output {
+            elements,
+            rows: Some(rows),
+        }
+    }
+
+    pub(crate) fn given(&self) -> Option<Rows> {
+        self.rows
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    pub(crate) fn check(self, what: &'static str, shape: Shape) -> Result<Checked<&'a mut [T]>> {
+        Ok(Checked {
+            rows: shape.rows_of(what, self.elements.len(), self.rows)?,
+            elements: self.elements,
+        })
+    }
+}
+
+macro_rules! whole {
+    ($([$($generics:tt)*] $from:ty;)*) => {$(
+        impl<'a, T, $($generics)*> From<&'a $from> for Input<'a, T> {
+            fn from(elements: &'a $from) -> Self {
+                Input { elements, rows: None }
+            }
+        }
+
+        impl<'a, T, $($generics)*> From<&'a mut $from> for Output<'a, T> {
+            fn from(elements: &'a mut $from) -> Self {
+                Output { elements, rows: None }
+            }
+        }
+    )*};
+}
+whole! {
+    [] [T];
+    [] Vec<T>;
+    [const N: usize] [T; N];
+}
+
+/// A tensor whose rows lie inside its elements, and apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checked<E> {
+    pub(crate) elements: E,
+    pub(crate) rows: Rows,
+}
+
+impl<'a, T> Checked<&'a [T]> {
+    pub(crate) fn rows(self) -> impl Iterator<Item = &'a [T]> {
+        self.rows.ranges().map(|range| &self.elements[range])
+    }
+}
+
+impl<'a, T> Checked<&'a mut [T]> {
+    pub(crate) fn rows_mut(self) -> impl Iterator<Item = &'a mut [T]> {
+        let mut rest = self.elements;
+        let mut at = 0;
+        self.rows.ranges().map(move |range| {
+            let row = rest
+                .split_off_mut(range.start - at..)
+                .and_then(|mut from| {
+                    let row = from.split_off_mut(..range.len());
+                    rest = from;
+                    row
+                })
+                .unwrap_or_default();
+            at = range.end;
+            row
+        })
+    }
+}
+
+/// Gate and value of a gated activation, which are read: two tensors, or the halves of one. A tuple converts into a
+/// pair.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a, T> {
+    pub(crate) x: Input<'a, T>,
+    pub(crate) v: Input<'a, T>,
+}
+
+impl<'a, T> Pair<'a, T> {
+    /// Gate and value.
+    pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
+        let (x, v) = (x.into(), v.into());
+        Pair { x, v }
+    }
+
+    /// The halves of a `[rows, 2·n]` tensor.
+    ///
+    /// # Errors
+    /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
+    pub fn halves(elements: &'a [T], rows: usize, order: Halves) -> Result<Self> {
+        let [x, v] = order.of(elements.len(), rows)?;
+        Ok(Pair {
+            x: Input::rows(elements, x),
+            v: Input::rows(elements, v),
+        })
+    }
+}
+
+impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<'a, T> {
+    fn from((x, v): (X, V)) -> Self {
+        Pair::new(x, v)
+    }
+}
+
+/// A gate and a value that are written: two tensors, or the halves of one. A tuple converts into a pair.
+#[derive(Debug)]
+pub struct PairMut<'a, T>(pub(crate) Place<'a, T>);
+
+#[derive(Debug)]
+pub(crate) enum Place<'a, T> {
+    Separate {
+        x: Output<'a, T>,
+        v: Output<'a, T>,
+    },
+    Halves {
+        elements: &'a mut [T],
+        rows: usize,
+        order: Halves,
+    },
+}
+
+impl<'a, T> PairMut<'a, T> {
+    /// Gate and value.
+    pub fn new(x: impl Into<Output<'a, T>>, v: impl Into<Output<'a, T>>) -> Self {
+        let (x, v) = (x.into(), v.into());
+        PairMut(Place::Separate { x, v })
+    }
+
+    /// The halves of a `[rows, 2·n]` tensor.
+    ///
+    /// # Errors
+    /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
+    pub fn halves(elements: &'a mut [T], rows: usize, order: Halves) -> Result<Self> {
+        order.of(elements.len(), rows)?;
+        Ok(PairMut(Place::Halves {
+            elements,
+            rows,
+            order,
+        }))
+    }
+
+    /// The rows of the gate, where they are given.
+    pub(crate) fn given(&self) -> Option<Rows> {
+        match &self.0 {
+            Place::Separate { x, v } => x.given().or(v.given()),
+            Place::Halves {
+                elements,
+                rows,
+                order,
+            } => order.of(elements.len(), *rows).ok().map(|[x, _]| x),
+        }
+    }
+
+    /// Elements of the gate's buffer.
+    pub(crate) fn len(&self) -> usize {
+        match &self.0 {
+            Place::Separate { x, .. } => x.len(),
+            Place::Halves { elements, .. } => elements.len() / 2,
+        }
+    }
+
+    /// Checks both, which the errors call by these names.
+    pub(crate) fn check(self, [x_name, v_name]: [&'static str; 2], shape: Shape) -> Result<CheckedPair<'a, T>> {
+        match self.0 {
+            Place::Separate { x, v } => Ok(CheckedPair::Separate(
+                x.check(x_name, shape)?,
+                v.check(v_name, shape)?,
+            )),
+            Place::Halves {
+                elements,
+                rows,
+                order,
+            } => {
+                let [x, v] = order.of(elements.len(), rows)?;
+                shape.rows_of(x_name, elements.len(), Some(x))?;
+                shape.rows_of(v_name, elements.len(), Some(v))?;
+                Ok(CheckedPair::Halves {
+                    elements,
+                    width: shape.cols,
+                    order,
+                })
+            }
+        }
+    }
+}
+
+impl<'a, T, X: Into<Output<'a, T>>, V: Into<Output<'a, T>>> From<(X, V)> for PairMut<'a, T> {
+    fn from((x, v): (X, V)) -> Self {
+        PairMut::new(x, v)
+    }
+}
+
+/// A pair of tensors whose rows lie inside their elements, and apart.
+pub(crate) enum CheckedPair<'a, T> {
+    Separate(Checked<&'a mut [T]>, Checked<&'a mut [T]>),
+    Halves {
+        elements: &'a mut [T],
+        /// Elements of a half of a row.
+        width: usize,
+        order: Halves,
+    },
+}
+
+impl<'a, T> CheckedPair<'a, T> {
+    pub(crate) fn is_dense(&self) -> bool {
+        match self {
+            CheckedPair::Separate(x, v) => x.rows.is_dense() && v.rows.is_dense(),
+            CheckedPair::Halves { elements, width, .. } => elements.len() <= 2 * width,
+        }
+    }
+}

@@ -1,0 +1,784 @@
+//! Cross-entropy on a device.
+//!
+//! A summary, and what a forward saves for the backward, are device memory of the caller's:
+//!
+//! ```no_run
+//! # use xact::{CrossEntropy, Queue, cudarc::driver::CudaContext};
+//! use xact::cuda::cross_entropy;
+//! # let stream = CudaContext::new(0)?.new_stream()?;
+//! # let mut queue = Queue::new(&stream)?;
+//! # let mut logits = stream.alloc_zeros::<f32>(8 * 1000)?;
+//! # let labels = stream.alloc_zeros::<i64>(8)?;
+//! let op = CrossEntropy::default();
+//! let mut summary = stream.alloc_zeros(1)?;
+//! let call = cross_entropy::forward_with_gradient(&op, &mut logits, &labels, &mut summary);
+//! queue.reserve(call.workspace_bytes()?)?;
+//! call.launch(&mut queue)?;
+//! let mean = stream.clone_dtoh(&summary)?[0].mean;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+
+#![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
+
+use super::device::Device;
+use super::goldfish::{DeviceGoldfish, DeviceTokens, Ids, check_tables, decision};
+use super::queue::{Parts, Queue};
+use super::raw::CUdeviceptr;
+use super::raw::cross_entropy as raw;
+use super::raw::goldfish::IdType;
+use super::tensor::{Addresses, Input, Output};
+use crate::blocks::{CrossEntropySummary, Matrix};
+use crate::dtype::Element;
+use crate::error::{Error, Result, check_length};
+use crate::loss::cross_entropy::{CrossEntropy, Shard};
+use crate::loss::goldfish::TokenId;
+use crate::shape::{Rows as Place, Shape};
+
+/// What a backward divides gradients by.
+#[derive(Clone, Copy)]
+pub enum Divisor<'a> {
+    /// 1.
+    One,
+    /// What the forward divided the mean by: [`normalizer`](CrossEntropySummary::normalizer) of its summary.
+    Summary(Input<'a, CrossEntropySummary>),
+    /// A scalar of the caller's.
+    Scalar(Input<'a, f32>),
+}
+
+impl<'a> Divisor<'a> {
+    /// What the forward divided the mean by.
+    pub fn summary(summary: impl Into<Input<'a, CrossEntropySummary>>) -> Self {
+        Divisor::Summary(summary.into())
+    }
+
+    /// A scalar of the caller's.
+    pub fn scalar(scalar: impl Into<Input<'a, f32>>) -> Self {
+        Divisor::Scalar(scalar.into())
+    }
+
+    fn check(&self, device: &Device) -> Result<()> {
+        match self {
+            Divisor::One => Ok(()),
+            Divisor::Summary(summary) => summary.check_line("summary", device, 1),
+            Divisor::Scalar(scalar) => scalar.check_line("the normalizer", device, 1),
+        }
+    }
+
+    fn resolve<'b>(&'b self, addresses: &mut Addresses<'b>) -> Option<CUdeviceptr> {
+        match self {
+            Divisor::One => None,
+            Divisor::Summary(summary) => {
+                let offset = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
+                Some(addresses.input(summary) + offset)
+            }
+            Divisor::Scalar(scalar) => Some(addresses.input(scalar)),
+        }
+    }
+}
+
+/// What decides about the rows of a call.
+struct Rows<'a, L> {
+    labels: Input<'a, L>,
+    weights: Option<Input<'a, f32>>,
+    goldfish: Option<(&'a DeviceGoldfish, Box<dyn Ids + 'a>)>,
+    shard: Option<Shard>,
+}
+
+impl<'a, L: TokenId> Rows<'a, L> {
+    fn new(labels: impl Into<Input<'a, L>>) -> Self {
+        Rows {
+            labels: labels.into(),
+            weights: None,
+            goldfish: None,
+            shard: None,
+        }
+    }
+
+    /// The number of rows.
+    fn count(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn check(&self, device: &Device) -> Result<()> {
+        let n = self.count();
+        self.labels.check_line("labels", device, n)?;
+        if let Some(weights) = &self.weights {
+            weights.check_line("weights", device, n)?;
+        }
+        if let Some((goldfish, tokens)) = &self.goldfish {
+            check_tables(goldfish, device)?;
+            tokens.check(device)?;
+            check_length("hash_ids", n, tokens.len())?;
+        }
+        Ok(())
+    }
+
+    fn resolve<'b>(&'b self, addresses: &mut Addresses<'b>) -> raw::Rows<'b> {
+        raw::Rows {
+            rows: self.count() as u64,
+            labels: addresses.input(&self.labels),
+            label_type: IdType::of::<L>(),
+            weights: self.weights.as_ref().map(|weights| addresses.input(weights)),
+            goldfish: self.goldfish.as_ref().map(|(goldfish, tokens)| {
+                let tokens = tokens.resolve(addresses);
+                decision(goldfish, tokens, addresses)
+            }),
+            shard: self.shard,
+            max_blocks: None,
+        }
+    }
+}
+
+/// Where the results of a forward go.
+struct Outputs<'a> {
+    loss: Option<Output<'a, f32>>,
+    z_loss: Option<Output<'a, f32>>,
+    lse: Option<Output<'a, f32>>,
+    argmax: Option<Output<'a, i32>>,
+    saved: Option<Output<'a, u8>>,
+    summary: Output<'a, CrossEntropySummary>,
+    /// What to divide by.
+    normalizer: Option<Input<'a, f32>>,
+}
+
+impl<'a> Outputs<'a> {
+    fn new(summary: impl Into<Output<'a, CrossEntropySummary>>) -> Self {
+        Outputs {
+            loss: None,
+            z_loss: None,
+            lse: None,
+            argmax: None,
+            saved: None,
+            summary: summary.into(),
+            normalizer: None,
+        }
+    }
+
+    fn check(&self, op: &CrossEntropy, device: &Device, n: usize) -> Result<()> {
+        let f32s = [
+            ("loss", &self.loss),
+            ("z_loss", &self.z_loss),
+            ("lse", &self.lse),
+        ];
+        for (what, output) in f32s {
+            if let Some(output) = output {
+                output.check_line(what, device, n)?;
+            }
+        }
+        if let Some(argmax) = &self.argmax {
+            argmax.check_line("argmax", device, n)?;
+        }
+        if let Some(saved) = &self.saved {
+            saved.check_line("saved", device, op.saved_bytes(n as u64) as usize)?;
+        }
+        self.summary.check_line("summary", device, 1)?;
+        match &self.normalizer {
+            Some(normalizer) => normalizer.check_line("the normalizer", device, 1),
+            None => Ok(()),
+        }
+    }
+
+    /// The outputs, and what to divide by.
+    fn resolve<'b>(
+        &'b mut self,
+        addresses: &mut Addresses<'b>,
+    ) -> (raw::Outputs, Option<CUdeviceptr>) {
+        let outputs = raw::Outputs {
+            loss: self.loss.as_mut().map(|loss| addresses.output(loss)),
+            z_loss: self.z_loss.as_mut().map(|z_loss| addresses.output(z_loss)),
+            lse: self.lse.as_mut().map(|lse| addresses.output(lse)),
+            argmax: self.argmax.as_mut().map(|argmax| addresses.output(argmax)),
+            saved: self.saved.as_mut().map(|saved| addresses.output(saved)),
+            summary: addresses.output(&mut self.summary),
+        };
+        let normalizer = self.normalizer.as_ref().map(|n| addresses.input(n));
+        (outputs, normalizer)
+    }
+}
+
+/// The gradients with respect to the losses: of row r it is element `r·stride`.
+#[derive(Clone, Copy)]
+struct Dloss<'a> {
+    values: Input<'a, f32>,
+    /// `None`: 0 for one element, 1 for one of each row.
+    stride: Option<usize>,
+}
+
+impl Dloss<'_> {
+    fn stride(&self) -> usize {
+        self.stride.unwrap_or(usize::from(self.values.len() != 1))
+    }
+
+    fn check(&self, device: &Device, rows: usize) -> Result<()> {
+        let (stride, len) = (self.stride(), self.values.len());
+        self.values.check_line("dloss", device, len)?;
+        let needed = match rows {
+            0 => Some(0),
+            rows => stride.checked_mul(rows - 1).and_then(|n| n.checked_add(1)),
+        };
+        match needed {
+            Some(needed) if needed <= len && i64::try_from(stride).is_ok() => Ok(()),
+            needed => Err(Error::Length {
+                what: "dloss",
+                expected: needed.map_or(u64::MAX, |n| n as u64),
+                got: len as u64,
+            }),
+        }
+    }
+}
+
+fn check_dloss(dloss: &Option<Dloss<'_>>, device: &Device, rows: usize) -> Result<()> {
+    dloss.as_ref().map_or(Ok(()), |dloss| dloss.check(device, rows))
+}
+
+fn upstream<'b>(dloss: &'b Option<Dloss<'_>>, addresses: &mut Addresses<'b>) -> raw::Upstream {
+    dloss.as_ref().map_or(raw::Upstream::default(), |dloss| raw::Upstream {
+        dloss: Some(addresses.input(&dloss.values)),
+        stride: dloss.stride() as i64,
+    })
+}
+
+/// The setters of what decides about rows.
+macro_rules! row_setters {
+    () => {
+        /// Sets the weights, `[N]`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        pub fn weights(mut self, weights: impl Into<Input<'a, f32>>) -> Self {
+            self.rows.weights = Some(weights.into());
+            self
+        }
+
+        /// Drops the rows that `goldfish` decides about from `tokens`, which have an id for each row: no mask tensor
+        /// is made. The ids need not be the labels, nor of their type: labels that are masked otherwise still have an
+        /// id.
+        pub fn goldfish<I: TokenId>(
+            mut self,
+            goldfish: &'a DeviceGoldfish,
+            tokens: DeviceTokens<'a, I>,
+        ) -> Self {
+            self.rows.goldfish = Some((goldfish, Box::new(tokens)));
+            self
+        }
+    };
+}
+
+/// The setters of what a forward writes.
+macro_rules! output_setters {
+    () => {
+        /// Writes the losses, `[N]`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        pub fn loss(mut self, loss: impl Into<Output<'a, f32>>) -> Self {
+            self.outputs.loss = Some(loss.into());
+            self
+        }
+
+        /// Writes the part of each loss that is z-loss, `[N]`.
+        pub fn z_loss(mut self, z_loss: impl Into<Output<'a, f32>>) -> Self {
+            self.outputs.z_loss = Some(z_loss.into());
+            self
+        }
+
+        /// Writes log Σ e^z, `[N]`; 0 of a masked row.
+        pub fn lse(mut self, lse: impl Into<Output<'a, f32>>) -> Self {
+            self.outputs.lse = Some(lse.into());
+            self
+        }
+
+        /// Writes the class of the largest logit, `[N]`: the first of several; −1 of a masked row. It makes
+        /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
+        pub fn argmax(mut self, argmax: impl Into<Output<'a, i32>>) -> Self {
+            self.outputs.argmax = Some(argmax.into());
+            self
+        }
+
+        /// Saves what the backward needs, [`saved_bytes`](CrossEntropy::saved_bytes).
+        pub fn saved(mut self, saved: impl Into<Output<'a, u8>>) -> Self {
+            self.outputs.saved = Some(saved.into());
+            self
+        }
+
+        /// Divides by this scalar, not by what [`normalizer`](CrossEntropy::normalizer) says.
+        pub fn normalizer(mut self, normalizer: impl Into<Input<'a, f32>>) -> Self {
+            self.outputs.normalizer = Some(normalizer.into());
+            self
+        }
+    };
+}
+
+/// The setters of what gradients are multiplied with.
+macro_rules! dloss_setters {
+    () => {
+        /// Multiplies the gradients by upstream ones: `[N]`, one of each row, or `[1]`, one that all share.
+        pub fn dloss(mut self, dloss: impl Into<Input<'a, f32>>) -> Self {
+            self.dloss = Some(Dloss {
+                values: dloss.into(),
+                stride: None,
+            });
+            self
+        }
+
+        /// The same, with the number of elements from one row's to the next one's.
+        pub fn dloss_strided(mut self, dloss: impl Into<Input<'a, f32>>, stride: usize) -> Self {
+            self.dloss = Some(Dloss {
+                values: dloss.into(),
+                stride: Some(stride),
+            });
+            self
+        }
+    };
+}
+
+/// The query of a call's workspace.
+macro_rules! workspace_bytes {
+    () => {
+        /// Bytes of workspace that the launch needs.
+        ///
+        /// # Errors
+        /// None today.
+        pub fn workspace_bytes(&self) -> Result<u64> {
+            Ok(raw::workspace_bytes(self.rows.count() as u64))
+        }
+    };
+}
+
+/// The workspace of a launch.
+fn scratch<'b>(
+    workspace: Option<&'b mut cudarc::driver::CudaSlice<u8>>,
+    addresses: &mut Addresses<'b>,
+) -> raw::Scratch {
+    raw::Scratch {
+        workspace_bytes: workspace.as_ref().map_or(0, |w| w.len() as u64),
+        workspace: workspace.map_or(0, |workspace| addresses.write(workspace)),
+    }
+}
+
+fn logits<T: Element>(shape: Shape, matrix: Matrix) -> raw::Logits {
+    raw::Logits {
+        dtype: T::DTYPE,
+        cols: shape.cols as u64,
+        matrix,
+    }
+}
+
+/// Losses and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of a row, or
+/// [`ignore_index`](CrossEntropy::ignore_index). The logits are read once.
+pub fn forward<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: impl Into<Input<'a, L>>,
+    summary: impl Into<Output<'a, CrossEntropySummary>>,
+) -> Forward<'a, T, L> {
+    Forward {
+        op,
+        logits: logits.into(),
+        rows: Rows::new(labels),
+        outputs: Outputs::new(summary),
+    }
+}
+
+/// A call of [`forward`].
+#[must_use = "nothing is launched until `launch`"]
+pub struct Forward<'a, T, L> {
+    op: &'a CrossEntropy,
+    logits: Input<'a, T>,
+    rows: Rows<'a, L>,
+    outputs: Outputs<'a>,
+}
+
+impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
+    row_setters!();
+    output_setters!();
+    workspace_bytes!();
+
+    /// Launches the call on the queue.
+    ///
+    /// # Errors
+    /// [`OutOfRange`](Error::OutOfRange), [`Classes`](Error::Classes) (no classes, or not those of the
+    /// logits), [`Length`](Error::Length) (a tensor is not as long as it must be), [`Shape`](Error::Shape),
+    /// [`Pitch`](Error::Pitch), [`TooLarge`](Error::TooLarge), [`Overlap`](Error::Overlap),
+    /// [`WrongContext`](Error::WrongContext), [`WrongThread`](Error::WrongThread), [`Workspace`](Error::Workspace),
+    /// or what loading and launching say. Nothing is written then.
+    pub fn launch(self, queue: &mut Queue) -> Result<()> {
+        let Forward {
+            op,
+            logits: input,
+            rows,
+            mut outputs,
+        } = self;
+        let Parts {
+            device,
+            stream,
+            workspace,
+        } = queue.parts()?;
+        rows.check(device)?;
+        let shape = Shape::of_logits(input.given(), input.len(), rows.count())?;
+        let place = input.check("logits", device, shape)?;
+        outputs.check(op, device, rows.count())?;
+        let mut addresses = Addresses::on(stream);
+        let (outputs, normalizer) = outputs.resolve(&mut addresses);
+        let call = raw::Forward {
+            logits: logits::<T>(shape, addresses.input_rows(&input, place)),
+            rows: rows.resolve(&mut addresses),
+            outputs,
+            normalizer,
+            scratch: scratch(workspace, &mut addresses),
+        };
+        // SAFETY: all buffers are borrowed here, the outputs mutably, have the lengths that the call says
+        // (checked above), and are of the device's context, as is the stream; the workspace is the queue's, used by
+        // launches on its stream alone. cudarc orders their later use and freeing after the launch.
+        unsafe { raw::forward(device, stream.cu_stream(), op, &call) }
+    }
+}
+
+/// The same, and the logits overwritten with their gradients; 0 in the columns that are no classes. The logits are read
+/// once and written once where a row fits into the shared memory of a cluster of 8 blocks (compute capability 9.0 and
+/// later; of 4 or 2 where no more are resident at once, as in a small instance of MIG), or, if there are more than 512
+/// rows, of one block; else, and where the rows are few and long, they are read twice.
+/// [`forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) of `raw` has the numbers.
+pub fn forward_with_gradient<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Output<'a, T>>,
+    labels: impl Into<Input<'a, L>>,
+    summary: impl Into<Output<'a, CrossEntropySummary>>,
+) -> ForwardWithGradient<'a, T, L> {
+    ForwardWithGradient {
+        op,
+        logits: logits.into(),
+        rows: Rows::new(labels),
+        outputs: Outputs::new(summary),
+        dloss: None,
+    }
+}
+
+/// A call of [`forward_with_gradient`].
+#[must_use = "nothing is launched until `launch`"]
+pub struct ForwardWithGradient<'a, T, L> {
+    op: &'a CrossEntropy,
+    logits: Output<'a, T>,
+    rows: Rows<'a, L>,
+    outputs: Outputs<'a>,
+    dloss: Option<Dloss<'a>>,
+}
+
+impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
+    row_setters!();
+    output_setters!();
+    dloss_setters!();
+    workspace_bytes!();
+
+    /// Launches the call on the queue.
+    ///
+    /// # Errors
+    /// As [`Forward::launch`].
+    pub fn launch(self, queue: &mut Queue) -> Result<()> {
+        let ForwardWithGradient {
+            op,
+            logits: mut output,
+            rows,
+            mut outputs,
+            dloss,
+        } = self;
+        let Parts {
+            device,
+            stream,
+            workspace,
+        } = queue.parts()?;
+        rows.check(device)?;
+        let n = rows.count();
+        let shape = Shape::of_logits(output.given(), output.len(), n)?;
+        let place = output.check("logits", device, shape)?;
+        outputs.check(op, device, n)?;
+        check_dloss(&dloss, device, n)?;
+        let mut addresses = Addresses::on(stream);
+        let (outputs, normalizer) = outputs.resolve(&mut addresses);
+        let forward = raw::Forward {
+            logits: logits::<T>(shape, addresses.output_rows(&mut output, place)),
+            rows: rows.resolve(&mut addresses),
+            outputs,
+            normalizer,
+            scratch: scratch(workspace, &mut addresses),
+        };
+        let call = raw::ForwardWithGradient {
+            forward,
+            upstream: upstream(&dloss, &mut addresses),
+        };
+        // SAFETY: as in `Forward::launch`; the logits are borrowed mutably.
+        unsafe { raw::forward_with_gradient(device, stream.cu_stream(), op, &call) }
+    }
+}
+
+/// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
+/// ranks have, in their order, `[ranks, saved_bytes]`. The logits are read once.
+pub fn backward<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: impl Into<Input<'a, L>>,
+    saved: impl Into<Input<'a, u8>>,
+    divisor: Divisor<'a>,
+    dlogits: impl Into<Output<'a, T>>,
+) -> Backward<'a, T, L> {
+    Backward {
+        op,
+        logits: Some(logits.into()),
+        rows: Rows::new(labels),
+        saved: saved.into(),
+        divisor,
+        dlogits: dlogits.into(),
+        dloss: None,
+    }
+}
+
+/// The same, over the logits.
+pub fn backward_in_place<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Output<'a, T>>,
+    labels: impl Into<Input<'a, L>>,
+    saved: impl Into<Input<'a, u8>>,
+    divisor: Divisor<'a>,
+) -> Backward<'a, T, L> {
+    Backward {
+        op,
+        logits: None,
+        rows: Rows::new(labels),
+        saved: saved.into(),
+        divisor,
+        dlogits: logits.into(),
+        dloss: None,
+    }
+}
+
+/// A call of [`backward`].
+#[must_use = "nothing is launched until `launch`"]
+pub struct Backward<'a, T, L> {
+    op: &'a CrossEntropy,
+    /// `None`: they are in `dlogits`.
+    logits: Option<Input<'a, T>>,
+    rows: Rows<'a, L>,
+    saved: Input<'a, u8>,
+    divisor: Divisor<'a>,
+    dlogits: Output<'a, T>,
+    dloss: Option<Dloss<'a>>,
+}
+
+impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
+    row_setters!();
+    dloss_setters!();
+
+    /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
+    /// of classes.
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.rows.shard = Some(shard);
+        self
+    }
+
+    /// Bytes of workspace that the launch needs: none.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn workspace_bytes(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Launches the call on the queue.
+    ///
+    /// # Errors
+    /// As [`Forward::launch`].
+    pub fn launch(self, queue: &mut Queue) -> Result<()> {
+        let Backward {
+            op,
+            logits: input,
+            rows,
+            saved,
+            divisor,
+            mut dlogits,
+            dloss,
+        } = self;
+        let Parts { device, stream, .. } = queue.parts()?;
+        rows.check(device)?;
+        let n = rows.count();
+        let shape = match &input {
+            Some(input) => Shape::of_logits(input.given().or(dlogits.given()), input.len(), n)?,
+            None => Shape::of_logits(dlogits.given(), dlogits.len(), n)?,
+        };
+        let check = |input: &Input<'_, T>| input.check("logits", device, shape);
+        let input_place: Option<Place> = input.as_ref().map(check).transpose()?;
+        let what = if input.is_some() { "dlogits" } else { "logits" };
+        let place = dlogits.check(what, device, shape)?;
+        let ranks = check_saved(op, &saved, device, n)?;
+        divisor.check(device)?;
+        check_dloss(&dloss, device, n)?;
+        let mut addresses = Addresses::on(stream);
+        let dlogits = addresses.output_rows(&mut dlogits, place);
+        let call = raw::Backward {
+            logits: logits::<T>(
+                shape,
+                (input.as_ref().zip(input_place))
+                    .map_or(dlogits, |(input, place)| addresses.input_rows(input, place)),
+            ),
+            rows: rows.resolve(&mut addresses),
+            saved: addresses.input(&saved),
+            ranks,
+            dlogits,
+            normalizer: divisor.resolve(&mut addresses),
+            upstream: upstream(&dloss, &mut addresses),
+        };
+        // SAFETY: as in `Forward::launch`.
+        unsafe { raw::backward(device, stream.cu_stream(), op, &call) }
+    }
+}
+
+/// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks.
+pub fn partial<'a, T: Element, L: TokenId>(
+    op: &'a CrossEntropy,
+    logits: impl Into<Input<'a, T>>,
+    labels: impl Into<Input<'a, L>>,
+    shard: Shard,
+    saved: impl Into<Output<'a, u8>>,
+) -> Partial<'a, T, L> {
+    Partial {
+        op,
+        logits: logits.into(),
+        rows: Rows {
+            shard: Some(shard),
+            ..Rows::new(labels)
+        },
+        with_argmax: false,
+        saved: saved.into(),
+    }
+}
+
+/// A call of [`partial`].
+#[must_use = "nothing is launched until `launch`"]
+pub struct Partial<'a, T, L> {
+    op: &'a CrossEntropy,
+    logits: Input<'a, T>,
+    rows: Rows<'a, L>,
+    with_argmax: bool,
+    saved: Output<'a, u8>,
+}
+
+impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
+    row_setters!();
+    workspace_bytes!();
+
+    /// [`finish`] will be asked for the argmax.
+    pub fn with_argmax(mut self) -> Self {
+        self.with_argmax = true;
+        self
+    }
+
+    /// Launches the call on the queue.
+    ///
+    /// # Errors
+    /// As [`Forward::launch`].
+    pub fn launch(self, queue: &mut Queue) -> Result<()> {
+        let Partial {
+            op,
+            logits: input,
+            rows,
+            with_argmax,
+            mut saved,
+        } = self;
+        let Parts {
+            device,
+            stream,
+            workspace,
+        } = queue.parts()?;
+        rows.check(device)?;
+        let n = rows.count();
+        let shape = Shape::of_logits(input.given(), input.len(), n)?;
+        let place = input.check("logits", device, shape)?;
+        saved.check_line("saved", device, op.saved_bytes(n as u64) as usize)?;
+        let mut addresses = Addresses::on(stream);
+        let call = raw::PartialStats {
+            logits: logits::<T>(shape, addresses.input_rows(&input, place)),
+            rows: rows.resolve(&mut addresses),
+            with_argmax,
+            saved: addresses.output(&mut saved),
+            scratch: scratch(workspace, &mut addresses),
+        };
+        // SAFETY: as in `Forward::launch`.
+        unsafe { raw::partial_stats(device, stream.cu_stream(), op, &call) }
+    }
+}
+
+/// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
+/// every rank. What is saved here is that of whole rows.
+pub fn finish<'a, L: TokenId>(
+    op: &'a CrossEntropy,
+    labels: impl Into<Input<'a, L>>,
+    shard: Shard,
+    gathered: impl Into<Input<'a, u8>>,
+    summary: impl Into<Output<'a, CrossEntropySummary>>,
+) -> Finish<'a, L> {
+    Finish {
+        op,
+        rows: Rows {
+            shard: Some(shard),
+            ..Rows::new(labels)
+        },
+        gathered: gathered.into(),
+        outputs: Outputs::new(summary),
+    }
+}
+
+/// A call of [`finish`].
+#[must_use = "nothing is launched until `launch`"]
+pub struct Finish<'a, L> {
+    op: &'a CrossEntropy,
+    rows: Rows<'a, L>,
+    gathered: Input<'a, u8>,
+    outputs: Outputs<'a>,
+}
+
+impl<'a, L: TokenId> Finish<'a, L> {
+    row_setters!();
+    output_setters!();
+    workspace_bytes!();
+
+    /// Launches the call on the queue.
+    ///
+    /// # Errors
+    /// As [`Forward::launch`].
+    pub fn launch(self, queue: &mut Queue) -> Result<()> {
+        let Finish {
+            op,
+            rows,
+            gathered,
+            mut outputs,
+        } = self;
+        let Parts {
+            device,
+            stream,
+            workspace,
+        } = queue.parts()?;
+        rows.check(device)?;
+        let ranks = check_saved(op, &gathered, device, rows.count())?;
+        outputs.check(op, device, rows.count())?;
+        let mut addresses = Addresses::on(stream);
+        let (outputs, normalizer) = outputs.resolve(&mut addresses);
+        let call = raw::Finish {
+            rows: rows.resolve(&mut addresses),
+            gathered: addresses.input(&gathered),
+            ranks,
+            outputs,
+            normalizer,
+            scratch: scratch(workspace, &mut addresses),
+        };
+        // SAFETY: as in `Forward::launch`.
+        unsafe { raw::finish(device, stream.cu_stream(), op, &call) }
+    }
+}
+
+/// The number of ranks that have saved so much.
+fn check_saved(
+    op: &CrossEntropy,
+    saved: &Input<'_, u8>,
+    device: &Device,
+    rows: usize,
+) -> Result<u64> {
+    let bytes = op.saved_bytes(rows as u64) as usize;
+    // Without rows there is nothing to be merged.
+    let ranks = saved.len().checked_div(bytes).unwrap_or(1);
+    saved.check_line("saved", device, ranks.max(1) * bytes)?;
+    Ok(ranks as u64)
+}

@@ -1,0 +1,47 @@
+//! The ops on a CUDA device: calls of the kernels.
+//!
+//! A [`Queue`] is where calls go: the kernels of a context, a stream, and the workspace of its calls. A function takes
+//! what must be given and returns a call; its methods set what may be given, and `launch` launches it on a queue. A
+//! launch allocates nothing, waits for nothing and chooses no stream, so that it can be captured in a graph.
+//!
+//! ```no_run
+//! use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext};
+//!
+//! let stream = CudaContext::new(0)?.new_stream()?;
+//! let mut queue = Queue::new(&stream)?;
+//! let x = stream.clone_htod(&[-1.0_f32, 0.0, 2.0])?;
+//! let alpha = stream.clone_htod(&[0.25_f32])?;
+//! let mut y = stream.alloc_zeros::<f32>(3)?;
+//! cuda::forward(&Xsilu, &x, Xsilu::params(&alpha), &mut y).launch(&mut queue)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Activations are here; [`cross_entropy`] and [`goldfish`] have the losses, [`raw`] the same calls on device pointers.
+
+mod activation;
+pub mod cross_entropy;
+mod device;
+mod driver;
+mod entry;
+pub mod goldfish;
+mod grid;
+mod launch;
+mod params;
+mod preload;
+mod queue;
+pub mod raw;
+mod tensor;
+
+pub use activation::{
+    Backward, Forward, GatedBackward, GatedForward, backward, backward_in_place, forward,
+    forward_in_place, gated_backward, gated_backward_in_place, gated_forward,
+};
+pub use cudarc;
+pub use device::Device;
+#[doc(hidden)]
+pub use device::{Image, images};
+pub use params::{Gradients, Params};
+#[doc(hidden)]
+pub use preload::entry_names;
+pub use queue::Queue;
+pub use tensor::{Input, Output, Pair, PairMut};
