@@ -27,7 +27,7 @@ use clap::Parser;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::json;
-use xact::activation::{self, Visitor};
+use xact::activation::{Registered, self, Visitor};
 use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish::{self, Mask};
 use xact::loss::goldfish::{Layout, Tokens};
@@ -119,13 +119,13 @@ struct Bench {
 }
 
 impl Visitor for Bench {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.plain::<A, f32>();
         self.plain::<A, f16>();
         self.plain::<A, bf16>();
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         self.gated::<A, f32>();
         self.gated::<A, f16>();
         self.gated::<A, bf16>();
@@ -141,7 +141,7 @@ impl Bench {
         wanted(&self.arguments.form, form)
     }
 
-    fn plain<A: Activation, T: Element>(&mut self) {
+    fn plain<A: Registered, T: Element>(&mut self) {
         if !self.wants(A::NAME, T::DTYPE.name()) {
             return;
         }
@@ -177,7 +177,7 @@ impl Bench {
         }
     }
 
-    fn gated<A: Gated, T: Element>(&mut self) {
+    fn gated<A: Gated + Registered, T: Element>(&mut self) {
         if !self.wants(A::NAME, T::DTYPE.name()) {
             return;
         }

@@ -20,7 +20,7 @@ use support::loss_cases::few_options;
 use support::machine::Cpu;
 use support::progress::{self, print};
 use support::{check, inputs, run, table::table};
-use xact::activation::{self, Sample};
+use xact::activation::{Registered, self, Sample};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, Element, Goldfish, Strategy, cpu, loss};
@@ -201,7 +201,7 @@ impl Jobs<'_> {
 }
 
 impl CaseVisitor for Jobs<'_> {
-    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
+    fn case<A: Registered, T: Element>(&mut self, case: Case<A, T>) {
         let names = [A::NAME, T::DTYPE.name(), case.direction, case.sample.name];
         match self.gpu.clone() {
             Some(gpu) => self.add(names, move |row| verify(&gpu, &case, row)),
@@ -236,7 +236,7 @@ const F32_POINTS: u32 = 1 << 15;
 /// The bound on the disagreement of the reference's derivatives with its differences.
 const DIFFERENCES: f64 = 1e-6;
 
-fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row) -> Row {
+fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row) -> Row {
     let (direction, s) = (case.direction, &case.sample);
     let modes = check::modes(gpu, &[Approx::Nearest, Approx::Lowest, Approx::Highest]);
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
@@ -287,7 +287,7 @@ fn verify<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
     row
 }
 
-fn verify_on_cpu<A: Activation, T: Element>(case: &Case<A, T>, mut row: Row) -> Row {
+fn verify_on_cpu<A: Registered, T: Element>(case: &Case<A, T>, mut row: Row) -> Row {
     let s = &case.sample;
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
     let mut report = case.check_on_cpu(&x);
@@ -339,7 +339,7 @@ fn verify_mask<I: TokenId + TryFrom<i64>>(
 }
 
 /// The reference against finite differences of itself.
-fn differences<A: Activation>(s: &Sample<A>) -> f64 {
+fn differences<A: Registered>(s: &Sample<A>) -> f64 {
     let x: Vec<f64> = (0..200)
         .map(|i| 1e-4 * 1.07f64.powi(i))
         .filter(|x| *x < 100.0)

@@ -18,7 +18,7 @@ use support::choose::{Gpu, open_for_tests};
 use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::run::{self, DPARAMS_BEFORE, How, Place};
 use support::same::bits;
-use xact::activation::{Sample, Visitor};
+use xact::activation::{Registered, Sample, Visitor};
 use xact::reference::{self, Bounds, Report};
 use xact::{Activation, Element, Gated, Order, Xielu};
 
@@ -58,7 +58,7 @@ impl Table {
             .push(Trial::test(name, move || test(&gpu, full)).with_ignored_flag(ignored));
     }
 
-    fn of_type<A: Activation, T: Element>(&mut self) {
+    fn of_type<A: Registered, T: Element>(&mut self) {
         let name = |what: &str| format!("{}::{what}::{}", A::NAME, T::DTYPE);
         for sample in A::samples() {
             let name = |what: &str| format!("{}::{}", name(what), sample.name.replace(' ', "_"));
@@ -100,13 +100,13 @@ impl Table {
 }
 
 impl Visitor for Table {
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         self.gated::<A, f32>();
         self.gated::<A, f16>();
         self.gated::<A, bf16>();
     }
 
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.of_type::<A, f32>();
         self.of_type::<A, f16>();
         self.of_type::<A, bf16>();
@@ -119,7 +119,7 @@ impl Visitor for Table {
 }
 
 impl Table {
-    fn gated<A: Gated, T: Element>(&mut self) {
+    fn gated<A: Gated + Registered, T: Element>(&mut self) {
         for (number, order) in [(1, Order::First), (2, Order::Second)] {
             let name = |what: &str| format!("{}::gated{number}_{what}::{}", A::NAME, T::DTYPE);
             for sample in A::samples() {
@@ -157,7 +157,7 @@ fn turns(full: bool, settings: Settings, all: usize) -> usize {
 }
 
 /// Every 16-bit gate, a dense sweep of f32, each with every one of VALUES.
-fn gated_forward<A: Gated, T: Element>(
+fn gated_forward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
     order: Order,
@@ -178,7 +178,7 @@ fn gated_forward<A: Gated, T: Element>(
 
 /// The same for dx and dv, with every one of GRADIENTS besides; dα over inputs whose sums are finite, of each
 /// sign by itself: ∂G/∂α is odd, so that over both the errors of a wrong factor would cancel.
-fn gated_backward<A: Gated, T: Element>(
+fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
     order: Order,
@@ -210,7 +210,7 @@ fn gated_backward<A: Gated, T: Element>(
 }
 
 /// Separate tensors and halves of one, of any alignment and pitch, give the bits of dense aligned ones.
-fn gated_places<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let mut random = Random(61);
     for (rows, cols) in [(1, 1), (1, 40), (3, 7), (5, 64), (2, 4100), (6, 33)] {
@@ -250,7 +250,7 @@ fn gated_places<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
 }
 
 /// The same bits under any schedule and on any grid, and nothing that the emulator would report.
-fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, full: bool, order: Order) -> Outcome {
+fn gated_schedules<A: Gated + Registered, T: Element>(gpu: &Gpu, full: bool, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 9_001;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
@@ -281,7 +281,7 @@ fn gated_schedules<A: Gated, T: Element>(gpu: &Gpu, full: bool, order: Order) ->
 }
 
 /// Each byte once: 3 tensors forward, 5 backward.
-fn gated_traffic<A: Gated, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 1 << 15;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
@@ -353,7 +353,7 @@ fn points(full: bool) -> u32 {
 }
 
 /// Every 16-bit input, a dense sweep of f32, in each mode of the approximate instructions.
-fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
+fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     for (settings, ulps) in modes(gpu) {
         let report = cuda_emulator::with_settings(settings, || {
@@ -366,7 +366,7 @@ fn forward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
 
 /// The same for dx, with dy = 1 and random dy; the parameter gradients over inputs whose sums are
 /// finite.
-fn backward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
+fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     let finite = inputs::summable(&x);
     let ones = vec![T::from_f64(1.0); x.len()];
@@ -392,10 +392,10 @@ fn backward<A: Activation, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> O
 }
 
 /// What the kernels make of the stored parameters is within its bound.
-fn stored_parameters<A: Activation>(gpu: &Gpu, _full: bool) -> Outcome {
+fn stored_parameters<A: Registered>(gpu: &Gpu, _full: bool) -> Outcome {
     /// DESIGN: the softplus of raw parameters.
     const ULPS: f64 = 4.0;
-    let required = A::PARAMS.len() - A::OPTIONAL;
+    let required = A::SIGNATURE.params.len() - A::SIGNATURE.optional;
     // Every op once: samples that differ in their parameters alone are the same here.
     let ops: BTreeMap<String, A> = A::samples()
         .into_iter()
@@ -433,7 +433,7 @@ fn stored_parameters<A: Activation>(gpu: &Gpu, _full: bool) -> Outcome {
 
 /// A length's result does not depend on where the buffers begin: each element has the bits it has in
 /// an aligned run, nothing outside is touched, and in place gives the same.
-fn lengths_and_alignments<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let tile = 4096;
     let mut lengths: Vec<usize> = (1..=33).chain([63, 64, 65, 255, 256, 257]).collect();
@@ -492,7 +492,7 @@ fn lengths_and_alignments<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> O
 }
 
 /// Rows of any pitch, such as the halves of a [rows, 2n] tensor, give what separate rows give.
-fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let mut random = Random(5);
     for (rows, cols) in [
@@ -548,7 +548,7 @@ fn rows_with_a_pitch<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outco
 }
 
 /// No elements: nothing to write but the parameter gradients, which are 0 or stay what they were.
-fn empty<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+fn empty<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     for rows in [0, 1] {
         let how = How {
@@ -567,7 +567,7 @@ fn empty<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 }
 
 /// Parameters may be of the type of x: the result is that of the same values in f32.
-fn parameters_of_the_type_of_x<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+fn parameters_of_the_type_of_x<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let x = Random(11).normal::<T>(1000, 3.0);
     let dy = Random(12).normal::<T>(1000, 1.0);
     for sample in A::samples() {
@@ -589,7 +589,7 @@ fn parameters_of_the_type_of_x<A: Activation, T: Element>(gpu: &Gpu, _full: bool
 }
 
 /// The same bits on any grid and in every run, and accumulation adds exactly one f32.
-fn same_bits_on_any_grid<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let n = if full { 1_000_003 } else { 50_003 };
     let x = Random(21).normal::<T>(n, 2.0);
@@ -619,7 +619,7 @@ fn same_bits_on_any_grid<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Ou
 
 /// The same bits whatever the order in which blocks, warps and lanes run; and no race, no read of what
 /// was not written, no access outside a buffer in any of them, or the launch would fail.
-fn same_bits_under_any_schedule<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+fn same_bits_under_any_schedule<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let n = 9_001;
     let x = Random(31).normal::<T>(n, 2.0);
@@ -651,7 +651,7 @@ fn same_bits_under_any_schedule<A: Activation, T: Element>(gpu: &Gpu, full: bool
 
 /// Each input byte is read once and each output byte written once, in 16-byte accesses where the
 /// buffers are aligned, and in as few sectors as there can be.
-fn traffic<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let size = size_of::<T>() as u64;
     for (n, offset) in [(1 << 16, 0), (100_003, 0), (100_003, 1), (7, 1), (4097, 3)] {
@@ -715,7 +715,7 @@ fn traffic<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 }
 
 /// A buffer whose alignment differs from that of x is accessed with the widest vectors it allows.
-fn widths<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+fn widths<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let (n, size) = (8192, size_of::<T>());
     let [x, dy] = [71, 72].map(|seed| Random(seed).normal::<T>(n, 2.0));
@@ -763,7 +763,7 @@ fn widths<A: Activation, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 }
 
 /// Parameter gradients over many elements whose terms cancel keep their digits.
-fn long_sums<A: Activation, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     // The sums are of f32 whatever T, in a loop that all ops share, so one of each stands for all unless there
     // is time.

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use xact::activation::{Visitor, for_each};
+use xact::activation::{Registered, Visitor, for_each};
 use xact::loss::goldfish::{Layout, Tokens};
 use xact::reference::{Bounds, GatedGradients};
 use xact::{
@@ -181,18 +181,12 @@ fn the_reference_is_the_librarys<T: Element>() {
     let scratch = Scratch::new();
     scratch.write(&backward_input::<T>());
     let raw = Xielu::default();
-    let compat = |eps, gradient| Xielu {
-        compat: Some(Compat { eps, gradient }),
-        ..raw
-    };
+    let compat = |eps, gradient| raw.compat(Compat::new(eps).gradient(gradient));
     let cases: [(&[&str], Xielu); 4] = [
         (&[], raw),
         (
             &["--effective"],
-            Xielu {
-                parameters: Parameters::Effective,
-                ..raw
-            },
+            raw.parameters(Parameters::Effective),
         ),
         (&["--eps", "-1e-6"], compat(-1e-6, EpsGradient::Autograd)),
         (
@@ -203,10 +197,7 @@ fn the_reference_is_the_librarys<T: Element>() {
                 "--beta",
                 "-0.25",
             ],
-            Xielu {
-                beta: -0.25,
-                ..compat(-1e-6, EpsGradient::Analytic)
-            },
+            compat(-1e-6, EpsGradient::Analytic).beta(-0.25),
         ),
     ];
     for (flags, op) in cases {
@@ -312,7 +303,7 @@ fn expanded_input<T: Element>(gated: bool) -> Vec<(&'static str, Tensor)> {
 struct EveryExpanded;
 
 impl EveryExpanded {
-    fn check<A: Gated, T: Element>(order: Option<Order>) {
+    fn check<A: Gated + Registered, T: Element>(order: Option<Order>) {
         let op = A::samples()[0].op;
         let scratch = Scratch::new();
         let input = expanded_input::<T>(order.is_some());
@@ -390,9 +381,9 @@ impl EveryExpanded {
 }
 
 impl Visitor for EveryExpanded {
-    fn visit<A: Activation>(&mut self) {}
+    fn visit<A: Registered>(&mut self) {}
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         for order in [None, Some(Order::First), Some(Order::Second)] {
             EveryExpanded::check::<A, f32>(order);
             EveryExpanded::check::<A, half::bf16>(order);
@@ -812,14 +803,7 @@ fn loss_input<T: Element>(dtype: Dtype) -> Vec<(&'static str, Tensor)> {
 
 /// Row 2 is ignored, row 4 weighs nothing, and Goldfish drops the second of each row of ids.
 fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductions: &[&str]) {
-    let op = CrossEntropy {
-        ignore_index: -1,
-        label_smoothing: 0.125,
-        z_loss: 0.0625,
-        softcap: Some(5.0),
-        vocab: Some(CLASSES as u64),
-        ..CrossEntropy::default()
-    };
+    let op = CrossEntropy::default().ignore_index(-1).label_smoothing(0.125).z_loss(0.0625).softcap(5.0).vocab(CLASSES as u64);
     let scratch = Scratch::new();
     let input = loss_input::<T>(dtype);
     let logits: Vec<T> = values(&input[0].1);

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use half::{bf16, f16};
 use inputs::{GRADIENTS, Random, VALUES};
 use libtest_mimic::{Arguments, Failed, Trial};
-use xact::activation::{Sample, Visitor};
+use xact::activation::{Registered, Sample, Visitor};
 use xact::cpu::{self, InstructionSet};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS_EXACT, ulp};
 use xact::{Activation, Compat, Element, EpsGradient, Error, Gated, Order, Parameters, Xielu};
@@ -41,7 +41,7 @@ impl Table {
         self.0.push(Trial::test(name, test));
     }
 
-    fn plain<A: Activation, T: Element>(&mut self) {
+    fn plain<A: Registered, T: Element>(&mut self) {
         let name = |what: &str| format!("{}::{what}::{}", A::NAME, T::DTYPE);
         for s in A::samples() {
             let name = |what: &str| format!("{}::{}", name(what), s.name.replace(' ', "_"));
@@ -54,7 +54,7 @@ impl Table {
         self.add(name("long_sums"), long_sums::<A, T>);
     }
 
-    fn gated<A: Gated, T: Element>(&mut self) {
+    fn gated<A: Gated + Registered, T: Element>(&mut self) {
         for (number, order) in [(1, Order::First), (2, Order::Second)] {
             let name = |what: &str| format!("{}::gated{number}_{what}::{}", A::NAME, T::DTYPE);
             for s in A::samples() {
@@ -71,13 +71,13 @@ impl Table {
 }
 
 impl Visitor for Table {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.plain::<A, f32>();
         self.plain::<A, f16>();
         self.plain::<A, bf16>();
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         self.gated::<A, f32>();
         self.gated::<A, f16>();
         self.gated::<A, bf16>();
@@ -106,7 +106,7 @@ fn nan<T: Element>(len: usize) -> Vec<T> {
 }
 
 /// The parameters that the backend uses; see [`Activation::measured`].
-fn measured<A: Activation>(s: &Sample<A>) -> Vec<f64> {
+fn measured<A: Registered>(s: &Sample<A>) -> Vec<f64> {
     s.op.measured(&s.params, &mut |op, params, x| {
         let mut y = [0.0];
         cpu::forward(op, params, &[x], &mut y).expect("one element");
@@ -119,7 +119,7 @@ fn stored<A>(s: &Sample<A>) -> Vec<f64> {
 }
 
 /// dx, y again and the parameter gradients.
-fn run_backward<A: Activation, T: Element>(
+fn run_backward<A: Registered, T: Element>(
     s: &Sample<A>,
     x: &[T],
     dy: &[T],
@@ -139,7 +139,7 @@ fn run_backward<A: Activation, T: Element>(
 }
 
 /// dx, dv, y again and the parameter gradients.
-fn run_gated_backward<A: Gated, T: Element>(
+fn run_gated_backward<A: Gated + Registered, T: Element>(
     order: Order,
     s: &Sample<A>,
     [x, v, dy]: [&[T]; 3],
@@ -165,7 +165,7 @@ fn to_f64(values: &[f32]) -> Vec<f64> {
 }
 
 /// Every 16-bit input, a dense sweep of f32.
-fn forward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+fn forward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     let mut y = nan::<T>(x.len());
     cpu::forward(&s.op, &s.params, &x, &mut y)?;
@@ -176,7 +176,7 @@ fn forward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
 }
 
 /// The same for dx; the parameter gradients over inputs whose sums are finite, of each sign by itself.
-fn backward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+fn backward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     for first in 0..GRADIENTS.len() {
         let dy = inputs::cycle::<T>(&GRADIENTS, first, x.len());
@@ -206,7 +206,7 @@ fn backward<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
 }
 
 /// Every gate with every one of VALUES.
-fn gated_forward<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+fn gated_forward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     for first in 0..VALUES.len() {
         let v = inputs::cycle::<T>(&VALUES, first, x.len());
@@ -219,7 +219,7 @@ fn gated_forward<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
 }
 
 /// The same for dx and dv, with every one of GRADIENTS besides; dα as in [`backward`].
-fn gated_backward<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+fn gated_backward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     let check = |x: &[T], first: usize| {
         let v = inputs::cycle::<T>(&VALUES, first % VALUES.len(), x.len());
@@ -284,7 +284,7 @@ const LONG: usize = 300_007;
 const SHORT: usize = 40_009;
 
 /// Of the first sample, [`LONG`]: how a tensor is cut for threads is no matter of parameters.
-fn length<A: Activation>(s: &Sample<A>) -> usize {
+fn length<A: Registered>(s: &Sample<A>) -> usize {
     if s.name == A::samples()[0].name {
         LONG
     } else {
@@ -302,7 +302,7 @@ fn mixed<T: Element>(seed: u64, len: usize) -> Vec<T> {
     x
 }
 
-fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
+fn same_bits<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let len = length(s);
     let x = mixed::<T>(1, len);
     let dy = Random(2).normal::<T>(len, 1.0);
@@ -321,7 +321,7 @@ fn same_bits<A: Activation, T: Element>(s: &Sample<A>) -> Outcome {
     })
 }
 
-fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
+fn gated_same_bits<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let len = length(s);
     let (x, v, dy) = (
         mixed::<T>(1, len),
@@ -348,7 +348,7 @@ fn gated_same_bits<A: Gated, T: Element>(order: Order, s: &Sample<A>) -> Outcome
 
 /// Of any length, out of place and in place, an element has the bits that it has by itself; gradients add to
 /// what is there, or replace it.
-fn lengths<A: Activation, T: Element>() -> Outcome {
+fn lengths<A: Registered, T: Element>() -> Outcome {
     let s = A::samples().remove(0);
     let all = Random(5).normal::<T>(270_001, 3.0);
     let dall = Random(6).normal::<T>(270_001, 1.0);
@@ -387,7 +387,7 @@ fn lengths<A: Activation, T: Element>() -> Outcome {
 }
 
 /// Terms of one sign that a running f32 sum would lose against the total, then their opposite.
-fn long_sums<A: Activation, T: Element>() -> Outcome {
+fn long_sums<A: Registered, T: Element>() -> Outcome {
     let s = A::samples().remove(0);
     let n = 1_000_003;
     let x = Random(51).normal::<T>(n, 3.0);
@@ -403,14 +403,8 @@ fn long_sums<A: Activation, T: Element>() -> Outcome {
 
 /// The softplus of raw parameters, through both: within 4 ulp.
 fn softplus() -> Outcome {
-    let raw = Xielu {
-        beta: 0.0,
-        ..Xielu::default()
-    };
-    let effective = Xielu {
-        parameters: Parameters::Effective,
-        ..raw
-    };
+    let raw = Xielu::default().beta(0.0);
+    let effective = raw.parameters(Parameters::Effective);
     let run = |op: &Xielu, params: [f32; 2], x: f32| {
         let mut y = [0.0];
         cpu::forward(op, &params, &[x], &mut y).expect("one element");
@@ -436,13 +430,7 @@ fn softplus() -> Outcome {
 
 /// Wrong lengths are named, and nothing is written.
 fn errors() -> Outcome {
-    let op = Xielu {
-        compat: Some(Compat {
-            eps: -1e-6,
-            gradient: EpsGradient::Analytic,
-        }),
-        ..Xielu::default()
-    };
+    let op = Xielu::default().compat(Compat::new(-1e-6).gradient(EpsGradient::Analytic));
     let params = [0.2f32, -1.0];
     let x = [1.0f32; 5];
     let length = |what, expected, got| {

@@ -176,10 +176,7 @@ fn same_bits<T: Element>(op: &CrossEntropy) -> Outcome {
 
 /// Rows of real and of unlucky length, with gaps.
 fn vocabularies<T: Element>() -> Outcome {
-    let op = CrossEntropy {
-        label_smoothing: 0.05,
-        ..CrossEntropy::default()
-    };
+    let op = CrossEntropy::default().label_smoothing(0.05);
     let long: &[usize] = if full() || T::DTYPE == xact::Dtype::Bf16 {
         &[50_257, 131_071, 131_073]
     } else {
@@ -268,10 +265,7 @@ fn columns_that_are_no_classes<T: Element>() -> Outcome {
                 row[classes..].fill(T::from_f64(junk));
             }
             for op in [CrossEntropy::default(), everything()] {
-                let op = CrossEntropy {
-                    vocab: Some(classes as u64),
-                    ..op
-                };
+                let op = op.vocab(classes as u64);
                 checked(&op, &batch, How::default())?;
             }
         }
@@ -285,12 +279,7 @@ fn rows_that_do_not_count<T: Element>() -> Outcome {
     for ignore_index in [-100, -1, 0, 5, i64::from(i32::MIN)] {
         for empty_is_nan in [false, true] {
             for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
-                let op = CrossEntropy {
-                    ignore_index,
-                    empty_is_nan,
-                    normalizer,
-                    ..CrossEntropy::default()
-                };
+                let op = CrossEntropy::default().ignore_index(ignore_index).empty_is_nan(empty_is_nan).normalizer(normalizer);
                 let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
                 // What is not read may be anything.
                 batch.logits.fill(T::from_f64(f64::NAN));
@@ -324,10 +313,7 @@ fn bad_labels<T: Element>() -> Outcome {
     {
         for op in [CrossEntropy::default(), everything()] {
             // A count of kept rows would change the others' gradients.
-            let op = CrossEntropy {
-                normalizer: Normalizer::None,
-                ..op
-            };
+            let op = op.normalizer(Normalizer::None);
             let mut batch = batch::<T>(4, rows, cols, cols, 2.0);
             let good = both(&op, &batch, How::default())?;
             for r in [5, 2] {
@@ -359,10 +345,7 @@ fn weights_of_any_value<T: Element>() -> Outcome {
         f32::MIN_POSITIVE,
     ];
     for op in options().map(|(_, op)| op) {
-        let op = CrossEntropy {
-            normalizer: Normalizer::None,
-            ..op
-        };
+        let op = op.normalizer(Normalizer::None);
         let mut batch = batch::<T>(6, weights.len(), 333, 333, 2.0);
         batch.weights = Some(weights.to_vec());
         let got = checked(&op, &batch, How::default())?;
@@ -416,10 +399,7 @@ fn normalizers<T: Element>() -> Outcome {
             Normalizer::Weight,
             Normalizer::External,
         ] {
-            let op = CrossEntropy {
-                normalizer,
-                ..CrossEntropy::default()
-            };
+            let op = CrossEntropy::default().normalizer(normalizer);
             checked(&op, &batch, How::default())?;
         }
     }
@@ -429,15 +409,11 @@ fn normalizers<T: Element>() -> Outcome {
 /// No rows: the summary of nothing. No columns: an error.
 fn no_rows_and_no_columns<T: Element>() -> Outcome {
     for empty_is_nan in [false, true] {
-        let op = CrossEntropy {
-            vocab: Some(5),
-            empty_is_nan,
-            ..CrossEntropy::default()
-        };
+        let op = CrossEntropy::default().vocab(5).empty_is_nan(empty_is_nan);
         let mut empty = Batch::<T>::new(vec![], 5, vec![]);
         checked(&op, &empty, How::default())?;
         empty.cols = 0;
-        let op = CrossEntropy { vocab: None, ..op };
+        let op = op;
         checked(&op, &empty, How::default())?;
     }
     let none = Batch::<T>::new(vec![], 0, vec![1, 2]);
@@ -588,10 +564,7 @@ fn goldfish<T: Element>() -> Outcome {
             fused.summary.dropped = 0;
             same(&format!("{strategy:?}"), &fused, &weights)?;
             for (_, op) in options() {
-                let op = CrossEntropy {
-                    dropped_loss: true,
-                    ..op
-                };
+                let op = op.dropped_loss(true);
                 let got = both(&op, &batch, how)?;
                 let reference = expected(&op, &batch, &dropped);
                 within(op, check(&op, &batch, &reference, &got))?;
@@ -604,10 +577,7 @@ fn goldfish<T: Element>() -> Outcome {
 /// The loss of rows that are all but certain is within 1e-6 of itself, over gaps at which the exponent rounds
 /// as badly as it can.
 fn confident_rows() -> Outcome {
-    let op = CrossEntropy {
-        normalizer: Normalizer::None,
-        ..CrossEntropy::default()
-    };
+    let op = CrossEntropy::default().normalizer(Normalizer::None);
     let gaps = if full() { 10_000 } else { 1200 };
     for others in [1, 3, 1000] {
         let gaps = if others > 10 { gaps / 50 } else { gaps };
@@ -701,23 +671,14 @@ fn errors() -> Outcome {
     let offsets = forward(&op, matrix, decreasing);
     assert_eq!(offsets, Err(Error::Offsets { at: 1 }));
     for bad in [
-        CrossEntropy {
-            label_smoothing: 1.0,
-            ..op
-        },
-        CrossEntropy { z_loss: -1.0, ..op },
-        CrossEntropy {
-            softcap: Some(0.0),
-            ..op
-        },
+        op.label_smoothing(1.0),
+        op.z_loss(-1.0),
+        op.softcap(0.0),
     ] {
         let result = forward(&bad, matrix, rows);
         assert!(matches!(result, Err(Error::Option { .. })), "{result:?}");
     }
-    let wide = CrossEntropy {
-        vocab: Some(5),
-        ..op
-    };
+    let wide = op.vocab(5);
     let result = forward(&wide, matrix, rows);
     assert_eq!(result, length("a row of logits", 5, 4));
     for (first_class, classes) in [(0, 0), (0, 3), (1, 4), (u64::MAX, 4), (0, 1 << 32)] {
@@ -731,10 +692,7 @@ fn errors() -> Outcome {
         let result = forward(&op, matrix, sharded);
         assert!(matches!(result, Err(Error::Classes { .. })), "{result:?}");
     }
-    let external = CrossEntropy {
-        normalizer: Normalizer::External,
-        ..op
-    };
+    let external = op.normalizer(Normalizer::External);
     let result = forward(&external, matrix, rows);
     assert_eq!(result, length("the normalizer", 1, 0));
 

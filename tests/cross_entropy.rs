@@ -214,10 +214,7 @@ fn vocabularies<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         &[50_257]
     };
     for &cols in [1, 7].iter().chain(long) {
-        let op = CrossEntropy {
-            label_smoothing: 0.05,
-            ..CrossEntropy::default()
-        };
+        let op = CrossEntropy::default().label_smoothing(0.05);
         checked(
             gpu,
             &op,
@@ -405,10 +402,7 @@ fn columns_that_are_no_classes<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 row[classes..].fill(T::from_f64(junk));
             }
             for op in [CrossEntropy::default(), everything()] {
-                let op = CrossEntropy {
-                    vocab: Some(classes as u64),
-                    ..op
-                };
+                let op = op.vocab(classes as u64);
                 for offset in [0, 1] {
                     let how = How {
                         logits: Place { offset, gap: 1 },
@@ -428,12 +422,7 @@ fn rows_that_do_not_count<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     for ignore_index in [-100, -1, -2, 0, 5, i64::from(i32::MIN)] {
         for empty_is_nan in [false, true] {
             for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
-                let op = CrossEntropy {
-                    ignore_index,
-                    empty_is_nan,
-                    normalizer,
-                    ..CrossEntropy::default()
-                };
+                let op = CrossEntropy::default().ignore_index(ignore_index).empty_is_nan(empty_is_nan).normalizer(normalizer);
                 let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
                 // What is not read may be anything.
                 batch.logits.fill(T::from_f64(f64::NAN));
@@ -479,10 +468,7 @@ fn bad_labels<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         for &label in labels {
             for op in [CrossEntropy::default(), everything()] {
                 // A count of kept rows would change the others' gradients.
-                let op = CrossEntropy {
-                    normalizer: Normalizer::None,
-                    ..op
-                };
+                let op = op.normalizer(Normalizer::None);
                 let mut batch = batch::<T>(4, rows, cols, cols, 2.0);
                 let how = How {
                     labels: label_type,
@@ -518,10 +504,7 @@ fn weights_of_any_value<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         f32::MIN_POSITIVE,
     ];
     for op in options().map(|(_, op)| op) {
-        let op = CrossEntropy {
-            normalizer: Normalizer::None,
-            ..op
-        };
+        let op = op.normalizer(Normalizer::None);
         let mut batch = batch::<T>(6, weights.len(), 333, 333, 2.0);
         batch.weights = Some(weights.to_vec());
         let got = checked(gpu, &op, &batch, How::default())?;
@@ -577,10 +560,7 @@ fn normalizers<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
             Normalizer::Weight,
             Normalizer::External,
         ] {
-            let op = CrossEntropy {
-                normalizer,
-                ..CrossEntropy::default()
-            };
+            let op = CrossEntropy::default().normalizer(normalizer);
             checked(gpu, &op, &batch, How::default())?;
         }
     }
@@ -590,15 +570,11 @@ fn normalizers<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 /// No rows: the summary of nothing. No columns: an error.
 fn no_rows_and_no_columns<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     for empty_is_nan in [false, true] {
-        let op = CrossEntropy {
-            vocab: Some(5),
-            empty_is_nan,
-            ..CrossEntropy::default()
-        };
+        let op = CrossEntropy::default().vocab(5).empty_is_nan(empty_is_nan);
         let mut empty = Batch::<T>::new(vec![], 5, vec![]);
         checked(gpu, &op, &empty, How::default())?;
         empty.cols = 0;
-        let op = CrossEntropy { vocab: None, ..op };
+        let op = op;
         checked(gpu, &op, &empty, How::default())?;
     }
     let none = Batch::<T>::new(vec![], 0, vec![1, 2]);
@@ -676,10 +652,7 @@ fn few_long_rows<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     } else {
         40_000
     };
-    let op = CrossEntropy {
-        label_smoothing: 0.1,
-        ..CrossEntropy::default()
-    };
+    let op = CrossEntropy::default().label_smoothing(0.1);
     let batch = batch::<T>(12, 1, cols, cols, 3.0);
     let got = checked(gpu, &op, &batch, How::default())?;
     for blocks in [1, 3] {
@@ -842,16 +815,13 @@ fn dropped_rows<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         return fail(format!("{count} of 40 dropped"));
     }
     for op in options().map(|(_, op)| op) {
-        let op = CrossEntropy {
-            normalizer: Normalizer::Kept,
-            ..op
-        };
+        let op = op.normalizer(Normalizer::Kept);
         let mut batch = batch::<T>(14, 40, 150, 150, 2.0);
         batch.labels[3] = op.ignore_index;
         batch.weights = Some((0..40).map(|r| (r % 3) as f32).collect());
         let all = both(gpu, &op, &batch, How::default())?;
         for dropped_loss in [false, true] {
-            let op = CrossEntropy { dropped_loss, ..op };
+            let op = op.dropped_loss(dropped_loss);
             let expected = loss::expected(&op, &batch, &dropped);
             let mut uploaded = Uploaded::new(gpu, &batch, How::default());
             uploaded.goldfish = Some(fish.decision());
@@ -931,11 +901,7 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     }
     for (rows, cols) in shapes {
         for op in [CrossEntropy::default(), everything()] {
-            let op = CrossEntropy {
-                dropped_loss: true,
-                vocab: Some(cols as u64 - 1),
-                ..op
-            };
+            let op = op.dropped_loss(true).vocab(cols as u64 - 1);
             let mut batch = batch::<T>(18, rows, cols, cols - 1, 3.0);
             batch.labels[1] = -7;
             let how = How {
@@ -1051,11 +1017,7 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         let fish = Fish::new(&gpu, &goldfish, &ids);
         for dropped_loss in [false, true] {
             for op in [CrossEntropy::default(), everything()] {
-                let op = CrossEntropy {
-                    vocab: Some(CLASSES as u64),
-                    dropped_loss,
-                    ..op
-                };
+                let op = op.vocab(CLASSES as u64).dropped_loss(dropped_loss);
                 let mut batch = batch::<T>(20, ROWS, COLS, CLASSES, 2.0);
                 batch.labels[1] = op.ignore_index;
                 batch.labels[2] = -5;
@@ -1224,10 +1186,7 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
 /// The loss of rows that are all but certain is within 1e-6 of itself, over gaps at which the exponent rounds
 /// as badly as it can, in every mode.
 fn confident_rows(gpu: &Gpu, full: bool) -> Outcome {
-    let op = CrossEntropy {
-        normalizer: Normalizer::None,
-        ..CrossEntropy::default()
-    };
+    let op = CrossEntropy::default().normalizer(Normalizer::None);
     let gaps = if full { 10_000 } else { 1200 };
     let mut worst_of = Vec::new();
     for others in [1, 3, 1000] {

@@ -244,11 +244,7 @@ fn rows<'a>(labels: &'a CudaSlice<i64>, weights: &'a CudaSlice<f32>) -> Rows<'a,
 }
 
 fn op() -> CrossEntropy {
-    CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-3,
-        ..CrossEntropy::default()
-    }
+    CrossEntropy::default().label_smoothing(0.1).z_loss(1e-3)
 }
 
 /// Which of `Contents::floats` are gradients after a call that works in place.
@@ -259,7 +255,7 @@ const DLOGITS: usize = 1;
 fn every_way_to_the_gradient_is_the_same() {
     let Gpu { device, stream, .. } = gpu();
     for normalizer in [Normalizer::Kept, Normalizer::Weight, Normalizer::External] {
-        let op = CrossEntropy { normalizer, ..op() };
+        let op = op().normalizer(normalizer);
         let mut b = Buffers::new(&stream);
         b.forward(&op, &device, &stream).unwrap();
         b.backward(&op, &device, &stream).unwrap();
@@ -455,15 +451,9 @@ fn options_classes_and_pitches_are_refused() {
     let Gpu { device, stream, .. } = gpu();
     let mut b = Buffers::new(&stream);
     let before = b.contents(&stream);
-    let smoothing = |v| CrossEntropy {
-        label_smoothing: v,
-        ..op()
-    };
-    let z_loss = |v| CrossEntropy { z_loss: v, ..op() };
-    let softcap = |v| CrossEntropy {
-        softcap: Some(v),
-        ..op()
-    };
+    let smoothing = |v| op().label_smoothing(v);
+    let z_loss = |v| op().z_loss(v);
+    let softcap = |v| op().softcap(v);
     let nan = f32::NAN;
     let out_of_range = [
         smoothing(-0.1),
@@ -478,10 +468,7 @@ fn options_classes_and_pitches_are_refused() {
         softcap(f32::INFINITY),
         softcap(nan),
     ];
-    let classes = |vocab| CrossEntropy {
-        vocab: Some(vocab),
-        ..op()
-    };
+    let classes = |vocab| op().vocab(vocab);
     for op in out_of_range {
         let results = [
             b.forward(&op, &device, &stream),
@@ -519,10 +506,7 @@ fn options_classes_and_pitches_are_refused() {
     };
     assert!(matches!(narrow(0, COLS - 1), Err(Error::Pitch { .. })));
     assert!(matches!(narrow(1, COLS), Err(Error::Length { .. })));
-    let external = CrossEntropy {
-        normalizer: Normalizer::External,
-        ..op()
-    };
+    let external = op().normalizer(Normalizer::External);
     let call = Forward {
         logits: (&b.logits).into(),
         rows: rows(&b.labels, &b.weights),

@@ -69,7 +69,8 @@ proptest! {
         weight in -2.0..2.0f64,
     ) {
         const STEP: f32 = 1.0 / 1024.0;
-        let op = CrossEntropy { label_smoothing, z_loss, softcap, ..CrossEntropy::default() };
+        let mut op = CrossEntropy::default().label_smoothing(label_smoothing).z_loss(z_loss);
+        op.softcap = softcap;
         let mut z: Vec<f32> = logits.iter().map(|&z| z as f32 / 8.0).collect();
         let (target, at) = (target.index(z.len()), at.index(z.len()));
         let row = op.evaluate(&z, target, weight, 1.0);

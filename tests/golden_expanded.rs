@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use support::choose::{Choice, Gpu, open};
 use support::run::{self, How};
-use xact::activation::Visitor;
+use xact::activation::{Registered, Visitor};
 use xact::reference::{PARAM_GRADIENT_BOUND, ULPS, ulp};
 use xact::{Activation, Gated, Order};
 
@@ -87,9 +87,9 @@ impl Theirs<'_> {
 }
 
 impl Visitor for Check {
-    fn visit<A: Activation>(&mut self) {}
+    fn visit<A: Registered>(&mut self) {}
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         let op = A::samples()[0].op;
         let [x, v, dy] = ["x", "v", "dy"].map(|name| &self.tensors[name][..]);
         let f32s = |values: &[f64]| values.iter().map(|&v| v as f32).collect::<Vec<_>>();

@@ -27,13 +27,7 @@ fn the_kernels_in_compat_are_hugging_face() {
     for case in ["f64.default", "f64.apertus"] {
         let get = |name: &str| &tensors[&format!("{case}.{name}")];
         let params = [get("alpha_p")[0], get("alpha_n")[0]];
-        let op = Xielu {
-            compat: Some(Compat {
-                eps: get("eps")[0] as f32,
-                gradient: EpsGradient::Autograd,
-            }),
-            ..Xielu::default()
-        };
+        let op = Xielu::default().compat(Compat::new(get("eps")[0] as f32).gradient(EpsGradient::Autograd));
         // The bound at the stored parameters: that of the formula, and that of the softplus.
         let within = |got: f32, theirs: f64, scale: f64| {
             let scale = scale.max(theirs.abs());
@@ -118,13 +112,7 @@ fn in_f32_the_kernels_are_closer_than_hugging_face() {
         let get = |name: &str| f32s(&format!("{case}.{name}"));
         let stored = [get("alpha_p")[0], get("alpha_n")[0]];
         let (params, eps) = (stored.map(f64::from), get("eps")[0]);
-        let op = Xielu {
-            compat: Some(Compat {
-                eps,
-                gradient: EpsGradient::Autograd,
-            }),
-            ..Xielu::default()
-        };
+        let op = Xielu::default().compat(Compat::new(eps).gradient(EpsGradient::Autograd));
         let bounds = Bounds::of(&op);
         let of_y = |y: &[f32]| reference::check_forward(&op, &params, &x, y, bounds).unwrap();
         let of_gradients = |dx: &[f32], dparams: &[f32]| {

@@ -25,7 +25,7 @@ use report::Parts;
 use rows::Row;
 use serde_json::json;
 use support::choose::{Choice, Gpu, open};
-use xact::activation::Visitor;
+use xact::activation::{Registered, Visitor};
 use xact::{Activation, Dtype, Gated};
 
 fn gpu() -> Gpu {
@@ -61,11 +61,11 @@ impl Forms {
 }
 
 impl Visitor for Forms {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.has(A::NAME, "plain");
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         self.has(A::NAME, "gated1");
         self.has(A::NAME, "gated2");
     }

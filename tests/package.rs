@@ -19,7 +19,7 @@ const PROGRAM: &str = r#"
 use xact::{Parameters, Xielu, reference};
 
 fn main() {
-    let op = Xielu { parameters: Parameters::Effective, ..Xielu::default() };
+    let op = Xielu::default().parameters(Parameters::Effective);
     let y = reference::forward(&op, &[3.0, 1.0], &[2.0_f32, 0.0]);
     println!("{y:?}");
     #[cfg(feature = "cuda")]

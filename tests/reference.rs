@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use xact::activation::Visitor;
+use xact::activation::{Registered, Visitor};
 use xact::activation::expanded::{Gate, Tail};
 use xact::reference::finite_differences;
 use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xatlu, Xgelu, Xielu, Xsilu};
@@ -40,15 +40,11 @@ fn xielu_matches_60_digit_arithmetic() {
     let oracle: Oracle = serde_json::from_str(include_str!("golden/xielu_oracle.json")).unwrap();
     assert!(oracle.x.len() > 350 && oracle.cases.len() == 5);
     for (name, case) in &oracle.cases {
-        let op = Xielu {
-            parameters: if case.raw {
+        let op = Xielu::default().parameters(if case.raw {
                 Parameters::Raw
             } else {
                 Parameters::Effective
-            },
-            beta: case.beta,
-            compat: None,
-        };
+            }).beta(case.beta);
         let chain = op.chain(&case.params);
         for (i, &x) in oracle.x.iter().enumerate() {
             let got = op.evaluate(&case.params, x);
@@ -171,7 +167,7 @@ fn expanded_gates_match_400_digit_arithmetic() {
 fn derivatives_match_finite_differences() {
     struct Check(usize);
     impl Visitor for Check {
-        fn visit<A: Activation>(&mut self) {
+        fn visit<A: Registered>(&mut self) {
             let x: Vec<f64> = (0..300)
                 .map(|i| 1e-4 * 1.05f64.powi(i))
                 .filter(|x| *x < 100.0)
@@ -196,10 +192,7 @@ fn derivatives_match_finite_differences() {
 #[test]
 fn special_values() {
     let params = [0.8, 0.8];
-    let op = Xielu {
-        parameters: Parameters::Effective,
-        ..Xielu::default()
-    };
+    let op = Xielu::default().parameters(Parameters::Effective);
     let at = |op: &Xielu, params: &[f64], x: f64| op.evaluate(params, x);
     let inf = f64::INFINITY;
     assert_eq!(at(&op, &params, inf).y.value, inf);
@@ -214,13 +207,7 @@ fn special_values() {
     assert_eq!(at(&op, &[0.0, 0.8], inf).y.value, inf);
     assert_eq!(at(&op, &[0.0, 0.8], inf).slope.value, 0.5);
     // The clamp of the compatible form moves f(0), and autograd its slope.
-    let compat = |gradient| Xielu {
-        compat: Some(Compat {
-            eps: -1e-6,
-            gradient,
-        }),
-        ..op
-    };
+    let compat = |gradient| op.compat(Compat::new(-1e-6).gradient(gradient));
     let autograd = compat(EpsGradient::Autograd);
     assert!((at(&autograd, &params, 0.0).y.value + 0.8e-6).abs() < 1e-12);
     assert_eq!(at(&autograd, &params, 0.0).slope.value, 0.5 - 0.8);
@@ -268,13 +255,7 @@ fn compat_is_hugging_face() {
     let (x, gx, dy) = (hf.get("x"), hf.get("gradient.x"), hf.get("gradient.dy"));
     for case in F64_CASES {
         let (params, eps) = hf.case(case);
-        let op = Xielu {
-            compat: Some(Compat {
-                eps: eps as f32,
-                gradient: EpsGradient::Autograd,
-            }),
-            ..Xielu::default()
-        };
+        let op = Xielu::default().compat(Compat::new(eps as f32).gradient(EpsGradient::Autograd));
         // Theirs takes expm1(x) − x as a difference.
         let lost = |x: f64| 4e-16 * 200.0 * x.abs();
         // The eps of f64.initial is no f32.
@@ -348,10 +329,7 @@ fn the_ideal_function_differs_from_hugging_face_only_between_eps_and_0() {
 #[test]
 fn reports_find_what_is_wrong() {
     use xact::reference::{Bounds, check_forward, check_gradients};
-    let op = Xielu {
-        parameters: Parameters::Effective,
-        ..Xielu::default()
-    };
+    let op = Xielu::default().parameters(Parameters::Effective);
     let params = [0.8, 0.8];
     let x = [-2.0_f32, -0.5, -0.0, 0.25, 3.0, f32::INFINITY];
     let exact: Vec<f32> = xact::reference::forward(&op, &params, &x)

@@ -22,14 +22,8 @@ fn forward(gpu: &Gpu, op: &Xielu, params: [f32; 2], x: f32) -> f32 {
 fn the_softplus_is_within_4_ulp() {
     let gpu = gpu();
     // With β = 0: f(1) = α_p and, for x < 0, f = α_n·(expm1(x) − x) with α_n = softplus(a_n).
-    let raw = Xielu {
-        beta: 0.0,
-        ..Xielu::default()
-    };
-    let effective = Xielu {
-        parameters: Parameters::Effective,
-        ..raw
-    };
+    let raw = Xielu::default().beta(0.0);
+    let effective = raw.parameters(Parameters::Effective);
     let sweep = (-1100..=1700)
         .map(|i| i as f32 * 0.1)
         .chain([-103.9, -104.1, 1e-6, -1e-6, 0.0, 1e4]);
@@ -58,10 +52,7 @@ fn the_softplus_is_within_4_ulp() {
 #[test]
 fn parameter_gradients_lose_nothing() {
     let gpu = gpu();
-    let op = Xielu {
-        parameters: Parameters::Effective,
-        ..Xielu::default()
-    };
+    let op = Xielu::default().parameters(Parameters::Effective);
     let x = 1.0 + 2f32.powi(-10);
     let term = f64::from(x) * f64::from(x);
     // As one row: many lanes, few additions each. As rows of one element: one lane of each block adds
@@ -110,10 +101,7 @@ fn infinite_and_nan_sums() {
 #[test]
 fn limits_far_out() {
     let gpu = gpu();
-    let effective = Xielu {
-        parameters: Parameters::Effective,
-        ..Xielu::default()
-    };
+    let effective = Xielu::default().parameters(Parameters::Effective);
     let slope = |op: &Xielu, params: [f32; 2], x: f32| {
         run::backward(&gpu, op, &params, &[x], &[1.0], &How::default())
             .unwrap()
@@ -136,14 +124,7 @@ fn limits_far_out() {
 fn the_tie_of_the_clamp() {
     let gpu = gpu();
     let eps = -1e-6_f32;
-    let op = Xielu {
-        parameters: Parameters::Effective,
-        beta: 0.5,
-        compat: Some(Compat {
-            eps,
-            gradient: EpsGradient::Autograd,
-        }),
-    };
+    let op = Xielu::default().parameters(Parameters::Effective).beta(0.5).compat(Compat::new(eps).gradient(EpsGradient::Autograd));
     let at = |x: f32| {
         run::backward(&gpu, &op, &[0.8, 41.25], &[x], &[1.0], &How::default())
             .unwrap()

@@ -12,7 +12,7 @@ use cuda_emulator::LaunchReport;
 use half::{bf16, f16};
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
-use xact::activation::{Sample, Visitor};
+use xact::activation::{Registered, Sample, Visitor};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
@@ -370,7 +370,7 @@ fn output<T: Element>(name: &'static str, values: &[T]) -> Output {
 }
 
 impl Dumper<'_> {
-    fn inputs<A: Activation, T: Element>(&self, sample: &Sample<A>) -> Vec<T> {
+    fn inputs<A: Registered, T: Element>(&self, sample: &Sample<A>) -> Vec<T> {
         let all = inputs::accuracy::<A, T>(sample, (1 << 16) / self.stride as u32);
         match T::DTYPE {
             Dtype::F32 => all,
@@ -416,7 +416,7 @@ impl Dumper<'_> {
         });
     }
 
-    fn plain<A: Activation, T: Element>(&mut self) {
+    fn plain<A: Registered, T: Element>(&mut self) {
         for s in A::samples() {
             let (gpu, bounds, x) = (self.gpu, self.bounds(), self.inputs::<A, T>(&s));
             let names = |direction| [A::NAME, T::DTYPE.name(), direction, s.name];
@@ -452,7 +452,7 @@ impl Dumper<'_> {
         }
     }
 
-    fn gated<A: Gated, T: Element>(&mut self, order: Order, [forward, backward]: [&str; 2]) {
+    fn gated<A: Gated + Registered, T: Element>(&mut self, order: Order, [forward, backward]: [&str; 2]) {
         for s in A::samples() {
             let (gpu, bounds, x) = (self.gpu, self.bounds(), self.inputs::<A, T>(&s));
             let names = |direction| [A::NAME, T::DTYPE.name(), direction, s.name];
@@ -609,13 +609,13 @@ fn is_exact(launch: &LaunchReport) -> bool {
 }
 
 impl Visitor for Dumper<'_> {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.plain::<A, f32>();
         self.plain::<A, f16>();
         self.plain::<A, bf16>();
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         for (order, names) in [
             (Order::First, ["gated1 forward", "gated1 backward"]),
             (Order::Second, ["gated2 forward", "gated2 backward"]),

@@ -1,7 +1,7 @@
 //! What is measured. The only home of the shapes: peers take them from `--list`.
 
 use serde::{Deserialize, Serialize};
-use xact::activation::{self, Visitor};
+use xact::activation::{Registered, self, Visitor};
 use xact::loss::goldfish::Tokens;
 use xact::{Activation, Dtype, Gated, Goldfish, Strategy, loss};
 
@@ -278,11 +278,11 @@ impl List {
 }
 
 impl Visitor for List {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.activation(A::NAME, "plain", &ACTIVATION_SHAPES);
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         for form in ["gated1", "gated2"] {
             self.activation(A::NAME, form, &GATED_SHAPES);
         }

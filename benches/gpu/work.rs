@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use half::{bf16, f16};
-use xact::activation::{self, Visitor};
+use xact::activation::{Registered, self, Visitor};
 use xact::cudarc::driver::{CudaSlice, DevicePtr, result};
 use xact::raw::cross_entropy as loss;
 use xact::raw::goldfish::{self, IdType, Layout, Run, Tokens};
@@ -240,7 +240,7 @@ impl<'a> Maker<'_, 'a> {
         dtype(self.row).ok_or_else(|| format!("no type {}", self.row.dtype).into())
     }
 
-    fn plain<A: Activation>(&mut self) -> Result<Work<'a>> {
+    fn plain<A: Registered>(&mut self) -> Result<Work<'a>> {
         let call = Call::<A>::new(self)?;
         let (gpu, cols) = (self.gpu, self.row.cols);
         let at = move |slab: Slab, turn| Matrix::contiguous(slab.at(turn), cols);
@@ -276,7 +276,7 @@ impl<'a> Maker<'_, 'a> {
         Ok(self.work(dx, tensor(self.row), Box::new(launch)))
     }
 
-    fn gated<A: Gated>(&mut self, order: Order) -> Result<Work<'a>> {
+    fn gated<A: Gated + Registered>(&mut self, order: Order) -> Result<Work<'a>> {
         let call = Call::<A>::new(self)?;
         let (gpu, cols) = (self.gpu, self.row.cols);
         let at = move |slab: Slab, turn| Matrix::contiguous(slab.at(turn), cols);
@@ -558,7 +558,7 @@ struct Call<A> {
     params: Vec<CUdeviceptr>,
 }
 
-impl<A: Activation> Call<A> {
+impl<A: Registered> Call<A> {
     fn new(maker: &mut Maker<'_, '_>) -> Result<Call<A>> {
         let sample = A::samples().swap_remove(0);
         let params = sample.params.iter();
@@ -593,9 +593,9 @@ struct Sums {
 }
 
 impl Sums {
-    fn new<A: Activation>(maker: &mut Maker<'_, '_>, params: usize) -> Result<Sums> {
+    fn new<A: Registered>(maker: &mut Maker<'_, '_>, params: usize) -> Result<Sums> {
         let workspace_bytes =
-            raw::workspace_bytes::<A>(maker.dtype()?, maker.row.rows, maker.row.cols)?;
+            raw::workspace_bytes(op, maker.dtype()?, maker.row.rows, maker.row.cols)?;
         Ok(Sums {
             out: (0..params)
                 .map(|_| maker.constant(&[0; 4]))
@@ -616,13 +616,13 @@ impl Sums {
 }
 
 impl Visitor for Maker<'_, '_> {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         if A::NAME == self.row.op && self.row.form == "plain" {
             self.made = Some(self.plain::<A>());
         }
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         let order = match self.row.form.as_str() {
             "gated1" => Order::First,
             "gated2" => Order::Second,

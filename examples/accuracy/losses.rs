@@ -14,19 +14,9 @@ const OP: &str = "cross_entropy";
 
 /// The options that are measured, by name.
 fn options() -> [(&'static str, CrossEntropy); 3] {
-    let plain = CrossEntropy {
-        normalizer: Normalizer::None,
-        ..CrossEntropy::default()
-    };
-    let smoothed = CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-4,
-        ..plain
-    };
-    let capped = CrossEntropy {
-        softcap: Some(30.0),
-        ..plain
-    };
+    let plain = CrossEntropy::default().normalizer(Normalizer::None);
+    let smoothed = plain.label_smoothing(0.1).z_loss(1e-4);
+    let capped = plain.softcap(30.0);
     [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
 }
 

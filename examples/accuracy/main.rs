@@ -22,7 +22,7 @@ use support::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
 use support::progress::{self, print};
 use support::run::{self, How};
 use support::{check, inputs};
-use xact::activation::Visitor;
+use xact::activation::{Registered, Visitor};
 use xact::reference::{self, Bounds, TensorReport};
 use xact::{Activation, Dtype, Element};
 
@@ -212,7 +212,7 @@ struct Jobs {
 }
 
 impl CaseVisitor for Jobs {
-    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>) {
+    fn case<A: Registered, T: Element>(&mut self, case: Case<A, T>) {
         if self.plain_alone && pages::form(case.direction) != "plain" {
             return;
         }
@@ -228,7 +228,7 @@ impl CaseVisitor for Jobs {
     }
 }
 
-fn measure<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Vec<Row> {
+fn measure<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Vec<Row> {
     let x = inputs::accuracy::<A, T>(&case.sample, F32_POINTS);
     let mut rows = Vec::new();
     for (settings, ulps) in check::modes(gpu, &check::EVERY) {
@@ -260,13 +260,13 @@ fn measure<A: Activation, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Vec<Row> 
 struct Plots(Vec<Job<Plot>>);
 
 impl Visitor for Plots {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         let (name, run) = (A::NAME.to_owned(), Box::new(plot::<A>));
         self.0.push(Job { name, run });
     }
 }
 
-fn plot<A: Activation>(gpu: &Gpu) -> Plot {
+fn plot<A: Registered>(gpu: &Gpu) -> Plot {
     let subject = peers::subject(A::NAME);
     let wide = inputs::along(subject.x.min, subject.x.max);
     let narrow = inputs::every_16_bit::<bf16>();
@@ -286,7 +286,7 @@ fn plot<A: Activation>(gpu: &Gpu) -> Plot {
 }
 
 /// The errors in one type, up to `top` ulp.
-fn panel<A: Activation, T: Element>(
+fn panel<A: Registered, T: Element>(
     gpu: &Gpu,
     subject: &Subject,
     x: &[T],

@@ -1,7 +1,7 @@
 //! What the commands run: every op, form, direction, type and sample.
 
 use half::{bf16, f16};
-use xact::activation::{Sample, Visitor};
+use xact::activation::{Registered, Sample, Visitor};
 use xact::reference::{Report, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
@@ -21,7 +21,7 @@ pub struct Case<A, T> {
 
 type Check<M, A, T> = Box<dyn Fn(&M, &Sample<A>, &[T], f64) -> Report>;
 
-impl<A: Activation, T: Element> Case<A, T> {
+impl<A: Registered, T: Element> Case<A, T> {
     /// Runs it on `x`, and compares with the reference.
     pub fn check(&self, gpu: &Gpu, x: &[T], ulps: f64) -> Report {
         (self.on_gpu)(gpu, &self.sample, x, ulps)
@@ -35,7 +35,7 @@ impl<A: Activation, T: Element> Case<A, T> {
 
 /// Something to do with every case.
 pub trait CaseVisitor {
-    fn case<A: Activation, T: Element>(&mut self, case: Case<A, T>);
+    fn case<A: Registered, T: Element>(&mut self, case: Case<A, T>);
 }
 
 /// Calls `visitor` with every case, in the order of the registry.
@@ -53,12 +53,12 @@ macro_rules! on_both {
 }
 
 impl<V: CaseVisitor> Cases<'_, V> {
-    fn plain<A: Activation, T: Element>(&mut self) {
+    fn plain<A: Registered, T: Element>(&mut self) {
         self.add::<A, T>("forward", || on_both!(forward));
         self.add::<A, T>("backward", || on_both!(backward));
     }
 
-    fn gated<A: Gated, T: Element>(&mut self) {
+    fn gated<A: Gated + Registered, T: Element>(&mut self) {
         for order in Order::ALL {
             let [forward, backward] = match order {
                 Order::First => ["gated1 forward", "gated1 backward"],
@@ -74,7 +74,7 @@ impl<V: CaseVisitor> Cases<'_, V> {
     }
 
     /// A case for each sample.
-    fn add<A: Activation, T: Element>(
+    fn add<A: Registered, T: Element>(
         &mut self,
         direction: &'static str,
         checks: impl Fn() -> (Check<Gpu, A, T>, Check<Cpu, A, T>),
@@ -91,7 +91,7 @@ impl<V: CaseVisitor> Cases<'_, V> {
     }
 }
 
-fn forward<A: Activation, T: Element>(
+fn forward<A: Registered, T: Element>(
     machine: &impl Runs,
     s: &Sample<A>,
     x: &[T],
@@ -100,7 +100,7 @@ fn forward<A: Activation, T: Element>(
     check::forward(machine, &s.op, &s.params, x, ulps)
 }
 
-fn backward<A: Activation, T: Element>(
+fn backward<A: Registered, T: Element>(
     machine: &impl Runs,
     s: &Sample<A>,
     x: &[T],
@@ -110,7 +110,7 @@ fn backward<A: Activation, T: Element>(
     check::backward(machine, &s.op, &s.params, x, &dy, ulps)
 }
 
-fn gated_forward<A: Gated, T: Element>(
+fn gated_forward<A: Gated + Registered, T: Element>(
     machine: &impl Runs,
     order: Order,
     s: &Sample<A>,
@@ -121,7 +121,7 @@ fn gated_forward<A: Gated, T: Element>(
     check::gated_forward(machine, &s.op, order, &s.params, [x, &v], ulps)
 }
 
-fn gated_backward<A: Gated, T: Element>(
+fn gated_backward<A: Gated + Registered, T: Element>(
     machine: &impl Runs,
     order: Order,
     s: &Sample<A>,
@@ -134,13 +134,13 @@ fn gated_backward<A: Gated, T: Element>(
 }
 
 impl<V: CaseVisitor> Visitor for Cases<'_, V> {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.plain::<A, f32>();
         self.plain::<A, f16>();
         self.plain::<A, bf16>();
     }
 
-    fn visit_gated<A: Gated>(&mut self) {
+    fn visit_gated<A: Gated + Registered>(&mut self) {
         self.gated::<A, f32>();
         self.gated::<A, f16>();
         self.gated::<A, bf16>();

@@ -1,6 +1,7 @@
 //! Runs an op on the device and holds the result against the reference.
 
 use cuda_emulator::{Approx, Settings};
+use xact::activation::Registered;
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{Activation, Element, Gated, Order};
 
@@ -41,7 +42,7 @@ fn at_measured(ulps: f64) -> Bounds {
 }
 
 /// The forward of `op` on x, checked at the parameters that the kernel uses.
-pub fn forward<A: Activation, T: Element>(
+pub fn forward<A: Registered, T: Element>(
     machine: &impl Runs,
     op: &A,
     params: &[f32],
@@ -55,7 +56,7 @@ pub fn forward<A: Activation, T: Element>(
 
 /// The backward of `op` on x and dy: dx at the parameters that the kernel uses, their gradients at the
 /// stored ones.
-pub fn backward<A: Activation, T: Element>(
+pub fn backward<A: Registered, T: Element>(
     machine: &impl Runs,
     op: &A,
     params: &[f32],
@@ -79,7 +80,7 @@ pub fn backward<A: Activation, T: Element>(
 }
 
 /// The gated forward of `op`, likewise. (The parameters of gated ops are used as they are stored.)
-pub fn gated_forward<A: Gated, T: Element>(
+pub fn gated_forward<A: Gated + Registered, T: Element>(
     machine: &impl Runs,
     op: &A,
     order: Order,
@@ -95,7 +96,7 @@ pub fn gated_forward<A: Gated, T: Element>(
 }
 
 /// The gated backward of `op`, likewise.
-pub fn gated_backward<A: Gated, T: Element>(
+pub fn gated_backward<A: Gated + Registered, T: Element>(
     machine: &impl Runs,
     op: &A,
     order: Order,
@@ -119,7 +120,7 @@ pub fn gated_backward<A: Gated, T: Element>(
 }
 
 /// See [`Activation::measured`].
-pub fn measured<A: Activation>(machine: &impl Runs, op: &A, params: &[f32]) -> Vec<f64> {
+pub fn measured<A: Registered>(machine: &impl Runs, op: &A, params: &[f32]) -> Vec<f64> {
     op.measured(params, &mut |op, params, x| {
         machine.forward(op, params, &[x]).expect("one element")[0]
     })

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use xact::Device;
+use xact::{Device, Queue};
 use xact::cudarc::driver::CudaStream;
 
 /// `--device` and `XACT_DEVICE`.
@@ -72,6 +72,15 @@ pub struct Gpu {
     pub name: String,
 }
 
+impl Gpu {
+    /// A queue on the stream, with a workspace for all that the tests and commands run.
+    pub fn queue(&self) -> Result<Queue, xact::Error> {
+        let mut queue = Queue::new(&self.stream)?;
+        queue.reserve(1 << 20)?;
+        Ok(queue)
+    }
+}
+
 /// Opens the device that `choice` names. The first call decides for the process.
 pub fn open(choice: Choice) -> Result<Gpu, String> {
     static CHOSEN: OnceLock<Result<bool, String>> = OnceLock::new();
@@ -111,10 +120,10 @@ fn substitute_kernels() -> Result<(), String> {
         .map_err(|e| format!("XACT_SUBSTITUTES={}: {e}", folder.display()))?;
     found.try_for_each(|file| {
         let path = file.map_err(|e| e.to_string())?.path();
-        let is_it = |image: &&xact::Image| {
+        let is_it = |image: &&xact::cuda::Image| {
             path.file_name() == Some(format!("{}.sm_{}.ptx", image.stem, image.target).as_ref())
         };
-        let image = xact::images().iter().find(is_it);
+        let image = xact::cuda::images().iter().find(is_it);
         let image = image.ok_or_else(|| format!("{} is the PTX of no kernel", path.display()))?;
         let text = std::fs::read_to_string(&path).map_err(|e| e.to_string())?;
         cuda_emulator::substitute(image.ptx, &text);

@@ -80,7 +80,7 @@ pub fn keep<I: TokenId>(
     let exempt = upload(&id_bytes(tokens.exempt), 8);
     let offsets: &[i32] = match tokens.layout {
         Layout::Documents { cu_seqlens } => cu_seqlens,
-        Layout::Rows { .. } => &[],
+        _ => &[],
     };
     let cu_seqlens = upload(bytemuck::cast_slice(offsets), 4);
     let words = goldfish.bitmap_words().unwrap_or_default();
@@ -106,7 +106,7 @@ pub fn keep<I: TokenId>(
                 },
                 layout: match tokens.layout {
                     Layout::Rows { len } => goldfish::Layout::Rows { len: len as u64 },
-                    Layout::Documents { .. } => goldfish::Layout::Documents {
+                    _ => goldfish::Layout::Documents {
                         cu_seqlens: cu_seqlens.run(gpu),
                     },
                 },

@@ -1,6 +1,6 @@
 //! Inputs worth testing.
 
-use xact::activation::Sample;
+use xact::activation::{Registered, Sample};
 use xact::{Activation, Element};
 
 /// Every one of the 65,536 values of a 16-bit type.
@@ -64,24 +64,8 @@ pub fn cruel() -> Vec<f32> {
     values
 }
 
-/// Where the kernels change from one formula to another, in |x|: expm1 of xIELU; arctan(u) to arctan(1/u) and
-/// the scaling of u² of xATLU; the series of h, and the far ends of the exponentials, of xGELU and xSiLU.
-const SWITCH_OVERS: [f64; 9] = [
-    1.25,
-    1.0,
-    1.152_921_504_606_847e18, // 2^60
-    // Where e^(−u²/2) and e^−u reach 2^−126, the last exponent that scales.
-    13.215_9,
-    87.336_5,
-    // Where they are taken to be 0.
-    14.5,
-    16.0,
-    104.0,
-    120.0,
-];
-
 /// Where f or f′ changes its sign, 0 excepted, to the last digits of f64.
-fn roots<A: Activation>(op: &A, params: &[f64]) -> Vec<f64> {
+fn roots<A: Registered>(op: &A, params: &[f64]) -> Vec<f64> {
     /// From 1e-6 to 1e6, a factor of 1.05 apart.
     const STEPS: i32 = 566;
     let mut roots = Vec::new();
@@ -121,14 +105,14 @@ fn around(point: f64) -> impl Iterator<Item = f64> {
 
 /// The inputs of an accuracy test in T: all values of a 16-bit type; of f32 `2 · count`, those that are
 /// cruel, and the neighbourhoods of the roots of f and f′ and of the switch-over points.
-pub fn accuracy<A: Activation, T: Element>(sample: &Sample<A>, count: u32) -> Vec<T> {
+pub fn accuracy<A: Registered, T: Element>(sample: &Sample<A>, count: u32) -> Vec<T> {
     if size_of::<T>() == 2 {
         return every_16_bit();
     }
     let params: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
     let points = roots(&sample.op, &params)
         .into_iter()
-        .chain(SWITCH_OVERS.iter().flat_map(|&u| [u, -u]));
+        .chain(A::SWITCH_OVERS.iter().flat_map(|&u| [u, -u]));
     f32_sweep(count)
         .into_iter()
         .map(f64::from)

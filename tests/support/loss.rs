@@ -127,9 +127,9 @@ impl<'a> Uploaded<'a> {
     fn normalizer(&self, op: &CrossEntropy, outputs: &raw::Outputs) -> Option<CUdeviceptr> {
         let in_summary = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
         match op.normalizer {
+            _ if self.normalizer.is_some() => self.external(),
             xact::Normalizer::None => None,
-            xact::Normalizer::External => self.external(),
-            xact::Normalizer::Kept | xact::Normalizer::Weight => Some(outputs.summary + in_summary),
+            _ => Some(outputs.summary + in_summary),
         }
     }
 }
@@ -168,7 +168,7 @@ impl Buffers {
             z_loss: optional(&self.z_loss),
             lse: optional(&self.lse),
             argmax: optional(&self.argmax),
-            stats: self.stats.device_ptr_mut(&gpu.stream).0,
+            saved: Some(self.stats.device_ptr_mut(&gpu.stream).0),
             summary: self.summary.device_ptr_mut(&gpu.stream).0,
         }
     }
@@ -236,7 +236,7 @@ pub fn forward_backward<T: Element>(
     let call = raw::Backward {
         rows: uploaded.rows(),
         logits: logits(batch, &input, gpu),
-        stats: outputs.stats,
+        saved: outputs.saved.expect("saved"),
         ranks: 1,
         dlogits: output.matrix(gpu),
         normalizer: uploaded.normalizer(op, &outputs),
@@ -273,10 +273,7 @@ pub fn sharded<T: Element>(
             let shard = Batch {
                 logits: logits.collect(),
                 cols,
-                shard: Some(Shard {
-                    first_class: first as u64,
-                    classes: batch.cols as u64,
-                }),
+                shard: Some(Shard::new(first as u64, batch.cols as u64)),
                 ..batch.clone()
             };
             first += cols;
@@ -294,7 +291,7 @@ pub fn sharded<T: Element>(
             rows: uploaded.rows(),
             logits: logits(shard, &input, gpu),
             with_argmax: how.all_outputs,
-            stats: stats.device_ptr_mut(&gpu.stream).0,
+            saved: stats.device_ptr_mut(&gpu.stream).0,
             scratch: uploaded.scratch(),
         };
         // SAFETY: the buffers live until the download below, which waits for the stream.
@@ -321,7 +318,7 @@ pub fn sharded<T: Element>(
         let call = raw::Backward {
             rows: uploaded.rows(),
             logits: logits(shard, &input, gpu),
-            stats: gathered,
+            saved: gathered,
             ranks: shards.len() as u64,
             dlogits: input.matrix(gpu),
             normalizer: uploaded.normalizer(op, &outputs),
@@ -448,7 +445,7 @@ pub fn far_apart<T: Element>(gpu: &Gpu) -> std::result::Result<(), String> {
             let call = raw::Backward {
                 rows: dense.rows(),
                 logits,
-                stats: outputs.stats,
+                saved: outputs.saved.expect("saved"),
                 ranks: 1,
                 dlogits: logits.matrix,
                 normalizer: dense.normalizer(&op, &outputs),

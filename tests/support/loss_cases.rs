@@ -12,18 +12,9 @@ use super::{goldfish_golden, loss_golden};
 /// The options of the accuracy table, by name.
 pub fn options() -> [(&'static str, CrossEntropy); 5] {
     let plain = CrossEntropy::default();
-    let smoothing = CrossEntropy {
-        label_smoothing: 0.1,
-        ..plain
-    };
-    let z_loss = CrossEntropy {
-        z_loss: 1e-3,
-        ..plain
-    };
-    let softcap = CrossEntropy {
-        softcap: Some(30.0),
-        ..plain
-    };
+    let smoothing = plain.label_smoothing(0.1);
+    let z_loss = plain.z_loss(1e-3);
+    let softcap = plain.softcap(30.0);
     [
         ("plain", plain),
         ("smoothing", smoothing),
@@ -36,29 +27,14 @@ pub fn options() -> [(&'static str, CrossEntropy); 5] {
 /// Three that between them have every option of the formula and every normaliser but the caller's own, by name.
 pub fn few_options() -> [(&'static str, CrossEntropy); 3] {
     let plain = CrossEntropy::default();
-    let smoothed = CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-3,
-        normalizer: Normalizer::Weight,
-        ..plain
-    };
-    let capped = CrossEntropy {
-        softcap: Some(15.0),
-        normalizer: Normalizer::None,
-        ..plain
-    };
+    let smoothed = plain.label_smoothing(0.1).z_loss(1e-3).normalizer(Normalizer::Weight);
+    let capped = plain.softcap(15.0).normalizer(Normalizer::None);
     [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
 }
 
 /// Every option that changes the formula.
 pub fn everything() -> CrossEntropy {
-    CrossEntropy {
-        label_smoothing: 0.1,
-        z_loss: 1e-4,
-        softcap: Some(15.0),
-        normalizer: Normalizer::Weight,
-        ..CrossEntropy::default()
-    }
+    CrossEntropy::default().label_smoothing(0.1).z_loss(1e-4).softcap(15.0).normalizer(Normalizer::Weight)
 }
 
 /// Numbers of deviation `scale`, roughly normal.
@@ -101,6 +77,8 @@ pub struct AnyCall {
     weighted: bool,
     upstream: bool,
     masked: bool,
+    /// The gradients are divided by a number of the call.
+    external: bool,
     seed: u64,
 }
 
@@ -119,20 +97,14 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
         let (rows, classes, padding) = shape;
         let (label_smoothing, z_loss, softcap, normalizer) = op;
         let (scale, stride, [weighted, upstream, masked], seed) = batch;
-        let normalizers = [
-            Normalizer::None,
-            Normalizer::Kept,
-            Normalizer::Weight,
-            Normalizer::External,
-        ];
-        let op = CrossEntropy {
-            label_smoothing,
-            z_loss,
-            softcap,
-            vocab: (padding > 0).then_some(classes as u64),
-            normalizer: normalizers[normalizer],
-            ..CrossEntropy::default()
-        };
+        let normalizers = [Normalizer::None, Normalizer::Kept, Normalizer::Weight];
+        let external = normalizer == normalizers.len();
+        let mut op = CrossEntropy::default()
+            .label_smoothing(label_smoothing)
+            .z_loss(z_loss)
+            .normalizer(normalizers[normalizer % normalizers.len()]);
+        op.softcap = softcap;
+        op.vocab = (padding > 0).then_some(classes as u64);
         // A single row is the first one.
         let stride = if rows > 1 { stride } else { stride.abs() };
         AnyCall {
@@ -145,6 +117,7 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
             weighted,
             upstream,
             masked,
+            external,
             seed,
         }
     })
@@ -159,7 +132,7 @@ impl AnyCall {
         let length = self.stride.unsigned_abs() as usize * (self.rows - 1) + 1;
         let dloss = self.upstream.then(|| random.normal(length, 1.0));
         batch.dloss = dloss.map(|values| (values, self.stride));
-        batch.normalizer = Some(3.5);
+        batch.normalizer = self.external.then_some(3.5);
         if self.masked {
             batch.labels[self.rows / 2] = self.op.ignore_index;
         }
@@ -221,10 +194,7 @@ pub fn special_rows<T: Element>() -> (Batch<T>, [CrossEntropy; 5]) {
     ];
     let logits = rows.concat().into_iter().map(T::from_f64).collect();
     let batch = Batch::<T>::new(logits, COLS, vec![1; rows.len()]);
-    let caps = [1e-37, 0.5, 1e4, 1e30, 2e38].map(|cap| CrossEntropy {
-        softcap: Some(cap),
-        ..CrossEntropy::default()
-    });
+    let caps = [1e-37, 0.5, 1e4, 1e30, 2e38].map(|cap| CrossEntropy::default().softcap(cap));
     (batch, caps)
 }
 

@@ -15,7 +15,7 @@ pub struct Batch<T> {
     pub weights: Option<Vec<f32>>,
     /// What the gradients of the losses are, and the distance from one row's to the next one's.
     pub dloss: Option<(Vec<f32>, i64)>,
-    /// For `Normalizer::External`.
+    /// What to divide by, not what the options say.
     pub normalizer: Option<f32>,
     pub shard: Option<Shard>,
 }
@@ -102,10 +102,11 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
         .collect();
     let kept = || (0..fates.len()).filter(|&r| matches!(fates[r], Fate::Kept | Fate::Bad));
     let normalizer = match op.normalizer {
+        _ if batch.normalizer.is_some() => f64::from(batch.normalizer.unwrap_or_default()),
         xact::Normalizer::None => 1.0,
         xact::Normalizer::Kept => kept().count() as f64,
         xact::Normalizer::Weight => kept().map(|r| f64::from(weight(r))).sum(),
-        xact::Normalizer::External => f64::from(batch.normalizer.expect("given")),
+        other => panic!("{other:?}"),
     };
     let rows = (0..fates.len())
         .map(|r| {

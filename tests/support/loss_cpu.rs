@@ -1,13 +1,9 @@
 //! Runs cross-entropy on the CPU backend, with canaries between the rows.
 
-use xact::cpu::cross_entropy::{
-    Backward, BackwardInPlace, Dloss, Finish, Forward, ForwardWithGradient, Goldfish, Matrix,
-    MatrixMut, Outputs, PartialStats, Rows, backward, backward_in_place, finish, forward,
-    forward_with_gradient, partial_stats,
-};
-use xact::loss::cross_entropy::Shard;
-use xact::loss::goldfish::{TokenId, Tokens};
-use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats};
+use xact::cpu::cross_entropy::{self, backward, backward_in_place, finish, forward, partial};
+use xact::cpu::{Input, Output};
+use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats, Rows, Shard};
 
 use super::loss_check::{Batch, Results};
 
@@ -66,20 +62,17 @@ impl<T: Element> Spread<T> {
         }
     }
 
-    fn matrix(&self) -> Matrix<'_, T> {
-        Matrix {
-            elements: &self.elements,
-            cols: self.cols,
-            pitch: self.pitch,
-        }
+    fn rows(&self, rows: usize) -> Rows {
+        Rows::new(rows, self.cols).pitch(self.pitch)
     }
 
-    fn matrix_mut(&mut self) -> MatrixMut<'_, T> {
-        MatrixMut {
-            elements: &mut self.elements,
-            cols: self.cols,
-            pitch: self.pitch,
-        }
+    fn input(&self, rows: usize) -> Input<'_, T> {
+        Input::rows(&self.elements, self.rows(rows))
+    }
+
+    fn output(&mut self, rows: usize) -> Output<'_, T> {
+        let rows = self.rows(rows);
+        Output::rows(&mut self.elements, rows)
     }
 
     fn collect(&self) -> Vec<T> {
@@ -102,7 +95,7 @@ struct Buffers {
     z_loss: Vec<f32>,
     lse: Vec<f32>,
     argmax: Vec<i32>,
-    stats: Vec<RowStats>,
+    saved: Vec<u8>,
 }
 
 impl Buffers {
@@ -113,17 +106,7 @@ impl Buffers {
             z_loss: line(),
             lse: line(),
             argmax: vec![-7; rows],
-            stats: vec![RowStats::default(); rows],
-        }
-    }
-
-    fn outputs(&mut self, all: bool) -> Outputs<'_> {
-        Outputs {
-            loss: all.then_some(&mut self.loss),
-            z_loss: all.then_some(&mut self.z_loss),
-            lse: all.then_some(&mut self.lse),
-            argmax: all.then_some(&mut self.argmax),
-            stats: Some(&mut self.stats),
+            saved: vec![0; size_of::<RowStats>() * rows],
         }
     }
 
@@ -133,23 +116,86 @@ impl Buffers {
             z_loss,
             lse,
             argmax,
-            stats,
+            saved,
         } = self;
         Results {
             loss,
             z_loss,
             lse,
             argmax,
-            stats,
+            stats: stats(&saved),
             summary,
             dlogits,
         }
     }
 }
 
+/// What is saved, as the kernels know it.
+fn stats(saved: &[u8]) -> Vec<RowStats> {
+    let word = |bytes: &[u8], i: usize| -> u32 { bytemuck::pod_read_unaligned(&bytes[4 * i..][..4]) };
+    let float = |bytes: &[u8], i| f32::from_bits(word(bytes, i));
+    let rows = saved.chunks_exact(size_of::<RowStats>());
+    let row = |bytes| RowStats {
+        max: float(bytes, 0),
+        rest: float(bytes, 1),
+        target: float(bytes, 2),
+        sum: float(bytes, 3),
+        argmax: word(bytes, 4),
+    };
+    rows.map(row).collect()
+}
+
+/// A call with what decides about its rows.
+macro_rules! with_rows {
+    ($call:expr, $batch:expr, $goldfish:expr) => {{
+        let mut call = $call;
+        if let Some(weights) = &$batch.weights {
+            call = call.weights(weights);
+        }
+        if let Some((goldfish, tokens)) = $goldfish {
+            call = call.goldfish(goldfish, tokens);
+        }
+        call
+    }};
+}
+
+/// A call with its outputs.
+macro_rules! with_outputs {
+    ($call:expr, $batch:expr, $buffers:expr, $all:expr) => {{
+        let mut call = $call.saved(&mut $buffers.saved);
+        if $all {
+            call = call
+                .loss(&mut $buffers.loss)
+                .z_loss(&mut $buffers.z_loss)
+                .lse(&mut $buffers.lse)
+                .argmax(&mut $buffers.argmax);
+        }
+        if let Some(normalizer) = $batch.normalizer {
+            call = call.normalizer(normalizer);
+        }
+        call
+    }};
+}
+
+/// A call with its upstream gradients.
+macro_rules! with_dloss {
+    ($call:expr, $batch:expr) => {{
+        let mut call = $call;
+        if let Some((values, stride)) = &$batch.dloss {
+            call = call.dloss_strided(values, usize::try_from(*stride).expect("forwards"));
+        }
+        call
+    }};
+}
+
 /// A task with the labels as i64 or as i32.
 trait WithRows<T> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>>;
+    fn run<L: TokenId>(
+        self,
+        batch: &Batch<T>,
+        labels: &[L],
+        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
+    ) -> Result<Results<T>>;
 }
 
 fn with_rows<T: Element>(
@@ -159,83 +205,54 @@ fn with_rows<T: Element>(
 ) -> Result<Results<T>> {
     let narrow = |ids: &[i64]| -> Vec<i32> { ids.iter().map(|&id| id as i32).collect() };
     if !how.narrow {
-        let goldfish = how
-            .goldfish
-            .map(|(strategy, tokens)| Goldfish { strategy, tokens });
-        let rows = Rows {
-            labels: &batch.labels,
-            weights: batch.weights.as_deref(),
-            goldfish,
-            shard: batch.shard,
-        };
-        return task.run(batch, rows);
+        return task.run(batch, &batch.labels, how.goldfish);
     }
     let ids = how.goldfish.map(|(_, tokens)| narrow(tokens.hash_ids));
     let halo = how.goldfish.map(|(_, tokens)| narrow(tokens.halo));
-    let goldfish = how.goldfish.map(|(strategy, tokens)| Goldfish {
-        strategy,
-        tokens: Tokens {
-            hash_ids: ids.as_deref().unwrap_or_default(),
-            halo: halo.as_deref().unwrap_or_default(),
-            layout: tokens.layout,
-            exempt: tokens.exempt,
-        },
+    let goldfish = how.goldfish.map(|(strategy, tokens)| {
+        let ids = ids.as_deref().unwrap_or_default();
+        let narrow = match tokens.layout {
+            Layout::Documents { cu_seqlens } => Tokens::documents(ids, cu_seqlens),
+            Layout::Rows { len } => Tokens::rows(ids, len),
+            other => panic!("{other:?}"),
+        };
+        let halo = halo.as_deref().unwrap_or_default();
+        (strategy, narrow.halo(halo).exempt(tokens.exempt))
     });
-    let labels = narrow(&batch.labels);
-    let rows = Rows {
-        labels: &labels,
-        weights: batch.weights.as_deref(),
-        goldfish,
-        shard: batch.shard,
-    };
-    task.run(batch, rows)
-}
-
-fn dloss<T>(batch: &Batch<T>) -> Option<Dloss<'_>> {
-    (batch.dloss.as_ref()).map(|(values, stride)| Dloss {
-        values,
-        stride: usize::try_from(*stride).expect("forwards"),
-    })
+    task.run(batch, &narrow(&batch.labels), goldfish)
 }
 
 struct TwoCalls<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for TwoCalls<'_> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
+    fn run<L: TokenId>(
+        self,
+        batch: &Batch<T>,
+        labels: &[L],
+        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
+    ) -> Result<Results<T>> {
         let TwoCalls(op, how) = self;
         let n = batch.labels.len();
         let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
         let mut buffers = Buffers::new(n);
-        let call = Forward {
-            logits: logits.matrix(),
-            rows,
-            outputs: buffers.outputs(how.all_outputs),
-            normalizer: batch.normalizer,
-        };
-        let summary = forward(op, call)?;
+        let call = with_rows!(forward(op, logits.input(n), labels), batch, goldfish);
+        let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
         let divisor = summary.normalizer;
         if how.in_place {
-            let call = BackwardInPlace {
-                logits: logits.matrix_mut(),
-                rows,
-                stats: &buffers.stats,
-                divisor,
-                dloss: dloss(batch),
+            let call = backward_in_place(op, logits.output(n), labels, &buffers.saved, divisor);
+            let call = with_rows!(call, batch, goldfish);
+            let call = match batch.shard {
+                Some(shard) => call.shard(shard),
+                None => call,
             };
-            backward_in_place(op, call)?;
+            with_dloss!(call, batch).run()?;
             return Ok(buffers.results(summary, logits.collect()));
         }
         let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
         let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1]);
-        let call = Backward {
-            logits: logits.matrix(),
-            rows,
-            stats: &buffers.stats,
-            dlogits: dlogits.matrix_mut(),
-            divisor,
-            dloss: dloss(batch),
-        };
-        backward(op, call)?;
+        let (input, output) = (logits.input(n), dlogits.output(n));
+        let call = backward(op, input, labels, &buffers.saved, divisor, output);
+        with_dloss!(with_rows!(call, batch, goldfish), batch).run()?;
         Ok(buffers.results(summary, dlogits.collect()))
     }
 }
@@ -252,18 +269,19 @@ pub fn forward_backward<T: Element>(
 struct OneCall<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for OneCall<'_> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
+    fn run<L: TokenId>(
+        self,
+        batch: &Batch<T>,
+        labels: &[L],
+        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
+    ) -> Result<Results<T>> {
         let OneCall(op, how) = self;
+        let n = batch.labels.len();
         let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
-        let mut buffers = Buffers::new(batch.labels.len());
-        let call = ForwardWithGradient {
-            logits: logits.matrix_mut(),
-            rows,
-            outputs: buffers.outputs(how.all_outputs),
-            normalizer: batch.normalizer,
-            dloss: dloss(batch),
-        };
-        let summary = forward_with_gradient(op, call)?;
+        let mut buffers = Buffers::new(n);
+        let call = cross_entropy::forward_with_gradient(op, logits.output(n), labels);
+        let call = with_dloss!(with_rows!(call, batch, goldfish), batch);
+        let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
         Ok(buffers.results(summary, logits.collect()))
     }
 }
@@ -285,55 +303,34 @@ pub fn sharded<T: Element>(
     widths: &[usize],
 ) -> Result<Vec<Results<T>>> {
     let n = batch.labels.len();
-    let rows_of = |first| Rows {
-        weights: batch.weights.as_deref(),
-        shard: Some(Shard {
-            first_class: first as u64,
-            classes: batch.cols as u64,
-        }),
-        ..Rows::new(&batch.labels)
-    };
+    let none: Option<(&xact::Goldfish, Tokens<'_, i64>)> = None;
+    let shard = |first| Shard::new(first as u64, batch.cols as u64);
     // The rows of a rank are a matrix with a pitch.
     let firsts = widths.iter().scan(0, |end, &width| {
         *end += width;
         Some((*end - width, width))
     });
-    let logits = |(first, cols): (usize, usize)| Matrix {
-        elements: &batch.logits[first..(n - 1) * batch.cols + first + cols],
-        cols,
-        pitch: batch.cols,
+    let logits = |(first, cols): (usize, usize)| {
+        let elements = &batch.logits[first..(n - 1) * batch.cols + first + cols];
+        Input::rows(elements, Rows::new(n, cols).pitch(batch.cols))
     };
     let mut gathered = Vec::new();
     for columns in firsts.clone() {
-        let mut stats = vec![RowStats::default(); n];
-        let call = PartialStats {
-            logits: logits(columns),
-            rows: rows_of(columns.0),
-            with_argmax: true,
-            stats: &mut stats,
-        };
-        partial_stats(op, call)?;
-        gathered.extend(stats);
+        let mut saved = vec![0; op.saved_bytes(n as u64) as usize];
+        let call = partial(op, logits(columns), &batch.labels, shard(columns.0), &mut saved);
+        with_rows!(call, batch, none).with_argmax().run()?;
+        gathered.extend(saved);
     }
     let each = firsts.map(|columns| {
         let mut buffers = Buffers::new(n);
-        let call = Finish {
-            rows: rows_of(columns.0),
-            gathered: &gathered,
-            outputs: buffers.outputs(true),
-            normalizer: batch.normalizer,
-        };
-        let summary = finish(op, call)?;
+        let call = finish(op, &batch.labels, shard(columns.0), &gathered);
+        let call = with_rows!(call, batch, none);
+        let summary = with_outputs!(call, batch, buffers, true).run()?;
         let mut dlogits = vec![T::from_f64(f64::NAN); n * columns.1];
-        let call = Backward {
-            logits: logits(columns),
-            rows: rows_of(columns.0),
-            stats: &gathered,
-            dlogits: MatrixMut::dense(&mut dlogits, columns.1),
-            divisor: summary.normalizer,
-            dloss: dloss(batch),
-        };
-        backward(op, call)?;
+        let divisor = summary.normalizer;
+        let call = backward(op, logits(columns), &batch.labels, &gathered, divisor, &mut dlogits);
+        let call = with_rows!(call, batch, none).shard(shard(columns.0));
+        with_dloss!(call, batch).run()?;
         Ok(buffers.results(summary, dlogits))
     });
     each.collect()

@@ -38,19 +38,18 @@ pub fn cases() -> Vec<Case> {
         let of = |what: &str| floats(&format!("{name}.{what}"));
         let labels = file.tensor(&format!("{name}.labels"));
         let labels = labels.or_else(|_| file.tensor("labels")).expect("labels");
+        let mut op = CrossEntropy::default()
+            .label_smoothing(number("label_smoothing").unwrap_or(0.0))
+            .z_loss(number("z_loss").unwrap_or(0.0))
+            .normalizer(match options["normalizer"].as_str() {
+                None => Normalizer::Kept,
+                Some("weight") => Normalizer::Weight,
+                Some("none") => Normalizer::None,
+                Some(other) => panic!("a normalizer {other}"),
+            });
+        op.softcap = number("softcap");
         Case {
-            op: CrossEntropy {
-                label_smoothing: number("label_smoothing").unwrap_or(0.0),
-                z_loss: number("z_loss").unwrap_or(0.0),
-                softcap: number("softcap"),
-                normalizer: match options["normalizer"].as_str() {
-                    None => Normalizer::Kept,
-                    Some("weight") => Normalizer::Weight,
-                    Some("none") => Normalizer::None,
-                    Some(other) => panic!("a normalizer {other}"),
-                },
-                ..CrossEntropy::default()
-            },
+            op,
             cols: file.tensor("logits").expect("logits").shape()[1],
             logits: floats("logits"),
             labels: bytemuck::pod_collect_to_vec(labels.data()),

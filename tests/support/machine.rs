@@ -1,5 +1,6 @@
 //! What runs an activation: a CUDA device, or the CPU backend.
 
+use xact::activation::Registered;
 use xact::{Activation, Element, Gated, Order, Result, cpu};
 
 use super::choose::Gpu;
@@ -11,11 +12,11 @@ pub type Gradients<G> = (G, Vec<f32>);
 /// Dense calls of every form and direction.
 pub trait Runs {
     /// y.
-    fn forward<A: Activation, T: Element>(&self, op: &A, params: &[f32], x: &[T])
+    fn forward<A: Registered, T: Element>(&self, op: &A, params: &[f32], x: &[T])
     -> Result<Vec<T>>;
 
     /// dx.
-    fn backward<A: Activation, T: Element>(
+    fn backward<A: Registered, T: Element>(
         &self,
         op: &A,
         params: &[f32],
@@ -24,7 +25,7 @@ pub trait Runs {
     ) -> Result<Gradients<Vec<T>>>;
 
     /// y, for x and v.
-    fn gated_forward<A: Gated, T: Element>(
+    fn gated_forward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -33,7 +34,7 @@ pub trait Runs {
     ) -> Result<Vec<T>>;
 
     /// dx and dv, for x, v and dy.
-    fn gated_backward<A: Gated, T: Element>(
+    fn gated_backward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -43,7 +44,7 @@ pub trait Runs {
 }
 
 impl Runs for Gpu {
-    fn forward<A: Activation, T: Element>(
+    fn forward<A: Registered, T: Element>(
         &self,
         op: &A,
         params: &[f32],
@@ -52,7 +53,7 @@ impl Runs for Gpu {
         run::forward(self, op, params, x, &How::default())
     }
 
-    fn backward<A: Activation, T: Element>(
+    fn backward<A: Registered, T: Element>(
         &self,
         op: &A,
         params: &[f32],
@@ -62,7 +63,7 @@ impl Runs for Gpu {
         run::backward(self, op, params, x, dy, &How::default())
     }
 
-    fn gated_forward<A: Gated, T: Element>(
+    fn gated_forward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -72,7 +73,7 @@ impl Runs for Gpu {
         run::gated_forward(self, op, order, params, inputs, &How::default())
     }
 
-    fn gated_backward<A: Gated, T: Element>(
+    fn gated_backward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -100,18 +101,18 @@ fn nan<T: Element>(len: usize) -> Vec<T> {
 }
 
 impl Runs for Cpu {
-    fn forward<A: Activation, T: Element>(
+    fn forward<A: Registered, T: Element>(
         &self,
         op: &A,
         params: &[f32],
         x: &[T],
     ) -> Result<Vec<T>> {
         let mut y = nan(x.len());
-        cpu::forward(op, params, x, &mut y)?;
+        cpu::forward(op, x, params, &mut y).run()?;
         Ok(y)
     }
 
-    fn backward<A: Activation, T: Element>(
+    fn backward<A: Registered, T: Element>(
         &self,
         op: &A,
         params: &[f32],
@@ -119,19 +120,12 @@ impl Runs for Cpu {
         dy: &[T],
     ) -> Result<Gradients<Vec<T>>> {
         let (mut dx, mut dparams) = (nan(x.len()), nan(params.len()));
-        let call = cpu::Backward {
-            x,
-            dy,
-            dx: &mut dx,
-            y: None,
-            dparams: &mut dparams,
-            accumulate: false,
-        };
-        cpu::backward(op, params, call)?;
+        let call = cpu::backward(op, x, dy, params, &mut dx);
+        call.gradients(&mut dparams).run()?;
         Ok((dx, dparams))
     }
 
-    fn gated_forward<A: Gated, T: Element>(
+    fn gated_forward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -139,11 +133,11 @@ impl Runs for Cpu {
         [x, v]: [&[T]; 2],
     ) -> Result<Vec<T>> {
         let mut y = nan(x.len());
-        cpu::gated_forward(op, order, params, x, v, &mut y)?;
+        cpu::gated_forward(op, order, (x, v), params, &mut y).run()?;
         Ok(y)
     }
 
-    fn gated_backward<A: Gated, T: Element>(
+    fn gated_backward<A: Gated + Registered, T: Element>(
         &self,
         op: &A,
         order: Order,
@@ -151,17 +145,8 @@ impl Runs for Cpu {
         [x, v, dy]: [&[T]; 3],
     ) -> Result<Gradients<[Vec<T>; 2]>> {
         let (mut dx, mut dv, mut dparams) = (nan(x.len()), nan(x.len()), nan(params.len()));
-        let call = cpu::GatedBackward {
-            x,
-            v,
-            dy,
-            dx: &mut dx,
-            dv: &mut dv,
-            y: None,
-            dparams: &mut dparams,
-            accumulate: false,
-        };
-        cpu::gated_backward(op, order, params, call)?;
+        let call = cpu::gated_backward(op, order, (x, v), dy, params, (&mut dx, &mut dv));
+        call.gradients(&mut dparams).run()?;
         Ok(([dx, dv], dparams))
     }
 }

@@ -5,6 +5,7 @@
 use std::num::NonZeroU32;
 
 use cuda_emulator::{BufferTraffic, LaunchReport};
+use xact::activation::Registered;
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
 use xact::{Activation, Dtype, Element, Gated, Order, Result};
@@ -150,7 +151,7 @@ fn common<'a, T: Element, P: Element>(
 }
 
 /// y, as the device computes it.
-pub fn forward<A: Activation, T: Element, P: Element>(
+pub fn forward<A: Registered, T: Element, P: Element>(
     gpu: &Gpu,
     op: &A,
     params: &[P],
@@ -180,7 +181,7 @@ pub fn forward<A: Activation, T: Element, P: Element>(
 }
 
 /// dx and the parameter gradients, as the device computes them.
-pub fn backward<A: Activation, T: Element, P: Element>(
+pub fn backward<A: Registered, T: Element, P: Element>(
     gpu: &Gpu,
     op: &A,
     params: &[P],
@@ -199,7 +200,7 @@ pub fn backward<A: Activation, T: Element, P: Element>(
         .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
         .collect();
     let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
-    let needed = workspace_bytes::<A>(T::DTYPE, how.rows, input.cols);
+    let needed = workspace_bytes(op, T::DTYPE, how.rows, input.cols);
     // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
     // is written.
     let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
@@ -211,12 +212,12 @@ pub fn backward<A: Activation, T: Element, P: Element>(
             dy: gradient.matrix(gpu),
             dx: output.matrix(gpu),
             y: y.as_ref().map(|y| y.matrix(gpu)),
-            dparams: raw::Dparams {
+            dparams: Some(raw::Dparams {
                 out: &pointers,
                 accumulate: how.accumulate,
                 workspace,
                 workspace_bytes: needed as u64,
-            },
+            }),
         };
         // SAFETY: the buffers live until the downloads below, which wait for the stream.
         unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -328,7 +329,7 @@ impl Pair {
 }
 
 /// y of a gated form, as the device computes it.
-pub fn gated_forward<A: Gated, T: Element>(
+pub fn gated_forward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     op: &A,
     order: Order,
@@ -357,7 +358,7 @@ pub fn gated_forward<A: Gated, T: Element>(
 }
 
 /// dx, dv and the parameter gradients of a gated form, as the device computes them.
-pub fn gated_backward<A: Gated, T: Element>(
+pub fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     op: &A,
     order: Order,
@@ -375,7 +376,7 @@ pub fn gated_backward<A: Gated, T: Element>(
         .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
         .collect();
     let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
-    let needed = workspace_bytes::<A>(T::DTYPE, how.rows, upstream.cols);
+    let needed = workspace_bytes(op, T::DTYPE, how.rows, upstream.cols);
     // SAFETY: uninitialised on purpose, as in `backward`.
     let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
     with_scalars(gpu, params, |params| {
@@ -390,12 +391,12 @@ pub fn gated_backward<A: Gated, T: Element>(
             dx,
             dv,
             y: y.as_ref().map(|y| y.matrix(gpu)),
-            dparams: raw::Dparams {
+            dparams: Some(raw::Dparams {
                 out: &pointers,
                 accumulate: how.accumulate,
                 workspace,
                 workspace_bytes: needed as u64,
-            },
+            }),
         };
         // SAFETY: the buffers live until the downloads below, which wait for the stream.
         unsafe { raw::gated_backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -420,8 +421,13 @@ pub fn gated_backward<A: Gated, T: Element>(
 }
 
 /// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
-pub fn workspace_bytes<A: Activation>(dtype: Dtype, rows: usize, cols: usize) -> usize {
-    raw::workspace_bytes::<A>(dtype, rows as u64, cols as u64).expect("a small shape") as usize
+pub fn workspace_bytes<A: Registered>(
+    op: &A,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+) -> usize {
+    raw::workspace_bytes(op, dtype, rows as u64, cols as u64).expect("a small shape") as usize
 }
 
 /// The tensors and the workspace among the buffers of a launch. The scalars are left out: every thread
