@@ -19,7 +19,7 @@ use support::files;
 use support::machine::{Cpu, Runs};
 use support::strategy::{Name, Numbers};
 use xact::activation::expanded::{self, Gate};
-use xact::activation::{Registered, GateOutput, GatedBackward, GatedForward, Input, Order, ParamGradients};
+use xact::activation::{GateOutput, GatedBackward, GatedForward, Input, Order, ParamGradients};
 use xact::cudarc::driver::CudaSlice;
 use xact::{
     Activation, Compat, Element, EpsGradient, Gated, Parameters, Workspace, Xatlu, Xgelu, Xielu,
@@ -38,14 +38,22 @@ struct Arguments {
 enum Op {
     /// xIELU: reads x (f32, f16 or bf16, any shape), alpha_p and alpha_n (f32, one element each), for
     /// backward also dy (type and shape of x); writes y, or dx, dalpha_p and dalpha_n
-    Xielu::default().#[command(flatten)]
-        task(Task)./// alpha_p and alpha_n are used as they are(/// alpha_p and alpha_n are used as they are).not passed through a softplus
+    Xielu {
+        #[command(flatten)]
+        task: Task,
+        /// alpha_p and alpha_n are used as they are, not passed through a softplus
         #[arg(long)]
-        effective(bool).#[arg(long, default_value_t = 0.5, allow_hyphen_values = true, value_parser = finite)]
-        beta(f32)./// Clamp x inside expm1(/// Clamp x inside expm1).as Hugging Face does with -1e-6
+        effective: bool,
+        /// The slope at 0
+        #[arg(long, default_value_t = 0.5, allow_hyphen_values = true, value_parser = finite)]
+        beta: f32,
+        /// Clamp x inside expm1, as Hugging Face does with -1e-6
         #[arg(long, allow_hyphen_values = true, value_parser = not_nan)]
-        eps(Option<f32>).#[arg(long, value_enum, default_value = "autograd", requires = "eps")]
-        eps_gradient(EpsGradientName),
+        eps: Option<f32>,
+        /// The gradient of the clamp
+        #[arg(long, value_enum, default_value = "autograd", requires = "eps")]
+        eps_gradient: EpsGradientName,
+    },
     /// xATLU: reads x (f32, f16 or bf16, any shape) and alpha (f32, one element), for backward also dy
     /// (type and shape of x); writes y, or dx and dalpha
     Xatlu(Expanded),
@@ -163,7 +171,13 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), String> {
     match arguments.op {
-        Op::Xielu::default().task(task).effective(effective).beta(beta).eps(eps).eps_gradient(eps_gradient) => {
+        Op::Xielu {
+            task,
+            effective,
+            beta,
+            eps,
+            eps_gradient,
+        } => {
             let op = Xielu {
                 parameters: if effective {
                     Parameters::Effective
@@ -171,10 +185,13 @@ fn run(arguments: Arguments) -> Result<(), String> {
                     Parameters::Raw
                 },
                 beta,
-                compat: eps.map(|eps| Compat::new(eps).gradient(match eps_gradient {
+                compat: eps.map(|eps| Compat {
+                    eps,
+                    gradient: match eps_gradient {
                         EpsGradientName::Analytic => EpsGradient::Analytic,
                         EpsGradientName::Autograd => EpsGradient::Autograd,
-                    })),
+                    },
+                }),
             };
             apply(&Plain(op), &task)
         }
@@ -297,7 +314,7 @@ fn upstream<T: Element>(
 /// The op by itself.
 struct Plain<A>(A);
 
-impl<A: Registered> Compute for Plain<A> {
+impl<A: Activation> Compute for Plain<A> {
     fn compute<T: Element>(
         &self,
         task: &Task,
@@ -307,7 +324,7 @@ impl<A: Registered> Compute for Plain<A> {
         let x_view = tensor(tensors, "x")?;
         let x = elements::<T>(&x_view);
         // Optional parameters are those at the end; one that is not in the file has the value of its flag.
-        let (required, optional) = A::SIGNATURE.params.split_at(A::SIGNATURE.params.len() - A::SIGNATURE.optional);
+        let (required, optional) = A::PARAMS.split_at(A::PARAMS.len() - A::OPTIONAL);
         let given = optional.iter().filter(|name| tensors.tensor(name).is_ok());
         let params = required
             .iter()
@@ -333,7 +350,7 @@ impl<A: Registered> Compute for Plain<A> {
         };
         let (dx, dparams) = gradients.map_err(|e| e.to_string())?;
         let mut outputs = vec![output("dx", &x_view, &dx)];
-        for ((name, param), value) in A::SIGNATURE.gradients.iter().zip(A::SIGNATURE.params).zip(dparams) {
+        for ((name, param), value) in A::GRADIENTS.iter().zip(A::PARAMS).zip(dparams) {
             outputs.push(output(name, &tensor(tensors, param)?, &[value]));
         }
         Ok(outputs)
