@@ -47,6 +47,7 @@ fn the_package_holds_what_a_build_needs_and_no_more() {
         "README.md",
         "build",
         "build.rs",
+        "docs",
         "kernels",
         "src",
     ];
@@ -83,7 +84,7 @@ fn a_program_has_the_kernels() {
     let program = Program::new("with-nvcc", &unpacked("with-nvcc"), true);
     let output = program
         .cargo("run")
-        .env("NVCC", nvcc)
+        .env("NVCC", &nvcc)
         .env("XACT_REQUIRE_NVCC", "1")
         .output();
     let said = text(&success(output).stdout);
