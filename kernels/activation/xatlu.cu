@@ -56,7 +56,6 @@ struct ArctanGate {
         return ((k * kInvPi) * r) * (huge ? 0x1p-132f : 1.0f);
     }
     __device__ float h() const { return far ? fmaf(-2.0f, angle(), 1.0f) : 2.0f * angle(); }
-    __device__ float uh() const { return far ? fmaf(-2.0f, ratio, u) : 2.0f * (u * angle()); }
 };
 
 }  // namespace xact

@@ -74,10 +74,6 @@ struct NormalGate {
     }
     __device__ float slope(float k) const { return k * drifted(e.m) * e.scale; }
     __device__ float h() const { return u < kNear ? u * near() : plus_t(1.0f, -2.0f * kUnit); }
-    __device__ float uh() const {
-        return u < kNear ? square * near()
-                         : fmaf(-2.0f * kUnit * tail() * e.m, near_u * e.scale, u);
-    }
 
     // erf(u/√2)/u for u < kNear, minimax in u²: relative error 2^-24.2 before rounding.
     __device__ float near() const {

@@ -14,15 +14,13 @@ struct LogisticGate {
     static constexpr float kLog2eHi = 1.44269502f;
     static constexpr float kLog2eLo = 1.92596303e-08f;
 
-    float u;
     float near_u;       // min(u, kFar)
     ScaledExp2 e;       // e^-u
     float one_minus_t;  // 1/(1 + e)
     float b;            // t = b·kUnit·scale
 
     __device__ explicit LogisticGate(float x)
-        : u(fabsf(x)),
-          near_u(min_nan(u, kFar)),
+        : near_u(min_nan(fabsf(x), kFar)),
           e(-kLog2eHi, near_u, [this](float f) { return fmaf(-kLog2eLo, near_u, f); }) {
         one_minus_t = rcp_approx(fmaf(e.m * kUnit, e.scale, 1.0f));
         b = e.m * one_minus_t;
@@ -35,9 +33,6 @@ struct LogisticGate {
     }
     __device__ float slope(float k) const { return k * b * fmaf(-kUnit * b, e.scale, 1.0f) * e.scale; }
     __device__ float h() const { return near_u < 1.0f ? near_u * near() : plus_t(1.0f, -2.0f * kUnit); }
-    __device__ float uh() const {
-        return near_u < 1.0f ? near_u * near_u * near() : fmaf(-2.0f * kUnit * b, near_u * e.scale, u);
-    }
 
     // tanh(u/2)/u for u < 1, minimax in u²: relative error 2^-31.5 before rounding.
     __device__ float near() const {

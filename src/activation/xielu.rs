@@ -23,9 +23,6 @@ use crate::blocks::ActivationArgs;
 /// β > 0 and α_n > β. At −inf: −α_n if α_n = β, −inf if α_n < β. At +inf: −inf if α_p < 0, β·inf if
 /// α_p = 0.) Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients.
 /// f16 results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
-///
-/// The terms x² and expm1(x) − x of the parameter gradients are formed in f32: beyond |x| = 1.8e19 they are
-/// inf, below 1e-19 they lose digits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Xielu {

@@ -99,13 +99,4 @@ impl Tail for Arctan {
             2.0 * angle
         }
     }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let (far, near) = (
-            (-2f32).mul_add(self.ratio, self.u),
-            2.0 * (self.u * self.angle()),
-        );
-        if self.far { far } else { near }
-    }
 }

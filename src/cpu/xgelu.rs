@@ -105,12 +105,4 @@ impl Tail for Normal {
         let (near, far) = (self.u * self.near(), self.plus_t(1.0, -2.0 * Self::UNIT));
         if self.u < NEAR { near } else { far }
     }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let near = self.square * self.near();
-        let tail = -2.0 * Self::UNIT * self.tail() * self.m;
-        let far = tail.mul_add(self.near_u * self.scale, self.u);
-        if self.u < NEAR { near } else { far }
-    }
 }

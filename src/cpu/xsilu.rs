@@ -14,7 +14,6 @@ const LOG2E_LO: f32 = 1.925_963e-8;
 
 #[derive(Clone, Copy)]
 pub struct Logistic {
-    u: f32,
     /// min(u, FAR)
     near_u: f32,
     /// e⁻ᵘ = m·UNIT·scale
@@ -42,13 +41,11 @@ impl Tail for Logistic {
 
     #[inline(always)]
     fn new(x: f32) -> Logistic {
-        let u = x.abs();
-        let near_u = min(u, FAR);
+        let near_u = min(x.abs(), FAR);
         let e = ScaledExp2::new(-LOG2E_HI, near_u);
         let m = exp2_fraction((-LOG2E_LO).mul_add(near_u, e.fraction));
         let one_minus_t = 1.0 / (m * Self::UNIT).mul_add(e.scale, 1.0);
         Logistic {
-            u,
             near_u,
             scale: e.scale,
             one_minus_t,
@@ -83,13 +80,6 @@ impl Tail for Logistic {
             self.near_u * self.near(),
             self.plus_t(1.0, -2.0 * Self::UNIT),
         );
-        if self.near_u < 1.0 { near } else { far }
-    }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let near = self.near_u * self.near_u * self.near();
-        let far = (-2.0 * Self::UNIT * self.b).mul_add(self.near_u * self.scale, self.u);
         if self.near_u < 1.0 { near } else { far }
     }
 }

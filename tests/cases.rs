@@ -1,0 +1,143 @@
+//! Values that users found wrong or missed, from arithmetic of more digits than f64's, on the CPU backend, the
+//! device and in the reference.
+
+mod support;
+
+use half::bf16;
+use support::choose::{Choice, Gpu, open};
+use support::run::{self, How};
+use xact::activation::{Registered, Visitor};
+use xact::{Activation, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference};
+
+fn gpu() -> Gpu {
+    open(Choice::from_env().unwrap()).unwrap()
+}
+
+/// Whether the first digits are the same.
+fn near(got: f64, exact: f64) -> bool {
+    (got - exact).abs() <= 1e-6 * exact.abs()
+}
+
+/// The parameter gradients on the CPU and on the device.
+fn dparams<A: Registered, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    params: &[f32],
+    x: &[T],
+    dy: &[T],
+) -> [Vec<f32>; 2] {
+    let (mut dx, mut of_cpu) = (vec![T::from_f64(f64::NAN); x.len()], vec![0.0; params.len()]);
+    let call = cpu::backward(op, x, dy, params, &mut dx);
+    call.gradients(&mut of_cpu).run().unwrap();
+    let (_, of_device) = run::backward(gpu, op, params, x, dy, &How::default()).unwrap();
+    [of_cpu, of_device]
+}
+
+/// The same of a gated form.
+fn gated_dparams<A: Gated + Registered>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v, dy]: [&[f32]; 3],
+) -> [Vec<f32>; 2] {
+    let [mut dx, mut dv] = [(); 2].map(|()| vec![f32::NAN; x.len()]);
+    let mut of_cpu = vec![0.0; params.len()];
+    let call = cpu::gated_backward(op, order, (x, v), dy, params, (&mut dx, &mut dv));
+    call.gradients(&mut of_cpu).run().unwrap();
+    let (_, of_device) =
+        run::gated_backward(gpu, op, order, params, [x, v, dy], &How::default()).unwrap();
+    [of_cpu, of_device]
+}
+
+/// dy·x² where x² is no f32, of xIELU's α_p, and dy·q(x), dy·x·h(x) where x² is below all f32.
+#[test]
+fn parameter_gradients_where_the_square_of_x_is_no_f32() {
+    fn check<A: Registered, T: Element>(op: &A, params: &[f32], x: f64, dy: f64, p: usize, exact: f64) {
+        let gpu = gpu();
+        let (x, dy) = (T::from_f64(x), T::from_f64(dy));
+        // Of 16 bits, x and dy are not quite those of the table.
+        let given = (x.to_f64(), dy.to_f64());
+        let wide: Vec<f64> = params.iter().map(|&p| f64::from(p)).collect();
+        let (_, by_reference) = reference::backward(op, &wide, &[x], &[dy]).unwrap();
+        if T::DTYPE == xact::Dtype::F32 {
+            assert!(near(by_reference[p], exact), "{op:?}: {by_reference:?} for {exact:e}");
+        }
+        for got in dparams(&gpu, op, params, &[x], &[dy]) {
+            let got = f64::from(got[p]);
+            assert!(near(got, by_reference[p]), "{op:?} at {given:?}: {got:e} for {}", by_reference[p]);
+        }
+    }
+    fn both<A: Registered>(op: A, params: &[f32], x: f64, dy: f64, p: usize, exact: f64) {
+        check::<A, f32>(&op, params, x, dy, p, exact);
+        check::<A, bf16>(&op, params, x, dy, p, exact);
+    }
+    let xielu = Xielu::default();
+    let effective = xielu.parameters(Parameters::Effective);
+    for op in [xielu, xielu.compat(xact::Compat::new(1.0).gradient(xact::EpsGradient::Analytic))] {
+        both(op, &[0.2, -1.0], 1e20, 1e-30, 0, 5.498_340e9);
+        both(op, &[0.2, -1.0], 1e-23, 1e20, 0, 5.498_34e-27);
+        // softplus'(−1)·½
+        both(op, &[0.2, -1.0], -1e-23, 1e20, 1, 1.344_707e-27);
+    }
+    both(effective, &[0.2, -1.0], -1e-23, 1e20, 1, 5e-27);
+    for sign in [1.0, -1.0] {
+        both(Xatlu, &[0.3], sign * 1e-23, 1e20, 0, 6.366_198e-27);
+        both(Xgelu, &[0.3], sign * 1e-23, 1e20, 0, 7.978_846e-27);
+        both(Xsilu, &[0.3], sign * 1e-23, 1e20, 0, 5e-27);
+        both(Xsilu, &[0.3], sign * 1e20, 1e-30, 0, 1e-10);
+    }
+}
+
+/// An element with an upstream gradient of 0 adds nothing to any parameter gradient, whatever finite number its x
+/// is: rows of padding hold what was left in memory.
+#[test]
+fn elements_without_upstream_gradient_add_nothing() {
+    const SIZES: [f32; 8] = [f32::MAX, 3.7e19, 1e5, 1.5, 1e-3, 1e-23, f32::MIN_POSITIVE, 1e-45];
+    struct Check(Gpu);
+    impl Visitor for Check {
+        fn visit<A: Registered>(&mut self) {
+            for sample in A::samples() {
+                for x in SIZES.into_iter().flat_map(|x| [x, -x]) {
+                    // Finite in 16 bits, too.
+                    self.plain::<A, f32>(&sample.op, &sample.params, x);
+                    self.plain::<A, bf16>(&sample.op, &sample.params, x.clamp(-3e38, 3e38));
+                }
+            }
+        }
+        fn visit_gated<A: Gated + Registered>(&mut self) {
+            for sample in A::samples() {
+                for (order, x) in Order::ALL.into_iter().flat_map(|o| SIZES.map(|x| (o, x))) {
+                    for v in [-1e10, f32::MAX] {
+                        let of = |n: usize| {
+                            let tensors = [&[1.0, x, -x][..n], &[1.0, v, v], &[1.0, 0.0, 0.0]];
+                            let tensors = tensors.map(|tensor| &tensor[..n]);
+                            gated_dparams(&self.0, &sample.op, order, &sample.params, tensors)
+                        };
+                        assert_eq!(of(3), of(1), "{sample:?}, order {order:?}, x = ±{x:e}");
+                    }
+                }
+            }
+        }
+    }
+    impl Check {
+        fn plain<A: Registered, T: Element>(&self, op: &A, params: &[f32], x: f32) {
+            let [x, one, zero] = [x, 1.0, 0.0].map(|v| T::from_f64(v.into()));
+            let wide: Vec<f64> = params.iter().map(|&p| f64::from(p)).collect();
+            let of = |n: usize| {
+                let (x, dy) = (&[one, x][..n], &[one, zero][..n]);
+                let (_, by_reference) = reference::backward(op, &wide, x, dy).unwrap();
+                (dparams(&self.0, op, params, x, dy), by_reference)
+            };
+            assert_eq!(of(2), of(1), "{op:?} {params:?} at {x:?}");
+        }
+    }
+    xact::activation::for_each(&mut Check(gpu()));
+    // The one that was found.
+    let op = Xielu::default();
+    for [dalpha_p, _] in dparams(&gpu(), &op, &[0.0, 0.0], &[1.0, 2f32.powi(65)], &[1.0, 0.0])
+        .map(|d| <[f32; 2]>::try_from(d).unwrap())
+    {
+        assert_eq!(dalpha_p, 0.5);
+    }
+}
