@@ -7,7 +7,7 @@ use super::expanded::{Gate, Tail};
 
 /// xGELU: g(x) = ½·(1 + erf(x/√2)), the exact erf, not the tanh form. See
 /// [`expanded`](super::expanded) for f, its parameter and its special values. The limit of f(−inf) at
-/// α = 0 is −0.
+/// α = 0 is −0, and so is f where it is below all numbers of the type.
 #[doc(alias = "xGEGLU")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Xgelu;

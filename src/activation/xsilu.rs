@@ -3,7 +3,8 @@
 use super::expanded::{Gate, Tail};
 
 /// xSiLU: g(x) = 1/(1 + e^−x). See [`expanded`](super::expanded) for f, its parameter and its special
-/// values. The limit of f(−inf) at α = 0 is −0.
+/// values. The limit of f(−inf) at α = 0 is −0, and so is f where it is
+/// below all numbers of the type.
 #[doc(alias = "xSwiGLU")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Xsilu;
