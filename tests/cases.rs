@@ -7,7 +7,9 @@ use half::bf16;
 use support::choose::{Choice, Gpu, open};
 use support::run::{self, How};
 use xact::activation::{Registered, Visitor};
-use xact::{Activation, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference};
+use xact::{
+    Activation, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
+};
 
 fn gpu() -> Gpu {
     open(Choice::from_env().unwrap()).unwrap()
@@ -26,7 +28,10 @@ fn dparams<A: Registered, T: Element>(
     x: &[T],
     dy: &[T],
 ) -> [Vec<f32>; 2] {
-    let (mut dx, mut of_cpu) = (vec![T::from_f64(f64::NAN); x.len()], vec![0.0; params.len()]);
+    let (mut dx, mut of_cpu) = (
+        vec![T::from_f64(f64::NAN); x.len()],
+        vec![0.0; params.len()],
+    );
     let call = cpu::backward(op, x, dy, params, &mut dx);
     call.gradients(&mut of_cpu).run().unwrap();
     let (_, of_device) = run::backward(gpu, op, params, x, dy, &How::default()).unwrap();
@@ -53,7 +58,14 @@ fn gated_dparams<A: Gated + Registered>(
 /// dy·x² where x² is no f32, of xIELU's α_p, and dy·q(x), dy·x·h(x) where x² is below all f32.
 #[test]
 fn parameter_gradients_where_the_square_of_x_is_no_f32() {
-    fn check<A: Registered, T: Element>(op: &A, params: &[f32], x: f64, dy: f64, p: usize, exact: f64) {
+    fn check<A: Registered, T: Element>(
+        op: &A,
+        params: &[f32],
+        x: f64,
+        dy: f64,
+        p: usize,
+        exact: f64,
+    ) {
         let gpu = gpu();
         let (x, dy) = (T::from_f64(x), T::from_f64(dy));
         // Of 16 bits, x and dy are not quite those of the table.
@@ -61,11 +73,18 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
         let wide: Vec<f64> = params.iter().map(|&p| f64::from(p)).collect();
         let (_, by_reference) = reference::backward(op, &wide, &[x], &[dy]).unwrap();
         if T::DTYPE == xact::Dtype::F32 {
-            assert!(near(by_reference[p], exact), "{op:?}: {by_reference:?} for {exact:e}");
+            assert!(
+                near(by_reference[p], exact),
+                "{op:?}: {by_reference:?} for {exact:e}"
+            );
         }
         for got in dparams(&gpu, op, params, &[x], &[dy]) {
             let got = f64::from(got[p]);
-            assert!(near(got, by_reference[p]), "{op:?} at {given:?}: {got:e} for {}", by_reference[p]);
+            assert!(
+                near(got, by_reference[p]),
+                "{op:?} at {given:?}: {got:e} for {}",
+                by_reference[p]
+            );
         }
     }
     fn both<A: Registered>(op: A, params: &[f32], x: f64, dy: f64, p: usize, exact: f64) {
@@ -74,7 +93,10 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
     }
     let xielu = Xielu::default();
     let effective = xielu.parameters(Parameters::Effective);
-    for op in [xielu, xielu.compat(xact::Compat::new(1.0).gradient(xact::EpsGradient::Analytic))] {
+    for op in [
+        xielu,
+        xielu.compat(xact::Compat::new(1.0).gradient(xact::EpsGradient::Analytic)),
+    ] {
         both(op, &[0.2, -1.0], 1e20, 1e-30, 0, 5.498_340e9);
         both(op, &[0.2, -1.0], 1e-23, 1e20, 0, 5.498_34e-27);
         // softplus'(−1)·½
@@ -93,7 +115,16 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
 /// is: rows of padding hold what was left in memory.
 #[test]
 fn elements_without_upstream_gradient_add_nothing() {
-    const SIZES: [f32; 8] = [f32::MAX, 3.7e19, 1e5, 1.5, 1e-3, 1e-23, f32::MIN_POSITIVE, 1e-45];
+    const SIZES: [f32; 8] = [
+        f32::MAX,
+        3.7e19,
+        1e5,
+        1.5,
+        1e-3,
+        1e-23,
+        f32::MIN_POSITIVE,
+        1e-45,
+    ];
     struct Check(Gpu);
     impl Visitor for Check {
         fn visit<A: Registered>(&mut self) {
@@ -140,4 +171,49 @@ fn elements_without_upstream_gradient_add_nothing() {
     {
         assert_eq!(dalpha_p, 0.5);
     }
+}
+
+/// What is left of f and f′ far out, where both are below all numbers of the type: −0, on the left at α = 0, and of
+/// f′ on the right at α = −1.
+#[test]
+fn far_tails_keep_their_sign() {
+    fn check<A: Registered, T: Element>(op: A, magnitudes: [f64; 2]) {
+        let gpu = gpu();
+        for (x, alpha, of_y) in magnitudes
+            .into_iter()
+            .flat_map(|x| [(-x, 0.0, true), (x, -1.0, false)])
+        {
+            let (x, one) = ([T::from_f64(x)], [T::from_f64(1.0)]);
+            let what = format!("{op:?} of {}, alpha {alpha}, at {x:?}", T::DTYPE);
+            let wide = [f64::from(alpha)];
+            let (by_reference, _) = reference::backward(&op, &wide, &x, &one).unwrap();
+            let mut y = [T::from_f64(f64::NAN)];
+            let mut results = vec![(
+                "reference",
+                reference::forward(&op, &wide, &x)[0],
+                by_reference[0],
+            )];
+            let (mut dx, mut dparams) = (y, [0.0]);
+            let params = [alpha];
+            let call = cpu::backward(&op, &x, &one, &params, &mut dx);
+            call.y(&mut y).gradients(&mut dparams).run().unwrap();
+            results.push(("cpu", y[0].to_f64(), dx[0].to_f64()));
+            let how = How::default();
+            let y = run::forward(&gpu, &op, &[alpha], &x, &how).unwrap();
+            let (dx, _) = run::backward(&gpu, &op, &[alpha], &x, &one, &how).unwrap();
+            results.push(("device", y[0].to_f64(), dx[0].to_f64()));
+            for (by, y, dx) in results {
+                let minus_zero = |v: f64| v == 0.0 && v.is_sign_negative();
+                assert!(minus_zero(dx), "{by}: dx of {what}: {dx}");
+                assert!(!of_y || minus_zero(y), "{by}: y of {what}: {y}");
+            }
+        }
+    }
+    fn types<A: Registered>(op: A) {
+        check::<A, f32>(op, [1e5, f64::INFINITY]);
+        check::<A, half::f16>(op, [65504.0, f64::INFINITY]);
+        check::<A, bf16>(op, [1e30, f64::INFINITY]);
+    }
+    types(Xgelu);
+    types(Xsilu);
 }

@@ -35,9 +35,9 @@ struct XieluParams {
         return fmaf(alpha_n, e.near ? e.expm1() : e.exp, e.near ? beta : -s_n);
     }
 
-    // upstream·q(x), from once = upstream·x: near 0 the square of x is never formed.
-    __device__ static float of_q(const Expm1& e, float upstream, float once) {
-        return (e.near ? once : upstream) * (e.near ? e.x * e.r : e.far - e.x);
+    // upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
+    __device__ static float of_q(const Expm1& e, float upstream, float r) {
+        return (e.near ? upstream * e.x : upstream) * (e.near ? e.x * r : e.far - e.x);
     }
 };
 
@@ -54,10 +54,10 @@ struct XieluIdeal : XieluParams {
         const float far = fmaf(alpha_n, e.far, -s_n * x);
         p.value = e.near ? near : far;
         p.slope = positive ? fmaf(2.0f * alpha_p, x, beta) : negative_slope(e);
-        const float once = upstream * x;
-        p.terms[0] = positive ? once * x : 0.0f;
-        p.terms[1] = positive ? 0.0f : of_q(e, upstream, once);
-        p.terms[2] = positive || !raw ? once : upstream * e.expm1();
+        const float square = of_q(e, upstream, r);
+        p.terms[0] = positive ? square : 0.0f;
+        p.terms[1] = positive ? 0.0f : square;
+        p.terms[2] = upstream * (positive || !raw ? x : e.expm1());
         return p;
     }
 };
@@ -66,13 +66,12 @@ struct XieluIdeal : XieluParams {
 struct XieluGeneral : XieluParams {
     __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         Point<kParams> p;
-        const float once = upstream * x;
         if (x > 0.0f) {
             p.value = x * ((alpha_p == 0.0f ? 0.0f : alpha_p * x) + beta);
             p.slope = alpha_p == 0.0f ? beta : fmaf(2.0f * alpha_p, x, beta);
-            p.terms[0] = once * x;
+            p.terms[0] = upstream * x * x;
             p.terms[1] = 0.0f;
-            p.terms[2] = once;
+            p.terms[2] = upstream * x;
             return p;
         }
         const bool clamps = x > eps;
@@ -93,8 +92,8 @@ struct XieluGeneral : XieluParams {
             if (x == eps) p.slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
         }
         p.terms[0] = 0.0f;
-        p.terms[1] = clamps ? upstream * q : of_q(e, upstream, once);
-        p.terms[2] = raw ? upstream * e.expm1() : once;
+        p.terms[1] = clamps ? upstream * q : of_q(e, upstream, e.r);
+        p.terms[2] = upstream * (raw ? e.expm1() : x);
         return p;
     }
 };

@@ -14,6 +14,7 @@ use std::any::Any;
 use super::op::{
     Activation, Evaluation, MAX_PARAMS, Named, Registered, Sample, Signature, Term, sealed,
 };
+use super::shared::shared;
 use crate::blocks::ActivationArgs;
 
 /// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
@@ -376,4 +377,12 @@ impl Activation for Xielu {
             Parameters::Effective => 0.0,
         }
     }
+}
+
+shared! {
+    /// Above, q(x) = expm1(x) − x is formed as x²·r(x) for x ≤ 0; below, it is eˣ − 1 − x.
+    constant NEAR: -1.25;
+    /// r = ½ + x·R(x) with R of degree 5, minimax for the relative error of q: 2⁻²⁸·⁵ before rounding, below 3·2⁻²⁴
+    /// after.
+    polynomial q_over_square: 1.545_181_5e-5, 0.000_183_806_39, 0.001_377_116_1, 0.008_328_428_5, 0.041_665_714, 0.166_666_6, 0.5;
 }

@@ -29,10 +29,10 @@ impl Constants {
             .mul_add(exp, if e.near { self.beta } else { -self.s_n })
     }
 
-    /// upstream·q(x), from once = upstream·x: near 0 the square of x is never formed.
+    /// upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
     #[inline(always)]
-    fn of_q(e: Expm1, x: f32, upstream: f32, once: f32) -> f32 {
-        (if e.near { once } else { upstream }) * (if e.near { x * e.r } else { e.far - x })
+    fn of_q(e: Expm1, x: f32, upstream: f32, r: f32) -> f32 {
+        (if e.near { upstream * x } else { upstream }) * (if e.near { x * r } else { e.far - x })
     }
 }
 
@@ -54,16 +54,15 @@ impl<const PARAMS: usize> Function for Ideal<PARAMS> {
         let near = x * (a * x).mul_add(r, p.beta);
         let far = p.alpha_n.mul_add(e.far, -p.s_n * x);
         let (rising, falling) = ((2.0 * p.alpha_p).mul_add(x, p.beta), p.negative_slope(e));
-        let once = upstream * x;
-        let of_q = Constants::of_q(e, x, upstream, once);
-        let of_expm1 = upstream * e.expm1();
+        let square = Constants::of_q(e, x, upstream, r);
+        let expm1 = e.expm1();
         Point {
             value: if e.near { near } else { far },
             slope: if positive { rising } else { falling },
             terms: [
-                if positive { once * x } else { 0.0 },
-                if positive { 0.0 } else { of_q },
-                if positive || !p.raw { once } else { of_expm1 },
+                if positive { square } else { 0.0 },
+                if positive { 0.0 } else { square },
+                upstream * if positive || !p.raw { x } else { expm1 },
             ],
         }
     }
@@ -99,7 +98,7 @@ impl General {
             e.far - x
         };
         let q = if clamps { shifted } else { e.q() };
-        let of_q = Constants::of_q(e, x, upstream, upstream * x);
+        let of_q = Constants::of_q(e, x, upstream, e.r);
         let linear = if p.s_n == 0.0 { 0.0 } else { -p.s_n * x };
         let near = x * (p.alpha_n * x).mul_add(e.r, p.beta);
         let far = p.alpha_n.mul_add(e.far, linear);
