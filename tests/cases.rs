@@ -5,10 +5,13 @@ mod support;
 
 use half::bf16;
 use support::choose::{Choice, Gpu, open};
+use support::loss::{self, Batch, Results, Uploaded};
+use support::loss_cpu;
 use support::run::{self, How};
 use xact::activation::Visitor;
 use xact::{
-    Activation, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
+    Activation, CrossEntropy, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu,
+    reference,
 };
 
 fn gpu() -> Gpu {
@@ -247,4 +250,72 @@ fn far_tails_keep_their_sign() {
     }
     types(Xgelu);
     types(Xsilu);
+}
+
+/// What the CPU and the device make of a batch, by all their calls, each held to the reference.
+fn losses<T: Element>(op: &CrossEntropy, batch: &Batch<T>) -> Vec<Results<T>> {
+    let gpu = gpu();
+    let uploaded = Uploaded::new(&gpu, batch, loss::How::default());
+    let how = loss_cpu::How {
+        all_outputs: true,
+        ..loss_cpu::How::default()
+    };
+    let all = vec![
+        loss::forward_backward(&gpu, op, batch, &uploaded).unwrap(),
+        loss::with_gradient(&gpu, op, batch, &uploaded).unwrap(),
+        loss_cpu::forward_backward(op, batch, how).unwrap(),
+        loss_cpu::with_gradient(op, batch, how).unwrap(),
+    ];
+    let expected = loss::expected(op, batch, &[]);
+    for got in &all {
+        assert!(loss::check(op, batch, &expected, got).ok());
+    }
+    all
+}
+
+/// A logit of −inf is no class under a softcap either; one of +inf is c.
+#[test]
+fn minus_infinity_stays_under_a_softcap() {
+    let ninf = f32::NEG_INFINITY;
+    let op = CrossEntropy {
+        softcap: Some(30.0),
+        ..CrossEntropy::default()
+    };
+    let batch = Batch::new(vec![-60.0, ninf, ninf, -59.0], 4, vec![0]);
+    // An f32 is that near, and no nearer: the cap is off by some units of its last place.
+    let exact = op.evaluate(&batch.logits, 0, 1.0, 1.0);
+    assert!(
+        near(exact.loss, 0.730_296_9) && exact.loss_bound < 1e-4,
+        "{exact:?}"
+    );
+    for got in losses(&op, &batch) {
+        assert_eq!(got.dlogits[1..3], [0.0; 2]);
+    }
+    // The mean of the logits is −inf, as without a cap.
+    let smooth = CrossEntropy {
+        label_smoothing: 0.1,
+        ..op
+    };
+    for got in losses(&smooth, &batch) {
+        assert_eq!(got.loss, [f32::INFINITY]);
+        assert_eq!(got.dlogits[1..3], [0.0; 2]);
+    }
+    // As a target, alone, and beside +inf; in the first packs of a long row and in the last.
+    let mut long = vec![ninf; 4000];
+    (long[2000], long[3999]) = (-70.0, f32::INFINITY);
+    for (logits, label) in [
+        (vec![-1.0, ninf], 1),
+        (vec![ninf; 2], 0),
+        (vec![f32::INFINITY, ninf], 0),
+        (long, 2000),
+    ] {
+        let cols = logits.len();
+        for got in losses(&op, &Batch::new(logits.clone(), cols, vec![label])) {
+            assert_eq!(
+                got.loss[0] == f32::INFINITY,
+                logits[label as usize] == ninf && cols == 2 && label == 1
+            );
+            assert_eq!(got.loss[0].is_nan(), logits.iter().all(|&z| z == ninf));
+        }
+    }
 }

@@ -19,8 +19,9 @@
 //! the loss and the gradient of its own row; nothing is read or written out of bounds, and no other row changes.
 //!
 //! Special values: a logit of −inf has p = 0. A row with +inf or NaN, or of −inf alone, gives NaN. A target of
-//! −inf gives a loss of +inf and a finite gradient. A softcap makes ±inf the finite ±c first. With label smoothing
-//! the sum of a row's logits must itself be an f32.
+//! −inf gives a loss of +inf and a finite gradient. A softcap leaves −inf what it is, no class, with a gradient of 0,
+//! and makes +inf the finite c first. With label smoothing the sum of a row's logits must itself be an f32; one of −inf
+//! makes the loss +inf.
 //!
 //! Gradients in f16: p/normalizer underflows below 6e-8, which a mean over 131,072 classes and a few thousand
 //! rows reaches. Either keep the normaliser out ([`Normalizer::None`]) and scale what consumes the gradient
