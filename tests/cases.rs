@@ -5,13 +5,17 @@ mod support;
 
 use half::bf16;
 use support::choose::{Choice, Gpu, open};
+use support::inputs::Random;
 use support::loss::{self, Batch, Results, Uploaded};
 use support::loss_cpu;
 use support::run::{self, How};
 use xact::activation::Visitor;
+use xact::loss::cross_entropy::Fate;
+use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::raw::goldfish::IdType;
 use xact::{
-    Activation, CrossEntropy, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu,
-    reference,
+    Activation, CrossEntropy, Element, Gated, Goldfish, Order, Parameters, Strategy, Xatlu, Xgelu,
+    Xielu, Xsilu, cpu, reference,
 };
 
 fn gpu() -> Gpu {
@@ -318,4 +322,122 @@ fn minus_infinity_stays_under_a_softcap() {
             assert_eq!(got.loss[0].is_nan(), logits.iter().all(|&z| z == ninf));
         }
     }
+}
+
+/// Labels that candle knows, u32, read as such: 4,294,967,196 is no −100.
+#[test]
+fn u32_labels_are_read_unsigned() {
+    let gpu = gpu();
+    let op = CrossEntropy::default();
+    let logits: Vec<f32> = (0..12).map(|i| (i * i % 7) as f32 / 2.0).collect();
+    let labels = [2_u32, 4_294_967_196, 0];
+    let batch = Batch::new(logits, 4, labels.map(i64::from).to_vec());
+    let expected = loss::expected(&op, &batch, &[]);
+    assert_eq!(expected.fates, [Fate::Kept, Fate::Bad, Fate::Kept]);
+    let wide = loss_cpu::with_gradient(&op, &batch, loss_cpu::How::default()).unwrap();
+    for labels in [IdType::U32, IdType::I64] {
+        let how = loss::How {
+            labels,
+            ..loss::How::default()
+        };
+        let uploaded = Uploaded::new(&gpu, &batch, how);
+        let got = loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap();
+        assert!(loss::check(&op, &batch, &expected, &got).ok());
+        assert_eq!((got.summary.kept, got.summary.bad_row), (3, 1));
+    }
+    let (mut loss, mut logits) = ([0.0; 3], batch.logits.clone());
+    let call = cpu::cross_entropy::ForwardWithGradient {
+        logits: cpu::cross_entropy::MatrixMut::dense(&mut logits, 4),
+        rows: cpu::cross_entropy::Rows::new(&labels),
+        outputs: cpu::cross_entropy::Outputs {
+            loss: Some(&mut loss),
+            ..Default::default()
+        },
+        normalizer: None,
+        dloss: None,
+    };
+    let summary = cpu::cross_entropy::forward_with_gradient(&op, call).unwrap();
+    assert_eq!(summary.bad_row, 1);
+    assert_eq!(
+        loss.map(f32::to_bits)[..],
+        wide.loss.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
+    );
+    for (labels, name) in [(IdType::U8, "u8"), (IdType::U16, "u16")] {
+        let how = loss::How {
+            labels,
+            ..loss::How::default()
+        };
+        let uploaded = Uploaded::new(&gpu, &batch, how);
+        let refused = loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap_err();
+        assert_eq!(refused, xact::Error::LabelType { labels: name });
+        assert!(
+            refused
+                .to_string()
+                .contains("convert them to i32, i64 or u32"),
+            "{refused}"
+        );
+    }
+}
+
+/// Ids of a narrower type, and their halo, decide as the same numbers in i64, on the host and on the device.
+#[test]
+fn ids_of_every_type_decide_alike() {
+    fn check<I: TokenId + TryFrom<u64>>(random: &mut Random, most: u64) {
+        let gpu = gpu();
+        let mut draw = |n: usize| -> Vec<I> {
+            (0..n)
+                .filter_map(|_| I::try_from(random.bits() % (most + 1)).ok())
+                .collect()
+        };
+        let (mut ids, halo) = (draw(600), draw(8));
+        ids[7] = I::try_from(most).ok().unwrap();
+        let wide = |ids: &[I]| -> Vec<i64> { ids.iter().map(|&id| id.into()).collect() };
+        let (wide_ids, wide_halo) = (wide(&ids), wide(&halo));
+        let exempt = [wide_ids[7]];
+        let layout = Layout::Rows { len: 300 };
+        let narrow = Tokens {
+            hash_ids: &ids,
+            layout,
+            halo: &halo,
+            exempt: &exempt,
+        };
+        let wide = Tokens {
+            hash_ids: &wide_ids,
+            layout,
+            halo: &wide_halo,
+            exempt: &exempt,
+        };
+        for strategy in [
+            Strategy::Hash64 {
+                k: 2,
+                h: 5,
+                seed: 3,
+            },
+            Strategy::DotTable { k: 2, h: 5 },
+            Strategy::ProductTable { k: 2, h: 3 },
+            Strategy::ProductAvalanche { k: 2, h: 3 },
+        ] {
+            let goldfish = Goldfish::new(strategy).unwrap();
+            let keep = goldfish.keep(&wide).unwrap();
+            assert!(keep.contains(&false) && keep[7]);
+            assert_eq!(goldfish.keep(&narrow).unwrap(), keep);
+            let mut of_cpu = vec![7; 600];
+            let call = cpu::goldfish::Mask {
+                tokens: narrow,
+                keep: Some(&mut of_cpu),
+                weights: None,
+            };
+            cpu::goldfish::mask(&goldfish, call).unwrap();
+            assert!(of_cpu.iter().zip(&keep).all(|(&a, &b)| a == u8::from(b)));
+            let how = support::goldfish::How::default();
+            let of_device = support::goldfish::keep(&gpu, &goldfish, &narrow, how).unwrap();
+            assert_eq!(of_device, keep, "{strategy:?}");
+        }
+    }
+    let mut random = Random(5);
+    check::<u8>(&mut random, u8::MAX.into());
+    check::<u16>(&mut random, u16::MAX.into());
+    check::<u32>(&mut random, u32::MAX.into());
+    check::<i32>(&mut random, i32::MAX as u64);
+    check::<i64>(&mut random, i64::MAX as u64);
 }

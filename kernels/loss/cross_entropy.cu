@@ -32,6 +32,7 @@
 #include "../common/rows.cuh"
 #include "../common/softmax.cuh"
 #include "goldfish.cuh"
+#include "ids.cuh"
 
 namespace xact {
 
@@ -54,8 +55,7 @@ struct Target {
 // kLanes as in goldfish_drops.
 template <int kLanes>
 __device__ inline Target target_of(const Args& args, u64 row) {
-    const long long label = args.labels_are_i64 ? reinterpret_cast<const long long*>(args.labels)[row]
-                                                : reinterpret_cast<const int*>(args.labels)[row];
+    const long long label = read_label(args.labels, args.label_type, row);
     Target t{Fate::Masked, 1.0f, static_cast<u64>(label), -1};
     if (label == args.ignore_index) return t;
     if (args.weights != 0) t.weight = reinterpret_cast<const float*>(args.weights)[row];

@@ -37,8 +37,8 @@ use super::goldfish;
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::Element;
 use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Fate, Normalizer, Shard};
-use crate::loss::goldfish::{TokenId, Tokens};
+use crate::loss::cross_entropy::{CrossEntropy, Fate, Label, Normalizer, Shard};
+use crate::loss::goldfish::Tokens;
 use loops::{Pass, Row};
 use row::{NO_STATS, Options, RowLoss, Target, merged, rounded};
 
@@ -86,7 +86,7 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 }
 
-/// What decides about the rows of a call. `L` is i32 or i64.
+/// What decides about the rows of a call. `L` is i32, i64 or u32.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, L> {
     /// `[N]`: the class of each row, or [`ignore_index`](CrossEntropy::ignore_index).
@@ -240,7 +240,7 @@ pub struct Finish<'a, L> {
 /// [`Error::Option`], [`Error::Classes`] (no classes, or not those of the logits), [`Error::Length`] (a tensor is
 /// not as long as it must be, or there is no external normaliser), [`Error::Pitch`], [`Error::TooLarge`],
 /// [`Error::Offsets`]. Nothing is written then.
-pub fn forward<T: Element, L: TokenId>(
+pub fn forward<T: Element, L: Label>(
     op: &CrossEntropy,
     call: Forward<'_, T, L>,
 ) -> Result<CrossEntropySummary> {
@@ -263,7 +263,7 @@ pub fn forward<T: Element, L: TokenId>(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn forward_with_gradient<T: Element, L: TokenId>(
+pub fn forward_with_gradient<T: Element, L: Label>(
     op: &CrossEntropy,
     call: ForwardWithGradient<'_, T, L>,
 ) -> Result<CrossEntropySummary> {
@@ -288,7 +288,7 @@ pub fn forward_with_gradient<T: Element, L: TokenId>(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<T: Element, L: TokenId>(op: &CrossEntropy, call: Backward<'_, T, L>) -> Result<()> {
+pub fn backward<T: Element, L: Label>(op: &CrossEntropy, call: Backward<'_, T, L>) -> Result<()> {
     let Backward {
         logits,
         rows,
@@ -313,7 +313,7 @@ pub fn backward<T: Element, L: TokenId>(op: &CrossEntropy, call: Backward<'_, T,
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward_in_place<T: Element, L: TokenId>(
+pub fn backward_in_place<T: Element, L: Label>(
     op: &CrossEntropy,
     call: BackwardInPlace<'_, T, L>,
 ) -> Result<()> {
@@ -338,7 +338,7 @@ pub fn backward_in_place<T: Element, L: TokenId>(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn partial_stats<T: Element, L: TokenId>(
+pub fn partial_stats<T: Element, L: Label>(
     op: &CrossEntropy,
     call: PartialStats<'_, T, L>,
 ) -> Result<()> {
@@ -360,7 +360,7 @@ pub fn partial_stats<T: Element, L: TokenId>(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn finish<L: TokenId>(op: &CrossEntropy, call: Finish<'_, L>) -> Result<CrossEntropySummary> {
+pub fn finish<L: Label>(op: &CrossEntropy, call: Finish<'_, L>) -> Result<CrossEntropySummary> {
     let Finish {
         rows,
         gathered,
@@ -427,7 +427,7 @@ struct Plan {
 
 impl Plan {
     /// `cols` are the columns of the logits, where there are logits.
-    fn new<L: TokenId>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
+    fn new<L: Label>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
         op.check()?;
         let n = rows.labels.len();
         let vocab = match cols {

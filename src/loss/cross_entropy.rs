@@ -37,15 +37,25 @@ mod reference;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
+use super::goldfish::TokenId;
+
 pub use reference::{Fate, Row};
 
 #[cfg(feature = "cuda")]
 use crate::launch::Entry;
 
+/// An integer type of labels: [`i32`], [`i64`] or [`u32`]. u32 labels are read as such: 4,294,967,196 is not the −100
+/// that is ignored.
+pub trait Label: TokenId {}
+
+impl Label for i32 {}
+impl Label for i64 {}
+impl Label for u32 {}
+
 /// The options of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
-    /// Rows with this label are masked. −100, as in PyTorch.
+    /// Rows with this label are masked. −100, as in PyTorch; of u32 labels no label is that.
     pub ignore_index: i64,
     /// ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
     pub label_smoothing: f32,

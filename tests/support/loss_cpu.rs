@@ -5,8 +5,8 @@ use xact::cpu::cross_entropy::{
     MatrixMut, Outputs, PartialStats, Rows, backward, backward_in_place, finish, forward,
     forward_with_gradient, partial_stats,
 };
-use xact::loss::cross_entropy::Shard;
-use xact::loss::goldfish::{TokenId, Tokens};
+use xact::loss::cross_entropy::{Label, Shard};
+use xact::loss::goldfish::Tokens;
 use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats};
 
 use super::loss_check::{Batch, Results};
@@ -149,7 +149,7 @@ impl Buffers {
 
 /// A task with the labels as i64 or as i32.
 trait WithRows<T> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>>;
+    fn run<L: Label>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>>;
 }
 
 fn with_rows<T: Element>(
@@ -201,7 +201,7 @@ fn dloss<T>(batch: &Batch<T>) -> Option<Dloss<'_>> {
 struct TwoCalls<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for TwoCalls<'_> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
+    fn run<L: Label>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
         let TwoCalls(op, how) = self;
         let n = batch.labels.len();
         let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
@@ -252,7 +252,7 @@ pub fn forward_backward<T: Element>(
 struct OneCall<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for OneCall<'_> {
-    fn run<L: TokenId>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
+    fn run<L: Label>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
         let OneCall(op, how) = self;
         let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
         let mut buffers = Buffers::new(batch.labels.len());
