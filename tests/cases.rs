@@ -5,10 +5,17 @@ mod support;
 
 use half::bf16;
 use support::choose::{Choice, Gpu, open};
+use support::inputs::Random;
+use support::loss::{self, Batch, Results, Uploaded};
+use support::loss_cpu;
 use support::run::{self, How};
 use xact::activation::{Registered, Visitor};
+use xact::loss::cross_entropy::Fate;
+use xact::loss::goldfish::{TokenId, Tokens};
+use xact::raw::goldfish::IdType;
 use xact::{
-    Activation, Element, Gated, Order, Parameters, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
+    CrossEntropy, Element, Gated, Goldfish, Order, Parameters, Strategy, Xatlu, Xgelu,
+    Xielu, Xsilu, cpu, reference,
 };
 
 fn gpu() -> Gpu {
@@ -216,4 +223,160 @@ fn far_tails_keep_their_sign() {
     }
     types(Xgelu);
     types(Xsilu);
+}
+
+/// What the CPU and the device make of a batch, by all their calls, each held to the reference.
+fn losses<T: Element>(op: &CrossEntropy, batch: &Batch<T>) -> Vec<Results<T>> {
+    let gpu = gpu();
+    let uploaded = Uploaded::new(&gpu, batch, loss::How::default());
+    let how = loss_cpu::How {
+        all_outputs: true,
+        ..loss_cpu::How::default()
+    };
+    let all = vec![
+        loss::forward_backward(&gpu, op, batch, &uploaded).unwrap(),
+        loss::with_gradient(&gpu, op, batch, &uploaded).unwrap(),
+        loss_cpu::forward_backward(op, batch, how).unwrap(),
+        loss_cpu::with_gradient(op, batch, how).unwrap(),
+    ];
+    let expected = loss::expected(op, batch, &[]);
+    for got in &all {
+        assert!(loss::check(op, batch, &expected, got).ok());
+    }
+    all
+}
+
+/// A logit of −inf is no class under a softcap either; one of +inf is c.
+#[test]
+fn minus_infinity_stays_under_a_softcap() {
+    let ninf = f32::NEG_INFINITY;
+    let op = CrossEntropy::default().softcap(30.0);
+    let batch = Batch::new(vec![-60.0, ninf, ninf, -59.0], 4, vec![0]);
+    // An f32 is that near, and no nearer: the cap is off by some units of its last place.
+    let exact = op.evaluate(&batch.logits, 0, 1.0, 1.0);
+    assert!(
+        near(exact.loss, 0.730_296_9) && exact.loss_bound < 1e-4,
+        "{exact:?}"
+    );
+    for got in losses(&op, &batch) {
+        assert_eq!(got.dlogits[1..3], [0.0; 2]);
+    }
+    // The mean of the logits is −inf, as without a cap.
+    let smooth = op.label_smoothing(0.1);
+    for got in losses(&smooth, &batch) {
+        assert_eq!(got.loss, [f32::INFINITY]);
+        assert_eq!(got.dlogits[1..3], [0.0; 2]);
+    }
+    // As a target, alone, and beside +inf; in the first packs of a long row and in the last.
+    let mut long = vec![ninf; 4000];
+    (long[2000], long[3999]) = (-70.0, f32::INFINITY);
+    for (logits, label) in [
+        (vec![-1.0, ninf], 1),
+        (vec![ninf; 2], 0),
+        (vec![f32::INFINITY, ninf], 0),
+        (long, 2000),
+    ] {
+        let cols = logits.len();
+        for got in losses(&op, &Batch::new(logits.clone(), cols, vec![label])) {
+            assert_eq!(
+                got.loss[0] == f32::INFINITY,
+                logits[label as usize] == ninf && cols == 2 && label == 1
+            );
+            assert_eq!(got.loss[0].is_nan(), logits.iter().all(|&z| z == ninf));
+        }
+    }
+}
+
+/// Labels that candle knows, u32, read as such: 4,294,967,196 is no −100.
+#[test]
+fn u32_labels_are_read_unsigned() {
+    let gpu = gpu();
+    let op = CrossEntropy::default();
+    let logits: Vec<f32> = (0..12).map(|i| (i * i % 7) as f32 / 2.0).collect();
+    let labels = [2_u32, 4_294_967_196, 0];
+    let batch = Batch::new(logits, 4, labels.map(i64::from).to_vec());
+    let expected = loss::expected(&op, &batch, &[]);
+    assert_eq!(expected.fates, [Fate::Kept, Fate::Bad, Fate::Kept]);
+    let wide = loss_cpu::with_gradient(&op, &batch, loss_cpu::How::default()).unwrap();
+    for labels in [IdType::U32, IdType::I64] {
+        let how = loss::How {
+            labels,
+            ..loss::How::default()
+        };
+        let uploaded = Uploaded::new(&gpu, &batch, how);
+        let got = loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap();
+        assert!(loss::check(&op, &batch, &expected, &got).ok());
+        assert_eq!((got.summary.kept, got.summary.bad_row), (3, 1));
+    }
+    let (mut loss, mut logits) = ([0.0; 3], batch.logits.clone());
+    let call = cpu::cross_entropy::forward_with_gradient(&op, &mut logits, &labels);
+    let summary = call.loss(&mut loss).run().unwrap();
+    assert_eq!(summary.bad_row, 1);
+    assert_eq!(
+        loss.map(f32::to_bits)[..],
+        wide.loss.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
+    );
+    for (labels, name) in [(IdType::U8, "u8"), (IdType::U16, "u16")] {
+        let how = loss::How {
+            labels,
+            ..loss::How::default()
+        };
+        let uploaded = Uploaded::new(&gpu, &batch, how);
+        let refused = loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap_err();
+        assert_eq!(refused, xact::Error::LabelType { labels: name });
+        assert!(
+            refused
+                .to_string()
+                .contains("convert them to i32, i64 or u32"),
+            "{refused}"
+        );
+    }
+}
+
+/// Ids of a narrower type, and their halo, decide as the same numbers in i64, on the host and on the device.
+#[test]
+fn ids_of_every_type_decide_alike() {
+    fn check<I: TokenId + TryFrom<u64>>(random: &mut Random, most: u64) {
+        let gpu = gpu();
+        let mut draw = |n: usize| -> Vec<I> {
+            (0..n)
+                .filter_map(|_| I::try_from(random.bits() % (most + 1)).ok())
+                .collect()
+        };
+        let (mut ids, halo) = (draw(600), draw(8));
+        ids[7] = I::try_from(most).ok().unwrap();
+        let wide = |ids: &[I]| -> Vec<i64> { ids.iter().map(|&id| id.into()).collect() };
+        let (wide_ids, wide_halo) = (wide(&ids), wide(&halo));
+        let exempt = [wide_ids[7]];
+        let narrow = Tokens::rows(&ids, 300).halo(&halo).exempt(&exempt);
+        let wide = Tokens::rows(&wide_ids, 300).halo(&wide_halo).exempt(&exempt);
+        for strategy in [
+            Strategy::Hash64 {
+                k: 2,
+                h: 5,
+                seed: 3,
+            },
+            Strategy::DotTable { k: 2, h: 5 },
+            Strategy::ProductTable { k: 2, h: 3 },
+            Strategy::ProductAvalanche { k: 2, h: 3 },
+        ] {
+            let goldfish = Goldfish::new(strategy).unwrap();
+            let keep = goldfish.keep(&wide).unwrap();
+            assert!(keep.contains(&false) && keep[7]);
+            assert_eq!(goldfish.keep(&narrow).unwrap(), keep);
+            let mut of_cpu = vec![7; 600];
+            let call = cpu::goldfish::mask(&goldfish, narrow);
+            call.keep(&mut of_cpu).run().unwrap();
+            assert!(of_cpu.iter().zip(&keep).all(|(&a, &b)| a == u8::from(b)));
+            let how = support::goldfish::How::default();
+            let of_device = support::goldfish::keep(&gpu, &goldfish, &narrow, how).unwrap();
+            assert_eq!(of_device, keep, "{strategy:?}");
+        }
+    }
+    let mut random = Random(5);
+    check::<u8>(&mut random, u8::MAX.into());
+    check::<u16>(&mut random, u16::MAX.into());
+    check::<u32>(&mut random, u32::MAX.into());
+    check::<i32>(&mut random, i32::MAX as u64);
+    check::<i64>(&mut random, i64::MAX as u64);
 }

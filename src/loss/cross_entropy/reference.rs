@@ -54,11 +54,14 @@ fn ulp(x: f64) -> f64 {
     2f64.powi(exponent.max(-126) - 23)
 }
 
-/// cap(z) and cap′(z).
+/// cap(z) and cap′(z). −inf is no class and stays what it is.
 fn capped(cap: Option<f32>, z: f64) -> (f64, f64) {
     let Some(cap) = cap.map(f64::from) else {
         return (z, 1.0);
     };
+    if z == f64::NEG_INFINITY {
+        return (z, 0.0);
+    }
     let tanh = (z / cap).tanh();
     let cosh = (z / cap).cosh();
     (cap * tanh, 1.0 / (cosh * cosh))
@@ -134,7 +137,7 @@ impl CrossEntropy {
 
         // The error of a capped logit: that of tanh, a handful of roundings relative to itself.
         let cap_error = |z: f64| {
-            if self.softcap.is_some() {
+            if self.softcap.is_some() && z != f64::NEG_INFINITY {
                 8.0 * HALF_ULP * z.abs()
             } else {
                 0.0
