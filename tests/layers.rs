@@ -342,7 +342,6 @@ fn sources() -> BTreeMap<String, String> {
 }
 
 #[test]
-#[ignore = "the files of the back end and of the ops still know each other"]
 fn no_file_uses_what_uses_it() {
     let files = sources();
     let modules = Modules::of(files.iter().map(|(file, text)| (&**file, &**text)));
@@ -354,7 +353,6 @@ fn no_file_uses_what_uses_it() {
 
 /// What belongs to the device stands in one folder, so that few places ask for the feature.
 #[test]
-#[ignore = "the back end has no folder of its own yet"]
 fn few_lines_ask_for_cuda() {
     let files = sources();
     let asks = |text: &str| {
