@@ -8,7 +8,7 @@ use xact::cuda::{self, Gradients, Params, cudarc::driver::CudaSlice};
 use xact::{Activation, AnyActivation, Device, Element, Queue};
 
 /// An activation with f32 scalars beside tensors of any type.
-pub struct Layer<A> {
+pub(crate) struct Layer<A> {
     op: A,
     params: Vec<CudaSlice<f32>>,
     /// Added to by every backward.
@@ -16,7 +16,7 @@ pub struct Layer<A> {
 }
 
 impl<A: Activation> Layer<A> {
-    pub fn new(op: A, initial: &[f32], queue: &Queue) -> Result<Layer<A>, Box<dyn Error>> {
+    pub(crate) fn new(op: A, initial: &[f32], queue: &Queue) -> Result<Layer<A>, Box<dyn Error>> {
         let stream = queue.stream();
         let upload = |&value| stream.clone_htod(&[value]);
         let zero = |_: &f32| stream.alloc_zeros(1);
@@ -28,7 +28,7 @@ impl<A: Activation> Layer<A> {
     }
 
     /// y = f(x).
-    pub fn forward<T: Element>(
+    pub(crate) fn forward<T: Element>(
         &self,
         x: &CudaSlice<T>,
         queue: &mut Queue,
@@ -39,7 +39,7 @@ impl<A: Activation> Layer<A> {
     }
 
     /// dx, and the gradients of the parameters added to what is there.
-    pub fn backward<T: Element>(
+    pub(crate) fn backward<T: Element>(
         &mut self,
         x: &CudaSlice<T>,
         dy: &CudaSlice<T>,
@@ -57,7 +57,7 @@ impl<A: Activation> Layer<A> {
 }
 
 /// Two steps of a layer of the op of that name.
-pub fn run(name: &str) -> Result<Vec<f32>, Box<dyn Error>> {
+pub(crate) fn run(name: &str) -> Result<Vec<f32>, Box<dyn Error>> {
     let device = Device::new(0)?;
     let mut queue = Queue::new(&device.context().new_stream()?)?;
     let op: AnyActivation = name.parse()?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use xact::{Device, Queue, Xielu, cuda};
 
-pub fn run() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn run() -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::new(0)?;
     let stream = device.context().new_stream()?;
     let mut queue = Queue::new(&stream)?;
