@@ -16,8 +16,7 @@ pub enum Fate {
     Kept,
 }
 
-/// A row in f64. The bounds are those of DESIGN's table for f32 results; a 16-bit gradient is rounded once
-/// from what they allow.
+/// A row in f64, and how far f32 results may be off; a 16-bit gradient is rounded once from what its bound allows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The weighted loss.
