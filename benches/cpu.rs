@@ -27,14 +27,11 @@ use clap::Parser;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::json;
-use xact::activation::{Registered, self, Visitor};
+use xact::activation::{self, Registered, Visitor};
 use xact::cpu::cross_entropy as ce;
-use xact::cpu::goldfish::{self, Mask};
-use xact::loss::goldfish::{Layout, Tokens};
-use xact::{
-    Activation, CrossEntropy, CrossEntropySummary, Element, Gated, Goldfish, Order, RowStats,
-    Strategy, cpu, loss,
-};
+use xact::cpu::goldfish;
+use xact::loss::goldfish::Tokens;
+use xact::{CrossEntropy, Element, Gated, Goldfish, Order, Strategy, cpu, loss};
 
 use peers::Peer;
 use table::{Measured, Row, Table};
@@ -152,19 +149,14 @@ impl Bench {
             let (mut y, mut dx) = (x.clone(), x.clone());
             let mut dparams = vec![0.0; params.len()];
             let mut forward = || {
-                cpu::forward(&op, &params, black_box(&x), &mut y).expect("equal lengths");
+                let call = cpu::forward(&op, black_box(&x), &params, &mut y);
+                call.run().expect("equal lengths");
                 black_box(&mut y);
             };
             let mut backward = || {
-                let call = cpu::Backward {
-                    x: black_box(&x),
-                    dy: &dy,
-                    dx: &mut dx,
-                    y: None,
-                    dparams: &mut dparams,
-                    accumulate: false,
-                };
-                cpu::backward(&op, &params, call).expect("equal lengths");
+                let call = cpu::backward(&op, black_box(&x), &dy, &params, &mut dx);
+                let call = call.gradients(&mut dparams);
+                call.run().expect("equal lengths");
                 black_box((&mut dx, &mut dparams));
             };
             let row = |pass, tensors| Row::new::<T>(A::NAME, "plain", pass, tensors);
@@ -189,22 +181,15 @@ impl Bench {
             let mut dparams = vec![0.0; params.len()];
             for (form, order) in [("order 1", Order::First), ("order 2", Order::Second)] {
                 let mut forward = || {
-                    cpu::gated_forward(&op, order, &params, black_box(&x), &v, &mut y)
-                        .expect("equal lengths");
+                    let call = cpu::gated_forward(&op, order, (black_box(&x), &v), &params, &mut y);
+                    call.run().expect("equal lengths");
                     black_box(&mut y);
                 };
                 let mut backward = || {
-                    let call = cpu::GatedBackward {
-                        x: black_box(&x),
-                        v: &v,
-                        dy: &dy,
-                        dx: &mut dx,
-                        dv: &mut dv,
-                        y: None,
-                        dparams: &mut dparams,
-                        accumulate: false,
-                    };
-                    cpu::gated_backward(&op, order, &params, call).expect("equal lengths");
+                    let (xv, dxv) = ((black_box(&x), &v), (&mut dx, &mut dv));
+                    let call = cpu::gated_backward(&op, order, xv, &dy, &params, dxv);
+                    let call = call.gradients(&mut dparams);
+                    call.run().expect("equal lengths");
                     black_box((&mut dx, &mut dv, &mut dparams));
                 };
                 let row = |pass, tensors| Row::new::<T>(A::NAME, form, pass, tensors);
@@ -229,49 +214,27 @@ impl Bench {
         let op = CrossEntropy::default();
         let logits = random::<T>(1, n * vocab);
         let labels: Vec<i64> = (0..n).map(|r| (r * 7919 % vocab) as i64).collect();
-        let mut stats = vec![RowStats::default(); n];
-        let rows = ce::Rows::new(&labels);
-        let matrix = ce::Matrix::dense(&logits, vocab);
-        let mut summary = CrossEntropySummary::default();
+        let mut saved = vec![0; op.saved_bytes(n as u64) as usize];
+        let mut normalizer = 1.0;
         let form = format!("{n} × {vocab}");
         let row = |pass, tensors| Row {
             matrix: Some((n, vocab)),
             ..Row::new::<T>(name, &form, pass, tensors)
         };
         self.row(row("forward", 1), &logits, || {
-            let call = ce::Forward {
-                logits: black_box(matrix),
-                rows,
-                outputs: ce::Outputs {
-                    stats: Some(&mut stats),
-                    ..ce::Outputs::default()
-                },
-                normalizer: None,
-            };
-            summary = ce::forward(&op, call).expect("equal lengths");
+            let call = ce::forward(&op, black_box(&logits), &labels).saved(&mut saved);
+            normalizer = call.run().expect("equal lengths").normalizer;
         });
         let mut dlogits = logits.clone();
         self.row(row("backward", 2), &logits, || {
-            let call = ce::Backward {
-                logits: black_box(matrix),
-                rows,
-                stats: &stats,
-                dlogits: ce::MatrixMut::dense(&mut dlogits, vocab),
-                divisor: summary.normalizer,
-                dloss: None,
-            };
-            ce::backward(&op, call).expect("equal lengths");
+            let logits = black_box(&logits);
+            let call = ce::backward(&op, logits, &labels, &saved, normalizer, &mut dlogits);
+            call.run().expect("equal lengths");
             black_box(&mut dlogits);
         });
         self.row(row("step", 2), &logits, || {
-            let call = ce::ForwardWithGradient {
-                logits: ce::MatrixMut::dense(black_box(&mut dlogits), vocab),
-                rows,
-                outputs: ce::Outputs::default(),
-                normalizer: None,
-                dloss: None,
-            };
-            ce::forward_with_gradient(&op, call).expect("equal lengths");
+            let call = ce::forward_with_gradient(&op, black_box(&mut dlogits), &labels);
+            call.run().expect("equal lengths");
         });
     }
 
@@ -287,10 +250,7 @@ impl Bench {
             let ids: Vec<i32> = (0..len)
                 .map(|_| (numbers.bits() % 131_072) as i32)
                 .collect();
-            let tokens = Tokens {
-                layout: Layout::Rows { len: 4096.min(len) },
-                ..Tokens::row(&ids)
-            };
+            let tokens = Tokens::rows(&ids, 4096.min(len));
             let mut weights = vec![0.0f32; len];
             for strategy in [
                 Strategy::Random { k, seed },
@@ -305,12 +265,8 @@ impl Bench {
                     ..Row::new::<f32>(name, strategy.name(), "mask", 2)
                 };
                 self.row(row, &ids, || {
-                    let call = Mask {
-                        tokens: black_box(tokens),
-                        keep: None,
-                        weights: Some(&mut weights),
-                    };
-                    black_box(goldfish::mask(&goldfish, call).expect("whole rows"));
+                    let call = goldfish::mask(&goldfish, black_box(tokens)).weights(&mut weights);
+                    black_box(call.run().expect("whole rows"));
                 });
             }
         }

@@ -20,10 +20,10 @@ use support::loss_cases::few_options;
 use support::machine::Cpu;
 use support::progress::{self, print};
 use support::{check, inputs, run, table::table};
-use xact::activation::{Registered, self, Sample};
-use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::activation::{self, Registered, Sample};
+use xact::loss::goldfish::{TokenId, Tokens};
 use xact::reference::{self, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Element, Goldfish, Strategy, cpu, loss};
+use xact::{Element, Goldfish, Strategy, cpu, loss};
 
 /// Verify every op, direction and type against the f64 reference
 ///
@@ -313,11 +313,7 @@ fn verify_mask<I: TokenId + TryFrom<i64>>(
     let ids: Vec<I> = (0..1 << 16)
         .filter_map(|_| I::try_from((random.bits() >> 33) as i64 % 131_072).ok())
         .collect();
-    let tokens = Tokens {
-        layout: Layout::Rows { len: 4096 },
-        exempt: &[1, 2, 3],
-        ..Tokens::row(&ids)
-    };
+    let tokens = Tokens::rows(&ids, 4096).exempt(&[1, 2, 3]);
     row.n = ids.len();
     let goldfish = Goldfish::new(strategy).expect("a strategy");
     let expected = goldfish.keep(&tokens).expect("whole rows");
@@ -325,12 +321,8 @@ fn verify_mask<I: TokenId + TryFrom<i64>>(
         Some(gpu) => goldfish::keep(gpu, &goldfish, &tokens, goldfish::How::default()),
         None => {
             let mut keep = vec![0; ids.len()];
-            let call = cpu::goldfish::Mask {
-                tokens,
-                keep: Some(&mut keep),
-                weights: None,
-            };
-            cpu::goldfish::mask(&goldfish, call)
+            let call = cpu::goldfish::mask(&goldfish, tokens).keep(&mut keep);
+            call.run()
                 .map(|_| keep.into_iter().map(|keep| keep == 1).collect())
         }
     };
@@ -437,7 +429,7 @@ fn in_words(device: &str, rows: &[Row]) -> String {
         ]);
     }
     let failed = rows.iter().filter(|row| !row.ok).count();
-    let kernels = xact::images();
+    let kernels = xact::cuda::images();
     let ptx: usize = kernels.iter().map(|image| image.ptx.len()).sum();
     let entries: usize = kernels
         .iter()

@@ -18,9 +18,9 @@ use support::choose::{Gpu, open_for_tests};
 use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::run::{self, DPARAMS_BEFORE, How, Place};
 use support::same::bits;
-use xact::activation::{Registered, Sample, Visitor};
+use xact::activation::{Named, Registered, Sample, Visitor};
 use xact::reference::{self, Bounds, Report};
-use xact::{Activation, Element, Gated, Order, Xielu};
+use xact::{Element, Gated, Order, Xielu};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -676,7 +676,7 @@ fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         for (launch, inputs) in [(&forward[0], 1), (&backward[0], 2)] {
             // The partial sums have a length of their own.
             let is_workspace =
-                |b: &BufferTraffic| b.len == run::workspace_bytes::<A>(T::DTYPE, 1, n) as u64;
+                |b: &BufferTraffic| b.len == run::workspace_bytes(&sample.op, T::DTYPE, 1, n) as u64;
             let tensors: Vec<_> = run::tensors(launch).filter(|b| !is_workspace(b)).collect();
             let read: u64 = tensors.iter().map(|b| b.bytes_read).sum();
             let written: u64 = tensors.iter().map(|b| b.bytes_written).sum();

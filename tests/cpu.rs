@@ -14,9 +14,12 @@ use half::{bf16, f16};
 use inputs::{GRADIENTS, Random, VALUES};
 use libtest_mimic::{Arguments, Failed, Trial};
 use xact::activation::{Registered, Sample, Visitor};
-use xact::cpu::{self, InstructionSet};
+use xact::cpu::{self, Input, InstructionSet, Output, Pair, PairMut};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS_EXACT, ulp};
-use xact::{Activation, Compat, Element, EpsGradient, Error, Gated, Order, Parameters, Xielu};
+use xact::{
+    AnyActivation, Compat, Element, EpsGradient, Error, Gated, Halves, Order, Parameters, Rows,
+    Xgelu, Xielu, Xsilu,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -29,6 +32,13 @@ fn main() -> ExitCode {
     xact::activation::for_each(&mut table);
     table.add("softplus", softplus);
     table.add("errors", errors);
+    table.add("value_first", value_first);
+    table.add("rows_with_gaps", rows_with_gaps::<f32>);
+    table.add("rows_with_gaps_bf16", rows_with_gaps::<bf16>);
+    table.add("gated_in_place", gated_in_place);
+    table.add("shapes", shapes);
+    table.add("gradients_left_out", gradients_left_out);
+    table.add("by_name", by_name);
     libtest_mimic::run(&arguments, table.0).exit_code()
 }
 
@@ -105,11 +115,13 @@ fn nan<T: Element>(len: usize) -> Vec<T> {
     vec![T::from_f64(f64::NAN); len]
 }
 
-/// The parameters that the backend uses; see [`Activation::measured`].
+/// The parameters that the backend uses; see [`Registered::measured`].
 fn measured<A: Registered>(s: &Sample<A>) -> Vec<f64> {
     s.op.measured(&s.params, &mut |op, params, x| {
         let mut y = [0.0];
-        cpu::forward(op, params, &[x], &mut y).expect("one element");
+        cpu::forward(op, &[x], params, &mut y)
+            .run()
+            .expect("one element");
         y[0]
     })
 }
@@ -126,15 +138,9 @@ fn run_backward<A: Registered, T: Element>(
 ) -> (Vec<T>, Vec<T>, Vec<f32>) {
     let (mut dx, mut y) = (nan::<T>(x.len()), nan::<T>(x.len()));
     let mut dparams = vec![f32::NAN; s.params.len()];
-    let call = cpu::Backward {
-        x,
-        dy,
-        dx: &mut dx,
-        y: Some(&mut y),
-        dparams: &mut dparams,
-        accumulate: false,
-    };
-    cpu::backward(&s.op, &s.params, call).expect("equal lengths");
+    let call = cpu::backward(&s.op, x, dy, &s.params, &mut dx);
+    let call = call.y(&mut y).gradients(&mut dparams);
+    call.run().expect("equal lengths");
     (dx, y, dparams)
 }
 
@@ -146,17 +152,10 @@ fn run_gated_backward<A: Gated + Registered, T: Element>(
 ) -> ([Vec<T>; 3], Vec<f32>) {
     let [mut dx, mut dv, mut y] = [(); 3].map(|()| nan::<T>(x.len()));
     let mut dparams = vec![f32::NAN; s.params.len()];
-    let call = cpu::GatedBackward {
-        x,
-        v,
-        dy,
-        dx: &mut dx,
-        dv: &mut dv,
-        y: Some(&mut y),
-        dparams: &mut dparams,
-        accumulate: false,
-    };
-    cpu::gated_backward(&s.op, order, &s.params, call).expect("equal lengths");
+    let dxv = (&mut dx, &mut dv);
+    let call = cpu::gated_backward(&s.op, order, (x, v), dy, &s.params, dxv);
+    let call = call.y(&mut y).gradients(&mut dparams);
+    call.run().expect("equal lengths");
     ([dx, dv, y], dparams)
 }
 
@@ -168,7 +167,7 @@ fn to_f64(values: &[f32]) -> Vec<f64> {
 fn forward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     let mut y = nan::<T>(x.len());
-    cpu::forward(&s.op, &s.params, &x, &mut y)?;
+    cpu::forward(&s.op, &x, &s.params, &mut y).run()?;
     passed(
         &reference::check_forward(&s.op, &measured(s), &x, &y, BOUNDS)?,
         s,
@@ -187,7 +186,7 @@ fn backward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
         report.parameters.clear();
         passed(&report, s)?;
         let mut expected = nan::<T>(x.len());
-        cpu::forward(&s.op, &s.params, &x, &mut expected)?;
+        cpu::forward(&s.op, &x, &s.params, &mut expected).run()?;
         equal("y again", &y, &expected)?;
     }
     let (negative, positive): (Vec<T>, Vec<T>) = inputs::summable(&x)
@@ -211,7 +210,7 @@ fn gated_forward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>)
     for first in 0..VALUES.len() {
         let v = inputs::cycle::<T>(&VALUES, first, x.len());
         let mut y = nan::<T>(x.len());
-        cpu::gated_forward(&s.op, order, &s.params, &x, &v, &mut y)?;
+        cpu::gated_forward(&s.op, order, (&x, &v), &s.params, &mut y).run()?;
         let report = reference::check_gated_forward(&s.op, order, &stored(s), &x, &v, &y, BOUNDS)?;
         passed(&report, s)?;
     }
@@ -226,7 +225,8 @@ fn gated_backward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>
         let dy = inputs::cycle::<T>(&GRADIENTS, first % GRADIENTS.len(), x.len());
         let ([dx, dv, y], dparams) = run_gated_backward(order, s, [x, &v, &dy]);
         let mut expected = nan::<T>(x.len());
-        cpu::gated_forward(&s.op, order, &s.params, x, &v, &mut expected).expect("equal lengths");
+        let call = cpu::gated_forward(&s.op, order, (x, &v), &s.params, &mut expected);
+        call.run().expect("equal lengths");
         assert!(equal("y again", &y, &expected).is_ok());
         let tensors = GatedGradients {
             x,
@@ -359,23 +359,17 @@ fn lengths<A: Registered, T: Element>() -> Outcome {
     ] {
         let (x, upstream) = (&all[..len], &dall[..len]);
         let mut y = nan::<T>(len);
-        cpu::forward(&s.op, &s.params, x, &mut y)?;
+        cpu::forward(&s.op, x, &s.params, &mut y).run()?;
         equal("y", &y, &y_all[..len])?;
         let mut y = x.to_vec();
-        cpu::forward_in_place(&s.op, &s.params, &mut y)?;
+        cpu::forward_in_place(&s.op, &mut y, &s.params).run()?;
         equal("y in place", &y, &y_all[..len])?;
         let (dx, _, dparams) = run_backward(&s, x, upstream);
         equal("dx", &dx, &dx_all[..len])?;
         let mut dy = upstream.to_vec();
         let mut sums = vec![1.5; dparams.len()];
-        let call = cpu::BackwardInPlace {
-            x,
-            dy: &mut dy,
-            y: None,
-            dparams: &mut sums,
-            accumulate: true,
-        };
-        cpu::backward_in_place(&s.op, &s.params, call)?;
+        let call = cpu::backward_in_place(&s.op, x, &mut dy, &s.params);
+        call.gradients(&mut sums).accumulate().run()?;
         equal("dx in place", &dy, &dx_all[..len])?;
         let expected: Vec<f32> = dparams.iter().map(|d| 1.5 + d).collect();
         equal("dparams", &sums, &expected)?;
@@ -407,7 +401,9 @@ fn softplus() -> Outcome {
     let effective = raw.parameters(Parameters::Effective);
     let run = |op: &Xielu, params: [f32; 2], x: f32| {
         let mut y = [0.0];
-        cpu::forward(op, &params, &[x], &mut y).expect("one element");
+        cpu::forward(op, &[x], &params, &mut y)
+            .run()
+            .expect("one element");
         y[0]
     };
     for a in inputs::f32_sweep(4096) {
@@ -441,56 +437,330 @@ fn errors() -> Outcome {
         })
     };
     let mut y = [7.0; 4];
-    assert_eq!(cpu::forward(&op, &params, &x, &mut y), length("y", 5, 4));
+    let call = cpu::forward(&op, &x, &params, &mut y);
+    assert_eq!(call.run(), length("y", 5, 4));
     assert_eq!(
-        cpu::forward(&op, &params[..1], &x[..4], &mut y),
+        cpu::forward(&op, &x[..4], &params[..1], &mut y).run(),
         length("params", 2, 1)
     );
     assert_eq!(
-        cpu::forward_in_place(&op, &[], &mut y),
+        cpu::forward_in_place(&op, &mut y, &[]).run(),
         length("params", 2, 0)
     );
     assert_eq!(
-        cpu::forward_in_place(&op, &[0.0; 4], &mut y),
+        cpu::forward_in_place(&op, &mut y, &[0.0; 4]).run(),
         length("params", 3, 4)
     );
     assert_eq!(y, [7.0; 4]);
     let alpha = [0.25f32];
-    let gated =
-        |v: &[f32], y: &mut [f32]| cpu::gated_forward(&xact::Xsilu, Order::First, &alpha, &x, v, y);
+    let gated = |v: &[f32], y: &mut [f32]| {
+        cpu::gated_forward(&Xsilu, Order::First, (&x, v), &alpha, y).run()
+    };
     assert_eq!(gated(&x[1..], &mut [0.0; 5]), length("v", 5, 4));
     assert_eq!(gated(&x, &mut [0.0; 6]), length("y", 5, 6));
     for [dy, dx, y, dparams] in [[4, 5, 5, 2], [5, 4, 5, 2], [5, 5, 4, 2], [5, 5, 5, 3]] {
         let mut out = [[7.0f32; 5]; 2];
         let mut sums = [7.0f32; 3];
         let [dx_out, y_out] = &mut out;
-        let call = cpu::Backward {
-            x: &x,
-            dy: &x[..dy],
-            dx: &mut dx_out[..dx],
-            y: Some(&mut y_out[..y]),
-            dparams: &mut sums[..dparams],
-            accumulate: false,
-        };
-        let result = cpu::backward(&op, &params, call);
+        let call = cpu::backward(&op, &x, &x[..dy], &params, &mut dx_out[..dx])
+            .y(&mut y_out[..y])
+            .gradients(&mut sums[..dparams]);
+        let result = call.run();
         assert!(matches!(result, Err(Error::Length { .. })), "{result:?}");
         assert_eq!((out, sums), ([[7.0; 5]; 2], [7.0; 3]));
     }
     for wrong in 0..4 {
         let len = |which: usize| if which == wrong { 4 } else { 5 };
-        let call = cpu::GatedBackward {
-            x: &x,
-            v: &x[..len(0)],
-            dy: &x[..len(1)],
-            dx: &mut [0.0; 5][..len(2)],
-            dv: &mut [0.0; 5][..len(3)],
-            y: None,
-            dparams: &mut [0.0],
-            accumulate: false,
-        };
+        let (mut dx, mut dv, mut dalpha) = ([7.0; 5], [7.0; 5], [7.0]);
+        let (xv, dy) = ((&x, &x[..len(0)]), &x[..len(1)]);
+        let dxv = (&mut dx[..len(2)], &mut dv[..len(3)]);
+        let call = cpu::gated_backward(&Xgelu, Order::Second, xv, dy, &alpha, dxv);
         let what = ["v", "dy", "dx", "dv"][wrong];
-        let result = cpu::gated_backward(&xact::Xgelu, Order::Second, &alpha, call);
+        let result = call.gradients(&mut dalpha).run();
         assert_eq!(result, length(what, 5, 4));
+        assert_eq!((dx, dv, dalpha), ([7.0; 5], [7.0; 5], [7.0]));
     }
+    Ok(())
+}
+
+/// [[3, 1]] is a value and its gate.
+fn value_first() -> Outcome {
+    let (xv, mut y, mut dxv, mut dalpha) = ([3.0f32, 1.0], [0.0f32], [0.0f32; 2], [0.0]);
+    let pair = || Pair::halves(&xv, 1, Halves::ValueFirst);
+    cpu::gated_forward(&Xsilu, Order::First, pair()?, &[0.0], &mut y).run()?;
+    let gradient = PairMut::halves(&mut dxv, 1, Halves::ValueFirst)?;
+    cpu::gated_backward(&Xsilu, Order::First, pair()?, &[1.0], &[0.0], gradient)
+        .gradients(&mut dalpha)
+        .run()?;
+    let near = |got: f32, expected: f32| assert!((got - expected).abs() <= 2e-7, "{got}");
+    near(y[0], 2.193_175_8);
+    near(dxv[0], 0.731_058_6);
+    near(dxv[1], 0.589_835_8);
+    // Of the same tensor in place.
+    let mut both = xv;
+    let pair = PairMut::halves(&mut both, 1, Halves::ValueFirst)?;
+    let call = cpu::gated_backward_in_place(&Xsilu, Order::First, pair, &[1.0], &[0.0]);
+    call.run()?;
+    equal("in place", &both, &dxv)
+}
+
+/// Values as the rows of a larger tensor, which holds 7 elsewhere.
+struct Spread<T> {
+    elements: Vec<T>,
+    rows: Rows,
+}
+
+impl<T: Element> Spread<T> {
+    fn new(values: &[T], rows: usize, offset: usize, gap: usize) -> Spread<T> {
+        let cols = values.len() / rows;
+        let mut elements = vec![T::from_f64(7.0); offset];
+        for row in values.chunks(cols) {
+            elements.extend(row);
+            elements.extend(vec![T::from_f64(7.0); gap]);
+        }
+        Spread {
+            elements,
+            rows: Rows::new(rows, cols).pitch(cols + gap).offset(offset),
+        }
+    }
+
+    fn input(&self) -> Input<'_, T> {
+        Input::rows(&self.elements, self.rows)
+    }
+
+    fn output(&mut self) -> Output<'_, T> {
+        Output::rows(&mut self.elements, self.rows)
+    }
+}
+
+/// Rows with gaps and halves, in either order, give what dense tensors do, bit for bit but for the order of the sums,
+/// and what lies between the rows stays.
+fn rows_with_gaps<T: Element>() -> Outcome {
+    // Short rows, of which many are gathered; rows that are cut; enough of either for threads.
+    for (rows, cols) in [(1, 5), (7, 3), (2000, 33), (4, 40_000), (90_000, 3)] {
+        let n = rows * cols;
+        let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 2.0));
+        let spread = |values: &[T], offset, gap| Spread::new(values, rows, offset, gap);
+        let s = Xielu::samples().remove(0);
+        let (dx, y, dparams) = run_backward(&s, &x, &dy);
+        let near = |what: &str, got: &[f32], expected: &[f32]| -> Outcome {
+            let close = |(got, expected): (&f32, &f32)| {
+                // The terms are of both signs: against their number.
+                (got - expected).abs() <= 1e-6 * expected.abs().max(n as f32 / 100.0)
+            };
+            if got.iter().zip(expected).all(close) {
+                return Ok(());
+            }
+            Err(format!("{what}, {rows} × {cols}: {got:?}, {expected:?}").into())
+        };
+        let blank = nan::<T>(n);
+        let (from, upstream) = (spread(&x, 1, 2), spread(&dy, 0, 5));
+        let [mut out, mut again] = [spread(&blank, 3, 1), spread(&blank, 0, 0)];
+        cpu::forward(&s.op, from.input(), &s.params, out.output()).run()?;
+        equal("y", &out.elements, &spread(&y, 3, 1).elements)?;
+        let mut sums = vec![f32::NAN; 2];
+        cpu::backward(
+            &s.op,
+            from.input(),
+            upstream.input(),
+            &s.params,
+            out.output(),
+        )
+        .y(again.output())
+        .gradients(&mut sums)
+        .run()?;
+        equal("dx", &out.elements, &spread(&dx, 3, 1).elements)?;
+        equal("y again", &again.elements, &y)?;
+        near("dparams", &sums, &dparams)?;
+        let mut in_place = spread(&dy, 2, 4);
+        let dense = Input::from(&x);
+        cpu::backward_in_place(&s.op, dense, in_place.output(), &s.params).run()?;
+        equal(
+            "dx in place",
+            &in_place.elements,
+            &spread(&dx, 2, 4).elements,
+        )?;
+        let mut in_place = spread(&x, 2, 4);
+        cpu::forward_in_place(&s.op, in_place.output(), &s.params).run()?;
+        equal("y in place", &in_place.elements, &spread(&y, 2, 4).elements)?;
+
+        for halves in [Halves::GateFirst, Halves::ValueFirst] {
+            let join = |gate: &[T], value: &[T]| -> Vec<T> {
+                let rows = gate.chunks(cols).zip(value.chunks(cols));
+                let both = rows.flat_map(|(gate, value)| match halves {
+                    Halves::GateFirst => [gate, value].concat(),
+                    Halves::ValueFirst => [value, gate].concat(),
+                });
+                both.collect()
+            };
+            for order in Order::ALL {
+                let s = Xsilu::samples().remove(1);
+                let ([dx, dv, y], dparams) = run_gated_backward(order, &s, [&x, &v, &dy]);
+                let (xv, blank) = (join(&x, &v), join(&blank, &blank));
+                let pair = || Pair::halves(&xv, rows, halves);
+                let mut got = nan::<T>(n);
+                cpu::gated_forward(&s.op, order, pair()?, &s.params, &mut got).run()?;
+                equal("gated y", &got, &y)?;
+                let (mut dxv, mut again, mut sums) = (blank, spread(&got, 1, 1), [f32::NAN]);
+                let out = PairMut::halves(&mut dxv, rows, halves)?;
+                cpu::gated_backward(&s.op, order, pair()?, upstream.input(), &s.params, out)
+                    .y(again.output())
+                    .gradients(&mut sums)
+                    .run()?;
+                equal("dx and dv", &dxv, &join(&dx, &dv))?;
+                equal("gated y again", &again.elements, &spread(&y, 1, 1).elements)?;
+                near("dalpha", &sums, &dparams)?;
+                let mut both = xv.clone();
+                let place = PairMut::halves(&mut both, rows, halves)?;
+                let mut sums_in_place = [f32::NAN];
+                cpu::gated_backward_in_place(&s.op, order, place, upstream.input(), &s.params)
+                    .gradients(&mut sums_in_place)
+                    .run()?;
+                equal("halves in place", &both, &dxv)?;
+                equal("dalpha in place", &sums_in_place, &sums)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gate and value overwritten with their gradients have the bits that they have apart.
+fn gated_in_place() -> Outcome {
+    let n = LONG;
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<bf16>(n, 2.0));
+    for order in Order::ALL {
+        let s = Xgelu::samples().remove(0);
+        let ([dx, dv, y], dparams) = run_gated_backward(order, &s, [&x, &v, &dy]);
+        let (mut x, mut v, mut again, mut sums) = (x.clone(), v.clone(), nan(n), [1.5]);
+        let pair = (&mut x, &mut v);
+        cpu::gated_backward_in_place(&s.op, order, pair, &dy, &s.params)
+            .y(&mut again)
+            .gradients(&mut sums)
+            .accumulate()
+            .run()?;
+        equal("dx", &x, &dx)?;
+        equal("dv", &v, &dv)?;
+        equal("y", &again, &y)?;
+        equal("dparams", &sums, &[1.5 + dparams[0]])?;
+    }
+    Ok(())
+}
+
+/// Shapes that differ are named as such, and rows in groups are for logits.
+fn shapes() -> Outcome {
+    let (x, mut y) = ([1.0f32; 12], [7.0f32; 12]);
+    let shape = |what, expected, got| {
+        Err(Error::Shape {
+            what,
+            expected,
+            got,
+        })
+    };
+    let (wide, tall) = (Rows::new(3, 4), Rows::new(4, 3));
+    let xv = (Input::rows(&x, wide), Input::rows(&x, tall));
+    let call = cpu::gated_forward(&Xsilu, Order::First, xv, &[0.5], &mut y);
+    let refused = call.run();
+    assert_eq!(refused, shape("v", [3, 4], [4, 3]));
+    let message = refused.unwrap_err().to_string();
+    assert_eq!(message, "v is 4 × 3, but the others are 3 × 4");
+    let call = cpu::forward(
+        &Xsilu,
+        Input::rows(&x, tall),
+        &[0.5],
+        Output::rows(&mut y, wide),
+    );
+    assert_eq!(call.run(), shape("y", [4, 3], [3, 4]));
+    let mut dxv = [7.0f32; 24];
+    let pair = PairMut::halves(&mut dxv, 4, Halves::GateFirst)?;
+    let xv = (Input::rows(&x, wide), &x);
+    let call = cpu::gated_backward(&Xsilu, Order::Second, xv, &x, &[0.5], pair);
+    assert_eq!(call.run(), shape("dx", [3, 4], [4, 3]));
+    let groups = Rows::new(4, 3).groups(2, 6);
+    let call = cpu::forward(&Xsilu, Input::rows(&x, groups), &[0.5], &mut y);
+    assert_eq!(call.run(), Err(Error::Groups { what: "x" }));
+    let call = cpu::forward(&Xsilu, &x, &[0.5], Output::rows(&mut y, groups));
+    assert_eq!(call.run(), Err(Error::Groups { what: "y" }));
+    let halves = |len, rows| Err(Error::Halves { len, rows });
+    assert_eq!(
+        Pair::halves(&x, 5, Halves::ValueFirst).map(|_| ()),
+        halves(12, 5)
+    );
+    assert_eq!(
+        PairMut::halves(&mut y, 4, Halves::GateFirst).map(|_| ()),
+        halves(12, 4)
+    );
+    assert_eq!((y, dxv), ([7.0; 12], [7.0; 24]));
+    Ok(())
+}
+
+/// dx is the same without gradients of the parameters, and dbeta can be left out by itself.
+fn gradients_left_out() -> Outcome {
+    let (x, dy) = ([-1.5f32, 0.25, 3.0], [1.0f32, -2.0, 0.5]);
+    let params = [0.5, -0.25, 0.125];
+    let run = |given: usize| {
+        let (mut dx, mut sums) = ([0.0; 3], [7.0; 3]);
+        let op = Xielu::default();
+        let call = cpu::backward(&op, &x, &dy, &params, &mut dx);
+        let result = match given {
+            0 => call.run(),
+            given => call.gradients(&mut sums[..given]).run(),
+        };
+        (result, dx, sums)
+    };
+    let (all, dx, sums) = run(3);
+    all?;
+    assert_eq!(run(0), (Ok(()), dx, [7.0; 3]));
+    assert_eq!(run(2), (Ok(()), dx, [sums[0], sums[1], 7.0]));
+    let length = Err(Error::Length {
+        what: "dparams",
+        expected: 2,
+        got: 1,
+    });
+    assert_eq!(run(1), (length, [0.0; 3], [7.0; 3]));
+    Ok(())
+}
+
+/// An op whose name was a string does what the op does.
+fn by_name() -> Outcome {
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<f16>(1000, 2.0));
+    let sample = Xielu::samples().remove(0);
+    let op: AnyActivation = "xielu".parse()?;
+    assert_eq!(
+        op.as_gated().map(|_| ()),
+        Err(Error::NotGated { op: "xielu" })
+    );
+    let (dx, y, dparams) = run_backward(&sample, &x, &dy);
+    let (mut out, mut again, mut sums) = (nan(1000), nan(1000), [0.0; 2]);
+    cpu::forward(&op, &x, &sample.params, &mut out).run()?;
+    equal("y", &out, &y)?;
+    cpu::backward(&op, &x, &dy, &sample.params, &mut out)
+        .y(&mut again)
+        .gradients(&mut sums)
+        .run()?;
+    equal("dx", &out, &dx)?;
+    equal("y again", &again, &y)?;
+    equal("dparams", &sums, &dparams)?;
+    let sample = Xsilu::samples().remove(1);
+    let op: AnyActivation = "xsilu".parse()?;
+    let op = op.as_gated()?;
+    for order in Order::ALL {
+        let ([dx, dv, y], dparams) = run_gated_backward(order, &sample, [&x, &v, &dy]);
+        let (mut out, mut of_v, mut sums) = (nan(1000), nan(1000), [0.0]);
+        cpu::gated_forward(op, order, (&x, &v), &sample.params, &mut out).run()?;
+        equal("gated y", &out, &y)?;
+        let dxv = (&mut out, &mut of_v);
+        cpu::gated_backward(op, order, (&x, &v), &dy, &sample.params, dxv)
+            .gradients(&mut sums)
+            .run()?;
+        equal("gated dx", &out, &dx)?;
+        equal("dv", &of_v, &dv)?;
+        equal("dalpha", &sums, &dparams)?;
+    }
+    let unknown = "xrelu".parse::<AnyActivation>().unwrap_err();
+    assert!(matches!(&unknown, Error::UnknownOp { name, .. } if name == "xrelu"));
+    assert!(
+        unknown.to_string().contains("xielu, xatlu, xgelu, xsilu"),
+        "{unknown}"
+    );
     Ok(())
 }

@@ -35,12 +35,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use same::bits;
 use xact::cpu::InstructionSet;
-use xact::cpu::cross_entropy::{
-    self as ce, Backward, Dloss, Finish, Forward, Matrix, MatrixMut, Outputs, PartialStats, Rows,
-};
-use xact::loss::cross_entropy::Shard;
-use xact::loss::goldfish::{Layout, Tokens};
-use xact::{CrossEntropy, Element, Error, Goldfish, Normalizer, RowStats, Strategy as Drops};
+use xact::cpu::cross_entropy as ce;
+use xact::cpu::{Input, Output};
+use xact::loss::goldfish::Tokens;
+use xact::{CrossEntropy, Element, Error, Goldfish, Normalizer, Rows, Shard, Strategy as Drops};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -279,7 +277,10 @@ fn rows_that_do_not_count<T: Element>() -> Outcome {
     for ignore_index in [-100, -1, 0, 5, i64::from(i32::MIN)] {
         for empty_is_nan in [false, true] {
             for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
-                let op = CrossEntropy::default().ignore_index(ignore_index).empty_is_nan(empty_is_nan).normalizer(normalizer);
+                let op = CrossEntropy::default()
+                    .ignore_index(ignore_index)
+                    .empty_is_nan(empty_is_nan)
+                    .normalizer(normalizer);
                 let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
                 // What is not read may be anything.
                 batch.logits.fill(T::from_f64(f64::NAN));
@@ -392,15 +393,13 @@ fn normalizers<T: Element>() -> Outcome {
     for rows in [1, 5, 300] {
         let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
         batch.weights = Some((0..rows).map(|r| (r % 4) as f32 + 0.5).collect());
-        batch.normalizer = Some(1234.5);
-        for normalizer in [
-            Normalizer::None,
-            Normalizer::Kept,
-            Normalizer::Weight,
-            Normalizer::External,
-        ] {
-            let op = CrossEntropy::default().normalizer(normalizer);
-            checked(&op, &batch, How::default())?;
+        // What is given counts, whatever the options say.
+        for given in [None, Some(1234.5)] {
+            batch.normalizer = given;
+            for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+                let op = CrossEntropy::default().normalizer(normalizer);
+                checked(&op, &batch, How::default())?;
+            }
         }
     }
     Ok(())
@@ -515,18 +514,10 @@ fn goldfish<T: Element>() -> Outcome {
     let mut random = Random(15);
     let ids: Vec<i64> = (0..ROWS).map(|_| (random.bits() % 30) as i64 + 1).collect();
     let halo: Vec<i64> = (0..6).map(|_| (random.bits() % 30) as i64).collect();
-    let rows = Tokens {
-        layout: Layout::Rows { len: ROWS / 3 },
-        halo: &halo,
-        exempt: &[3, 4],
-        ..Tokens::row(&ids)
-    };
-    let documents = Tokens {
-        layout: Layout::Documents {
-            cu_seqlens: &[-2, 31, 31, 80],
-        },
-        ..rows
-    };
+    let rows = Tokens::rows(&ids, ROWS / 3).halo(&halo).exempt(&[3, 4]);
+    let documents = Tokens::documents(&ids, &[-2, 31, 31, 80])
+        .halo(&halo)
+        .exempt(&[3, 4]);
     let strategies = [
         Drops::Static { k: 3, start: 1 },
         Drops::Random { k: 3, seed: 9 },
@@ -611,164 +602,155 @@ fn errors() -> Outcome {
             got,
         })
     };
-    let forward = |op: &CrossEntropy, matrix: Matrix<'_, f32>, rows: Rows<'_, i64>| {
-        let mut loss = [7.0; N];
-        let outputs = Outputs {
-            loss: Some(&mut loss),
-            ..Outputs::default()
-        };
-        let call = Forward {
-            logits: matrix,
-            rows,
-            outputs,
-            normalizer: None,
-        };
-        let result = ce::forward(op, call).map(|_| ());
-        assert!(result.is_ok() || loss == [7.0; N]);
-        result
-    };
-    let matrix = Matrix::dense(&logits[..N * V], V);
-    let rows = Rows::new(&labels);
-    assert_eq!(forward(&op, matrix, rows), Ok(()));
-    for len in [0, 1, N * V - 1, N * V + 1] {
-        let short = Matrix::dense(&logits[..len], V);
-        let got = forward(&op, short, rows);
+    /// Runs a forward with a loss, and a change of the call.
+    macro_rules! forward {
+        ($op:expr, $logits:expr $(, $($change:tt)+)?) => {{
+            let op = $op;
+            let mut loss = [7.0; N];
+            let call = ce::forward(&op, $logits, &labels).loss(&mut loss);
+            let result = call$(.$($change)+)?.run().map(|_| ());
+            assert!(result.is_ok() || loss == [7.0; N]);
+            result
+        }};
+    }
+    let dense = &logits[..N * V];
+    let rows = Rows::new(N, V);
+    assert_eq!(forward!(op, dense), Ok(()));
+    assert_eq!(forward!(op, Input::rows(dense, rows)), Ok(()));
+    // Rows of less than a column, and what is no whole number of rows.
+    assert_eq!(forward!(op, &logits[..1]), length("logits", 0, 1));
+    assert_eq!(forward!(op, &logits[..N * V - 1]), length("logits", 9, 11));
+    assert_eq!(forward!(op, &logits), length("logits", 12, 13));
+    for len in [0, 1, N * V - 1] {
+        let got = forward!(op, Input::rows(&logits[..len], rows));
         assert_eq!(got, length("logits", 12, len as u64));
     }
-    let overlapping = Matrix {
-        pitch: V - 1,
-        ..matrix
-    };
-    let pitch = forward(&op, overlapping, rows);
-    assert!(matches!(pitch, Err(Error::Pitch { .. })), "{pitch:?}");
-    let endless = Matrix {
-        pitch: usize::MAX,
-        ..matrix
-    };
-    let large = forward(&op, endless, rows);
-    assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
-    let weights = Rows {
-        weights: Some(&[1.0; 2]),
-        ..rows
-    };
-    assert_eq!(forward(&op, matrix, weights), length("weights", 3, 2));
+    let late = forward!(op, Input::rows(&logits, rows.offset(2)));
+    assert_eq!(late, length("logits", 14, 13));
+    let more = forward!(op, Input::rows(&logits, Rows::new(N + 1, N)));
+    assert_eq!(more, length("labels", 4, 3));
+    let none = forward!(op, &logits[..0]);
+    assert!(matches!(none, Err(Error::Classes { .. })), "{none:?}");
+    let overlapping = forward!(op, Input::rows(dense, rows.pitch(V - 1)));
+    assert!(
+        matches!(overlapping, Err(Error::Pitch { .. })),
+        "{overlapping:?}"
+    );
+    let endless = forward!(op, Input::rows(dense, rows.pitch(usize::MAX)));
+    assert_eq!(endless, length("logits", u64::MAX, 12));
+    assert_eq!(
+        forward!(op, dense, weights(&[1.0; 2])),
+        length("weights", 3, 2)
+    );
     let strategy = Goldfish::new(Drops::Static { k: 2, start: 0 })?;
-    let fish = |tokens| Rows {
-        goldfish: Some(ce::Goldfish {
-            strategy: &strategy,
-            tokens,
-        }),
-        ..rows
-    };
-    let few = fish(Tokens::row(&labels[..2]));
-    assert_eq!(forward(&op, matrix, few), length("hash_ids", 3, 2));
-    let decreasing = fish(Tokens {
-        layout: Layout::Documents {
-            cu_seqlens: &[2, 1],
-        },
-        ..Tokens::row(&labels)
-    });
-    let offsets = forward(&op, matrix, decreasing);
+    let few = forward!(op, dense, goldfish(&strategy, Tokens::row(&labels[..2])));
+    assert_eq!(few, length("hash_ids", 3, 2));
+    let decreasing = Tokens::documents(&labels, &[2, 1]);
+    let offsets = forward!(op, dense, goldfish(&strategy, decreasing));
     assert_eq!(offsets, Err(Error::Offsets { at: 1 }));
-    for bad in [
-        op.label_smoothing(1.0),
-        op.z_loss(-1.0),
-        op.softcap(0.0),
-    ] {
-        let result = forward(&bad, matrix, rows);
-        assert!(matches!(result, Err(Error::Option { .. })), "{result:?}");
+    for bad in [op.label_smoothing(1.0), op.z_loss(-1.0), op.softcap(0.0)] {
+        let result = forward!(bad, dense);
+        assert!(
+            matches!(result, Err(Error::OutOfRange { .. })),
+            "{result:?}"
+        );
     }
-    let wide = op.vocab(5);
-    let result = forward(&wide, matrix, rows);
-    assert_eq!(result, length("a row of logits", 5, 4));
+    assert_eq!(
+        forward!(op.vocab(5), dense),
+        length("a row of logits", 5, 4)
+    );
     for (first_class, classes) in [(0, 0), (0, 3), (1, 4), (u64::MAX, 4), (0, 1 << 32)] {
-        let sharded = Rows {
-            shard: Some(Shard {
-                first_class,
-                classes,
-            }),
-            ..rows
-        };
-        let result = forward(&op, matrix, sharded);
+        let mut saved = vec![7; op.saved_bytes(N as u64) as usize];
+        let shard = Shard::new(first_class, classes);
+        let result = ce::partial(&op, dense, &labels, shard, &mut saved).run();
         assert!(matches!(result, Err(Error::Classes { .. })), "{result:?}");
+        assert!(saved.iter().all(|&byte| byte == 7));
     }
-    let external = op.normalizer(Normalizer::External);
-    let result = forward(&external, matrix, rows);
-    assert_eq!(result, length("the normalizer", 1, 0));
 
-    for what in ["loss", "z_loss", "lse", "argmax", "stats"] {
+    let bytes = op.saved_bytes(N as u64) as usize;
+    for what in ["loss", "z_loss", "lse", "argmax", "saved"] {
         let [mut loss, mut z_loss, mut lse] = [[7.0; N]; 3];
-        let (mut argmax, mut stats) = ([7; N], [RowStats::default(); N]);
+        let (mut argmax, mut saved) = ([7; N], vec![7; bytes]);
         let len = |name| if name == what { N - 1 } else { N };
-        let outputs = Outputs {
-            loss: Some(&mut loss[..len("loss")]),
-            z_loss: Some(&mut z_loss[..len("z_loss")]),
-            lse: Some(&mut lse[..len("lse")]),
-            argmax: Some(&mut argmax[..len("argmax")]),
-            stats: Some(&mut stats[..len("stats")]),
+        let of_saved = if what == "saved" { bytes - 1 } else { bytes };
+        let call = ce::forward(&op, dense, &labels)
+            .loss(&mut loss[..len("loss")])
+            .z_loss(&mut z_loss[..len("z_loss")])
+            .lse(&mut lse[..len("lse")])
+            .argmax(&mut argmax[..len("argmax")])
+            .saved(&mut saved[..of_saved]);
+        let expected = match what {
+            "saved" => length(what, bytes as u64, bytes as u64 - 1),
+            _ => length(what, 3, 2),
         };
-        let call = Forward {
-            logits: matrix,
-            rows,
-            outputs,
-            normalizer: None,
-        };
-        assert_eq!(ce::forward(&op, call).map(|_| ()), length(what, 3, 2));
+        assert_eq!(call.run().map(|_| ()), expected);
         assert_eq!(
             (loss, z_loss, lse, argmax),
             ([7.0; N], [7.0; N], [7.0; N], [7; N])
         );
+        assert!(saved.iter().all(|&byte| byte == 7));
     }
 
-    let backward = |stats: usize, cols: usize, len: usize, dloss| {
-        let stats = vec![RowStats::default(); stats];
-        let mut dlogits = vec![7.0f32; len];
-        let call = Backward {
-            logits: matrix,
-            rows,
-            stats: &stats,
-            dlogits: MatrixMut::dense(&mut dlogits, cols),
-            divisor: 1.0,
-            dloss,
-        };
-        let result = ce::backward(&op, call);
-        assert!(result.is_ok() || dlogits.iter().all(|&d| d == 7.0));
-        result
-    };
-    assert_eq!(backward(N, V, N * V, None), Ok(()));
-    assert_eq!(backward(N + 1, V, N * V, None), length("stats", 3, 4));
-    assert_eq!(backward(0, V, N * V, None), length("stats", 3, 0));
-    assert_eq!(backward(N, 3, 9, None), length("a row of dlogits", 4, 3));
-    assert_eq!(backward(N, V, 11, None), length("dlogits", 12, 11));
+    /// Runs a backward, and a change of the call.
+    macro_rules! backward {
+        ($saved:expr, $rows:expr, $len:expr $(, $($change:tt)+)?) => {{
+            let saved = vec![0; $saved];
+            let mut dlogits = vec![7.0f32; $len];
+            let output = match $rows {
+                Some(rows) => Output::rows(&mut dlogits, rows),
+                None => (&mut dlogits).into(),
+            };
+            let call = ce::backward(&op, dense, &labels, &saved, 1.0, output);
+            let result = call$(.$($change)+)?.run();
+            assert!(result.is_ok() || dlogits.iter().all(|&d| d == 7.0));
+            result
+        }};
+    }
+    let whole: Option<Rows> = None;
+    let saved = |got: usize| length("saved", bytes as u64, got as u64);
+    assert_eq!(backward!(bytes, whole, N * V), Ok(()));
+    assert_eq!(backward!(bytes + 1, whole, N * V), saved(bytes + 1));
+    assert_eq!(backward!(0, whole, N * V), saved(0));
+    assert_eq!(
+        backward!(bytes / N * (N + 1), whole, N * V),
+        saved(bytes / N * (N + 1))
+    );
+    // What is given as rows has the shape of the call, and the dense logits are too many for it.
+    assert_eq!(
+        backward!(bytes, Some(Rows::new(N, 3)), 9),
+        length("logits", 9, 12)
+    );
+    assert_eq!(backward!(bytes, whole, 11), length("dlogits", 12, 11));
+    assert_eq!(backward!(bytes, Some(rows), 11), length("dlogits", 12, 11));
     for (stride, needed) in [(1, 3), (2, 5), (usize::MAX, u64::MAX)] {
-        let dloss = Dloss {
-            values: &[1.0, 2.0],
-            stride,
-        };
-        let result = backward(N, V, N * V, Some(dloss));
+        let result = backward!(bytes, whole, N * V, dloss_strided(&[1.0, 2.0], stride));
         assert_eq!(result, length("dloss", needed, 2));
     }
+    assert_eq!(
+        backward!(bytes, whole, N * V, dloss(&[1.0, 2.0])),
+        length("dloss", 3, 2)
+    );
+    assert_eq!(
+        backward!(bytes, whole, N * V, dloss(&[])),
+        length("dloss", 3, 0)
+    );
+    assert_eq!(backward!(bytes, whole, N * V, dloss(&[2.0])), Ok(()));
+    assert_eq!(
+        backward!(bytes, whole, N * V, dloss_strided(&[2.0], 0)),
+        Ok(())
+    );
+    for (first_class, classes) in [(0, 0), (0, 3), (1, 4), (u64::MAX, 4), (0, 1 << 32)] {
+        let shard = Shard::new(first_class, classes);
+        let result = backward!(bytes, whole, N * V, shard(shard));
+        assert!(matches!(result, Err(Error::Classes { .. })), "{result:?}");
+    }
 
-    let mut stats = [RowStats::default(); 2];
-    let call = PartialStats {
-        logits: matrix,
-        rows,
-        with_argmax: false,
-        stats: &mut stats,
-    };
-    assert_eq!(ce::partial_stats(&op, call), length("stats", 3, 2));
-    let call = Finish {
-        rows: Rows {
-            shard: Some(Shard {
-                first_class: 0,
-                classes: 8,
-            }),
-            ..rows
-        },
-        gathered: &stats,
-        outputs: Outputs::default(),
-        normalizer: None,
-    };
-    assert_eq!(ce::finish(&op, call).map(|_| ()), length("stats", 3, 2));
+    let mut few = vec![7; bytes / N * 2];
+    let shard = Shard::new(0, 8);
+    let call = ce::partial(&op, dense, &labels, shard, &mut few);
+    assert_eq!(call.run(), saved(bytes / N * 2));
+    assert!(few.iter().all(|&byte| byte == 7));
+    let call = ce::finish(&op, &labels, shard, &few);
+    assert_eq!(call.run().map(|_| ()), saved(bytes / N * 2));
     Ok(())
 }

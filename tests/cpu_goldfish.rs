@@ -11,7 +11,7 @@ mod inputs;
 use goldfish_golden::{Golden, dropped};
 use inputs::Random;
 use xact::cpu::InstructionSet;
-use xact::cpu::goldfish::{Counts, Mask, mask};
+use xact::cpu::goldfish::mask;
 use xact::loss::goldfish::{Layout, TABLE_LEN, TokenId, Tokens};
 use xact::{Error, Goldfish, Result, Strategy};
 
@@ -19,18 +19,14 @@ use xact::{Error, Goldfish, Result, Strategy};
 fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
     let n = tokens.hash_ids.len();
     let (mut keep, mut weights) = (vec![7; n], vec![7.0; n]);
-    let call = Mask {
-        tokens: *tokens,
-        keep: Some(&mut keep),
-        weights: Some(&mut weights),
-    };
-    let counts = mask(goldfish, call)?;
+    let call = mask(goldfish, *tokens).keep(&mut keep).weights(&mut weights);
+    let counts = call.run()?;
     assert!(keep.iter().all(|&keep| keep <= 1));
     let as_weights: Vec<f32> = keep.iter().map(|&keep| f32::from(keep)).collect();
     assert_eq!(weights, as_weights);
     let kept = keep.iter().filter(|&&keep| keep == 1).count() as u64;
     let dropped = n as u64 - kept;
-    assert_eq!(counts, Counts { kept, dropped });
+    assert_eq!((counts.kept, counts.dropped), (kept, dropped));
     Ok(keep.into_iter().map(|keep| keep == 1).collect())
 }
 
@@ -95,24 +91,20 @@ fn the_reference() {
                 Layout::Documents { cu_seqlens: &[] },
             ] {
                 for halo_len in [0, 60] {
-                    let tokens = Tokens {
-                        hash_ids: &ids,
-                        layout,
-                        halo: &halo[..halo_len],
-                        exempt: &exempt[..halo_len.min(exempt.len())],
-                    };
+                    let mut tokens = Tokens::row(&ids)
+                        .halo(&halo[..halo_len])
+                        .exempt(&exempt[..halo_len.min(exempt.len())]);
+                    tokens.layout = layout;
                     let expected = goldfish.keep(&tokens);
                     assert_eq!(
                         keep(&goldfish, &tokens),
                         expected,
                         "{goldfish:?} {layout:?}"
                     );
-                    let tokens = Tokens {
-                        hash_ids: &narrow,
-                        halo: &narrow_halo[..halo_len],
-                        layout,
-                        exempt: &exempt,
-                    };
+                    let mut tokens = Tokens::row(&narrow)
+                        .halo(&narrow_halo[..halo_len])
+                        .exempt(&exempt);
+                    tokens.layout = layout;
                     let expected = goldfish.keep(&tokens);
                     assert_eq!(
                         keep(&goldfish, &tokens),
@@ -136,10 +128,8 @@ fn any_instruction_set_and_number_of_threads() {
                 cu_seqlens: &[0, 5000, 12_000],
             },
         ] {
-            let tokens = Tokens {
-                layout,
-                ..Tokens::row(&ids)
-            };
+            let mut tokens = Tokens::row(&ids);
+            tokens.layout = layout;
             let expected = goldfish.keep(&tokens);
             for set in InstructionSet::available() {
                 let got = set.force(|| keep(&goldfish, &tokens));
@@ -178,21 +168,9 @@ fn nothing_and_bad_input() {
     let ids = [1i64, 2, 3, 4];
     let tokens = Tokens::row(&ids);
     let bad = [
-        Tokens {
-            layout: Layout::Rows { len: 3 },
-            ..tokens
-        },
-        Tokens {
-            layout: Layout::Rows { len: 2 },
-            halo: &[1, 2, 3],
-            ..tokens
-        },
-        Tokens {
-            layout: Layout::Documents {
-                cu_seqlens: &[0, 2, 1],
-            },
-            ..tokens
-        },
+        Tokens::rows(&ids, 3),
+        Tokens::rows(&ids, 2).halo(&[1, 2, 3]),
+        Tokens::documents(&ids, &[0, 2, 1]),
     ];
     for tokens in bad {
         let expected = goldfish.keep(&tokens);
@@ -201,12 +179,10 @@ fn nothing_and_bad_input() {
     }
     for (keep_len, weights_len) in [(3, 4), (4, 5)] {
         let (mut keep, mut weights) = ([7; 5], [7.0; 5]);
-        let call = Mask {
-            tokens,
-            keep: Some(&mut keep[..keep_len]),
-            weights: Some(&mut weights[..weights_len]),
-        };
-        let result = mask(&goldfish, call);
+        let call = mask(&goldfish, tokens)
+            .keep(&mut keep[..keep_len])
+            .weights(&mut weights[..weights_len]);
+        let result = call.run();
         assert!(matches!(result, Err(Error::Length { .. })), "{result:?}");
         assert_eq!((keep, weights), ([7; 5], [7.0; 5]));
     }

@@ -422,7 +422,10 @@ fn rows_that_do_not_count<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     for ignore_index in [-100, -1, -2, 0, 5, i64::from(i32::MIN)] {
         for empty_is_nan in [false, true] {
             for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
-                let op = CrossEntropy::default().ignore_index(ignore_index).empty_is_nan(empty_is_nan).normalizer(normalizer);
+                let op = CrossEntropy::default()
+                    .ignore_index(ignore_index)
+                    .empty_is_nan(empty_is_nan)
+                    .normalizer(normalizer);
                 let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
                 // What is not read may be anything.
                 batch.logits.fill(T::from_f64(f64::NAN));
@@ -553,15 +556,13 @@ fn normalizers<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     for rows in [1, 5, 300] {
         let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
         batch.weights = Some((0..rows).map(|r| (r % 4) as f32 + 0.5).collect());
-        batch.normalizer = Some(1234.5);
-        for normalizer in [
-            Normalizer::None,
-            Normalizer::Kept,
-            Normalizer::Weight,
-            Normalizer::External,
-        ] {
-            let op = CrossEntropy::default().normalizer(normalizer);
-            checked(gpu, &op, &batch, How::default())?;
+        // What is given counts, whatever the options say.
+        for given in [None, Some(1234.5)] {
+            batch.normalizer = given;
+            for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+                let op = CrossEntropy::default().normalizer(normalizer);
+                checked(gpu, &op, &batch, How::default())?;
+            }
         }
     }
     Ok(())
@@ -768,25 +769,13 @@ fn stats_of_the_cpu_are_those_of_the_device<T: Element>(gpu: &Gpu, _full: bool) 
             }
         }
         let mut got = there.clone();
-        let call = cpu::Finish {
-            rows: cpu::Rows {
-                shard: Some(Shard {
-                    first_class: 0,
-                    classes: 500,
-                }),
-                ..cpu::Rows::new(&batch.labels)
-            },
-            gathered: &there.stats,
-            outputs: cpu::Outputs {
-                loss: Some(&mut got.loss),
-                z_loss: Some(&mut got.z_loss),
-                lse: Some(&mut got.lse),
-                argmax: Some(&mut got.argmax),
-                stats: None,
-            },
-            normalizer: None,
-        };
-        got.summary = cpu::finish(&op, call)?;
+        let gathered = loss_cpu::saved(&there.stats);
+        let call = cpu::finish(&op, &batch.labels, Shard::new(0, 500), &gathered)
+            .loss(&mut got.loss)
+            .z_loss(&mut got.z_loss)
+            .lse(&mut got.lse)
+            .argmax(&mut got.argmax);
+        got.summary = call.run()?;
         within(op, loss::check(&op, &batch, &expected, &got))?;
     }
     Ok(())

@@ -9,7 +9,7 @@ use support::choose::{Choice, Gpu, open};
 use support::run::{self, How};
 use xact::activation::{Registered, Visitor};
 use xact::reference::{PARAM_GRADIENT_BOUND, ULPS, ulp};
-use xact::{Activation, Gated, Order};
+use xact::{Gated, Order};
 
 /// What f64 arithmetic can lose in either formula, relative to the largest addend of ours.
 const F64_ROUNDING: f64 = 4e-15;

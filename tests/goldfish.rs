@@ -15,12 +15,12 @@ use support::choose::{Choice, Gpu, open, open_for_tests};
 use support::goldfish::{How, keep};
 use support::goldfish_golden::{Golden, dropped};
 use support::inputs::Random;
+use xact::cuda::goldfish::{DeviceGoldfish, DeviceTokens, Mask, mask};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
-use xact::loss::goldfish::device::{Counts, DeviceLayout, DeviceTokens, Mask};
-use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::goldfish as raw;
-use xact::{Device, Error, Goldfish, Strategy, Workspace};
+use xact::{Device, Error, Goldfish, Queue, Strategy};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -155,15 +155,11 @@ fn ids_of(call: &Call) -> [Vec<i64>; 2] {
 fn compare<I: TokenId>(gpu: &Gpu, call: &Call, ids: &[I], halo: &[I]) {
     let strategy = strategies(call.k, call.h, call.seed)[call.strategy];
     let goldfish = Goldfish::new(strategy).unwrap();
-    let tokens = Tokens {
-        hash_ids: ids,
-        layout: match &call.cu_seqlens {
-            Some(cu_seqlens) => Layout::Documents { cu_seqlens },
-            None => Layout::Rows { len: call.len },
-        },
-        halo,
-        exempt: &call.exempt,
+    let tokens = match &call.cu_seqlens {
+        Some(cu_seqlens) => Tokens::documents(ids, cu_seqlens),
+        None => Tokens::rows(ids, call.len),
     };
+    let tokens = tokens.halo(halo).exempt(&call.exempt);
     let expected = goldfish.keep(&tokens).unwrap();
     assert_eq!(keep(gpu, &goldfish, &tokens, call.how).unwrap(), expected);
 }
@@ -188,12 +184,9 @@ proptest! {
         let call = Call { cu_seqlens: Some(vec![]), ..call };
         let [ids, halo] = ids_of(&call);
         let goldfish = Goldfish::new(strategies(call.k, call.h, call.seed)[call.strategy]).unwrap();
-        let tokens = Tokens {
-            hash_ids: &ids,
-            layout: Layout::Documents { cu_seqlens: &cu_seqlens },
-            halo: &halo,
-            exempt: &call.exempt,
-        };
+        let tokens = Tokens::documents(&ids, &cu_seqlens)
+            .halo(&halo)
+            .exempt(&call.exempt);
         let mask = keep(&gpu, &goldfish, &tokens, call.how).unwrap();
         prop_assert_eq!(mask.len(), ids.len());
     }
@@ -255,7 +248,6 @@ struct Buffers {
     keep: CudaSlice<u8>,
     weights: CudaSlice<f32>,
     counts: CudaSlice<i64>,
-    workspace: Workspace,
 }
 
 const N: usize = 600;
@@ -264,26 +256,20 @@ impl Buffers {
     fn new(gpu: &Gpu) -> Buffers {
         let mut random = Random(2);
         let ids: Vec<i32> = (0..N).map(|_| random.bits() as i32 % 1000).collect();
-        let bytes = raw::workspace_bytes(N as u64);
         Buffers {
             ids: gpu.stream.clone_htod(&ids).unwrap(),
             keep: gpu.stream.clone_htod(&[7; N]).unwrap(),
             weights: gpu.stream.clone_htod(&[7.0; N]).unwrap(),
             counts: gpu.stream.clone_htod(&[7; 2]).unwrap(),
-            workspace: Workspace::new(&gpu.stream, bytes).unwrap(),
         }
     }
 
-    fn call(&mut self) -> Mask<'_, i32> {
-        Mask {
-            tokens: DeviceTokens::rows(&self.ids, N),
-            keep: Some(&mut self.keep),
-            weights: Some(&mut self.weights),
-            counts: Some(Counts {
-                out: &mut self.counts,
-                workspace: &mut self.workspace,
-            }),
-        }
+    /// A mask of one row, with all outputs.
+    fn call<'a>(&'a mut self, goldfish: &'a DeviceGoldfish) -> Mask<'a, i32> {
+        mask(goldfish, DeviceTokens::rows(&self.ids, N))
+            .keep(&mut self.keep)
+            .weights(&mut self.weights)
+            .counts(&mut self.counts)
     }
 
     fn written(&self, gpu: &Gpu) -> bool {
@@ -296,6 +282,7 @@ impl Buffers {
 
 fn the_safe_call_decides_as_the_reference() {
     let gpu = gpu();
+    let mut queue = gpu.queue().unwrap();
     let mut buffers = Buffers::new(&gpu);
     let ids = gpu.stream.clone_dtoh(&buffers.ids).unwrap();
     let (halo, exempt, cu_seqlens) = ([5i32; 12], [1i64, 2, 3], [-4i32, 100, 350, 600]);
@@ -306,41 +293,28 @@ fn the_safe_call_decides_as_the_reference() {
     );
     for strategy in strategies(3, 9, 4) {
         let goldfish = Goldfish::new(strategy).unwrap();
-        let uploaded = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+        let uploaded = goldfish.upload(&queue).unwrap();
         assert_eq!(uploaded.goldfish().strategy(), strategy);
         for documents in [false, true] {
-            let (layout, device_layout) = if documents {
-                let device = DeviceLayout::Documents {
-                    cu_seqlens: &on_device.2,
-                };
+            let (host, tokens) = if documents {
                 (
-                    Layout::Documents {
-                        cu_seqlens: &cu_seqlens,
-                    },
-                    device,
+                    Tokens::documents(&ids, &cu_seqlens),
+                    DeviceTokens::documents(&buffers.ids, &on_device.2),
                 )
             } else {
                 (
-                    Layout::Rows { len: N / 4 },
-                    DeviceLayout::Rows { len: N / 4 },
+                    Tokens::rows(&ids, N / 4),
+                    DeviceTokens::rows(&buffers.ids, N / 4),
                 )
             };
-            let expected = goldfish.keep(&Tokens {
-                hash_ids: &ids,
-                layout,
-                halo: &halo,
-                exempt: &exempt,
-            });
+            let expected = goldfish.keep(&host.halo(&halo).exempt(&exempt));
             let expected = expected.unwrap();
-            let ids = buffers.ids.clone();
-            let mut call = buffers.call();
-            call.tokens = DeviceTokens {
-                hash_ids: &ids,
-                layout: device_layout,
-                halo: Some(&on_device.0),
-                exempt: Some(&on_device.1),
-            };
-            uploaded.mask(&gpu.device, &gpu.stream, call).unwrap();
+            mask(&uploaded, tokens.halo(&on_device.0).exempt(&on_device.1))
+                .keep(&mut buffers.keep)
+                .weights(&mut buffers.weights)
+                .counts(&mut buffers.counts)
+                .launch(&mut queue)
+                .unwrap();
             let keep = gpu.stream.clone_dtoh(&buffers.keep).unwrap();
             assert_eq!(
                 keep,
@@ -361,22 +335,23 @@ fn each_output_can_be_left_out() {
         seed: 0,
     })
     .unwrap();
-    let goldfish = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let mut queue = gpu.queue().unwrap();
+    let goldfish = goldfish.upload(&queue).unwrap();
     let mut all = Buffers::new(&gpu);
-    goldfish.mask(&gpu.device, &gpu.stream, all.call()).unwrap();
+    all.call(&goldfish).launch(&mut queue).unwrap();
     for left in 0..8 {
         let mut buffers = Buffers::new(&gpu);
-        let mut call = buffers.call();
-        if left & 1 == 0 {
-            call.keep = None;
+        let mut call = mask(&goldfish, DeviceTokens::rows(&buffers.ids, N));
+        if left & 1 != 0 {
+            call = call.keep(&mut buffers.keep);
         }
-        if left & 2 == 0 {
-            call.weights = None;
+        if left & 2 != 0 {
+            call = call.weights(&mut buffers.weights);
         }
-        if left & 4 == 0 {
-            call.counts = None;
+        if left & 4 != 0 {
+            call = call.counts(&mut buffers.counts);
         }
-        goldfish.mask(&gpu.device, &gpu.stream, call).unwrap();
+        call.launch(&mut queue).unwrap();
         let same = |a: bool, b: bool| assert_eq!(a, b, "{left}");
         let download = |b: &Buffers| {
             (
@@ -395,77 +370,87 @@ fn each_output_can_be_left_out() {
 fn wrong_calls_are_refused_and_nothing_is_written() {
     let gpu = gpu();
     let goldfish = Goldfish::new(Strategy::ProductTable { k: 3, h: 2 }).unwrap();
-    let goldfish = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let mut queue = gpu.queue().unwrap();
+    let goldfish = goldfish.upload(&queue).unwrap();
     let mut buffers = Buffers::new(&gpu);
     let halo = gpu.stream.clone_htod(&[1i32; 3]).unwrap();
     let mut short = gpu.stream.clone_htod(&[7u8; N - 1]).unwrap();
     let mut weights = gpu.stream.clone_htod(&[7.0f32; N + 1]).unwrap();
     let mut one = gpu.stream.clone_htod(&[7i64]).unwrap();
-    let mut small = Workspace::new(&gpu.stream, 8).unwrap();
-    let other = gpu.device.context().new_stream().unwrap();
-    let mut foreign = Workspace::new(&other, 1 << 20).unwrap();
     let length = |what, expected, got| Error::Length {
         what,
         expected,
         got,
     };
     let n = N as u64;
+    /// Replaces the tokens of a call, or one of its outputs.
     macro_rules! refused {
-        ($expected:expr, $call:ident: $change:expr) => {{
-            let mut $call = buffers.call();
-            $change;
-            let refusal = goldfish.mask(&gpu.device, &gpu.stream, $call);
-            assert_eq!(refusal, Err($expected));
+        ($expected:expr, tokens: $tokens:expr) => {{
+            let call = mask(&goldfish, $tokens)
+                .keep(&mut buffers.keep)
+                .weights(&mut buffers.weights)
+                .counts(&mut buffers.counts);
+            assert_eq!(call.launch(&mut queue), Err($expected));
+            assert!(!buffers.written(&gpu));
+        }};
+        ($expected:expr, $($change:tt)+) => {{
+            let call = buffers.call(&goldfish).$($change)+;
+            assert_eq!(call.launch(&mut queue), Err($expected));
             assert!(!buffers.written(&gpu));
         }};
     }
-    let rows = |len| DeviceLayout::Rows { len };
-    refused!(length("hash_ids", 602, n), call: call.tokens.layout = rows(7));
-    refused!(length("hash_ids", 0, n), call: call.tokens.layout = rows(0));
-    refused!(length("the halo", 4, 3), call: {
-        call.tokens.layout = rows(N / 2);
-        call.tokens.halo = Some(&halo);
-    });
-    refused!(length("keep", n, n - 1), call: call.keep = Some(&mut short));
-    refused!(length("weights", n, n + 1), call: call.weights = Some(&mut weights));
-    refused!(length("counts", 2, 1), call: {
-        if let Some(counts) = &mut call.counts {
-            counts.out = &mut one;
-        }
-    });
-    refused!(Error::Workspace { needed: 24, got: 8 }, call: {
-        if let Some(counts) = &mut call.counts {
-            counts.workspace = &mut small;
-        }
-    });
-    refused!(Error::WrongStream, call: {
-        if let Some(counts) = &mut call.counts {
-            counts.workspace = &mut foreign;
-        }
-    });
+    let ids = buffers.ids.clone();
+    let rows = |len| DeviceTokens::rows(&ids, len);
+    refused!(length("hash_ids", 602, n), tokens: rows(7));
+    refused!(length("hash_ids", 0, n), tokens: rows(0));
+    refused!(length("the halo", 4, 3), tokens: rows(N / 2).halo(&halo));
+    refused!(length("keep", n, n - 1), keep(&mut short));
+    refused!(length("weights", n, n + 1), weights(&mut weights));
+    refused!(length("counts", 2, 1), counts(&mut one));
+    assert!(gpu.stream.clone_dtoh(&short).unwrap() == [7; N - 1]);
+    assert!(gpu.stream.clone_dtoh(&weights).unwrap() == [7.0; N + 1]);
+    assert_eq!(gpu.stream.clone_dtoh(&one).unwrap(), [7]);
+
+    let needed = buffers.call(&goldfish).workspace_bytes().unwrap();
+    assert_eq!(needed, 24);
+    for got in [0, 8] {
+        let mut small = Queue::new(&gpu.stream).unwrap();
+        small.reserve(got).unwrap();
+        let refusal = buffers.call(&goldfish).launch(&mut small);
+        assert_eq!(refusal, Err(Error::Workspace { needed, got }));
+        assert!(!buffers.written(&gpu));
+        // Only the counts need it.
+        let mut keep = gpu.stream.clone_htod(&[7u8; N]).unwrap();
+        let call = mask(&goldfish, rows(N)).keep(&mut keep);
+        assert_eq!(call.workspace_bytes(), Ok(0));
+        call.launch(&mut small).unwrap();
+        small.reserve(needed).unwrap();
+        let mut counts = gpu.stream.clone_htod(&[7i64; 2]).unwrap();
+        let call = mask(&goldfish, rows(N)).counts(&mut counts);
+        call.launch(&mut small).unwrap();
+    }
 }
 
 fn buffers_of_another_device_are_refused() {
     let gpu = gpu();
     let second = Device::new(1).unwrap();
     let stream = second.context().new_stream().unwrap();
+    let mut queue = gpu.queue().unwrap();
+    let mut their_queue = Queue::new(&stream).unwrap();
+    their_queue.reserve(1 << 20).unwrap();
     let wrong = |what| Error::WrongContext { what };
     let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 2 }).unwrap();
-    assert_eq!(
-        goldfish.upload(&gpu.device, &stream).err(),
-        Some(wrong("the stream"))
-    );
-    let there = goldfish.upload(&second, &stream).unwrap();
+    let there = goldfish.upload(&their_queue).unwrap();
     let mut buffers = Buffers::new(&gpu);
     assert_eq!(
-        there.mask(&gpu.device, &gpu.stream, buffers.call()),
+        buffers.call(&there).launch(&mut queue),
         Err(wrong("the bitmap"))
     );
     assert_eq!(
-        there.mask(&second, &stream, buffers.call()),
+        buffers.call(&there).launch(&mut their_queue),
         Err(wrong("hash_ids"))
     );
-    let here = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+    let here = goldfish.upload(&queue).unwrap();
     let (halo, exempt) = (
         stream.clone_htod(&[1i32; 3]).unwrap(),
         stream.clone_htod(&[1i64; 3]).unwrap(),
@@ -474,24 +459,27 @@ fn buffers_of_another_device_are_refused() {
     let mut weights = stream.clone_htod(&[7.0f32; N]).unwrap();
     let mut out = stream.clone_htod(&[7i64; 2]).unwrap();
     macro_rules! refused {
-        ($what:literal, $call:ident: $change:expr) => {{
-            let mut $call = buffers.call();
-            $change;
-            let refusal = here.mask(&gpu.device, &gpu.stream, $call);
-            assert_eq!(refusal, Err(wrong($what)));
+        ($what:literal, tokens: $tokens:expr) => {{
+            let call = mask(&here, $tokens)
+                .keep(&mut buffers.keep)
+                .weights(&mut buffers.weights)
+                .counts(&mut buffers.counts);
+            assert_eq!(call.launch(&mut queue), Err(wrong($what)));
+            assert!(!buffers.written(&gpu));
+        }};
+        ($what:literal, $($change:tt)+) => {{
+            let call = buffers.call(&here).$($change)+;
+            assert_eq!(call.launch(&mut queue), Err(wrong($what)));
             assert!(!buffers.written(&gpu));
         }};
     }
-    refused!("the halo", call: call.tokens.halo = Some(&halo));
-    refused!("the exempt ids", call: call.tokens.exempt = Some(&exempt));
-    refused!("cu_seqlens", call: call.tokens.layout = DeviceLayout::Documents { cu_seqlens: &halo });
-    refused!("keep", call: call.keep = Some(&mut keep));
-    refused!("weights", call: call.weights = Some(&mut weights));
-    refused!("counts", call: {
-        if let Some(counts) = &mut call.counts {
-            counts.out = &mut out;
-        }
-    });
+    let ids = buffers.ids.clone();
+    refused!("the halo", tokens: DeviceTokens::rows(&ids, N).halo(&halo));
+    refused!("the exempt ids", tokens: DeviceTokens::rows(&ids, N).exempt(&exempt));
+    refused!("cu_seqlens", tokens: DeviceTokens::documents(&ids, &halo));
+    refused!("keep", keep(&mut keep));
+    refused!("weights", weights(&mut weights));
+    refused!("counts", counts(&mut out));
 }
 
 fn raw_calls_refuse_what_can_be_seen() {
@@ -655,15 +643,16 @@ fn a_mask_can_be_captured_and_replayed() {
         ..gpu()
     };
     let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 4 }).unwrap();
-    let uploaded = goldfish.upload(&device, &stream).unwrap();
+    let mut queue = gpu.queue().unwrap();
+    let uploaded = goldfish.upload(&queue).unwrap();
     // Loads the kernels, as preload would those of every op.
     let mut first = Buffers::new(&gpu);
-    uploaded.mask(&device, &stream, first.call()).unwrap();
+    first.call(&uploaded).launch(&mut queue).unwrap();
     let mut buffers = Buffers::new(&gpu);
     stream.synchronize().unwrap();
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).unwrap();
-    uploaded.mask(&device, &stream, buffers.call()).unwrap();
+    buffers.call(&uploaded).launch(&mut queue).unwrap();
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).unwrap().expect("launches");
     assert!(!buffers.written(&gpu));
@@ -689,19 +678,21 @@ fn two_streams_wait_for_each_other() {
         stream: calls.clone(),
         ..gpu()
     };
+    let mut queue = gpu.queue().unwrap();
+    let there = Queue::new(&copies).unwrap();
     for strategy in strategies(3, 9, 4) {
         let goldfish = Goldfish::new(strategy).unwrap();
         let mut b = Buffers::new(&gpu);
         let ids = copies.clone_dtoh(&b.ids).unwrap();
         // Its tables are written on the one stream and read on the other.
-        let uploaded = goldfish.upload(&device, &copies).unwrap();
-        uploaded.mask(&device, &calls, b.call()).unwrap();
+        let uploaded = goldfish.upload(&there).unwrap();
+        b.call(&uploaded).launch(&mut queue).unwrap();
         copies.memcpy_htod(&ids, &mut b.ids).unwrap();
-        uploaded.mask(&device, &calls, b.call()).unwrap();
+        b.call(&uploaded).launch(&mut queue).unwrap();
         let keep = copies.clone_dtoh(&b.keep).unwrap();
-        uploaded.mask(&device, &calls, b.call()).unwrap();
+        b.call(&uploaded).launch(&mut queue).unwrap();
         let weights = copies.clone_dtoh(&b.weights).unwrap();
-        uploaded.mask(&device, &calls, b.call()).unwrap();
+        b.call(&uploaded).launch(&mut queue).unwrap();
         let counts = copies.clone_dtoh(&b.counts).unwrap();
         let expected = goldfish.keep(&Tokens::row(&ids)).unwrap();
         for (i, &kept) in expected.iter().enumerate() {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
-use xact::loss::goldfish::{Layout, Tokens};
+use xact::loss::goldfish::Tokens;
 use xact::{Goldfish, Strategy};
 
 /// The program, built now: `cargo test --test goldfish_audit` alone does not build examples.
@@ -82,10 +82,7 @@ fn the_numbers_are_those_of_the_reference() {
             };
             let goldfish = Goldfish::new(strategy).unwrap();
             let (whole, rest) = ids.split_at(ids.len() / len * len);
-            let tokens = Tokens {
-                layout: Layout::Rows { len },
-                ..Tokens::row(whole)
-            };
+            let tokens = Tokens::rows(whole, len);
             let mut keep = goldfish.keep(&tokens).unwrap();
             keep.extend(goldfish.keep(&Tokens::row(rest)).unwrap());
             let mut keys = goldfish.keys(&tokens).unwrap();

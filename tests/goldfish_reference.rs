@@ -241,16 +241,15 @@ proptest! {
     ) {
         let halo_len = h as usize - 1 + more;
         for strategy in hashes(2, h) {
-            let whole = Tokens { layout: Layout::Documents { cu_seqlens: &cuts }, ..Tokens::row(&ids) };
+            let whole = Tokens::documents(&ids, &cuts);
             let (rows, documents) = (row(strategy, &ids), keep(strategy, &whole));
             for start in [32usize, 64] {
                 let halo = &ids[start - halo_len..start];
-                let slice = Tokens { halo, ..Tokens::row(&ids[start..start + 32]) };
+                let slice = Tokens::row(&ids[start..start + 32]).halo(halo);
                 prop_assert_eq!(&keep(strategy, &slice)[..], &rows[start..start + 32]);
                 let cu_seqlens: Vec<_> = cuts.iter().map(|c| c - start as i32).collect();
                 let first = cu_seqlens.partition_point(|&c| c <= 0).saturating_sub(1);
-                let layout = Layout::Documents { cu_seqlens: &cu_seqlens[first..] };
-                let slice = Tokens { layout, ..slice };
+                let slice = Tokens::documents(slice.hash_ids, &cu_seqlens[first..]).halo(halo);
                 prop_assert_eq!(&keep(strategy, &slice)[..], &documents[start..start + 32]);
             }
         }
@@ -274,8 +273,7 @@ proptest! {
                 ids.extend_from_slice(&documents[i]);
                 cu_seqlens.push(ids.len() as i32);
             }
-            let layout = Layout::Documents { cu_seqlens: &cu_seqlens };
-            let packed = keep(strategy, &Tokens { layout, ..Tokens::row(&ids) });
+            let packed = keep(strategy, &Tokens::documents(&ids, &cu_seqlens));
             for (&i, at) in order.iter().zip(cu_seqlens.windows(2)) {
                 let part = &packed[at[0] as usize..at[1] as usize];
                 prop_assert_eq!(part, &row(strategy, &documents[i])[..]);
@@ -290,10 +288,7 @@ fn rows_are_decided_apart() {
     let mut strategies = hashes(2, 5).to_vec();
     strategies.push(Strategy::Static { k: 4, start: 3 });
     for strategy in strategies {
-        let rows = Tokens {
-            layout: Layout::Rows { len: 30 },
-            ..Tokens::row(&ids)
-        };
+        let rows = Tokens::rows(&ids, 30);
         let apart: Vec<bool> = ids.chunks(30).flat_map(|ids| row(strategy, ids)).collect();
         assert_eq!(keep(strategy, &rows), apart);
     }
@@ -306,16 +301,7 @@ fn static_counts_from_the_start_of_the_row_or_the_document() {
     assert_eq!(dropped(&row(strategy, &ids)), [3, 7, 11, 15, 19]);
     // The first document began two labels before, and the labels after the last offset are cut off too.
     let cu_seqlens = [-2, 6, 6, 16];
-    let layout = Layout::Documents {
-        cu_seqlens: &cu_seqlens,
-    };
-    let documents = keep(
-        strategy,
-        &Tokens {
-            layout,
-            ..Tokens::row(&ids)
-        },
-    );
+    let documents = keep(strategy, &Tokens::documents(&ids, &cu_seqlens));
     assert_eq!(dropped(&documents), [1, 5, 9, 13, 19]);
     let late = Strategy::Static {
         k: 2,
@@ -340,13 +326,7 @@ fn exempt_ids_are_kept_and_still_hashed() {
     let exempt = [17, 3, -5];
     for strategy in hashes(3, 4) {
         let without = row(strategy, &ids);
-        let with = keep(
-            strategy,
-            &Tokens {
-                exempt: &exempt,
-                ..Tokens::row(&ids)
-            },
-        );
+        let with = keep(strategy, &Tokens::row(&ids).exempt(&exempt));
         for (i, id) in ids.iter().enumerate() {
             assert_eq!(with[i], without[i] || exempt.contains(id));
         }
@@ -543,15 +523,16 @@ fn gaps_between_drops_are_geometric() {
 
 #[test]
 fn what_cannot_be_decided_is_refused() {
-    let small = |what, least, got| Some(Error::TooSmall { what, least, got });
+    let small = |what, range, got| Some(Error::OutOfRange { what, got, range });
+    let k = |got| small("k", "[2, 2^32)", got);
     let new = |strategy| Goldfish::new(strategy).err();
-    assert_eq!(new(Strategy::Static { k: 1, start: 0 }), small("k", 2, 1));
-    assert_eq!(new(Strategy::Random { k: 0, seed: 0 }), small("k", 2, 0));
+    assert_eq!(new(Strategy::Static { k: 1, start: 0 }), k(1.0));
+    assert_eq!(new(Strategy::Random { k: 0, seed: 0 }), k(0.0));
     for strategy in hashes(1, 4) {
-        assert_eq!(new(strategy), small("k", 2, 1));
+        assert_eq!(new(strategy), k(1.0));
     }
     for strategy in hashes(4, 0) {
-        assert_eq!(new(strategy), small("h", 1, 0));
+        assert_eq!(new(strategy), small("h", "[1, 2^32)", 0.0));
     }
     let table = Strategy::ProductTable { k: 4, h: 4 };
     let length = |what, expected, got| {
@@ -582,11 +563,8 @@ fn what_cannot_be_decided_is_refused() {
     let goldfish = Goldfish::new(table).unwrap();
     let ids = [1i64; 10];
     let refused = |layout, halo| {
-        let tokens = Tokens {
-            layout,
-            halo,
-            ..Tokens::row(&ids)
-        };
+        let mut tokens = Tokens::row(&ids).halo(halo);
+        tokens.layout = layout;
         goldfish.keep(&tokens).err()
     };
     let rows = |len| Layout::Rows { len };

@@ -26,7 +26,7 @@ use rows::Row;
 use serde_json::json;
 use support::choose::{Choice, Gpu, open};
 use xact::activation::{Registered, Visitor};
-use xact::{Activation, Dtype, Gated};
+use xact::{Dtype, Gated};
 
 fn gpu() -> Gpu {
     open(Choice::Emulated).expect("the emulator")

@@ -5,6 +5,7 @@ mod support;
 use support::choose::Choice;
 use support::inputs;
 use support::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
+use xact::activation::Registered;
 use xact::{Activation, Xgelu, Xielu};
 
 fn axis(scale: Scale, min: f64, max: f64) -> Axis {

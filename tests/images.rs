@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use xact::{activation, entry_names, loss};
+use xact::cuda::entry_names;
+use xact::{activation, loss};
 
 /// The names of the entries of a PTX text.
 fn entries(ptx: &str) -> BTreeSet<String> {
@@ -15,7 +16,7 @@ fn entries(ptx: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_ptx_holds_exactly_the_entries_of_the_registry() {
-    let embedded: BTreeSet<_> = xact::images()
+    let embedded: BTreeSet<_> = xact::cuda::images()
         .iter()
         .flat_map(|image| entries(image.ptx))
         .collect();
@@ -25,7 +26,7 @@ fn the_ptx_holds_exactly_the_entries_of_the_registry() {
 
 #[test]
 fn every_image_is_of_an_op_and_every_op_has_one() {
-    let stems: BTreeSet<_> = xact::images().iter().map(|image| image.stem).collect();
+    let stems: BTreeSet<_> = xact::cuda::images().iter().map(|image| image.stem).collect();
     let names = [activation::NAMES, loss::NAMES].concat();
     assert_eq!(stems, names.into_iter().collect());
 }
@@ -33,7 +34,7 @@ fn every_image_is_of_an_op_and_every_op_has_one() {
 /// Old drivers load it: the version is the oldest that the target has, not nvcc's own.
 #[test]
 fn the_version_is_lowered() {
-    for image in xact::images() {
+    for image in xact::cuda::images() {
         let header = |word: &str| {
             let line = image.ptx.lines().find_map(|line| line.strip_prefix(word));
             line.unwrap_or_else(|| panic!("{} has no {word}", image.stem))
@@ -57,7 +58,7 @@ fn the_version_is_lowered() {
 #[test]
 fn a_newer_image_adds_entries() {
     let of_target = |target: u32| -> BTreeSet<_> {
-        let images = xact::images().iter().filter(|image| image.target == target);
+        let images = xact::cuda::images().iter().filter(|image| image.target == target);
         images
             .filter(|image| image.stem == "cross_entropy")
             .flat_map(|image| entries(image.ptx))
@@ -129,7 +130,7 @@ fn the_emulator_has_the_instructions_of_the_ptx() {
         "tanh",
         "trap",
     ];
-    let shipped: BTreeSet<_> = xact::images()
+    let shipped: BTreeSet<_> = xact::cuda::images()
         .iter()
         .flat_map(|image| instructions(image.ptx))
         .collect();

@@ -13,9 +13,9 @@ use half::{bf16, f16};
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use xact::activation::{Registered, Sample, Visitor};
-use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::loss::goldfish::{TokenId, Tokens};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
+use xact::{CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
 
 use crate::support::choose::{Choice, Gpu, open};
 use crate::support::inputs::{self, GRADIENTS, Random, VALUES};
@@ -95,7 +95,7 @@ pub fn dump(file: &Path, small: bool) -> Result<ExitCode> {
 /// The entries of the kernels that no call of an emulated dump has launched.
 pub fn never_launched(dump: &Dump) -> Vec<&'static str> {
     let launched: BTreeSet<_> = dump.calls.iter().flat_map(|call| &call.entries).collect();
-    let entries = xact::images().iter().flat_map(|image| {
+    let entries = xact::cuda::images().iter().flat_map(|image| {
         let texts = image.ptx.split(".entry ").skip(1);
         texts.filter_map(|text| text.split(['(', '\n']).next())
     });
@@ -452,7 +452,11 @@ impl Dumper<'_> {
         }
     }
 
-    fn gated<A: Gated + Registered, T: Element>(&mut self, order: Order, [forward, backward]: [&str; 2]) {
+    fn gated<A: Gated + Registered, T: Element>(
+        &mut self,
+        order: Order,
+        [forward, backward]: [&str; 2],
+    ) {
         for s in A::samples() {
             let (gpu, bounds, x) = (self.gpu, self.bounds(), self.inputs::<A, T>(&s));
             let names = |direction| [A::NAME, T::DTYPE.name(), direction, s.name];
@@ -559,11 +563,7 @@ impl Dumper<'_> {
         let ids: Vec<I> = (0..1 << 14)
             .filter_map(|_| I::try_from((random.bits() >> 33) as i64 % 131_072).ok())
             .collect();
-        let tokens = Tokens {
-            layout: Layout::Rows { len: 1 << 11 },
-            exempt: &[1, 2, 3],
-            ..Tokens::row(&ids)
-        };
+        let tokens = Tokens::rows(&ids, 1 << 11).exempt(&[1, 2, 3]);
         for strategy in [
             Strategy::Static { k, start: 3 },
             Strategy::Random { k, seed },

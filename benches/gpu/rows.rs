@@ -1,9 +1,9 @@
 //! What is measured. The only home of the shapes: peers take them from `--list`.
 
 use serde::{Deserialize, Serialize};
-use xact::activation::{Registered, self, Visitor};
+use xact::activation::{self, Registered, Visitor};
 use xact::loss::goldfish::Tokens;
-use xact::{Activation, Dtype, Gated, Goldfish, Strategy, loss};
+use xact::{Dtype, Gated, Goldfish, Strategy, loss};
 
 use crate::support::inputs::Random;
 

@@ -5,14 +5,13 @@
 use std::collections::HashMap;
 
 use half::{bf16, f16};
-use xact::activation::{Registered, self, Visitor};
+use xact::activation::{self, Registered, Visitor};
 use xact::cudarc::driver::{CudaSlice, DevicePtr, result};
 use xact::raw::cross_entropy as loss;
 use xact::raw::goldfish::{self, IdType, Layout, Run, Tokens};
 use xact::raw::{self, CUdeviceptr, Matrix};
 use xact::{
-    Activation, CrossEntropy, CrossEntropySummary, Dtype, Element, Gated, Goldfish, Order,
-    RowStats, Strategy,
+    CrossEntropy, CrossEntropySummary, Dtype, Element, Gated, Goldfish, Order, RowStats, Strategy,
 };
 
 use crate::rows::{self, Row, random_ids};
@@ -260,7 +259,7 @@ impl<'a> Maker<'_, 'a> {
         }
         let (dy, dx) = (self.input(call.dtype)?, self.output(tensor(self.row))?);
         let y = self.again()?;
-        let sums = Sums::new::<A>(self, call.params.len())?;
+        let sums = Sums::new(self, &call)?;
         let launch = move |turn| {
             let call_ = raw::Backward {
                 common: call.common(),
@@ -268,7 +267,7 @@ impl<'a> Maker<'_, 'a> {
                 dy: at(dy, turn),
                 dx: at(dx, turn),
                 y: y.map(|y| at(y, turn)),
-                dparams: sums.dparams(),
+                dparams: Some(sums.dparams()),
             };
             // SAFETY: as above.
             Ok(unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), &call.op, &call_) }?)
@@ -303,7 +302,7 @@ impl<'a> Maker<'_, 'a> {
             self.output(tensor(self.row))?,
         ];
         let y = self.again()?;
-        let sums = Sums::new::<A>(self, call.params.len())?;
+        let sums = Sums::new(self, &call)?;
         let launch = move |turn| {
             let call_ = raw::GatedBackward {
                 common: call.common(),
@@ -314,7 +313,7 @@ impl<'a> Maker<'_, 'a> {
                 dx: at(dx, turn),
                 dv: at(dv, turn),
                 y: y.map(|y| at(y, turn)),
-                dparams: sums.dparams(),
+                dparams: Some(sums.dparams()),
             };
             let stream = gpu.stream.cu_stream();
             // SAFETY: as in `plain`.
@@ -372,7 +371,7 @@ impl<'a> Maker<'_, 'a> {
                     let backward = loss::Backward {
                         rows: forward.rows,
                         logits: forward.logits,
-                        stats: forward.outputs.stats,
+                        saved: forward.outputs.saved.ok_or("nothing is saved")?,
                         ranks: 1,
                         dlogits: Matrix::contiguous(dlogits.at(turn), row.cols),
                         normalizer: Some(forward.outputs.summary + normalizer),
@@ -537,7 +536,7 @@ impl Loss {
                 z_loss: None,
                 lse: None,
                 argmax: None,
-                stats: self.stats.at(turn),
+                saved: Some(self.stats.at(turn)),
                 summary: self.summary.at(turn),
             },
             normalizer: None,
@@ -593,11 +592,10 @@ struct Sums {
 }
 
 impl Sums {
-    fn new<A: Registered>(maker: &mut Maker<'_, '_>, params: usize) -> Result<Sums> {
-        let workspace_bytes =
-            raw::workspace_bytes(op, maker.dtype()?, maker.row.rows, maker.row.cols)?;
+    fn new<A: Registered>(maker: &mut Maker<'_, '_>, call: &Call<A>) -> Result<Sums> {
+        let workspace_bytes = raw::workspace_bytes(&call.op, call.dtype, call.rows, call.cols)?;
         Ok(Sums {
-            out: (0..params)
+            out: (call.params.iter())
                 .map(|_| maker.constant(&[0; 4]))
                 .collect::<Result<_>>()?,
             workspace: maker.slab(workspace_bytes)?.base,

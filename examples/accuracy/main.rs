@@ -24,7 +24,7 @@ use support::run::{self, How};
 use support::{check, inputs};
 use xact::activation::{Registered, Visitor};
 use xact::reference::{self, Bounds, TensorReport};
-use xact::{Activation, Dtype, Element};
+use xact::{Dtype, Element};
 
 /// Measure how accurate every op is, and write docs/accuracy.md, its plots and the table of README.md
 ///

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::thread;
 
 use serde_json::json;
-use xact::loss::goldfish::{Layout, Tokens};
+use xact::loss::goldfish::Tokens;
 use xact::{Goldfish, Strategy};
 
 use crate::distinct::Distinct;
@@ -104,12 +104,7 @@ pub fn all(
             None => vec![(&new[..], new.len())],
         };
         for (hash_ids, len) in parts.into_iter().filter(|(ids, _)| !ids.is_empty()) {
-            let tokens = Tokens {
-                hash_ids,
-                layout: Layout::Rows { len },
-                halo: &halo,
-                exempt: &[],
-            };
+            let tokens = Tokens::rows(hash_ids, len).halo(&halo);
             thread::scope(|scope| {
                 for audit in audits.iter_mut() {
                     scope.spawn(|| audit.add(&tokens));

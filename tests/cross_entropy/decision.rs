@@ -3,14 +3,10 @@
 use crate::support::choose::Gpu;
 use crate::support::inputs::Random;
 use libtest_mimic::Failed;
-use xact::activation::{Input, Rows as Shape};
-
-use xact::loss::cross_entropy::device::{
-    Forward, Goldfish as Decision, Outputs, Rows, workspace_bytes,
-};
-use xact::loss::goldfish::device::{DeviceLayout, DeviceTokens};
-use xact::loss::goldfish::{Layout, Tokens};
-use xact::{CrossEntropy, Goldfish, RowStats, Strategy, Workspace};
+use xact::cuda::cross_entropy;
+use xact::cuda::goldfish::DeviceTokens;
+use xact::loss::goldfish::Tokens;
+use xact::{CrossEntropy, Goldfish, Strategy};
 
 const ROWS: usize = 240;
 const CLASSES: usize = 8;
@@ -18,6 +14,8 @@ const CLASSES: usize = 8;
 /// Windows of any length, documents, halo and exempt ids.
 pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Failed> {
     let mut random = Random(5);
+    let mut queue = gpu.queue()?;
+    let op = CrossEntropy::default();
     // Few ids, so that exempt ones are met; some negative, some beyond 32 bits.
     let ids: Vec<i64> = (0..ROWS)
         .map(|_| (random.bits() % 90) as i64 * 0x0123_4567_89ab - 7)
@@ -50,69 +48,27 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
         let once = without_window.into_iter().filter(|_| h == 1);
         for strategy in once.chain(strategies) {
             let goldfish = Goldfish::new(strategy).unwrap();
-            let uploaded = goldfish.upload(&gpu.device, &gpu.stream).unwrap();
+            let uploaded = goldfish.upload(&queue).unwrap();
             for documents in [false, true] {
-                let expected = goldfish.keep(&Tokens {
-                    hash_ids: &ids,
-                    layout: if documents {
-                        Layout::Documents {
-                            cu_seqlens: &cu_seqlens,
-                        }
-                    } else {
-                        Layout::Rows { len: ROWS / 2 }
-                    },
-                    halo: &halo,
-                    exempt: &exempt,
-                });
+                let (tokens, tokens_there) = if documents {
+                    (
+                        Tokens::documents(&ids, &cu_seqlens),
+                        DeviceTokens::documents(&ids_there, &offsets),
+                    )
+                } else {
+                    (
+                        Tokens::rows(&ids, ROWS / 2),
+                        DeviceTokens::rows(&ids_there, ROWS / 2),
+                    )
+                };
+                let expected = goldfish.keep(&tokens.halo(&halo).exempt(&exempt));
                 let mut loss = gpu.stream.clone_htod(&[7f32; ROWS]).unwrap();
-                let mut stats = gpu
-                    .stream
-                    .clone_htod(&vec![RowStats::default(); ROWS])
-                    .unwrap();
                 let mut summary = gpu.stream.clone_htod(&[Default::default()]).unwrap();
-                let bytes = workspace_bytes(ROWS as u64);
-                let mut workspace = Workspace::new(&gpu.stream, bytes).unwrap();
-                let shape = Shape {
-                    offset: 0,
-                    rows: ROWS,
-                    cols: CLASSES,
-                    pitch: CLASSES,
-                };
-                let call = Forward {
-                    logits: Input::rows(&logits, shape),
-                    rows: Rows {
-                        labels: &labels,
-                        weights: None,
-                        goldfish: Some(Decision {
-                            strategy: &uploaded,
-                            tokens: DeviceTokens {
-                                hash_ids: &ids_there,
-                                layout: if documents {
-                                    DeviceLayout::Documents {
-                                        cu_seqlens: &offsets,
-                                    }
-                                } else {
-                                    DeviceLayout::Rows { len: ROWS / 2 }
-                                },
-                                halo: Some(&halo_there),
-                                exempt: Some(&exempt_there),
-                            },
-                        }),
-                        shard: None,
-                    },
-                    outputs: Outputs {
-                        loss: Some(&mut loss),
-                        z_loss: None,
-                        lse: None,
-                        argmax: None,
-                        stats: &mut stats,
-                        summary: &mut summary,
-                    },
-                    normalizer: None,
-                    workspace: &mut workspace,
-                };
-                CrossEntropy::default()
-                    .forward(&gpu.device, &gpu.stream, call)
+                let tokens = tokens_there.halo(&halo_there).exempt(&exempt_there);
+                cross_entropy::forward(&op, &logits, &labels, &mut summary)
+                    .goldfish(&uploaded, tokens)
+                    .loss(&mut loss)
+                    .launch(&mut queue)
                     .unwrap();
                 // A kept row costs log 8.
                 let loss = gpu.stream.clone_dtoh(&loss).unwrap();

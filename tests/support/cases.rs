@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use xact::activation::{Registered, Sample, Visitor};
 use xact::reference::{Report, ULPS_EXACT};
-use xact::{Activation, Element, Gated, Order};
+use xact::{Element, Gated, Order};
 
 use super::check;
 use super::choose::Gpu;

@@ -3,7 +3,7 @@
 use cuda_emulator::{Approx, Settings};
 use xact::activation::Registered;
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
-use xact::{Activation, Element, Gated, Order};
+use xact::{Element, Gated, Order};
 
 use super::choose::Gpu;
 use super::machine::Runs;
@@ -119,7 +119,7 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
         .expect("equal lengths")
 }
 
-/// See [`Activation::measured`].
+/// See [`Registered::measured`].
 pub fn measured<A: Registered>(machine: &impl Runs, op: &A, params: &[f32]) -> Vec<f64> {
     op.measured(params, &mut |op, params, x| {
         machine.forward(op, params, &[x]).expect("one element")[0]

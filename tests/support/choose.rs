@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use xact::{Device, Queue};
 use xact::cudarc::driver::CudaStream;
+use xact::{Device, Queue};
 
 /// `--device` and `XACT_DEVICE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Inputs worth testing.
 
+use xact::Element;
 use xact::activation::{Registered, Sample};
-use xact::{Activation, Element};
 
 /// Every one of the 65,536 values of a 16-bit type.
 pub fn every_16_bit<T: Element>() -> Vec<T> {

@@ -27,14 +27,21 @@ pub fn options() -> [(&'static str, CrossEntropy); 5] {
 /// Three that between them have every option of the formula and every normaliser but the caller's own, by name.
 pub fn few_options() -> [(&'static str, CrossEntropy); 3] {
     let plain = CrossEntropy::default();
-    let smoothed = plain.label_smoothing(0.1).z_loss(1e-3).normalizer(Normalizer::Weight);
+    let smoothed = plain
+        .label_smoothing(0.1)
+        .z_loss(1e-3)
+        .normalizer(Normalizer::Weight);
     let capped = plain.softcap(15.0).normalizer(Normalizer::None);
     [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
 }
 
 /// Every option that changes the formula.
 pub fn everything() -> CrossEntropy {
-    CrossEntropy::default().label_smoothing(0.1).z_loss(1e-4).softcap(15.0).normalizer(Normalizer::Weight)
+    CrossEntropy::default()
+        .label_smoothing(0.1)
+        .z_loss(1e-4)
+        .softcap(15.0)
+        .normalizer(Normalizer::Weight)
 }
 
 /// Numbers of deviation `scale`, roughly normal.

@@ -132,7 +132,8 @@ impl Buffers {
 
 /// What is saved, as the kernels know it.
 fn stats(saved: &[u8]) -> Vec<RowStats> {
-    let word = |bytes: &[u8], i: usize| -> u32 { bytemuck::pod_read_unaligned(&bytes[4 * i..][..4]) };
+    let word =
+        |bytes: &[u8], i: usize| -> u32 { bytemuck::pod_read_unaligned(&bytes[4 * i..][..4]) };
     let float = |bytes: &[u8], i| f32::from_bits(word(bytes, i));
     let rows = saved.chunks_exact(size_of::<RowStats>());
     let row = |bytes| RowStats {
@@ -143,6 +144,16 @@ fn stats(saved: &[u8]) -> Vec<RowStats> {
         argmax: word(bytes, 4),
     };
     rows.map(row).collect()
+}
+
+/// The inverse: what a forward would have saved.
+#[allow(dead_code)] // one of the users asks
+pub fn saved(stats: &[RowStats]) -> Vec<u8> {
+    let words = stats.iter().flat_map(|s| {
+        let floats = [s.max, s.rest, s.target, s.sum].map(f32::to_bits);
+        floats.into_iter().chain([s.argmax])
+    });
+    words.flat_map(u32::to_ne_bytes).collect()
 }
 
 /// A call with what decides about its rows.
@@ -317,7 +328,13 @@ pub fn sharded<T: Element>(
     let mut gathered = Vec::new();
     for columns in firsts.clone() {
         let mut saved = vec![0; op.saved_bytes(n as u64) as usize];
-        let call = partial(op, logits(columns), &batch.labels, shard(columns.0), &mut saved);
+        let call = partial(
+            op,
+            logits(columns),
+            &batch.labels,
+            shard(columns.0),
+            &mut saved,
+        );
         with_rows!(call, batch, none).with_argmax().run()?;
         gathered.extend(saved);
     }
@@ -328,7 +345,14 @@ pub fn sharded<T: Element>(
         let summary = with_outputs!(call, batch, buffers, true).run()?;
         let mut dlogits = vec![T::from_f64(f64::NAN); n * columns.1];
         let divisor = summary.normalizer;
-        let call = backward(op, logits(columns), &batch.labels, &gathered, divisor, &mut dlogits);
+        let call = backward(
+            op,
+            logits(columns),
+            &batch.labels,
+            &gathered,
+            divisor,
+            &mut dlogits,
+        );
         let call = with_rows!(call, batch, none).shard(shard(columns.0));
         with_dloss!(call, batch).run()?;
         Ok(buffers.results(summary, dlogits))

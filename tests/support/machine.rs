@@ -1,7 +1,7 @@
 //! What runs an activation: a CUDA device, or the CPU backend.
 
 use xact::activation::Registered;
-use xact::{Activation, Element, Gated, Order, Result, cpu};
+use xact::{Element, Gated, Order, Result, cpu};
 
 use super::choose::Gpu;
 use super::run::{self, How};

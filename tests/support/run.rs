@@ -8,7 +8,7 @@ use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::activation::Registered;
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
-use xact::{Activation, Dtype, Element, Gated, Order, Result};
+use xact::{Dtype, Element, Gated, Order, Result};
 
 use super::choose::Gpu;
 use super::same::bits;
@@ -421,12 +421,7 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
 }
 
 /// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
-pub fn workspace_bytes<A: Registered>(
-    op: &A,
-    dtype: Dtype,
-    rows: usize,
-    cols: usize,
-) -> usize {
+pub fn workspace_bytes<A: Registered>(op: &A, dtype: Dtype, rows: usize, cols: usize) -> usize {
     raw::workspace_bytes(op, dtype, rows as u64, cols as u64).expect("a small shape") as usize
 }
 
