@@ -1,180 +1,256 @@
-//! The Goldfish mask of the labels of a file.
+//! The Goldfish mask of the labels of a file, and what a loss reads of one to decide.
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use xact::cpu;
-use xact::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
-use xact::loss::goldfish::device::{Counts, DeviceLayout, DeviceTokens, Mask};
-use xact::loss::goldfish::{Layout, TokenId, Tokens};
-use xact::{Error, Goldfish, Strategy, Workspace, raw};
+use bytemuck::Pod;
+use safetensors::tensor::{Dtype, TensorView};
+use xact::cuda::goldfish::{self as device, DeviceGoldfish, DeviceTokens};
+use xact::loss::goldfish::TokenId;
+use xact::{Error, Goldfish, Queue, Strategy, Tokens, cpu};
 
-use super::support::choose::Gpu;
-use super::{Machine, Output, tensor};
+use super::arguments::Files;
+use super::machine::{Buffer, Machine};
+use super::support::strategy::{Name, Numbers};
+use super::tensors::{Output, Tensors, elements};
 
-/// What is read of the file.
-struct Inputs<'a, I> {
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    files: Files,
+    /// How it is decided
+    #[arg(long, value_enum, default_value = "hash64")]
+    strategy: Name,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The numbers of a strategy.
+#[derive(clap::Args)]
+pub struct Options {
+    /// About one label in this many is dropped: 50 if nothing is said
+    #[arg(long)]
+    k: Option<u32>,
+    /// Ids in a window, of the strategies that look at ids: 50 if nothing is said
+    #[arg(long)]
+    h: Option<u32>,
+    /// static: the first label of a row that is dropped; 0 if nothing is said
+    #[arg(long)]
+    start: Option<u64>,
+    /// random and hash64: any number; 0 if nothing is said
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Options {
+    /// An option that is given, and of which of the strategies it is.
+    fn given(&self) -> impl Iterator<Item = (&'static str, fn(&Strategy) -> bool)> {
+        let given: [(_, _, fn(&Strategy) -> bool); 4] = [
+            ("--k", self.k.is_some(), |_| true),
+            ("--h", self.h.is_some(), |s| s.h().is_some()),
+            ("--start", self.start.is_some(), |s| {
+                matches!(s, Strategy::Static { .. })
+            }),
+            ("--seed", self.seed.is_some(), |s| {
+                matches!(s, Strategy::Random { .. } | Strategy::Hash64 { .. })
+            }),
+        ];
+        (given.into_iter())
+            .filter(|(_, given, _)| *given)
+            .map(|(flag, _, has)| (flag, has))
+    }
+
+    /// The strategy of this name, if there is one, with these numbers, all of which it must have.
+    pub fn strategy(&self, name: Option<Name>) -> Result<Option<Goldfish>, String> {
+        let strategy = name.map(|name| {
+            let numbers = Numbers {
+                k: self.k.unwrap_or(50),
+                h: self.h.unwrap_or(50),
+                start: self.start.unwrap_or(0),
+                seed: self.seed.unwrap_or(0),
+            };
+            numbers.of(name)
+        });
+        for (flag, has) in self.given() {
+            match &strategy {
+                None => return Err(format!("{flag} is of --goldfish, which is not given")),
+                Some(strategy) if !has(strategy) => {
+                    return Err(format!("{} has no {flag}", strategy.name()));
+                }
+                Some(_) => {}
+            }
+        }
+        let goldfish = strategy.map(Goldfish::new).transpose();
+        goldfish.map_err(|e| e.to_string())
+    }
+}
+
+/// Calls for the type of the ids of a tensor: `each_id!("labels", view, I => …)`.
+macro_rules! each_id {
+    ($name:expr, $view:expr, $I:ident => $body:expr) => {
+        match $view.dtype() {
+            Dtype::I32 => {
+                type $I = i32;
+                $body
+            }
+            Dtype::I64 => {
+                type $I = i64;
+                $body
+            }
+            other => Err(format!("{} is {other:?}; it must be I32 or I64", $name)),
+        }
+    };
+}
+pub(crate) use each_id;
+
+/// The ids of a tensor as those of the widest type, which decide alike.
+pub fn widened(name: &str, view: &TensorView<'_>) -> Result<Vec<i64>, String> {
+    each_id!(name, view, I => Ok(elements::<I>(view).into_iter().map(i64::from).collect()))
+}
+
+/// What decides which labels are dropped.
+pub struct Dropping<I> {
+    goldfish: Goldfish,
     ids: Vec<I>,
-    /// Labels of a row.
+    /// Ids of a row.
     len: usize,
     cu_seqlens: Option<Vec<i32>>,
+    halo: Vec<I>,
     exempt: Vec<i64>,
-    labels: &'a TensorView<'a>,
 }
 
-/// `keep` and `kept`.
-pub fn mask(
-    strategy: Strategy,
-    machine: &Machine,
-    tensors: &SafeTensors<'_>,
-) -> Result<Vec<Output>, String> {
-    let labels = tensor(tensors, "labels")?;
-    match labels.dtype() {
-        Dtype::I32 => mask_of::<i32>(strategy, machine, tensors, &labels),
-        Dtype::I64 => mask_of::<i64>(strategy, machine, tensors, &labels),
-        other => Err(format!("labels is {other:?}; it must be I32 or I64")),
-    }
-}
-
-fn mask_of<I: TokenId + bytemuck::Pod + DeviceRepr + ValidAsZeroBits>(
-    strategy: Strategy,
-    machine: &Machine,
-    tensors: &SafeTensors<'_>,
-    labels: &TensorView<'_>,
-) -> Result<Vec<Output>, String> {
-    let Some(&len) = labels.shape().last() else {
-        return Err("labels is a scalar; it must be [rows, labels of a row]".to_owned());
-    };
-    let inputs = Inputs {
-        ids: bytemuck::pod_collect_to_vec::<u8, I>(labels.data()),
-        len,
-        cu_seqlens: list(tensors, "cu_seqlens", Dtype::I32)?,
-        exempt: list(tensors, "exempt", Dtype::I64)?.unwrap_or_default(),
-        labels,
-    };
-    let goldfish = Goldfish::new(strategy).map_err(|e| e.to_string())?;
-    let keep = match machine {
-        Machine::Reference => inputs.reference(&goldfish),
-        Machine::Cpu => inputs.on_cpu(&goldfish),
-        Machine::Gpu(gpu) => inputs.on_device(&goldfish, gpu),
-    };
-    let (keep, kept) = keep.map_err(|e| e.to_string())?;
-    Ok(vec![
-        Output {
-            name: "keep",
-            dtype: Dtype::U8,
-            shape: inputs.labels.shape().to_vec(),
-            bytes: keep,
-        },
-        Output {
-            name: "kept",
-            dtype: Dtype::I64,
-            shape: vec![1],
-            bytes: kept.to_le_bytes().to_vec(),
-        },
-    ])
-}
-
-/// The elements of a tensor that need not be there.
-pub fn list<T: bytemuck::Pod>(
-    tensors: &SafeTensors<'_>,
-    name: &str,
-    dtype: Dtype,
-) -> Result<Option<Vec<T>>, String> {
-    let Ok(view) = tensors.tensor(name) else {
-        return Ok(None);
-    };
-    if view.dtype() != dtype {
-        return Err(format!(
-            "{name} is {:?}; it must be {dtype:?}",
-            view.dtype()
-        ));
-    }
-    Ok(Some(bytemuck::pod_collect_to_vec(view.data())))
-}
-
-impl<I: TokenId + DeviceRepr + ValidAsZeroBits> Inputs<'_, I> {
-    fn tokens(&self) -> Tokens<'_, I> {
-        Tokens {
-            hash_ids: &self.ids,
-            layout: match &self.cu_seqlens {
-                Some(cu_seqlens) => Layout::Documents { cu_seqlens },
-                None => Layout::Rows { len: self.len },
-            },
-            halo: &[],
-            exempt: &self.exempt,
-        }
+impl<I: TokenId> Dropping<I> {
+    /// Beside ids of this shape.
+    pub fn read(
+        goldfish: Goldfish,
+        tensors: &Tensors<'_>,
+        ids: Vec<I>,
+        shape: &[usize],
+        halo: Vec<I>,
+    ) -> Result<Dropping<I>, String> {
+        Ok(Dropping {
+            goldfish,
+            ids,
+            len: shape.last().copied().unwrap_or(1),
+            cu_seqlens: tensors.list("cu_seqlens", Dtype::I32)?,
+            halo,
+            exempt: tensors.list("exempt", Dtype::I64)?.unwrap_or_default(),
+        })
     }
 
-    fn on_cpu(&self, goldfish: &Goldfish) -> xact::Result<(Vec<u8>, i64)> {
-        let mut keep = vec![0; self.ids.len()];
-        let call = cpu::goldfish::Mask {
-            tokens: self.tokens(),
-            keep: Some(&mut keep),
-            weights: None,
+    pub fn strategy(&self) -> &Goldfish {
+        &self.goldfish
+    }
+
+    pub fn tokens(&self) -> Tokens<'_, I> {
+        let tokens = match &self.cu_seqlens {
+            Some(cu_seqlens) => Tokens::documents(&self.ids, cu_seqlens),
+            None => Tokens::rows(&self.ids, self.len),
         };
-        let counts = cpu::goldfish::mask(goldfish, call)?;
-        Ok((keep, counts.kept as i64))
+        tokens.halo(&self.halo).exempt(&self.exempt)
     }
 
-    fn reference(&self, goldfish: &Goldfish) -> xact::Result<(Vec<u8>, i64)> {
-        let keep = goldfish.keep(&self.tokens())?;
-        let kept = keep.iter().filter(|&&keep| keep).count() as i64;
-        Ok((keep.into_iter().map(u8::from).collect(), kept))
+    /// For each label whether it is kept, by the reference.
+    pub fn keep(&self) -> xact::Result<Vec<bool>> {
+        self.goldfish.keep(&self.tokens())
     }
 
-    fn on_device(&self, goldfish: &Goldfish, gpu: &Gpu) -> xact::Result<(Vec<u8>, i64)> {
-        let Gpu { device, stream, .. } = gpu;
-        // The device cannot refuse them.
+    /// Copies it to the device, which cannot refuse offsets that decrease.
+    pub fn upload(&self, queue: &Queue) -> xact::Result<OnDevice<I>> {
         let offsets = self.cu_seqlens.as_deref().unwrap_or_default();
         if let Some(at) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
             return Err(Error::Offsets { at: at as u64 + 1 });
         }
-        let goldfish = goldfish.upload(device, stream)?;
-        let n = self.ids.len();
-        let (ids, exempt) = (upload(gpu, &self.ids), upload(gpu, &self.exempt));
-        let cu_seqlens = upload(gpu, offsets);
-        let mut keep = upload(gpu, &vec![0u8; n]);
-        let mut counts = upload(gpu, &[0i64; 2]);
-        let mut workspace = Workspace::new(stream, raw::goldfish::workspace_bytes(n as u64))?;
-        let (ids, exempt) = (view(&ids, n), view(&exempt, self.exempt.len()));
-        let cu_seqlens = view(&cu_seqlens, offsets.len());
-        let mut keep_view = keep.slice_mut(..n);
-        let call = Mask {
-            tokens: DeviceTokens {
-                hash_ids: &ids,
-                layout: match &self.cu_seqlens {
-                    Some(_) => DeviceLayout::Documents {
-                        cu_seqlens: &cu_seqlens,
-                    },
-                    None => DeviceLayout::Rows { len: self.len },
-                },
-                halo: None,
-                exempt: Some(&exempt),
-            },
-            keep: Some(&mut keep_view),
-            weights: None,
-            counts: Some(Counts {
-                out: &mut counts,
-                workspace: &mut workspace,
-            }),
+        Ok(OnDevice {
+            goldfish: self.goldfish.upload(queue)?,
+            ids: Buffer::upload(queue, &self.ids)?,
+            len: self.len,
+            cu_seqlens: (self.cu_seqlens.as_ref())
+                .map(|offsets| Buffer::upload(queue, offsets))
+                .transpose()?,
+            halo: Buffer::upload(queue, &self.halo)?,
+            exempt: Buffer::upload(queue, &self.exempt)?,
+        })
+    }
+}
+
+/// The same on a device.
+pub struct OnDevice<I> {
+    goldfish: DeviceGoldfish,
+    ids: Buffer<I>,
+    len: usize,
+    cu_seqlens: Option<Buffer<i32>>,
+    halo: Buffer<I>,
+    exempt: Buffer<i64>,
+}
+
+impl<I: TokenId> OnDevice<I> {
+    pub fn strategy(&self) -> &DeviceGoldfish {
+        &self.goldfish
+    }
+
+    pub fn tokens(&self) -> DeviceTokens<'_, I> {
+        let tokens = match &self.cu_seqlens {
+            Some(cu_seqlens) => DeviceTokens::documents(self.ids.input(), cu_seqlens.input()),
+            None => DeviceTokens::rows(self.ids.input(), self.len),
         };
-        goldfish.mask(device, stream, call)?;
-        let mut keep = stream.clone_dtoh(&keep).expect("a copy of the result");
-        keep.truncate(n);
-        let counts = stream.clone_dtoh(&counts).expect("a copy of the result");
-        Ok((keep, counts[0]))
+        tokens.halo(self.halo.input()).exempt(self.exempt.input())
     }
 }
 
-/// The buffer of `values` on the device, which has none of length 0.
-pub fn upload<T: DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T]) -> CudaSlice<T> {
-    if values.is_empty() {
-        gpu.stream.alloc_zeros(1)
-    } else {
-        gpu.stream.clone_htod(values)
-    }
-    .expect("memory on the device")
+pub fn apply(arguments: &Arguments) -> Result<(), String> {
+    let strategy = arguments.options.strategy(Some(arguments.strategy))?;
+    arguments.files.convert(|tensors| {
+        let labels = tensors.get("labels")?;
+        let goldfish = strategy.expect("it is named");
+        each_id!("labels", labels, I => mask::<I>(goldfish, &arguments.files, tensors, &labels))
+    })
 }
 
-pub fn view<T: DeviceRepr>(buffer: &CudaSlice<T>, len: usize) -> CudaView<'_, T> {
-    buffer.slice(..len)
+/// `keep` and `kept`.
+fn mask<I: TokenId + Pod>(
+    goldfish: Goldfish,
+    files: &Files,
+    tensors: &Tensors<'_>,
+    labels: &TensorView<'_>,
+) -> Result<Vec<Output>, String> {
+    let shape = labels.shape();
+    if shape.is_empty() {
+        return Err("labels is a scalar; it must be [rows, labels of a row]".to_owned());
+    }
+    let halo = tensors.list("halo", labels.dtype())?.unwrap_or_default();
+    let dropping = Dropping::<I>::read(goldfish, tensors, elements(labels), shape, halo)?;
+    tensors.warn_of_unread();
+    let keep = match Machine::open(files.device)? {
+        Machine::Reference => dropping.keep().map(|keep| {
+            let kept = keep.iter().filter(|&&keep| keep).count() as i64;
+            (keep.into_iter().map(u8::from).collect(), kept)
+        }),
+        Machine::Cpu => dropping.on_cpu(),
+        Machine::Device(mut queue) => dropping.on_device(&mut queue),
+    };
+    let (keep, kept): (Vec<u8>, i64) = keep.map_err(|e| e.to_string())?;
+    Ok(vec![
+        Output::new("keep", Dtype::U8, shape, &keep),
+        Output::new("kept", Dtype::I64, &[1], &[kept]),
+    ])
+}
+
+impl<I: TokenId> Dropping<I> {
+    fn on_cpu(&self) -> xact::Result<(Vec<u8>, i64)> {
+        let mut keep = vec![0; self.ids.len()];
+        let counts = cpu::goldfish::mask(&self.goldfish, self.tokens())
+            .keep(&mut keep)
+            .run()?;
+        Ok((keep, counts.kept as i64))
+    }
+
+    fn on_device(&self, queue: &mut Queue) -> xact::Result<(Vec<u8>, i64)> {
+        let of_device = self.upload(queue)?;
+        let mut keep = Buffer::zeros(queue, self.ids.len())?;
+        let mut counts = Buffer::zeros(queue, 2)?;
+        let call = device::mask(of_device.strategy(), of_device.tokens())
+            .keep(keep.output())
+            .counts(counts.output());
+        queue.reserve(call.workspace_bytes()?)?;
+        call.launch(queue)?;
+        Ok((keep.download(queue)?, counts.download(queue)?[0]))
+    }
 }

@@ -21,19 +21,15 @@ pub enum Name {
 }
 
 /// The numbers of a strategy.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug)]
 pub struct Numbers {
-    /// About one label in this many is dropped
-    #[arg(long, default_value_t = 50)]
+    /// About one label in this many is dropped.
     pub k: u32,
-    /// Ids in a window
-    #[arg(long, default_value_t = 50)]
+    /// Ids in a window.
     pub h: u32,
-    /// static: the first label of a row that is dropped
-    #[arg(long, default_value_t = 0)]
+    /// The first label of a row that is dropped.
     pub start: u64,
-    /// random and hash64: any number
-    #[arg(long, default_value_t = 0)]
+    /// Any number.
     pub seed: u64,
 }
 

@@ -1,0 +1,91 @@
+//! The loss in f64, row by row from its definition.
+
+use xact::Normalizer;
+use xact::loss::cross_entropy::Fate;
+
+use super::inputs::Inputs;
+use super::results::{Results, Summary};
+
+impl Inputs {
+    /// The results, and the gradient of a backward.
+    pub fn reference(&self, logits: &[f64], labels: &[i64]) -> xact::Result<(Results, Vec<f64>)> {
+        let op = &self.op;
+        op.check()?;
+        let keep = match &self.goldfish {
+            Some(goldfish) => goldfish.keep()?,
+            None => vec![true; self.n],
+        };
+        let weight = |row: usize| self.weights.as_ref().map_or(1.0, |weights| weights[row]);
+        let fate = |row: usize| {
+            // Of the weight, a fate depends on whether it is 0.
+            let weighs = f32::from(u8::from(weight(row) != 0.0));
+            op.fate(labels[row], weighs, !keep[row], self.classes as u64)
+        };
+        let fates: Vec<Fate> = (0..self.n).map(fate).collect();
+        let counts = |&row: &usize| matches!(fates[row], Fate::Kept | Fate::Bad);
+        let mut summary = Summary {
+            kept: (0..self.n).filter(counts).count() as u64,
+            weight: (0..self.n).filter(counts).map(weight).sum(),
+            dropped: fates.iter().filter(|&&fate| fate == Fate::Dropped).count() as u64,
+            correct: self.with_argmax.then_some(0),
+            dropped_loss: op.dropped_loss.then_some(0.0),
+            bad_row: fates.iter().position(|&fate| fate == Fate::Bad),
+            ..Summary::default()
+        };
+        summary.normalizer = self.divide_by.unwrap_or(match op.normalizer {
+            Normalizer::None => 1.0,
+            Normalizer::Kept => summary.kept as f64,
+            Normalizer::Weight => summary.weight,
+            other => unreachable!("{other:?} is no normalizer of the command line"),
+        });
+        let (mut dlogits, mut results) = (Vec::new(), Results::masked(self.n));
+        if self.is_backward {
+            dlogits = vec![0.0; logits.len()];
+        }
+        for row in 0..self.n {
+            let classes = row * self.cols..row * self.cols + self.classes;
+            let is_kept = match fates[row] {
+                Fate::Kept => true,
+                Fate::Dropped if op.dropped_loss => false,
+                Fate::Bad => {
+                    for result in [&mut results.loss, &mut results.z_loss, &mut results.lse] {
+                        result[row] = f64::NAN;
+                    }
+                    (summary.loss, summary.z_loss) = (f64::NAN, f64::NAN);
+                    if self.is_backward {
+                        dlogits[classes].fill(f64::NAN);
+                    }
+                    continue;
+                }
+                Fate::Dropped | Fate::Masked => continue,
+            };
+            let dloss = self
+                .dloss
+                .as_ref()
+                .map_or(1.0, |dloss| dloss[row % dloss.len()]);
+            let (label, upstream) = (labels[row] as usize, dloss / summary.normalizer);
+            let of_row = op.evaluate(&logits[classes.clone()], label, weight(row), upstream);
+            results.lse[row] = of_row.lse;
+            results.argmax[row] = of_row.argmax.map_or(-1, |class| class as i32);
+            if !is_kept {
+                summary.dropped_loss = summary.dropped_loss.map(|sum| sum + of_row.loss);
+                continue;
+            }
+            (results.loss[row], results.z_loss[row]) = (of_row.loss, of_row.z_loss);
+            summary.loss += of_row.loss;
+            summary.z_loss += of_row.z_loss;
+            let is_correct = of_row.argmax == Some(label);
+            summary.correct = summary.correct.map(|sum| sum + u64::from(is_correct));
+            if self.is_backward {
+                dlogits[classes].copy_from_slice(&of_row.dlogits);
+            }
+        }
+        summary.mean = match summary.kept {
+            0 if op.empty_is_nan => f64::NAN,
+            0 => 0.0,
+            _ => summary.loss / summary.normalizer,
+        };
+        results.summary = summary;
+        Ok((results, dlogits))
+    }
+}

@@ -1,0 +1,87 @@
+//! What comes out, whoever computes.
+
+use xact::CrossEntropySummary;
+
+/// Results of the rows, and what they become.
+pub struct Results {
+    pub loss: Vec<f64>,
+    pub z_loss: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub argmax: Vec<i32>,
+    pub summary: Summary,
+}
+
+impl Results {
+    /// Those of rows that are masked.
+    pub fn masked(n: usize) -> Results {
+        Results {
+            loss: vec![0.0; n],
+            z_loss: vec![0.0; n],
+            lse: vec![0.0; n],
+            argmax: vec![-1; n],
+            summary: Summary::default(),
+        }
+    }
+}
+
+/// The same numbers.
+pub fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v.into()).collect()
+}
+
+/// What the rows become.
+#[derive(Default)]
+pub struct Summary {
+    pub mean: f64,
+    pub loss: f64,
+    pub z_loss: f64,
+    pub normalizer: f64,
+    pub weight: f64,
+    pub kept: u64,
+    pub dropped: u64,
+    /// If they are counted.
+    pub correct: Option<u64>,
+    /// Of the dropped rows, if it is computed.
+    pub dropped_loss: Option<f64>,
+    /// The first row whose label is no class.
+    pub bad_row: Option<usize>,
+}
+
+impl Summary {
+    /// Of what the backends say; not all of it was asked for.
+    pub fn of(summary: &CrossEntropySummary, with_argmax: bool, dropped_loss: bool) -> Summary {
+        Summary {
+            mean: summary.mean.into(),
+            loss: summary.loss.into(),
+            z_loss: summary.z_loss.into(),
+            normalizer: summary.normalizer.into(),
+            weight: summary.weight.into(),
+            kept: summary.kept,
+            dropped: summary.dropped,
+            correct: with_argmax.then_some(summary.correct),
+            dropped_loss: dropped_loss.then_some(summary.dropped_loss.into()),
+            bad_row: (summary.bad_row != u64::MAX).then_some(summary.bad_row as usize),
+        }
+    }
+
+    /// Says what the tensors do not.
+    pub fn tell(&self, labels: &[i64]) {
+        if let Some(row) = self.bad_row {
+            eprintln!(
+                "warning: the label of row {row}, {}, is no class; its results are NaN",
+                labels[row]
+            );
+        }
+        eprintln!("kept {} rows, dropped {}", self.kept, self.dropped);
+        if let Some(correct) = self.correct {
+            eprintln!("correct {correct}");
+        }
+        let [loss, z_loss, mean] = [self.loss, self.z_loss, self.mean].map(|v| v as f32);
+        let [weight, normalizer] = [self.weight, self.normalizer].map(|v| v as f32);
+        eprintln!("loss {loss}, of it z-loss {z_loss}; weight {weight}");
+        eprintln!("divided by {normalizer}: mean {mean}");
+        if let Some(dropped) = self.dropped_loss {
+            eprintln!("loss of the dropped rows {}", dropped as f32);
+        }
+    }
+}
