@@ -263,7 +263,10 @@ pub unsafe fn forward_with_gradient(
     plan.load(device, &[entry(task, dtype), FINISH, TOTALS])?;
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        if matches!(op.normalizer, Normalizer::Kept | Normalizer::Weight) {
+        if matches!(
+            op.normalizer,
+            Normalizer::Kept | Normalizer::Labels | Normalizer::Weight
+        ) {
             // What divides the gradients is counted before them.
             plan.args.part_count = 0;
             plan.finish(device, stream)?;
@@ -574,7 +577,7 @@ impl Plan {
     fn divide_by(&mut self, op: &CrossEntropy, external: Option<CUdeviceptr>) -> Result<()> {
         self.args.normalizer = match op.normalizer {
             Normalizer::None => 0,
-            Normalizer::Kept | Normalizer::Weight => {
+            Normalizer::Kept | Normalizer::Labels | Normalizer::Weight => {
                 self.args.summary + std::mem::offset_of!(CrossEntropySummary, normalizer) as u64
             }
             Normalizer::External => {

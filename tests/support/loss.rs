@@ -138,7 +138,9 @@ impl<'a> Uploaded<'a> {
         match op.normalizer {
             xact::Normalizer::None => None,
             xact::Normalizer::External => self.external(),
-            xact::Normalizer::Kept | xact::Normalizer::Weight => Some(outputs.summary + in_summary),
+            xact::Normalizer::Kept | xact::Normalizer::Labels | xact::Normalizer::Weight => {
+                Some(outputs.summary + in_summary)
+            }
         }
     }
 }

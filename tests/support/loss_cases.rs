@@ -122,6 +122,7 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
         let normalizers = [
             Normalizer::None,
             Normalizer::Kept,
+            Normalizer::Labels,
             Normalizer::Weight,
             Normalizer::External,
         ];
