@@ -16,6 +16,8 @@ use nvcc::Surroundings;
 
 #[path = "build/compile.rs"]
 mod compile;
+#[path = "build/constants.rs"]
+mod constants;
 #[path = "src/geometry.rs"]
 mod geometry;
 #[path = "build/nvcc.rs"]
@@ -103,7 +105,13 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    for path in ["build.rs", "build", "src/args.rs", "src/geometry.rs"] {
+    for path in [
+        "build.rs",
+        "build",
+        "src/activation",
+        "src/args.rs",
+        "src/geometry.rs",
+    ] {
         println!("cargo::rerun-if-changed={path}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -130,6 +138,11 @@ fn build() -> Result<(), String> {
     }
     if let Some((nvcc, _)) = search.found {
         println!("cargo::rerun-if-changed={}", nvcc.display());
+        // Most changes of src/activation, say, change nothing that nvcc sees.
+        let (key, known) = (key(&nvcc)?, out.join("key"));
+        if fs::read_to_string(&known).is_ok_and(|known| known == key) {
+            return Ok(());
+        }
         let images =
             compile_all(&nvcc, &out).map_err(|message| {
                 match nvcc::check_host_compiler(&surroundings) {
@@ -137,8 +150,11 @@ fn build() -> Result<(), String> {
                     Err(cause) => format!("{message}\n{cause}"),
                 }
             })?;
-        return write_images(&out, &images, "");
+        write_images(&out, &images, "")?;
+        return write(&known, &key);
     }
+    // What was compiled before, if anything was, is embedded no longer.
+    let _ = fs::remove_file(out.join("key"));
     let reason = reason(&root);
     // Asked for only here, so that kernels once compiled do not depend on it.
     println!("cargo::rerun-if-env-changed=XACT_REQUIRE_NVCC");
@@ -155,6 +171,52 @@ fn build() -> Result<(), String> {
     }
     println!("cargo::warning=xact is built without its CUDA kernels: {reason}");
     write_images(&out, &[], &reason)
+}
+
+/// What the images depend on: the compiler, what it is told, and what it reads.
+fn key(nvcc: &Path) -> Result<String, String> {
+    let metadata = fs::metadata(nvcc).map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    let variables = NVCC_VARIABLES.map(env::var_os);
+    let mut key = format!(
+        "{} {} {:?} {variables:?} {:?}\n{}{}{}",
+        nvcc.display(),
+        metadata.len(),
+        metadata.modified().ok(),
+        geometry::DEFINES,
+        args::header(),
+        args::numbers(),
+        constants::header()?,
+    );
+    let scripts = ["build.rs", "build/compile.rs", "build/constants.rs"].map(PathBuf::from);
+    for path in files(Path::new("kernels"))?.into_iter().chain(scripts) {
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        key += &format!("{}\n{text}", path.display());
+    }
+    Ok(key)
+}
+
+/// Every file below a folder, in a fixed order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut found = Vec::new();
+    for path in list(folder)? {
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// What a folder holds, in a fixed order.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| format!("{}: {e}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// Whether a missing nvcc is an error.
@@ -232,10 +294,12 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
         &folder.join("args.cuh"),
         &(args::header() + &args::numbers()),
     )?;
+    write(&folder.join("constants.cuh"), &constants::header()?)?;
     let jobs: Vec<_> = sources()?
         .into_iter()
         .flat_map(|source| {
-            Target::of(stem(&source))
+            let text = fs::read_to_string(&source).unwrap_or_default();
+            Target::of(&text)
                 .map(|target| (source.clone(), target))
                 .collect::<Vec<_>>()
         })
@@ -273,15 +337,6 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
 
 /// Every `kernels/<folder>/<stem>.cu`, in a fixed order.
 fn sources() -> Result<Vec<PathBuf>, String> {
-    let list = |folder: &Path| -> Result<Vec<PathBuf>, String> {
-        let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let mut paths: Vec<_> = entries
-            .map(|entry| entry.map(|e| e.path()))
-            .collect::<Result<_, _>>()
-            .map_err(|e| format!("{}: {e}", folder.display()))?;
-        paths.sort();
-        Ok(paths)
-    };
     let mut sources: Vec<PathBuf> = Vec::new();
     for folder in list(Path::new("kernels"))? {
         if !folder.is_dir() {

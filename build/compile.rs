@@ -12,8 +12,8 @@ pub struct Target {
     pub capability: u32,
     /// The oldest PTX version that knows it.
     pub since: &'static str,
-    /// Stems of the files that gain from it; `None` for all.
-    stems: Option<&'static [&'static str]>,
+    /// What stands in the sources that gain from it; in all, if it is empty.
+    mark: &'static str,
 }
 
 /// All of them.
@@ -21,22 +21,19 @@ pub const TARGETS: [Target; 2] = [
     Target {
         capability: 80,
         since: "7.0",
-        stems: None,
+        mark: "",
     },
     Target {
         capability: 90,
         since: "7.8",
-        // Clusters.
-        stems: Some(&["cross_entropy"]),
+        mark: "__CUDA_ARCH__ >= 900",
     },
 ];
 
 impl Target {
-    /// Those that a file is compiled for.
-    pub fn of(stem: &str) -> impl Iterator<Item = &'static Self> {
-        TARGETS
-            .iter()
-            .filter(move |target| target.stems.is_none_or(|stems| stems.contains(&stem)))
+    /// Those that a file with this text is compiled for.
+    pub fn of(source: &str) -> impl Iterator<Item = &'static Self> {
+        TARGETS.iter().filter(move |target| source.contains(target.mark))
     }
 
     /// The name of the file that holds a stem's PTX.

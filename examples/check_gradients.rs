@@ -35,7 +35,9 @@ fn somebodys_backward(
 }
 
 fn main() -> Result<(), xact::Error> {
-    let op = Xielu::default().parameters(Parameters::Effective).beta(BETA);
+    let op = Xielu::default()
+        .parameters(Parameters::Effective)
+        .beta(BETA);
     // The layer-0 parameters of Apertus-8B, and inputs of the size that occurs near the end of training.
     let params = [166.0_f32, 41.25];
     let x: Vec<f32> = (-2000..2000).map(|i| i as f32 * 1e-5).collect();

@@ -76,8 +76,8 @@ kernel_args! {
         pub(crate) coefficients: u64,
         /// One of the GOLDFISH numbers.
         pub(crate) strategy: u32,
-        /// 1: ids and halo are i64; 0: they are i32.
-        pub(crate) ids_are_i64: u32,
+        /// One of the ID numbers: the type of the ids and of the halo.
+        pub(crate) id_type: u32,
         /// Static: the period.
         pub(crate) k: u32,
         /// Ids in a window.
@@ -197,8 +197,8 @@ kernel_args! {
         pub(crate) z_loss: f32,
         /// 0: none.
         pub(crate) softcap: f32,
-        /// 1: i64; 0: i32.
-        pub(crate) labels_are_i64: u32,
+        /// One of the ID numbers: I32, I64 or U32.
+        pub(crate) label_type: u32,
         /// 1: find the argmax.
         pub(crate) with_argmax: u32,
         /// 1: the loss of dropped rows is computed too.
@@ -222,6 +222,12 @@ kernel_numbers! {
     GOLDFISH_PRODUCT_AVALANCHE = 4,
     GOLDFISH_DOT_TABLE = 5,
     GOLDFISH_HASH64 = 6,
+    /// The types of ids and labels.
+    ID_I32 = 0,
+    ID_I64 = 1,
+    ID_U32 = 2,
+    ID_U16 = 3,
+    ID_U8 = 4,
     /// The values of `CrossEntropyArgs::normalize_by`: what the mean is divided by. 1.
     NORMALIZE_BY_NONE = 0,
     /// The number of kept rows.

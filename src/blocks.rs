@@ -1,7 +1,7 @@
 //! What `src/args.rs` becomes in Rust: the structs that kernels take, and those that both backends return.
 
 // Without `cuda`, only the latter are used.
-#![cfg_attr(not(feature = "cuda"), allow(dead_code))]
+#![allow(dead_code)]
 
 /// The blocks: structs laid out by the C rules.
 macro_rules! kernel_args {

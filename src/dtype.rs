@@ -44,14 +44,18 @@ impl std::fmt::Display for Dtype {
 
 /// What lives on a device too, where there can be one.
 #[cfg(feature = "cuda")]
-pub trait Portable: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin {}
-#[cfg(feature = "cuda")]
-impl<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin> Portable for T {}
-/// What lives on a device too, where there can be one: here there is none.
+mod portable {
+    use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+    pub trait Portable: DeviceRepr + ValidAsZeroBits + Unpin {}
+    impl<T: DeviceRepr + ValidAsZeroBits + Unpin> Portable for T {}
+}
 #[cfg(not(feature = "cuda"))]
-pub trait Portable {}
-#[cfg(not(feature = "cuda"))]
-impl<T> Portable for T {}
+mod portable {
+    pub trait Portable {}
+    impl<T> Portable for T {}
+}
+pub(crate) use portable::Portable;
 
 /// Elements to f32 and back, branch-free, so that the conversions are vector code in any instruction set
 /// and agree in every bit. (`half` converts single values by a call, and slices by whatever the CPU has.)

@@ -64,6 +64,11 @@ pub enum Error {
         /// The type of x.
         x: &'static str,
     },
+    /// Labels of a type that only ids may have.
+    LabelType {
+        /// The type of the labels.
+        labels: &'static str,
+    },
     /// A row pitch is smaller than the row.
     Pitch {
         /// The argument.
@@ -212,6 +217,10 @@ impl fmt::Display for Error {
             Error::ParamDtype { params, x } => write!(
                 f,
                 "the parameters are {params}; they must be f32 or the type of x, {x}"
+            ),
+            Error::LabelType { labels } => write!(
+                f,
+                "the labels are {labels}, which only ids may be; convert them to i32, i64 or u32"
             ),
             Error::Pitch { what, pitch, cols } => write!(
                 f,

@@ -4,6 +4,10 @@
     doc = "The CPU backend and the f64 references of xact, built without its CUDA kernels."
 )]
 
+/// Errors that were measured: `docs/accuracy.md` of the repository.
+#[cfg(doc)]
+#[doc = include_str!("../docs/accuracy.md")]
+pub mod accuracy {}
 pub mod activation;
 mod blocks;
 pub mod cpu;
@@ -14,6 +18,13 @@ mod error;
 #[cfg(feature = "cuda")]
 mod geometry;
 pub mod loss;
+/// Speeds that were measured, and how: `docs/performance.md` of the repository.
+#[cfg(doc)]
+#[doc = include_str!("../docs/performance.md")]
+pub mod performance {}
+#[cfg(doc)]
+#[doc = include_str!("../docs/pitfalls.md")]
+pub mod pitfalls {}
 pub mod reference;
 mod shape;
 

@@ -7,18 +7,17 @@ mod support;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use libtest_mimic::{Arguments, Trial};
 use support::choose::{Choice, Gpu, open, open_for_tests};
-use xact::activation::xielu::{Gradients, Params};
-use xact::activation::{
-    Backward, BackwardInPlace, Forward, ForwardInPlace, GateOutput, GatedBackward, GatedForward,
-    Input, Output, ParamGradients, Rows, expanded,
-};
+use support::inputs::Random;
+use xact::cuda::{self, Gradients, Input, Output, Pair, PairMut, Params};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
-use xact::{Activation, Device, Dtype, Element, Error, Gated, Order, Workspace, Xielu, Xsilu};
+use xact::{
+    AnyActivation, Device, Dtype, Element, Error, Halves, Order, Queue, Rows, Xgelu, Xielu, Xsilu,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -38,22 +37,30 @@ fn main() -> ExitCode {
     let mut trials = tests![
         in_place_is_the_same_as_apart,
         wrong_lengths_are_refused_and_nothing_is_written,
-        a_parameter_of_a_third_type_is_refused,
-        a_workspace_serves_its_own_stream_and_must_be_large_enough,
-        a_workspace_of_the_per_thread_stream_serves_its_own_thread,
+        lists_of_scalars_are_counted,
+        a_queue_must_have_enough_workspace,
+        a_queue_can_be_sent_to_another_thread,
+        a_queue_on_the_per_thread_stream_serves_its_own_thread,
+        gradients_can_be_left_out,
+        an_empty_tensor_needs_no_buffer,
+        an_op_by_name_is_that_op,
+        value_first_halves,
+        rows_and_halves_are_the_same_as_dense,
+        gated_in_place_is_the_same_as_apart,
         raw_calls_refuse_what_can_be_seen,
         raw_backward_refuses_what_can_be_seen,
         raw_gated_calls_refuse_outputs_that_overlap,
         gated_calls_refuse_what_is_no_gate_and_value,
         rows_that_are_not_in_their_buffer_are_refused,
+        shapes_that_differ_are_refused,
         forward_and_backward_can_be_captured_and_replayed,
         two_streams_wait_for_each_other,
         errors_say_what_to_do,
     ];
     trials.push(
         test(
-            "streams_of_another_device_are_refused",
-            streams_of_another_device_are_refused,
+            "buffers_of_another_device_are_refused",
+            buffers_of_another_device_are_refused,
         )
         .with_ignored_flag(!second_device),
     );
@@ -77,7 +84,6 @@ struct Buffers<T: Element> {
     alpha_n: CudaSlice<f32>,
     dalpha_p: CudaSlice<f32>,
     dalpha_n: CudaSlice<f32>,
-    workspace: Workspace,
 }
 
 impl<T: Element> Buffers<T> {
@@ -87,7 +93,6 @@ impl<T: Element> Buffers<T> {
             stream.clone_htod(&values).unwrap()
         };
         let scalar = |v: f32| stream.clone_htod(&[v]).unwrap();
-        let bytes = Xielu::workspace_bytes(T::DTYPE, N as u64).unwrap();
         Buffers {
             x: upload((0..N).map(|i| i as f64 / 100.0 - 5.0).collect()),
             dy: upload((0..N).map(|i| (i as f64).sin()).collect()),
@@ -96,49 +101,19 @@ impl<T: Element> Buffers<T> {
             alpha_n: scalar(-1.0),
             dalpha_p: scalar(BEFORE),
             dalpha_n: scalar(BEFORE),
-            workspace: Workspace::new(stream, bytes).unwrap(),
         }
     }
 
-    fn forward(&mut self, device: &Device, stream: &Arc<CudaStream>) -> xact::Result<()> {
-        let params = Params {
-            alpha_p: &self.alpha_p,
-            alpha_n: &self.alpha_n,
-            beta: None,
-        };
-        Xielu::default().forward(
-            device,
-            stream,
-            Forward {
-                x: (&self.x).into(),
-                params,
-                y: (&mut self.out).into(),
-            },
-        )
+    fn forward(&mut self, queue: &mut Queue) -> xact::Result<()> {
+        let params = Xielu::params(&self.alpha_p, &self.alpha_n);
+        cuda::forward(&Xielu::default(), &self.x, params, &mut self.out).launch(queue)
     }
 
-    fn backward(&mut self, device: &Device, stream: &Arc<CudaStream>) -> xact::Result<()> {
-        let call = Backward {
-            x: (&self.x).into(),
-            dy: (&self.dy).into(),
-            dx: (&mut self.out).into(),
-            y: None,
-            params: Params {
-                alpha_p: &self.alpha_p,
-                alpha_n: &self.alpha_n,
-                beta: None,
-            },
-            dparams: ParamGradients {
-                out: Gradients {
-                    dalpha_p: &mut self.dalpha_p,
-                    dalpha_n: &mut self.dalpha_n,
-                    dbeta: None,
-                },
-                accumulate: false,
-                workspace: &mut self.workspace,
-            },
-        };
-        Xielu::default().backward(device, stream, call)
+    fn backward(&mut self, queue: &mut Queue) -> xact::Result<()> {
+        let params = Xielu::params(&self.alpha_p, &self.alpha_n);
+        cuda::backward(&Xielu::default(), &self.x, &self.dy, params, &mut self.out)
+            .gradients(Xielu::gradients(&mut self.dalpha_p, &mut self.dalpha_n))
+            .launch(queue)
     }
 
     /// out, dalpha_p, dalpha_n.
@@ -160,42 +135,49 @@ impl<T: Element> Buffers<T> {
     }
 }
 
+/// A queue with a workspace, and its stream.
+fn queue() -> (Queue, Arc<CudaStream>) {
+    let queue = gpu().queue().unwrap();
+    let stream = queue.stream().clone();
+    (queue, stream)
+}
+
+fn upload<T: Element>(stream: &Arc<CudaStream>, values: &[f32]) -> CudaSlice<T> {
+    let values: Vec<T> = values.iter().map(|&v| T::from_f64(v.into())).collect();
+    stream.clone_htod(&values).unwrap()
+}
+
+/// The bits of a buffer.
+fn bits<T: Element>(stream: &Arc<CudaStream>, buffer: &CudaSlice<T>) -> Vec<u8> {
+    let values = stream.clone_dtoh(buffer).unwrap();
+    bytemuck::cast_slice(&values).to_vec()
+}
+
+fn length<T>(what: &'static str, expected: u64, got: u64) -> xact::Result<T> {
+    Err(Error::Length {
+        what,
+        expected,
+        got,
+    })
+}
+
 fn in_place_is_the_same_as_apart() {
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
     let mut b = Buffers::<f16>::new(&stream);
-    b.forward(&device, &stream).unwrap();
+    b.forward(&mut queue).unwrap();
     let (y, ..) = b.results(&stream);
-    b.backward(&device, &stream).unwrap();
+    b.backward(&mut queue).unwrap();
     let (dx, dalpha_p, dalpha_n) = b.results(&stream);
 
-    let params = || Params {
-        alpha_p: &b.alpha_p,
-        alpha_n: &b.alpha_n,
-        beta: None,
-    };
-    let call = BackwardInPlace {
-        x: (&b.x).into(),
-        dy: (&mut b.dy).into(),
-        params: params(),
-        dparams: ParamGradients {
-            out: Gradients {
-                dalpha_p: &mut b.dalpha_p,
-                dalpha_n: &mut b.dalpha_n,
-                dbeta: None,
-            },
-            accumulate: true,
-            workspace: &mut b.workspace,
-        },
-    };
-    Xielu::default()
-        .backward_in_place(&device, &stream, call)
+    let xielu = Xielu::default();
+    let params = Xielu::params(&b.alpha_p, &b.alpha_n);
+    cuda::backward_in_place(&xielu, &b.x, &mut b.dy, params.clone())
+        .gradients(Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n))
+        .accumulate()
+        .launch(&mut queue)
         .unwrap();
-    let call = ForwardInPlace {
-        x: (&mut b.x).into(),
-        params: params(),
-    };
-    Xielu::default()
-        .forward_in_place(&device, &stream, call)
+    cuda::forward_in_place(&xielu, &mut b.x, params)
+        .launch(&mut queue)
         .unwrap();
     let download = |buffer| -> Vec<f64> {
         stream
@@ -216,88 +198,489 @@ fn in_place_is_the_same_as_apart() {
 }
 
 fn wrong_lengths_are_refused_and_nothing_is_written() {
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
     let mut b = Buffers::<f32>::new(&stream);
     let short = stream.alloc_zeros::<f32>(N - 1).unwrap();
     let long = stream.clone_htod(&[0.1_f32, 0.2]).unwrap();
-    let length = |what, expected, got| {
-        Err(Error::Length {
-            what,
-            expected,
-            got,
-        })
-    };
     let (n, less) = (N as u64, N as u64 - 1);
 
     let x = std::mem::replace(&mut b.x, short);
-    assert_eq!(b.forward(&device, &stream), length("y", less, n));
-    assert_eq!(b.backward(&device, &stream), length("dy", less, n));
+    assert_eq!(b.forward(&mut queue), length("y", less, n));
+    assert_eq!(b.backward(&mut queue), length("dy", less, n));
     let short = std::mem::replace(&mut b.x, x);
     let dy = std::mem::replace(&mut b.dy, short);
-    assert_eq!(b.backward(&device, &stream), length("dy", n, less));
-    let _ = std::mem::replace(&mut b.dy, dy);
+    assert_eq!(b.backward(&mut queue), length("dy", n, less));
+    let mut short = std::mem::replace(&mut b.dy, dy);
+    let params = Xielu::params(&b.alpha_p, &b.alpha_n);
+    let xielu = Xielu::default();
+    let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out).y(&mut short);
+    assert_eq!(call.launch(&mut queue), length("y", n, less));
     let alpha_n = std::mem::replace(&mut b.alpha_n, long);
-    assert_eq!(b.forward(&device, &stream), length("alpha_n", 1, 2));
-    assert_eq!(b.backward(&device, &stream), length("alpha_n", 1, 2));
+    assert_eq!(b.forward(&mut queue), length("alpha_n", 1, 2));
+    assert_eq!(b.backward(&mut queue), length("alpha_n", 1, 2));
     let long = std::mem::replace(&mut b.alpha_n, alpha_n);
     let dalpha_p = std::mem::replace(&mut b.dalpha_p, long);
-    assert_eq!(b.backward(&device, &stream), length("dalpha_p", 1, 2));
+    assert_eq!(b.backward(&mut queue), length("dalpha_p", 1, 2));
     b.dalpha_p = dalpha_p;
     b.assert_unwritten(&stream);
-    b.backward(&device, &stream).unwrap();
+    b.backward(&mut queue).unwrap();
 }
 
-fn a_parameter_of_a_third_type_is_refused() {
-    let Gpu { device, stream, .. } = gpu();
-    let b = Buffers::<f32>::new(&stream);
-    let a = stream.clone_htod(&[f16::from_f32(0.2)]).unwrap();
-    let mut y = stream.clone_htod(&[BEFORE; N]).unwrap();
-    let params = Params {
-        alpha_p: &a,
-        alpha_n: &a,
-        beta: None,
-    };
-    let result = Xielu::default().forward(
-        &device,
-        &stream,
-        Forward {
-            x: (&b.x).into(),
-            params,
-            y: (&mut y).into(),
-        },
-    );
-    assert_eq!(
-        result,
-        Err(Error::ParamDtype {
-            params: "f16",
-            x: "f32"
-        })
-    );
-    assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; N]);
-}
-
-fn a_workspace_serves_its_own_stream_and_must_be_large_enough() {
-    let Gpu { device, stream, .. } = gpu();
+fn lists_of_scalars_are_counted() {
+    let (mut queue, stream) = queue();
     let mut b = Buffers::<f32>::new(&stream);
-    let other = device.context().new_stream().unwrap();
-    assert_eq!(b.backward(&device, &other), Err(Error::WrongStream));
-    b.workspace = Workspace::new(&stream, 8).unwrap();
-    assert_eq!(
-        b.backward(&device, &stream),
-        Err(Error::Workspace { needed: 24, got: 8 })
-    );
+    let scalars: Vec<CudaSlice<f32>> = (0..5)
+        .map(|_| stream.clone_htod(&[0.5f32]).unwrap())
+        .collect();
+    let mut gradients: Vec<CudaSlice<f32>> = (0..5)
+        .map(|_| stream.clone_htod(&[BEFORE]).unwrap())
+        .collect();
+    let xielu = Xielu::default();
+    for (given, needed) in [(0, 2), (1, 2), (4, 3), (5, 3)] {
+        let params = Params::list(&scalars[..given]);
+        let call = cuda::forward(&xielu, &b.x, params.clone(), &mut b.out);
+        // Of a longer list, one more than any op has is seen.
+        let got = given.min(4) as u64;
+        assert_eq!(call.launch(&mut queue), length("params", needed, got));
+        let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out);
+        assert_eq!(call.launch(&mut queue), length("params", needed, got));
+    }
+    for (params, given, needed) in [
+        (2, 0, 2),
+        (2, 1, 2),
+        (2, 3, 2),
+        (3, 1, 2),
+        (3, 4, 3),
+        (3, 5, 3),
+    ] {
+        let params = Params::list(&scalars[..params]);
+        let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out)
+            .gradients(Gradients::list(&mut gradients[..given]));
+        let got = given.min(4) as u64;
+        assert_eq!(call.launch(&mut queue), length("dparams", needed, got));
+    }
+    let unwritten = |buffer| stream.clone_dtoh(buffer).unwrap() == [BEFORE];
+    assert!(gradients.iter().all(unwritten));
     b.assert_unwritten(&stream);
+    for (params, given) in [(2, 2), (3, 2), (3, 3)] {
+        let params = Params::list(&scalars[..params]);
+        cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out)
+            .gradients(Gradients::list(&mut gradients[..given]))
+            .launch(&mut queue)
+            .unwrap();
+    }
+}
+
+fn a_queue_must_have_enough_workspace() {
+    let stream = gpu().stream;
+    let mut queue = Queue::new(&stream).unwrap();
+    assert_eq!(queue.workspace_bytes(), 0);
+    let mut b = Buffers::<f32>::new(&stream);
+    // A forward needs none.
+    let mut y = stream.clone_htod(&[BEFORE; N]).unwrap();
+    let params = Xielu::params(&b.alpha_p, &b.alpha_n);
+    let xielu = Xielu::default();
+    let call = cuda::forward(&xielu, &b.x, params.clone(), &mut y);
+    assert_eq!(call.workspace_bytes(), Ok(0));
+    call.launch(&mut queue).unwrap();
+    let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut y)
+        .gradients(Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n));
+    let needed = call.workspace_bytes().unwrap();
+    drop(call);
+    assert_eq!(needed, 24);
+    for got in [0, 8, needed - 1] {
+        queue.reserve(got).unwrap();
+        assert_eq!(queue.workspace_bytes(), got);
+        let refused = b.backward(&mut queue);
+        assert_eq!(refused, Err(Error::Workspace { needed, got }));
+        b.assert_unwritten(&stream);
+        // What it says is what to reserve.
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("24 are needed") && message.contains("reserve"));
+    }
+    queue.reserve(needed).unwrap();
+    // It does not shrink.
+    queue.reserve(1).unwrap();
+    assert_eq!(queue.workspace_bytes(), needed);
+    b.backward(&mut queue).unwrap();
+}
+
+fn a_queue_can_be_sent_to_another_thread() {
+    fn sent<T: Send + Sync>() {}
+    sent::<Queue>();
+    sent::<Device>();
+    sent::<Error>();
+    sent::<AnyActivation>();
+    sent::<xact::CrossEntropy>();
+    sent::<cuda::goldfish::DeviceGoldfish>();
+    sent::<xact::cpu::Forward<'_, Xsilu, bf16>>();
+    sent::<xact::cpu::GatedBackward<'_, dyn xact::Gated, f32>>();
+    let (mut queue, stream) = queue();
+    let mut b = Buffers::<f32>::new(&stream);
+    b.backward(&mut queue).unwrap();
+    let expected = b.results(&stream);
+    let mut b = Buffers::<f32>::new(&stream);
+    std::thread::scope(|scope| scope.spawn(|| b.backward(&mut queue)).join().unwrap()).unwrap();
+    assert_eq!(b.results(&stream), expected);
 }
 
 /// Under the per-thread default stream, the same handle is another stream in each thread.
-fn a_workspace_of_the_per_thread_stream_serves_its_own_thread() {
+fn a_queue_on_the_per_thread_stream_serves_its_own_thread() {
     let Gpu { device, .. } = gpu();
     let stream = device.context().per_thread_stream();
+    let mut queue = Queue::new(&stream).unwrap();
+    queue.reserve(1 << 10).unwrap();
     let mut b = Buffers::<f32>::new(&stream);
-    b.backward(&device, &stream).unwrap();
-    let result =
-        std::thread::scope(|scope| scope.spawn(|| b.backward(&device, &stream)).join().unwrap());
-    assert_eq!(result, Err(Error::WrongStream));
+    let result = std::thread::scope(|scope| {
+        let here = &mut queue;
+        scope.spawn(|| b.backward(here)).join().unwrap()
+    });
+    assert_eq!(result, Err(Error::WrongThread));
+    b.assert_unwritten(&stream);
+    b.backward(&mut queue).unwrap();
+}
+
+/// Without them, dx is the same and there need be no workspace.
+fn gradients_can_be_left_out() {
+    let (mut queue, stream) = queue();
+    let mut bare = Queue::new(&stream).unwrap();
+    let mut b = Buffers::<f32>::new(&stream);
+    b.backward(&mut queue).unwrap();
+    let (dx, dalpha_p, dalpha_n) = b.results(&stream);
+    let mut b = Buffers::<f32>::new(&stream);
+    let xielu = Xielu::default();
+    let params = Xielu::params(&b.alpha_p, &b.alpha_n);
+    let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out);
+    assert_eq!(call.workspace_bytes(), Ok(0));
+    call.launch(&mut bare).unwrap();
+    assert_eq!(b.results(&stream), (dx, BEFORE, BEFORE));
+    // Of a parameter that may be left out, the gradient may be too.
+    let (beta, mut dbeta) = (upload(&stream, &[0.5]), upload(&stream, &[BEFORE]));
+    for all in [false, true] {
+        let params = Xielu::params(&b.alpha_p, &b.alpha_n).beta(&beta);
+        let mut gradients = Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n);
+        if all {
+            gradients = gradients.dbeta(&mut dbeta);
+        }
+        cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out)
+            .gradients(gradients)
+            .launch(&mut queue)
+            .unwrap();
+        let (_, p, n) = b.results(&stream);
+        assert_eq!((p, n), (dalpha_p, dalpha_n));
+        let dbeta = stream.clone_dtoh(&dbeta).unwrap()[0];
+        assert_eq!(dbeta != BEFORE, all);
+    }
+    let alpha = upload(&stream, &[0.3]);
+    let [mut dx, mut dv] = [(); 2].map(|()| upload::<f32>(&stream, &[BEFORE; N]));
+    let dxv = (&mut dx, &mut dv);
+    let params = Xsilu::params::<f32>(&alpha);
+    let call = cuda::gated_backward(&Xsilu, Order::Second, (&b.x, &b.dy), &b.dy, params, dxv);
+    assert_eq!(call.workspace_bytes(), Ok(0));
+    call.launch(&mut bare).unwrap();
+    for gradient in [&dx, &dv] {
+        assert!(!stream.clone_dtoh(gradient).unwrap().contains(&BEFORE));
+    }
+}
+
+fn none<'a>() -> Input<'a, f32> {
+    Input::empty()
+}
+
+fn out<'a>() -> Output<'a, f32> {
+    Output::empty()
+}
+
+/// CUDA allocates none of 0 bytes. The gradients of parameters are sums over nothing.
+fn an_empty_tensor_needs_no_buffer() {
+    let (mut queue, stream) = queue();
+    let alpha = upload::<f32>(&stream, &[0.3]);
+    let mut dalpha = upload::<f32>(&stream, &[BEFORE]);
+    let params = || Xsilu::params::<f32>(&alpha);
+    cuda::forward(&Xsilu, none(), params(), out())
+        .launch(&mut queue)
+        .unwrap();
+    cuda::forward_in_place(&Xsilu, out(), params())
+        .launch(&mut queue)
+        .unwrap();
+    for (accumulate, expected) in [(true, BEFORE), (false, 0.0)] {
+        let mut call = cuda::backward(&Xsilu, none(), none(), params(), out())
+            .y(out())
+            .gradients(Xsilu::gradients(&mut dalpha));
+        if accumulate {
+            call = call.accumulate();
+        }
+        call.launch(&mut queue).unwrap();
+        assert_eq!(stream.clone_dtoh(&dalpha).unwrap(), [expected]);
+    }
+    let pair = || Pair::new(none(), none());
+    cuda::gated_forward(&Xsilu, Order::First, pair(), params(), out())
+        .launch(&mut queue)
+        .unwrap();
+    let mut dalpha = upload::<f32>(&stream, &[BEFORE]);
+    let dxv = PairMut::new(out(), out());
+    cuda::gated_backward(&Xsilu, Order::First, pair(), none(), params(), dxv)
+        .gradients(Xsilu::gradients(&mut dalpha))
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(stream.clone_dtoh(&dalpha).unwrap(), [0.0]);
+    // It is empty, whatever the others are.
+    let x = upload::<f32>(&stream, &[1.0; 3]);
+    let call = cuda::forward(&Xsilu, &x, params(), out());
+    assert_eq!(call.launch(&mut queue), length("y", 3, 0));
+    let mut y = upload::<f32>(&stream, &[BEFORE; 3]);
+    let call = cuda::forward(&Xsilu, none(), params(), &mut y);
+    assert_eq!(call.launch(&mut queue), length("y", 0, 3));
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; 3]);
+    // On the CPU it is an empty slice.
+    let (empty, mut out, mut sums) = ([0.0f32; 0], [0.0f32; 0], [BEFORE]);
+    xact::cpu::backward(&Xsilu, &empty, &empty, &[0.3], &mut out)
+        .gradients(&mut sums)
+        .run()
+        .unwrap();
+    assert_eq!(sums, [0.0]);
+}
+
+/// Forward and backward of an op whose name was a string, and of its gated forms.
+fn an_op_by_name_is_that_op() {
+    let (mut queue, stream) = queue();
+    let mut expected = Buffers::<bf16>::new(&stream);
+    let mut b = Buffers::<bf16>::new(&stream);
+    let xielu: AnyActivation = "xielu".parse().unwrap();
+    let refused = xielu.as_gated().map(|_| ());
+    assert_eq!(refused, Err(Error::NotGated { op: "xielu" }));
+    let params = Params::list([&b.alpha_p, &b.alpha_n]);
+    expected.forward(&mut queue).unwrap();
+    cuda::forward(&xielu, &b.x, params.clone(), &mut b.out)
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(bits(&stream, &b.out), bits(&stream, &expected.out));
+    expected.backward(&mut queue).unwrap();
+    cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out)
+        .gradients(Gradients::list([&mut b.dalpha_p, &mut b.dalpha_n]))
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(b.results(&stream), expected.results(&stream));
+
+    let xsilu: AnyActivation = "xsilu".parse().unwrap();
+    let xsilu = xsilu.as_gated().unwrap();
+    for order in Order::ALL {
+        let before = || upload::<bf16>(&stream, &[BEFORE; N]);
+        let [mut y, mut dx, mut dv] = [(); 3].map(|()| before());
+        let [mut named_y, mut named_dx, mut named_dv] = [(); 3].map(|()| before());
+        let (mut dalpha, mut named_dalpha) = (upload(&stream, &[0.0]), upload(&stream, &[0.0]));
+        let (xv, dy) = ((&b.x, &b.dy), &b.dy);
+        cuda::gated_forward(&Xsilu, order, xv, Xsilu::params(&b.alpha_p), &mut y)
+            .launch(&mut queue)
+            .unwrap();
+        let params = || Params::list([&b.alpha_p]);
+        cuda::gated_forward(xsilu, order, xv, params(), &mut named_y)
+            .launch(&mut queue)
+            .unwrap();
+        let dxv = (&mut dx, &mut dv);
+        cuda::gated_backward(&Xsilu, order, xv, dy, Xsilu::params(&b.alpha_p), dxv)
+            .gradients(Xsilu::gradients(&mut dalpha))
+            .launch(&mut queue)
+            .unwrap();
+        let dxv = (&mut named_dx, &mut named_dv);
+        cuda::gated_backward(xsilu, order, xv, dy, params(), dxv)
+            .gradients(Gradients::list([&mut named_dalpha]))
+            .launch(&mut queue)
+            .unwrap();
+        for (named, op) in [(&named_y, &y), (&named_dx, &dx), (&named_dv, &dv)] {
+            assert_eq!(bits(&stream, named), bits(&stream, op));
+        }
+        assert_eq!(bits(&stream, &named_dalpha), bits(&stream, &dalpha));
+    }
+    let unknown = "xrelu".parse::<AnyActivation>();
+    assert!(matches!(unknown, Err(Error::UnknownOp { name, .. }) if name == "xrelu"));
+}
+
+/// [[3, 1]] is a value and its gate.
+fn value_first_halves() {
+    let (mut queue, stream) = queue();
+    let xv = upload::<f32>(&stream, &[3.0, 1.0]);
+    let alpha = upload::<f32>(&stream, &[0.0]);
+    let params = || Xsilu::params::<f32>(&alpha);
+    let (mut y, mut dxv) = (
+        upload::<f32>(&stream, &[0.0]),
+        upload::<f32>(&stream, &[0.0; 2]),
+    );
+    let dy = upload::<f32>(&stream, &[1.0]);
+    let pair = || Pair::halves(&xv, 1, Halves::ValueFirst).unwrap();
+    cuda::gated_forward(&Xsilu, Order::First, pair(), params(), &mut y)
+        .launch(&mut queue)
+        .unwrap();
+    let gradient = PairMut::halves(&mut dxv, 1, Halves::ValueFirst).unwrap();
+    cuda::gated_backward(&Xsilu, Order::First, pair(), &dy, params(), gradient)
+        .launch(&mut queue)
+        .unwrap();
+    let got = [
+        stream.clone_dtoh(&y).unwrap(),
+        stream.clone_dtoh(&dxv).unwrap(),
+    ]
+    .concat();
+    for (got, expected) in got
+        .into_iter()
+        .zip([2.193_175_8f32, 0.731_058_6, 0.589_835_8])
+    {
+        assert!((got - expected).abs() <= 1e-6, "{got}, not {expected}");
+    }
+}
+
+/// Rows with gaps and halves in either order, through the safe calls: the bits of dense tensors, and what lies between
+/// the rows stays.
+fn rows_and_halves_are_the_same_as_dense() {
+    const GAP: usize = 3;
+    const OFFSET: usize = 2;
+    let (mut queue, stream) = queue();
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<f32>(ROWS * COLS, 2.0));
+    let rows = Rows::new(ROWS, COLS).pitch(COLS + GAP).offset(OFFSET);
+    let spread = |values: &[f32]| {
+        let gap = [BEFORE; GAP];
+        let rows = values.chunks(COLS).flat_map(|row| [row, &gap].concat());
+        [BEFORE; OFFSET].into_iter().chain(rows).collect::<Vec<_>>()
+    };
+    let alpha = upload::<f32>(&stream, &[0.3]);
+    let params = || Xgelu::params::<f32>(&alpha);
+    let blank = [BEFORE; ROWS * COLS];
+    let there = |values: &[f32]| upload::<f32>(&stream, values);
+    let (dense_x, dense_v, dense_dy) = (there(&x), there(&v), there(&dy));
+    let [mut y, mut dx, mut dv] = [(); 3].map(|()| there(&blank));
+    cuda::forward(&Xgelu, &dense_x, params(), &mut y)
+        .launch(&mut queue)
+        .unwrap();
+    cuda::backward(&Xgelu, &dense_x, &dense_dy, params(), &mut dx)
+        .launch(&mut queue)
+        .unwrap();
+    let host = |buffer: &CudaSlice<f32>| stream.clone_dtoh(buffer).unwrap();
+    let (x_there, dy_there) = (there(&spread(&x)), there(&spread(&dy)));
+    let mut out = there(&spread(&blank));
+    cuda::forward(
+        &Xgelu,
+        Input::rows(&x_there, rows),
+        params(),
+        Output::rows(&mut out, rows),
+    )
+    .launch(&mut queue)
+    .unwrap();
+    assert_eq!(host(&out), spread(&host(&y)));
+    let mut in_place = there(&spread(&x));
+    cuda::forward_in_place(&Xgelu, Output::rows(&mut in_place, rows), params())
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(host(&in_place), spread(&host(&y)));
+    let (x_rows, dy_rows) = (Input::rows(&x_there, rows), Input::rows(&dy_there, rows));
+    let mut again = there(&blank);
+    cuda::backward(
+        &Xgelu,
+        x_rows,
+        dy_rows,
+        params(),
+        Output::rows(&mut out, rows),
+    )
+    .y(&mut again)
+    .launch(&mut queue)
+    .unwrap();
+    assert_eq!(host(&out), spread(&host(&dx)));
+    assert_eq!(host(&again), host(&y));
+    let mut in_place = there(&spread(&dy));
+    cuda::backward_in_place(
+        &Xgelu,
+        &dense_x,
+        Output::rows(&mut in_place, rows),
+        params(),
+    )
+    .launch(&mut queue)
+    .unwrap();
+    assert_eq!(host(&in_place), spread(&host(&dx)));
+
+    for order in Order::ALL {
+        let pair = || Pair::new(&dense_x, &dense_v);
+        cuda::gated_forward(&Xgelu, order, pair(), params(), &mut y)
+            .launch(&mut queue)
+            .unwrap();
+        let dxv = (&mut dx, &mut dv);
+        cuda::gated_backward(&Xgelu, order, pair(), &dense_dy, params(), dxv)
+            .launch(&mut queue)
+            .unwrap();
+        for halves in [Halves::GateFirst, Halves::ValueFirst] {
+            let join = |gate: &[f32], value: &[f32]| -> Vec<f32> {
+                let rows = gate.chunks(COLS).zip(value.chunks(COLS));
+                let rows = rows.flat_map(|(gate, value)| match halves {
+                    Halves::GateFirst => [gate, value].concat(),
+                    Halves::ValueFirst => [value, gate].concat(),
+                });
+                rows.collect()
+            };
+            let xv = there(&join(&x, &v));
+            let pair = || Pair::halves(&xv, ROWS, halves).unwrap();
+            let mut got = there(&blank);
+            cuda::gated_forward(&Xgelu, order, pair(), params(), &mut got)
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!(host(&got), host(&y));
+            let mut dxv = there(&join(&blank, &blank));
+            let gradient = PairMut::halves(&mut dxv, ROWS, halves).unwrap();
+            let dy_rows = Input::rows(&dy_there, rows);
+            cuda::gated_backward(&Xgelu, order, pair(), dy_rows, params(), gradient)
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!(host(&dxv), join(&host(&dx), &host(&dv)));
+        }
+    }
+}
+
+/// Gate and value overwritten with their gradients have the bits that they have apart: two tensors, or the halves of
+/// one.
+fn gated_in_place_is_the_same_as_apart() {
+    let (mut queue, stream) = queue();
+    let alpha = upload::<f32>(&stream, &[0.3]);
+    let params = || Xsilu::params::<f32>(&alpha);
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<bf16>(ROWS * COLS, 2.0));
+    let there = |values: &[bf16]| stream.clone_htod(values).unwrap();
+    let dy = there(&dy);
+    let before = || upload::<bf16>(&stream, &[BEFORE; ROWS * COLS]);
+    for order in Order::ALL {
+        let (mut in_place_x, mut in_place_v) = (there(&x), there(&v));
+        let [mut dx, mut dv, mut y, mut again] = [(); 4].map(|()| before());
+        let (mut dalpha, mut sum) = (upload(&stream, &[0.0]), upload(&stream, &[0.0]));
+        let (from, to) = ((&in_place_x, &in_place_v), (&mut dx, &mut dv));
+        cuda::gated_backward(&Xsilu, order, from, &dy, params(), to)
+            .y(&mut y)
+            .gradients(Xsilu::gradients(&mut dalpha))
+            .launch(&mut queue)
+            .unwrap();
+        let pair = (&mut in_place_x, &mut in_place_v);
+        cuda::gated_backward_in_place(&Xsilu, order, pair, &dy, params())
+            .y(&mut again)
+            .gradients(Xsilu::gradients(&mut sum))
+            .launch(&mut queue)
+            .unwrap();
+        for (in_place, apart) in [(&in_place_x, &dx), (&in_place_v, &dv), (&again, &y)] {
+            assert_eq!(bits(&stream, in_place), bits(&stream, apart));
+        }
+        assert_eq!(bits(&stream, &sum), bits(&stream, &dalpha));
+        let rows = x.chunks(COLS).zip(v.chunks(COLS));
+        let both: Vec<bf16> = rows.flat_map(|(x, v)| [v, x].concat()).collect();
+        let (mut both, mut apart) = (there(&both), there(&both));
+        let pair = PairMut::halves(&mut both, ROWS, Halves::ValueFirst).unwrap();
+        cuda::gated_backward_in_place(&Xsilu, order, pair, &dy, params())
+            .launch(&mut queue)
+            .unwrap();
+        let rows = [&dv, &dx].map(|half| stream.clone_dtoh(half).unwrap());
+        let rows = rows[0].chunks(COLS).zip(rows[1].chunks(COLS));
+        let expected: Vec<bf16> = rows.flat_map(|(dv, dx)| [dv, dx].concat()).collect();
+        stream.memcpy_htod(&expected, &mut apart).unwrap();
+        assert_eq!(bits(&stream, &both), bits(&stream, &apart));
+    }
+    // An error calls them by the names that they have.
+    let (mut short, mut whole) = (there(&v[1..]), there(&x));
+    let n = (ROWS * COLS) as u64;
+    let pair = (&mut whole, &mut short);
+    let call = cuda::gated_backward_in_place(&Xsilu, Order::First, pair, &dy, params());
+    assert_eq!(call.launch(&mut queue), length("v", n, n - 1));
+    assert_eq!(stream.clone_dtoh(&whole).unwrap(), x);
 }
 
 /// A raw forward over N f32, with one thing changed.
@@ -445,7 +828,7 @@ fn raw_backward_refuses_what_can_be_seen() {
     const FILL: u8 = 0xab;
     let Gpu { device, stream, .. } = gpu();
     let mut b = Buffers::<f32>::new(&stream);
-    let needed = raw::workspace_bytes::<Xielu>(Dtype::F32, 1, N as u64).unwrap();
+    let needed = raw::workspace_bytes(&Xielu::default(), Dtype::F32, 1, N as u64).unwrap();
     let mut workspace = stream.clone_htod(&vec![FILL; needed as usize]).unwrap();
     let mut y = stream.clone_htod(&[BEFORE; N]).unwrap();
     let contents = |b: &Buffers<f32>, y: &CudaSlice<f32>, workspace: &CudaSlice<u8>| {
@@ -496,12 +879,12 @@ fn raw_backward_refuses_what_can_be_seen() {
             dy: row(at.dy),
             dx: row(at.dx),
             y: Some(row(at.y)),
-            dparams: raw::Dparams {
+            dparams: Some(raw::Dparams {
                 out: &at.dparams,
                 accumulate: false,
                 workspace: at.workspace,
                 workspace_bytes: at.workspace_bytes,
-            },
+            }),
         };
         // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
         // tests are refused before a launch.
@@ -613,7 +996,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         stream.clone_htod(&[0.3_f32]).unwrap(),
         stream.clone_htod(&[BEFORE]).unwrap(),
     );
-    let bytes = raw::workspace_bytes::<Xsilu>(Dtype::F32, ROWS as u64, COLS as u64).unwrap();
+    let bytes = raw::workspace_bytes(&Xsilu, Dtype::F32, ROWS as u64, COLS as u64).unwrap();
     let workspace = stream.alloc_zeros::<u8>(bytes as usize).unwrap();
     let [params, dparams] = [&alpha, &dalpha].map(|buffer| [buffer.device_ptr(&stream).0]);
     let common = raw::Common {
@@ -655,12 +1038,12 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
             dx,
             dv,
             y,
-            dparams: raw::Dparams {
+            dparams: Some(raw::Dparams {
                 out: &dparams,
                 accumulate: false,
                 workspace: workspace.device_ptr(&stream).0,
                 workspace_bytes: bytes,
-            },
+            }),
         };
         // SAFETY: as in raw_forward.
         unsafe { raw::gated_backward(&device, stream.cu_stream(), &Xsilu, &call) }
@@ -724,41 +1107,30 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
 }
 
 fn gated_calls_refuse_what_is_no_gate_and_value() {
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
     let floats = |len: usize| stream.clone_htod(&vec![1_f32; len]).unwrap();
     let (x, alpha, mut dalpha) = (floats(2 * ROWS * COLS), floats(1), floats(1));
-    let mut workspace = Workspace::new(&stream, 4096).unwrap();
     let before = |len| stream.clone_htod(&vec![BEFORE; len]).unwrap();
 
     // An odd width, and a width that is no number.
     let whole = floats(ROWS * 7);
     for (rows, len) in [(ROWS, 28), (3, 28)] {
-        assert_eq!(
-            Input::halves(&whole, rows).err(),
-            Some(Error::Halves {
-                len,
-                rows: rows as u64
-            })
-        );
+        for order in [Halves::GateFirst, Halves::ValueFirst] {
+            assert_eq!(
+                Pair::halves(&whole, rows, order).err(),
+                Some(Error::Halves {
+                    len,
+                    rows: rows as u64
+                })
+            );
+        }
     }
-    let length = |what, expected, got| {
-        Err(Error::Length {
-            what,
-            expected,
-            got,
-        })
-    };
     let n = (ROWS * COLS) as u64;
+    let params = || Xsilu::params::<f32>(&alpha);
     let mut y = before(ROWS * COLS);
-    let forward = |v: &CudaSlice<f32>, y: &mut CudaSlice<f32>| {
-        let [gate, _] = Input::halves(&x, ROWS).unwrap();
-        let call = GatedForward {
-            x: gate,
-            v: v.into(),
-            params: expanded::Params { alpha: &alpha },
-            y: y.into(),
-        };
-        Xsilu.gated_forward(&device, &stream, Order::First, call)
+    let mut forward = |v: &CudaSlice<f32>, y: &mut CudaSlice<f32>| {
+        let gate = Input::rows(&x, Rows::new(ROWS, COLS).pitch(2 * COLS));
+        cuda::gated_forward(&Xsilu, Order::First, (gate, v), params(), y).launch(&mut queue)
     };
     assert_eq!(
         forward(&floats(ROWS * COLS - 1), &mut y),
@@ -780,54 +1152,34 @@ fn gated_calls_refuse_what_is_no_gate_and_value() {
     // Not a closure: the gradient would have to live as long as what the closure borrows.
     macro_rules! backward {
         ($gradient:expr) => {{
-            let [x, v] = Input::halves(&x, ROWS).unwrap();
-            let call = GatedBackward {
-                x,
-                v,
-                dy: (&dy).into(),
-                gradient: $gradient,
-                y: None,
-                params: expanded::Params { alpha: &alpha },
-                dparams: ParamGradients {
-                    out: expanded::Gradients {
-                        dalpha: &mut dalpha,
-                    },
-                    accumulate: false,
-                    workspace: &mut workspace,
-                },
-            };
-            Xsilu.gated_backward(&device, &stream, Order::Second, call)
+            let xv = Pair::halves(&x, ROWS, Halves::GateFirst).unwrap();
+            cuda::gated_backward(&Xsilu, Order::Second, xv, &dy, params(), $gradient)
+                .gradients(Xsilu::gradients(&mut dalpha))
+                .launch(&mut queue)
         }};
     }
     let mut odd = before(ROWS * 7);
-    let gradient = GateOutput::Halves {
-        buffer: &mut odd,
-        rows: ROWS,
-    };
     assert_eq!(
-        backward!(gradient),
-        Err(Error::Halves {
+        PairMut::halves(&mut odd, ROWS, Halves::GateFirst).err(),
+        Some(Error::Halves {
             len: 28,
             rows: ROWS as u64
         })
     );
     let mut narrow = before(2 * ROWS * (COLS - 1));
-    let gradient = GateOutput::Halves {
-        buffer: &mut narrow,
-        rows: ROWS,
-    };
-    assert_eq!(backward!(gradient), length("dx", n, n - ROWS as u64));
+    let gradient = PairMut::halves(&mut narrow, ROWS, Halves::GateFirst).unwrap();
+    assert_eq!(
+        backward!(gradient),
+        Err(Error::Shape {
+            what: "dx",
+            expected: [4, 10],
+            got: [4, 9]
+        })
+    );
     let (mut dx, mut dv) = (before(ROWS * COLS), before(ROWS * COLS - 1));
-    let gradient = GateOutput::Separate {
-        dx: (&mut dx).into(),
-        dv: (&mut dv).into(),
-    };
-    assert_eq!(backward!(gradient), length("dv", n, n - 1));
+    assert_eq!(backward!((&mut dx, &mut dv)), length("dv", n, n - 1));
     let mut both = before(2 * ROWS * COLS);
-    let gradient = GateOutput::Halves {
-        buffer: &mut both,
-        rows: ROWS,
-    };
+    let gradient = PairMut::halves(&mut both, ROWS, Halves::GateFirst).unwrap();
     backward!(gradient).unwrap();
     for unwritten in [&odd, &narrow, &dx, &dv] {
         let values = stream.clone_dtoh(unwritten).unwrap();
@@ -838,26 +1190,17 @@ fn gated_calls_refuse_what_is_no_gate_and_value() {
 fn rows_that_are_not_in_their_buffer_are_refused() {
     const PITCH: usize = 16;
     const LEN: usize = (ROWS - 1) * PITCH + COLS;
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
     let x = stream.clone_htod(&[1_f32; LEN]).unwrap();
     let mut y = stream.clone_htod(&[BEFORE; LEN]).unwrap();
     let alpha = stream.clone_htod(&[0.3_f32]).unwrap();
-    let fits = Rows {
-        offset: 0,
-        rows: ROWS,
-        cols: COLS,
-        pitch: PITCH,
-    };
+    let fits = Rows::new(ROWS, COLS).pitch(PITCH);
     let mut forward = |of_x: Rows, of_y: Rows| {
-        let call = Forward {
-            x: Input::rows(&x, of_x),
-            params: expanded::Params { alpha: &alpha },
-            y: Output::rows(&mut y, of_y),
-        };
-        let result = Xsilu.forward(&device, &stream, call);
+        let (x, y_rows) = (Input::rows(&x, of_x), Output::rows(&mut y, of_y));
+        let result = cuda::forward(&Xsilu, x, Xsilu::params(&alpha), y_rows).launch(&mut queue);
         (result, stream.clone_dtoh(&y).unwrap())
     };
-    let (len, n) = (LEN as u64, (ROWS * COLS) as u64);
+    let len = LEN as u64;
     let length = |what, expected, got| Error::Length {
         what,
         expected,
@@ -868,23 +1211,17 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
         pitch: 9,
         cols: 10,
     };
-    let narrow = Rows {
-        pitch: COLS - 1,
-        ..fits
+    let narrow = fits.pitch(COLS - 1);
+    let late = fits.offset(1);
+    let wide = fits.pitch(PITCH + 1);
+    let endless = fits.pitch(usize::MAX);
+    let fewer = Rows::new(ROWS - 1, COLS).pitch(PITCH);
+    let of_fewer = Error::Shape {
+        what: "y",
+        expected: [4, 10],
+        got: [3, 10],
     };
-    let late = Rows { offset: 1, ..fits };
-    let wide = Rows {
-        pitch: PITCH + 1,
-        ..fits
-    };
-    let endless = Rows {
-        pitch: usize::MAX,
-        ..fits
-    };
-    let fewer = Rows {
-        rows: ROWS - 1,
-        ..fits
-    };
+    let grouped = Rows::new(ROWS, COLS).groups(2, 2 * PITCH);
     let cases = [
         (narrow, fits, pitch("x")),
         (fits, narrow, pitch("y")),
@@ -893,7 +1230,9 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
         (wide, fits, length("x", len + 3, len)),
         (fits, wide, length("y", len + 3, len)),
         (fits, endless, length("y", u64::MAX, len)),
-        (fits, fewer, length("y", n, n - 10)),
+        (fits, fewer, of_fewer),
+        (grouped, fits, Error::Groups { what: "x" }),
+        (fits, grouped, Error::Groups { what: "y" }),
     ];
     for (of_x, of_y, expected) in cases {
         let (result, y) = forward(of_x, of_y);
@@ -911,6 +1250,36 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
     }
 }
 
+/// 3 × 4 and 4 × 3 have as many elements.
+fn shapes_that_differ_are_refused() {
+    let (mut queue, stream) = queue();
+    let x = upload::<f32>(&stream, &[1.0; 12]);
+    let mut y = upload::<f32>(&stream, &[BEFORE; 12]);
+    let alpha = upload::<f32>(&stream, &[0.3]);
+    let (wide, tall) = (Rows::new(3, 4), Rows::new(4, 3));
+    let shape = |what, expected, got| {
+        Err(Error::Shape {
+            what,
+            expected,
+            got,
+        })
+    };
+    let xv = (Input::rows(&x, wide), Input::rows(&x, tall));
+    let params = || Xsilu::params::<f32>(&alpha);
+    let call = cuda::gated_forward(&Xsilu, Order::First, xv, params(), &mut y);
+    let refused = call.launch(&mut queue);
+    assert_eq!(refused, shape("v", [3, 4], [4, 3]));
+    let message = refused.unwrap_err().to_string();
+    assert_eq!(message, "v is 4 × 3, but the others are 3 × 4");
+    let (from, to) = (Input::rows(&x, tall), Output::rows(&mut y, wide));
+    let call = cuda::forward(&Xsilu, from, params(), to);
+    assert_eq!(call.launch(&mut queue), shape("y", [4, 3], [3, 4]));
+    let to = Output::rows(&mut y, wide);
+    let call = cuda::backward(&Xsilu, &x, Input::rows(&x, tall), params(), to);
+    assert_eq!(call.launch(&mut queue), shape("dx", [4, 3], [3, 4]));
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; 12]);
+}
+
 fn forward_and_backward_can_be_captured_and_replayed() {
     let Gpu { device, .. } = gpu();
     device.preload().unwrap();
@@ -919,15 +1288,17 @@ fn forward_and_backward_can_be_captured_and_replayed() {
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
     let mut expected = Buffers::<f32>::new(&stream);
-    expected.backward(&device, &stream).unwrap();
+    let mut queue = Queue::new(&stream).unwrap();
+    queue.reserve(1 << 10).unwrap();
+    expected.backward(&mut queue).unwrap();
     let expected = expected.results(&stream);
 
     let mut b = Buffers::<f32>::new(&stream);
     stream.synchronize().unwrap();
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).unwrap();
-    b.forward(&device, &stream).unwrap();
-    b.backward(&device, &stream).unwrap();
+    b.forward(&mut queue).unwrap();
+    b.backward(&mut queue).unwrap();
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream
         .end_capture(flags)
@@ -945,8 +1316,10 @@ fn forward_and_backward_can_be_captured_and_replayed() {
 fn two_streams_wait_for_each_other() {
     let Gpu { device, .. } = gpu();
     let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
+    let mut queue = Queue::new(&calls).unwrap();
+    queue.reserve(1 << 10).unwrap();
     let mut b = Buffers::<f32>::new(&calls);
-    b.backward(&device, &calls).unwrap();
+    b.backward(&mut queue).unwrap();
     let expected = b.results(&copies);
     let (x, dy) = (
         copies.clone_dtoh(&b.x).unwrap(),
@@ -964,31 +1337,50 @@ fn two_streams_wait_for_each_other() {
         &|b| drop(copies.clone_dtoh(&b.dalpha_n).unwrap()),
     ];
     for copy in each {
-        b.forward(&device, &calls).unwrap();
+        b.forward(&mut queue).unwrap();
         copy(&mut b);
-        b.backward(&device, &calls).unwrap();
+        b.backward(&mut queue).unwrap();
         copy(&mut b);
     }
     assert_eq!(b.results(&copies), expected);
 }
 
-fn streams_of_another_device_are_refused() {
-    let Gpu { device, stream, .. } = gpu();
+fn buffers_of_another_device_are_refused() {
+    let (mut queue, stream) = queue();
     let other = Device::new(1).unwrap();
     let mut b = Buffers::<f32>::new(&stream);
-    assert_eq!(
-        b.forward(&other, &stream),
-        Err(Error::WrongContext { what: "the stream" })
-    );
     let their_stream = other.context().new_stream().unwrap();
-    assert_eq!(
-        b.forward(&other, &their_stream),
-        Err(Error::WrongContext { what: "x" })
-    );
+    let mut their_queue = Queue::new(&their_stream).unwrap();
+    their_queue.reserve(1 << 10).unwrap();
+    let wrong = |what| Err(Error::WrongContext { what });
+    assert_eq!(b.forward(&mut their_queue), wrong("x"));
+    assert_eq!(b.backward(&mut their_queue), wrong("x"));
     b.assert_unwritten(&stream);
     let mut theirs = Buffers::<f32>::new(&their_stream);
-    theirs.forward(&other, &their_stream).unwrap();
-    b.forward(&device, &stream).unwrap();
+    // Each buffer of the others' by itself.
+    macro_rules! refused {
+        ($($field:ident $what:literal: $($call:ident),+;)*) => {$({
+            std::mem::swap(&mut b.$field, &mut theirs.$field);
+            $(assert_eq!(b.$call(&mut queue), wrong($what));)+
+            std::mem::swap(&mut b.$field, &mut theirs.$field);
+        })*};
+    }
+    refused! {
+        x "x": forward, backward;
+        dy "dy": backward;
+        alpha_p "alpha_p": forward, backward;
+        alpha_n "alpha_n": forward, backward;
+        dalpha_p "dalpha_p": backward;
+        dalpha_n "dalpha_n": backward;
+    }
+    std::mem::swap(&mut b.out, &mut theirs.out);
+    assert_eq!(b.forward(&mut queue), wrong("y"));
+    assert_eq!(b.backward(&mut queue), wrong("dx"));
+    std::mem::swap(&mut b.out, &mut theirs.out);
+    b.assert_unwritten(&stream);
+    theirs.assert_unwritten(&their_stream);
+    theirs.forward(&mut their_queue).unwrap();
+    b.forward(&mut queue).unwrap();
     assert_eq!(
         theirs.results(&their_stream).0,
         b.results(&stream).0,

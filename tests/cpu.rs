@@ -680,6 +680,8 @@ fn shapes() -> Outcome {
     assert_eq!(call.run(), Err(Error::Groups { what: "x" }));
     let call = cpu::forward(&Xsilu, &x, &[0.5], Output::rows(&mut y, groups));
     assert_eq!(call.run(), Err(Error::Groups { what: "y" }));
+    let call = cpu::forward_in_place(&Xsilu, Output::rows(&mut y, groups), &[0.5]);
+    assert_eq!(call.run(), Err(Error::Groups { what: "x" }));
     let halves = |len, rows| Err(Error::Halves { len, rows });
     assert_eq!(
         Pair::halves(&x, 5, Halves::ValueFirst).map(|_| ()),

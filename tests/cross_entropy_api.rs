@@ -9,19 +9,17 @@ use std::sync::Arc;
 
 use support::choose::{Choice, Gpu, open};
 use support::inputs::Random;
-use xact::activation::{Output, Rows as Place};
+use xact::cuda::cross_entropy::{self, Divisor};
+use xact::cuda::goldfish::DeviceTokens;
+use xact::cuda::{Input, Output};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use xact::loss::cross_entropy::device::{
-    Backward, BackwardInPlace, Divisor, Dloss, Finish, Forward, ForwardWithGradient, Outputs,
-    PartialStats, Rows, Shard,
-};
 use xact::raw::Matrix;
 use xact::raw::cross_entropy::{self as raw, workspace_bytes};
 use xact::raw::goldfish::IdType;
 use xact::{
-    CrossEntropy, CrossEntropySummary, Device, Dtype, Error, Normalizer, Result, RowStats,
-    Workspace,
+    CrossEntropy, CrossEntropySummary, Device, Dtype, Error, Goldfish, Normalizer, Queue, Result,
+    Rows, Shard, Strategy,
 };
 
 const ROWS: usize = 6;
@@ -34,19 +32,34 @@ fn gpu() -> Gpu {
     open(Choice::from_env().unwrap()).unwrap()
 }
 
-/// All outputs of some buffers. (A method would borrow the inputs too.)
-macro_rules! outputs {
-    ($b:expr) => {
-        Outputs {
-            loss: Some(&mut $b.loss),
-            z_loss: Some(&mut $b.z_loss),
-            lse: Some(&mut $b.lse),
-            argmax: Some(&mut $b.argmax),
-            stats: &mut $b.stats,
-            summary: &mut $b.summary,
-        }
+/// A call with all outputs of some buffers. (A method would borrow the inputs too.)
+macro_rules! with_outputs {
+    ($call:expr, $b:expr) => {
+        $call
+            .loss(&mut $b.loss)
+            .z_loss(&mut $b.z_loss)
+            .lse(&mut $b.lse)
+            .argmax(&mut $b.argmax)
+            .saved(&mut $b.saved)
     };
 }
+
+/// What a queue needs for each call.
+fn queue_on(stream: &Arc<CudaStream>) -> Queue {
+    let mut queue = Queue::new(stream).unwrap();
+    queue.reserve(workspace_bytes(ROWS as u64)).unwrap();
+    queue
+}
+
+fn queue() -> (Queue, Arc<CudaStream>) {
+    let stream = gpu().stream;
+    (queue_on(&stream), stream)
+}
+
+fn saved_bytes() -> usize {
+    op().saved_bytes(ROWS as u64) as usize
+}
+
 struct Buffers {
     logits: CudaSlice<f32>,
     dlogits: CudaSlice<f32>,
@@ -58,11 +71,12 @@ struct Buffers {
     z_loss: CudaSlice<f32>,
     lse: CudaSlice<f32>,
     argmax: CudaSlice<i32>,
-    stats: CudaSlice<RowStats>,
+    saved: CudaSlice<u8>,
     summary: CudaSlice<CrossEntropySummary>,
     /// Of one rank.
-    gathered: CudaSlice<RowStats>,
-    workspace: Workspace,
+    gathered: CudaSlice<u8>,
+    /// Divide by it, not by what the options say.
+    divide: bool,
 }
 
 /// Everything that calls write, as bits.
@@ -70,17 +84,14 @@ struct Buffers {
 struct Contents {
     floats: Vec<Vec<u32>>,
     argmax: Vec<i32>,
-    stats: Vec<RowStats>,
+    saved: Vec<u8>,
     summary: Vec<CrossEntropySummary>,
 }
 
 impl Buffers {
     fn new(stream: &Arc<CudaStream>) -> Buffers {
         let line = |value: f32| stream.clone_htod(&[value; ROWS]).unwrap();
-        let stats = RowStats {
-            max: BEFORE,
-            ..RowStats::default()
-        };
+        let saved = vec![0xab_u8; saved_bytes()];
         let summary = CrossEntropySummary {
             loss: BEFORE,
             ..CrossEntropySummary::default()
@@ -98,10 +109,10 @@ impl Buffers {
             z_loss: line(BEFORE),
             lse: line(BEFORE),
             argmax: stream.clone_htod(&[77; ROWS]).unwrap(),
-            stats: stream.clone_htod(&[stats; ROWS]).unwrap(),
+            saved: stream.clone_htod(&saved).unwrap(),
             summary: stream.clone_htod(&[summary]).unwrap(),
-            gathered: stream.clone_htod(&[stats; ROWS]).unwrap(),
-            workspace: Workspace::new(stream, workspace_bytes(ROWS as u64)).unwrap(),
+            gathered: stream.clone_htod(&saved).unwrap(),
+            divide: false,
         };
         b.restore(stream);
         b
@@ -127,119 +138,66 @@ impl Buffers {
                 .map(|b| b.into_iter().map(f32::to_bits).collect())
                 .to_vec(),
             argmax: stream.clone_dtoh(&self.argmax).unwrap(),
-            stats: stream.clone_dtoh(&self.stats).unwrap(),
+            saved: stream.clone_dtoh(&self.saved).unwrap(),
             summary: stream.clone_dtoh(&self.summary).unwrap(),
         }
     }
 
-    fn forward(
-        &mut self,
-        op: &CrossEntropy,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-    ) -> Result<()> {
-        let call = Forward {
-            logits: (&self.logits).into(),
-            rows: rows(&self.labels, &self.weights),
-            outputs: outputs!(self),
-            normalizer: Some(&self.normalizer),
-            workspace: &mut self.workspace,
-        };
-        op.forward(device, stream, call)
+    fn forward(&mut self, op: &CrossEntropy, queue: &mut Queue) -> Result<()> {
+        let call = cross_entropy::forward(op, &self.logits, &self.labels, &mut self.summary);
+        let mut call = with_outputs!(call.weights(&self.weights), self);
+        if self.divide {
+            call = call.normalizer(&self.normalizer);
+        }
+        call.launch(queue)
     }
 
-    fn with_gradient(
-        &mut self,
-        op: &CrossEntropy,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-    ) -> Result<()> {
-        let call = ForwardWithGradient {
-            logits: (&mut self.logits).into(),
-            rows: rows(&self.labels, &self.weights),
-            outputs: outputs!(self),
-            normalizer: Some(&self.normalizer),
-            dloss: Some(Dloss {
-                buffer: &self.dloss,
-                stride: 1,
-            }),
-            workspace: &mut self.workspace,
-        };
-        op.forward_with_gradient(device, stream, call)
+    fn with_gradient(&mut self, op: &CrossEntropy, queue: &mut Queue) -> Result<()> {
+        let (logits, summary) = (&mut self.logits, &mut self.summary);
+        let call = cross_entropy::forward_with_gradient(op, logits, &self.labels, summary);
+        let call = call.weights(&self.weights).dloss(&self.dloss);
+        let mut call = with_outputs!(call, self);
+        if self.divide {
+            call = call.normalizer(&self.normalizer);
+        }
+        call.launch(queue)
     }
 
-    fn backward(
-        &mut self,
-        op: &CrossEntropy,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-    ) -> Result<()> {
-        let call = Backward {
-            logits: (&self.logits).into(),
-            rows: rows(&self.labels, &self.weights),
-            stats: &self.stats,
-            dlogits: (&mut self.dlogits).into(),
-            divisor: Divisor::Summary(&self.summary),
-            dloss: Some(Dloss {
-                buffer: &self.dloss,
-                stride: 1,
-            }),
-        };
-        op.backward(device, stream, call)
+    fn backward(&mut self, op: &CrossEntropy, queue: &mut Queue) -> Result<()> {
+        cross_entropy::backward(
+            op,
+            &self.logits,
+            &self.labels,
+            &self.saved,
+            Divisor::summary(&self.summary),
+            &mut self.dlogits,
+        )
+        .weights(&self.weights)
+        .dloss(&self.dloss)
+        .launch(queue)
     }
 
-    fn backward_in_place(
-        &mut self,
-        op: &CrossEntropy,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-    ) -> Result<()> {
-        let call = BackwardInPlace {
-            logits: (&mut self.logits).into(),
-            rows: rows(&self.labels, &self.weights),
-            stats: &self.stats,
-            divisor: Divisor::Summary(&self.summary),
-            dloss: Some(Dloss {
-                buffer: &self.dloss,
-                stride: 1,
-            }),
-        };
-        op.backward_in_place(device, stream, call)
+    fn backward_in_place(&mut self, op: &CrossEntropy, queue: &mut Queue) -> Result<()> {
+        let divisor = Divisor::summary(&self.summary);
+        let (logits, saved) = (&mut self.logits, &self.saved);
+        cross_entropy::backward_in_place(op, logits, &self.labels, saved, divisor)
+            .weights(&self.weights)
+            .dloss(&self.dloss)
+            .launch(queue)
     }
 
     /// Everything that one rank of one does.
-    fn as_a_rank(&mut self, device: &Device, stream: &Arc<CudaStream>) -> Result<()> {
-        let of_rank = Rows {
-            shard: Some(Shard {
-                first_class: 0,
-                classes: COLS as u64,
-            }),
-            ..rows(&self.labels, &self.weights)
-        };
-        let call = PartialStats {
-            logits: (&self.logits).into(),
-            rows: of_rank,
-            with_argmax: true,
-            stats: &mut self.gathered,
-            workspace: &mut self.workspace,
-        };
-        op().partial_stats(device, stream, call)?;
-        let call = Finish {
-            rows: of_rank,
-            gathered: &self.gathered,
-            outputs: outputs!(self),
-            normalizer: None,
-            workspace: &mut self.workspace,
-        };
-        op().finish(device, stream, call)?;
-        self.backward_in_place(&op(), device, stream)
-    }
-}
-
-fn rows<'a>(labels: &'a CudaSlice<i64>, weights: &'a CudaSlice<f32>) -> Rows<'a, i64> {
-    Rows {
-        weights: Some(weights),
-        ..Rows::new(labels)
+    fn as_a_rank(&mut self, queue: &mut Queue) -> Result<()> {
+        let (op, shard) = (op(), Shard::new(0, COLS as u64));
+        let (logits, gathered) = (&self.logits, &mut self.gathered);
+        cross_entropy::partial(&op, logits, &self.labels, shard, gathered)
+            .weights(&self.weights)
+            .with_argmax()
+            .launch(queue)?;
+        let (gathered, summary) = (&self.gathered, &mut self.summary);
+        let call = cross_entropy::finish(&op, &self.labels, shard, gathered, summary);
+        with_outputs!(call.weights(&self.weights), self).launch(queue)?;
+        self.backward_in_place(&op, queue)
     }
 }
 
@@ -253,36 +211,152 @@ const DLOGITS: usize = 1;
 
 #[test]
 fn every_way_to_the_gradient_is_the_same() {
-    let Gpu { device, stream, .. } = gpu();
-    for normalizer in [Normalizer::Kept, Normalizer::Weight, Normalizer::External] {
-        let op = op().normalizer(normalizer);
-        let mut b = Buffers::new(&stream);
-        b.forward(&op, &device, &stream).unwrap();
-        b.backward(&op, &device, &stream).unwrap();
-        let apart = b.contents(&stream);
-        b.backward_in_place(&op, &device, &stream).unwrap();
-        let in_place = b.contents(&stream);
-        assert_eq!(in_place.floats[LOGITS], apart.floats[DLOGITS]);
-        let mut b = Buffers::new(&stream);
-        b.with_gradient(&op, &device, &stream).unwrap();
-        let fused = b.contents(&stream);
-        assert_eq!(fused.floats[LOGITS], apart.floats[DLOGITS]);
-        assert_eq!(fused.floats[2..], apart.floats[2..]);
-        assert_eq!(
-            (&fused.argmax, &fused.stats, &fused.summary),
-            (&apart.argmax, &apart.stats, &apart.summary)
-        );
-        assert!(fused.floats[LOGITS].iter().any(|&d| d != 0));
+    let (mut queue, stream) = queue();
+    let mut divided = Vec::new();
+    for divide in [false, true] {
+        for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+            let op = op().normalizer(normalizer);
+            let buffers = || Buffers {
+                divide,
+                ..Buffers::new(&stream)
+            };
+            let mut b = buffers();
+            b.forward(&op, &mut queue).unwrap();
+            b.backward(&op, &mut queue).unwrap();
+            let apart = b.contents(&stream);
+            b.backward_in_place(&op, &mut queue).unwrap();
+            let in_place = b.contents(&stream);
+            assert_eq!(in_place.floats[LOGITS], apart.floats[DLOGITS]);
+            let mut b = buffers();
+            b.with_gradient(&op, &mut queue).unwrap();
+            let fused = b.contents(&stream);
+            assert_eq!(fused.floats[LOGITS], apart.floats[DLOGITS]);
+            assert_eq!(fused.floats[2..], apart.floats[2..]);
+            assert_eq!(
+                (&fused.argmax, &fused.saved, &fused.summary),
+                (&apart.argmax, &apart.saved, &apart.summary)
+            );
+            assert!(fused.floats[LOGITS].iter().any(|&d| d != 0));
+            if divide {
+                assert_eq!(fused.summary[0].normalizer, 8.0);
+                divided.push(fused);
+            }
+        }
     }
+    // What is given counts, whatever the options say.
+    assert!(divided.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+/// Rows in two micro-batches, divided by the four tokens of both: the sum of the means is the mean over all four.
+#[test]
+fn a_normalizer_that_is_given_is_used() {
+    let (mut queue, stream) = queue();
+    let batches = [
+        (
+            vec![0.2f32, 0.3, -0.1, 0.4, -0.2, 0.1],
+            vec![0i64, 1, 0],
+            -0.131_244_8,
+        ),
+        (vec![0.0, 0.5], vec![1], 0.094_385_2),
+    ];
+    let four = stream.clone_htod(&[4.0f32]).unwrap();
+    for normalizer in [Normalizer::Kept, Normalizer::None, Normalizer::Weight] {
+        let op = CrossEntropy::default().normalizer(normalizer);
+        for in_one_call in [false, true] {
+            let mut mean = 0.0;
+            for (logits, labels, expected) in &batches {
+                let mut logits = stream.clone_htod(logits).unwrap();
+                let labels = stream.clone_htod(labels).unwrap();
+                let bytes = op.saved_bytes(labels.len() as u64) as usize;
+                let mut saved = stream.alloc_zeros::<u8>(bytes).unwrap();
+                let mut summary = stream.alloc_zeros::<CrossEntropySummary>(1).unwrap();
+                if in_one_call {
+                    let out = &mut summary;
+                    cross_entropy::forward_with_gradient(&op, &mut logits, &labels, out)
+                        .normalizer(&four)
+                        .launch(&mut queue)
+                        .unwrap();
+                } else {
+                    cross_entropy::forward(&op, &logits, &labels, &mut summary)
+                        .normalizer(&four)
+                        .saved(&mut saved)
+                        .launch(&mut queue)
+                        .unwrap();
+                    let divisor = Divisor::scalar(&four);
+                    let logits = &mut logits;
+                    cross_entropy::backward_in_place(&op, logits, &labels, &saved, divisor)
+                        .launch(&mut queue)
+                        .unwrap();
+                }
+                let summary = stream.clone_dtoh(&summary).unwrap()[0];
+                assert_eq!(summary.normalizer, 4.0);
+                mean += summary.mean;
+                let gradient = stream.clone_dtoh(&logits).unwrap()[0];
+                assert!((gradient - expected).abs() <= 2e-7, "{gradient}");
+            }
+            assert!((mean - 0.636_726_5).abs() <= 2e-7, "{mean}");
+        }
+    }
+}
+
+/// Of no rows there need be no buffers.
+#[test]
+fn no_rows_need_no_buffers() {
+    let (mut queue, stream) = queue();
+    let op = CrossEntropy::default();
+    let mut summary = stream
+        .clone_htod(&[CrossEntropySummary {
+            loss: BEFORE,
+            ..CrossEntropySummary::default()
+        }])
+        .unwrap();
+    let expected = CrossEntropySummary {
+        bad_row: u64::MAX,
+        ..CrossEntropySummary::default()
+    };
+    let logits = Input::<f32>::empty();
+    let labels = Input::<i64>::empty();
+    cross_entropy::forward(&op, logits, labels, &mut summary)
+        .loss(Output::empty())
+        .argmax(Output::empty())
+        .saved(Output::empty())
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(stream.clone_dtoh(&summary).unwrap(), [expected]);
+    cross_entropy::forward_with_gradient(&op, Output::<f32>::empty(), labels, &mut summary)
+        .launch(&mut queue)
+        .unwrap();
+    assert_eq!(stream.clone_dtoh(&summary).unwrap(), [expected]);
+    let divisor = Divisor::summary(&summary);
+    cross_entropy::backward(
+        &op,
+        logits,
+        labels,
+        Input::empty(),
+        divisor,
+        Output::empty(),
+    )
+    .launch(&mut queue)
+    .unwrap();
+    cross_entropy::backward_in_place(
+        &op,
+        Output::<f32>::empty(),
+        labels,
+        Input::empty(),
+        Divisor::One,
+    )
+    .launch(&mut queue)
+    .unwrap();
 }
 
 /// A rank with all columns is what one device is, and two ranks are what they are through the raw API.
 #[test]
 fn ranks_are_merged() {
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
+    let op = op();
     let mut whole = Buffers::new(&stream);
-    whole.forward(&op(), &device, &stream).unwrap();
-    whole.backward(&op(), &device, &stream).unwrap();
+    whole.forward(&op, &mut queue).unwrap();
+    whole.backward(&op, &mut queue).unwrap();
     let whole = whole.contents(&stream);
     let b = Buffers::new(&stream);
     let widths = [COLS - 13, 13];
@@ -294,52 +368,30 @@ fn ranks_are_merged() {
             .flat_map(|row| row[first..first + width].to_vec())
             .collect();
         let logits = stream.clone_htod(&columns).unwrap();
-        let mut stats = stream.clone_htod(&[RowStats::default(); ROWS]).unwrap();
-        let mut workspace = Workspace::new(&stream, workspace_bytes(ROWS as u64)).unwrap();
-        let shard = Shard {
-            first_class: first as u64,
-            classes: COLS as u64,
-        };
-        let call = PartialStats {
-            logits: (&logits).into(),
-            rows: Rows {
-                shard: Some(shard),
-                ..rows(&b.labels, &b.weights)
-            },
-            with_argmax: true,
-            stats: &mut stats,
-            workspace: &mut workspace,
-        };
-        op().partial_stats(&device, &stream, call).unwrap();
-        gathered.extend(stream.clone_dtoh(&stats).unwrap());
+        let mut saved = stream.alloc_zeros::<u8>(saved_bytes()).unwrap();
+        let shard = Shard::new(first as u64, COLS as u64);
+        cross_entropy::partial(&op, &logits, &b.labels, shard, &mut saved)
+            .weights(&b.weights)
+            .with_argmax()
+            .launch(&mut queue)
+            .unwrap();
+        gathered.extend(stream.clone_dtoh(&saved).unwrap());
         shards.push((shard, logits));
     }
     let gathered = stream.clone_htod(&gathered).unwrap();
     for (shard, mut logits) in shards {
         let mut b = Buffers::new(&stream);
-        let of_rank = || Rows {
-            shard: Some(shard),
-            ..rows(&b.labels, &b.weights)
-        };
-        let call = Finish {
-            rows: of_rank(),
-            gathered: &gathered,
-            outputs: outputs!(b),
-            normalizer: None,
-            workspace: &mut b.workspace,
-        };
-        op().finish(&device, &stream, call).unwrap();
-        let call = BackwardInPlace {
-            logits: (&mut logits).into(),
-            rows: of_rank(),
-            stats: &gathered,
-            divisor: Divisor::Summary(&b.summary),
-            dloss: Some(Dloss {
-                buffer: &b.dloss,
-                stride: 1,
-            }),
-        };
-        op().backward_in_place(&device, &stream, call).unwrap();
+        let call = cross_entropy::finish(&op, &b.labels, shard, &gathered, &mut b.summary);
+        with_outputs!(call.weights(&b.weights), b)
+            .launch(&mut queue)
+            .unwrap();
+        let divisor = Divisor::summary(&b.summary);
+        cross_entropy::backward_in_place(&op, &mut logits, &b.labels, &gathered, divisor)
+            .weights(&b.weights)
+            .shard(shard)
+            .dloss(&b.dloss)
+            .launch(&mut queue)
+            .unwrap();
         let got = b.contents(&stream);
         assert_eq!(got.argmax, whole.argmax);
         assert_eq!(got.summary[0].kept, whole.summary[0].kept);
@@ -364,8 +416,11 @@ fn ranks_are_merged() {
 
 #[test]
 fn wrong_lengths_are_refused_and_nothing_is_written() {
-    let Gpu { device, stream, .. } = gpu();
-    let mut b = Buffers::new(&stream);
+    let (mut queue, stream) = queue();
+    let mut b = Buffers {
+        divide: true,
+        ..Buffers::new(&stream)
+    };
     let before = b.contents(&stream);
     let length = |what, expected, got| {
         Err(Error::Length {
@@ -382,7 +437,7 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
             let got = other.len() as u64;
             let good = std::mem::replace(&mut b.$field, other);
             $(assert_eq!(
-                b.$call(&op(), &device, &stream),
+                b.$call(&op(), &mut queue),
                 length($what, $expected, got),
                 stringify!($field, $call)
             );)+
@@ -407,13 +462,26 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
     with!(z_loss, &[BEFORE; 5], "z_loss", n, [forward, with_gradient]);
     with!(lse, &[BEFORE; 7], "lse", n, [forward, with_gradient]);
     with!(argmax, &[77; 7], "argmax", n, [forward, with_gradient]);
-    with!(
-        stats,
-        &[RowStats::default(); 7],
-        "stats",
-        n,
-        [forward, with_gradient, backward, backward_in_place]
-    );
+    let bytes = saved_bytes();
+    for wrong in [1, bytes - 1, bytes + 1, 2 * bytes] {
+        with!(
+            saved,
+            &vec![0xab_u8; wrong],
+            "saved",
+            bytes as u64,
+            [forward, with_gradient]
+        );
+        // A backward takes what several ranks have saved, whole.
+        if wrong % bytes != 0 {
+            with!(
+                saved,
+                &vec![0xab_u8; wrong],
+                "saved",
+                bytes as u64,
+                [backward, backward_in_place]
+            );
+        }
+    }
     with!(
         summary,
         &[CrossEntropySummary::default(); 2],
@@ -442,13 +510,29 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
         (ROWS * COLS) as u64,
         [backward]
     );
+    let strategy = Goldfish::new(Strategy::Static { k: 2, start: 0 }).unwrap();
+    let strategy = strategy.upload(&queue).unwrap();
+    let few = stream.clone_htod(&[1i32; ROWS - 1]).unwrap();
+    let op = op();
+    let refused = cross_entropy::forward(&op, &b.logits, &b.labels, &mut b.summary)
+        .goldfish(&strategy, DeviceTokens::rows(&few, ROWS - 1))
+        .launch(&mut queue);
+    assert_eq!(refused, length("hash_ids", n, n - 1));
+    let shard = Shard::new(0, COLS as u64);
+    let mut short = stream.clone_htod(&vec![0xab_u8; bytes - 1]).unwrap();
+    let call = cross_entropy::partial(&op, &b.logits, &b.labels, shard, &mut short);
+    let of_saved = |got: usize| length("saved", bytes as u64, got as u64);
+    assert_eq!(call.launch(&mut queue), of_saved(bytes - 1));
+    let call = cross_entropy::finish(&op, &b.labels, shard, &short, &mut b.summary);
+    assert_eq!(call.launch(&mut queue), of_saved(bytes - 1));
+    assert_eq!(stream.clone_dtoh(&short).unwrap(), vec![0xab_u8; bytes - 1]);
     assert_eq!(b.contents(&stream), before);
-    b.forward(&op(), &device, &stream).unwrap();
+    b.forward(&op, &mut queue).unwrap();
 }
 
 #[test]
 fn options_classes_and_pitches_are_refused() {
-    let Gpu { device, stream, .. } = gpu();
+    let (mut queue, stream) = queue();
     let mut b = Buffers::new(&stream);
     let before = b.contents(&stream);
     let smoothing = |v| op().label_smoothing(v);
@@ -471,86 +555,109 @@ fn options_classes_and_pitches_are_refused() {
     let classes = |vocab| op().vocab(vocab);
     for op in out_of_range {
         let results = [
-            b.forward(&op, &device, &stream),
-            b.with_gradient(&op, &device, &stream),
-            b.backward(&op, &device, &stream),
-            b.backward_in_place(&op, &device, &stream),
+            b.forward(&op, &mut queue),
+            b.with_gradient(&op, &mut queue),
+            b.backward(&op, &mut queue),
+            b.backward_in_place(&op, &mut queue),
         ];
         for result in results {
-            assert!(matches!(result, Err(Error::Option { .. })), "{op:?}");
+            assert!(matches!(result, Err(Error::OutOfRange { .. })), "{op:?}");
         }
     }
     for op in [classes(0), classes(COLS as u64 + 1)] {
-        let refused = b.forward(&op, &device, &stream);
+        let refused = b.forward(&op, &mut queue);
         assert!(matches!(
             refused,
             Err(Error::Classes { .. } | Error::Length { .. })
         ));
     }
-    let mut narrow = |offset, pitch| {
-        let place = Place {
-            offset,
-            rows: ROWS,
-            cols: COLS,
-            pitch,
-        };
-        let call = ForwardWithGradient {
-            logits: Output::rows(&mut b.logits, place),
-            rows: rows(&b.labels, &b.weights),
-            outputs: outputs!(b),
-            normalizer: None,
-            dloss: None,
-            workspace: &mut b.workspace,
-        };
-        op().forward_with_gradient(&device, &stream, call)
+    let op = op();
+    let mut narrow = |rows: Rows| {
+        let logits = Output::rows(&mut b.logits, rows);
+        let call = cross_entropy::forward_with_gradient(&op, logits, &b.labels, &mut b.summary);
+        with_outputs!(call.weights(&b.weights), b).launch(&mut queue)
     };
-    assert!(matches!(narrow(0, COLS - 1), Err(Error::Pitch { .. })));
-    assert!(matches!(narrow(1, COLS), Err(Error::Length { .. })));
-    let external = op().normalizer(Normalizer::External);
-    let call = Forward {
-        logits: (&b.logits).into(),
-        rows: rows(&b.labels, &b.weights),
-        outputs: outputs!(b),
-        normalizer: None,
-        workspace: &mut b.workspace,
+    let rows = Rows::new(ROWS, COLS);
+    assert!(matches!(
+        narrow(rows.pitch(COLS - 1)),
+        Err(Error::Pitch { .. })
+    ));
+    assert!(matches!(narrow(rows.offset(1)), Err(Error::Length { .. })));
+    let more = narrow(Rows::new(ROWS + 1, COLS - 200));
+    let expected = Error::Length {
+        what: "labels",
+        expected: 7,
+        got: 6,
     };
-    assert_eq!(
-        external.forward(&device, &stream, call),
-        Err(Error::Null {
-            what: "the normalizer"
-        })
+    assert_eq!(more, Err(expected));
+    // Logits and gradients of other shapes, of as many elements.
+    let call = cross_entropy::backward(
+        &op,
+        Input::rows(&b.logits, rows),
+        &b.labels,
+        &b.saved,
+        Divisor::One,
+        Output::rows(&mut b.dlogits, Rows::new(2 * ROWS, COLS / 2)),
     );
+    let expected = Error::Shape {
+        what: "dlogits",
+        expected: [6, 1100],
+        got: [12, 550],
+    };
+    assert_eq!(call.launch(&mut queue), Err(expected));
     assert_eq!(b.contents(&stream), before);
 }
 
 #[test]
-fn workspaces_streams_and_devices_are_checked() {
-    let Gpu { device, stream, .. } = gpu();
+fn workspaces_and_devices_are_checked() {
+    let stream = gpu().stream;
+    let mut queue = Queue::new(&stream).unwrap();
     let mut b = Buffers::new(&stream);
     let before = b.contents(&stream);
-    let other = device.context().new_stream().unwrap();
-    assert_eq!(b.forward(&op(), &device, &other), Err(Error::WrongStream));
-    assert_eq!(
-        b.with_gradient(&op(), &device, &other),
-        Err(Error::WrongStream)
-    );
     let needed = workspace_bytes(ROWS as u64);
-    b.workspace = Workspace::new(&stream, needed - 1).unwrap();
-    let small = Err(Error::Workspace {
-        needed,
-        got: needed - 1,
-    });
-    assert_eq!(b.forward(&op(), &device, &stream), small);
-    assert_eq!(b.with_gradient(&op(), &device, &stream), small);
-    b.workspace = Workspace::new(&stream, needed).unwrap();
+    let op = op();
+    {
+        let call = cross_entropy::forward(&op, &b.logits, &b.labels, &mut b.summary);
+        assert_eq!(call.workspace_bytes(), Ok(needed));
+        let call = cross_entropy::backward(
+            &op,
+            &b.logits,
+            &b.labels,
+            &b.saved,
+            Divisor::One,
+            &mut b.dlogits,
+        );
+        assert_eq!(call.workspace_bytes(), Ok(0));
+    }
+    for got in [0, 8, needed - 1] {
+        queue.reserve(got).unwrap();
+        let small = Err(Error::Workspace { needed, got });
+        assert_eq!(b.forward(&op, &mut queue), small);
+        assert_eq!(b.with_gradient(&op, &mut queue), small);
+        assert_eq!(b.as_a_rank(&mut queue), small);
+        let (shard, summary) = (Shard::new(0, COLS as u64), &mut b.summary);
+        let call = cross_entropy::finish(&op, &b.labels, shard, &b.gathered, summary);
+        assert_eq!(call.launch(&mut queue), small);
+    }
+    // Under the per-thread default stream, the same handle is another stream in each thread.
+    let per_thread = queue.device().context().per_thread_stream();
+    let mut theirs = std::thread::spawn(move || queue_on(&per_thread))
+        .join()
+        .unwrap();
+    assert_eq!(b.forward(&op, &mut theirs), Err(Error::WrongThread));
+    assert_eq!(b.with_gradient(&op, &mut theirs), Err(Error::WrongThread));
     if let Ok(second) = Device::new(1) {
         let theirs = second.context().new_stream().unwrap();
+        let mut theirs = queue_on(&theirs);
         let wrong = |what| Err(Error::WrongContext { what });
-        assert_eq!(b.forward(&op(), &second, &stream), wrong("the stream"));
-        assert_eq!(b.forward(&op(), &second, &theirs), wrong("labels"));
-        assert_eq!(b.backward(&op(), &second, &theirs), wrong("labels"));
+        assert_eq!(b.forward(&op, &mut theirs), wrong("labels"));
+        assert_eq!(b.with_gradient(&op, &mut theirs), wrong("labels"));
+        assert_eq!(b.backward(&op, &mut theirs), wrong("labels"));
+        assert_eq!(b.as_a_rank(&mut theirs), wrong("labels"));
     }
     assert_eq!(b.contents(&stream), before);
+    queue.reserve(needed).unwrap();
+    b.forward(&op, &mut queue).unwrap();
 }
 
 /// What the raw API sees in addresses.
@@ -583,7 +690,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             z_loss: Some(ptr(&b.z_loss)),
             lse: Some(ptr(&b.lse)),
             argmax: Some(b.argmax.device_ptr(&stream).0),
-            stats: b.stats.device_ptr(&stream).0,
+            saved: Some(b.saved.device_ptr(&stream).0),
             summary: b.summary.device_ptr(&stream).0,
         },
         normalizer: None,
@@ -617,15 +724,15 @@ fn raw_calls_refuse_what_can_be_seen() {
         (null("labels"), &|c| c.rows.labels = 0),
         (null("weights"), &|c| c.rows.weights = Some(0)),
         (null("loss"), &|c| c.outputs.loss = Some(0)),
-        (null("stats"), &|c| c.outputs.stats = 0),
+        (null("saved"), &|c| c.outputs.saved = Some(0)),
         (null("summary"), &|c| c.outputs.summary = 0),
         (null("the workspace"), &|c| c.scratch.workspace = 0),
         (overlap("loss", "logits"), &|c| {
             c.outputs.loss = Some(c.logits.matrix.ptr + 8)
         }),
         (overlap("lse", "loss"), &|c| c.outputs.lse = c.outputs.loss),
-        (overlap("stats", "labels"), &|c| {
-            c.outputs.stats = c.rows.labels
+        (overlap("saved", "labels"), &|c| {
+            c.outputs.saved = Some(c.rows.labels)
         }),
         (overlap("the workspace", "summary"), &|c| {
             c.scratch.workspace = c.outputs.summary
@@ -662,7 +769,9 @@ fn raw_calls_refuse_what_can_be_seen() {
         ("loss", 4, &|c| {
             c.outputs.loss = c.outputs.loss.map(|p| p + 2)
         }),
-        ("stats", 4, &|c| c.outputs.stats += 1),
+        ("saved", 4, &|c| {
+            c.outputs.saved = c.outputs.saved.map(|p| p + 1)
+        }),
         ("summary", 8, &|c| c.outputs.summary += 4),
         ("the workspace", 8, &|c| c.scratch.workspace += 4),
     ];
@@ -677,12 +786,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         assert_eq!((what, alignment), (name, bytes));
     }
     let shard = |first_class, classes| {
-        forward(&move |c| {
-            c.rows.shard = Some(Shard {
-                first_class,
-                classes,
-            })
-        })
+        forward(&move |c| c.rows.shard = Some(Shard::new(first_class, classes)))
     };
     for (first, classes) in [
         (0, COLS as u64 - 1),
@@ -698,7 +802,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         let mut call = raw::Backward {
             rows: row_data,
             logits,
-            stats: good.outputs.stats,
+            saved: good.outputs.saved.unwrap(),
             ranks: 1,
             dlogits: Matrix::contiguous(ptr(&b.dlogits), COLS as u64),
             normalizer: Some(ptr(&b.normalizer)),
@@ -715,12 +819,12 @@ fn raw_calls_refuse_what_can_be_seen() {
     };
     let backwards: [(Error, ChangeBackward<'_>); 8] = [
         (null("dlogits"), &|c| c.dlogits.ptr = 0),
-        (null("stats"), &|c| c.stats = 0),
+        (null("saved"), &|c| c.saved = 0),
         (overlap("dlogits", "logits"), &|c| {
             c.dlogits.ptr = c.logits.matrix.ptr + 4
         }),
-        (overlap("dlogits", "stats"), &|c| {
-            c.stats = c.dlogits.ptr + 40
+        (overlap("dlogits", "saved"), &|c| {
+            c.saved = c.dlogits.ptr + 40
         }),
         (overlap("dlogits", "the normalizer"), &|c| {
             c.normalizer = Some(c.dlogits.ptr)
@@ -730,10 +834,10 @@ fn raw_calls_refuse_what_can_be_seen() {
         }),
         (null("dloss"), &|c| c.upstream = upstream(0, 1)),
         (
-            Error::TooSmall {
+            Error::OutOfRange {
                 what: "the number of ranks",
-                least: 1,
-                got: 0,
+                got: 0.0,
+                range: "[1, 2^32)",
             },
             &|c| c.ranks = 0,
         ),
@@ -755,10 +859,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     // The label 49 is a class, but not one of this rank's, and there is no other.
     forward(&|c| {
         c.logits.cols = 49;
-        c.rows.shard = Some(Shard {
-            first_class: 0,
-            classes: COLS as u64,
-        });
+        c.rows.shard = Some(Shard::new(0, COLS as u64));
     })
     .unwrap();
     assert_eq!(stream.clone_dtoh(&b.loss).unwrap()[1], f32::INFINITY);
@@ -769,18 +870,18 @@ fn raw_calls_refuse_what_can_be_seen() {
 }
 
 /// Each kind of call, on its own or with those that it needs.
-type Call = fn(&mut Buffers, &Device, &Arc<CudaStream>) -> Result<()>;
+type Call = fn(&mut Buffers, &mut Queue) -> Result<()>;
 const CALLS: [Call; 4] = [
-    |b, device, stream| {
-        b.forward(&op(), device, stream)?;
-        b.backward(&op(), device, stream)
+    |b, queue| {
+        b.forward(&op(), queue)?;
+        b.backward(&op(), queue)
     },
-    |b, device, stream| {
-        b.forward(&op(), device, stream)?;
-        b.backward_in_place(&op(), device, stream)
+    |b, queue| {
+        b.forward(&op(), queue)?;
+        b.backward_in_place(&op(), queue)
     },
-    |b, device, stream| b.with_gradient(&op(), device, stream),
-    |b, device, stream| b.as_a_rank(device, stream),
+    |b, queue| b.with_gradient(&op(), queue),
+    |b, queue| b.as_a_rank(queue),
 ];
 
 /// Capture takes launches alone: an allocation, a synchronisation or a load would end it with an error.
@@ -792,18 +893,19 @@ fn every_call_can_be_captured_and_replayed() {
     // SAFETY: everything below runs on one stream.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
+    let mut queue = queue_on(&stream);
     for call in CALLS {
         let mut b = Buffers::new(&stream);
         let before = b.contents(&stream);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).unwrap();
-        call(&mut b, &device, &stream).unwrap();
+        call(&mut b, &mut queue).unwrap();
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).unwrap().expect("launches");
         assert_eq!(b.contents(&stream), before);
         // Not before: the capture is the first use of the kernels.
         let mut expected = Buffers::new(&stream);
-        call(&mut expected, &device, &stream).unwrap();
+        call(&mut expected, &mut queue).unwrap();
         let expected = expected.contents(&stream);
         for _ in 0..3 {
             b.restore(&stream);
@@ -841,19 +943,20 @@ fn two_streams_wait_for_each_other() {
         &|b| drop(copies.clone_dtoh(&b.z_loss).unwrap()),
         &|b| drop(copies.clone_dtoh(&b.lse).unwrap()),
         &|b| drop(copies.clone_dtoh(&b.argmax).unwrap()),
-        &|b| drop(copies.clone_dtoh(&b.stats).unwrap()),
+        &|b| drop(copies.clone_dtoh(&b.saved).unwrap()),
         &|b| drop(copies.clone_dtoh(&b.summary).unwrap()),
     ];
+    let mut queue = queue_on(&calls);
     for call in CALLS {
         let mut b = Buffers::new(&calls);
-        call(&mut b, &device, &calls).unwrap();
+        call(&mut b, &mut queue).unwrap();
         let expected = b.contents(&copies);
         for copy in each {
-            call(&mut b, &device, &calls).unwrap();
+            call(&mut b, &mut queue).unwrap();
             copy(&mut b);
         }
         b.restore(&copies);
-        call(&mut b, &device, &calls).unwrap();
+        call(&mut b, &mut queue).unwrap();
         assert_eq!(b.contents(&copies), expected);
     }
 }

@@ -3,6 +3,7 @@
 #[path = "support/loss_golden.rs"]
 mod golden;
 
+use approx::{abs_diff_eq, relative_eq};
 use proptest::prelude::*;
 use xact::CrossEntropy;
 use xact::loss::cross_entropy::Fate;
@@ -27,8 +28,8 @@ fn the_reference_is_pytorch() {
             _ => 1.0,
         };
         let close = |what: &str, got: f64, theirs: f64| {
-            let ok = got == theirs || (got - theirs).abs() <= 1e-13 + 1e-12 * theirs.abs();
-            assert!(ok, "{}, {what}: {got:e}, theirs {theirs:e}", case.name);
+            let near = relative_eq!(got, theirs, epsilon = 1e-13, max_relative = 1e-12);
+            assert!(near, "{}, {what}: {got:e}, theirs {theirs:e}", case.name);
         };
         let mut sum = 0.0;
         for r in 0..case.labels.len() {
@@ -83,7 +84,8 @@ proptest! {
         };
         let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
         let scale = row.loss.abs().max(1.0);
-        prop_assert!((slope - row.dlogits[at]).abs() <= 1e-5 * scale, "{slope:e} {:e}", row.dlogits[at]);
+        let near = abs_diff_eq!(slope, row.dlogits[at], epsilon = 1e-5 * scale);
+        prop_assert!(near, "{slope:e} {:e}", row.dlogits[at]);
         let sum: f64 = row.dlogits.iter().sum();
         if softcap.is_none() && z_loss == 0.0 {
             prop_assert!(sum.abs() < 1e-12, "a gradient that sums to {sum:e}");

@@ -47,6 +47,7 @@ fn the_package_holds_what_a_build_needs_and_no_more() {
         "README.md",
         "build",
         "build.rs",
+        "docs",
         "kernels",
         "src",
     ];
@@ -83,7 +84,7 @@ fn a_program_has_the_kernels() {
     let program = Program::new("with-nvcc", &unpacked("with-nvcc"), true);
     let output = program
         .cargo("run")
-        .env("NVCC", nvcc)
+        .env("NVCC", &nvcc)
         .env("XACT_REQUIRE_NVCC", "1")
         .output();
     let said = text(&success(output).stdout);
@@ -92,6 +93,20 @@ fn a_program_has_the_kernels() {
     // On a machine with the driver, Ok or what the driver says.
     let known = ["NoDriver {", "Ok\n", "Driver {"];
     assert!(known.iter().any(|k| device.starts_with(k)), "{device}");
+
+    // The quickstart of the README's reader: it compiles, and without a driver it says so.
+    let output = program
+        .cargo("run")
+        .args(["--bin", "quickstart"])
+        .env("NVCC", nvcc)
+        .output()
+        .expect("cargo starts");
+    let said = text(&output.stderr);
+    match output.status.code() {
+        Some(0) => assert!(text(&output.stdout).starts_with("y = ["), "{output:?}"),
+        Some(2) => assert!(said.contains("driver"), "{said}"),
+        _ => panic!("{said}"),
+    }
 }
 
 #[test]
@@ -147,7 +162,7 @@ fn a_program_without_the_cuda_feature_has_the_references_alone() {
         .output();
     let tree = names(&success(tree).stdout);
     assert!(tree.contains("half"), "{tree:?}");
-    for absent in ["cudarc", "libloading"] {
+    for absent in ["arrayvec", "cudarc", "libloading"] {
         assert!(!tree.contains(absent), "{tree:?}");
     }
 }
@@ -161,6 +176,7 @@ fn the_dependencies_are_few() {
         .output();
     // libm is there anyway: half's num-traits brings it. rayon is a default feature that can be left out.
     let expected = [
+        "arrayvec",
         "bytemuck",
         "cudarc",
         "half",
@@ -289,6 +305,7 @@ impl Program {
             "[package]\n\
              name = {name:?}\n\
              edition = \"2024\"\n\
+             default-run = {name:?}\n\
              [dependencies]\n\
              xact = {{ path = {package:?}, default-features = false }}\n\
              [features]\n\
@@ -301,6 +318,11 @@ impl Program {
         fs::create_dir(folder.join("src")).expect("a folder");
         fs::write(folder.join("Cargo.toml"), manifest).expect("the manifest");
         fs::write(folder.join("src/main.rs"), PROGRAM).expect("the program");
+        if cuda {
+            let quickstart = include_str!("../examples/quickstart.rs");
+            fs::create_dir(folder.join("src/bin")).expect("a folder");
+            fs::write(folder.join("src/bin/quickstart.rs"), quickstart).expect("the quickstart");
+        }
         // The versions that this build has, which are therefore on this machine.
         fs::copy(
             Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock"),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use approx::{abs_diff_eq, abs_diff_ne, assert_abs_diff_eq};
 use xact::activation::{Registered, Visitor};
 use xact::activation::expanded::{Gate, Tail};
 use xact::reference::finite_differences;
@@ -12,15 +13,43 @@ use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xatlu, Xgelu, Xie
 const F64_ROUNDING: f64 = 2e-15;
 
 fn close(what: &str, x: f64, got: f64, exact: f64, scale: f64, tolerance: f64) {
-    let error = (got - exact).abs();
     assert!(
-        error <= tolerance * scale + f64::from_bits(4),
+        abs_diff_eq!(got, exact, epsilon = tolerance * scale + f64::from_bits(4)),
         "{what} at {x:e}: {got:e}, exact {exact:e}, {:e} of the largest addend",
-        error / scale
+        (got - exact).abs() / scale
     );
 }
 
+/// The oracle of each op, by its stem.
+const ORACLES: [(&str, fn()); 4] = [
+    ("xielu", xielu_matches_60_digit_arithmetic),
+    ("xatlu", || {
+        expanded_matches_400_digit_arithmetic::<Xatlu>(|_| 0.0)
+    }),
+    // u/√2 and u² are rounded: with 1/√2 to a relative 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond
+    // u = 64 nothing is left of either.
+    ("xgelu", || {
+        expanded_matches_400_digit_arithmetic::<Xgelu>(|u| {
+            2f64.powi(-52) * (u.min(64.0).powi(2) + 1.0)
+        })
+    }),
+    ("xsilu", || {
+        expanded_matches_400_digit_arithmetic::<Xsilu>(|_| 0.0)
+    }),
+];
+
 #[test]
+fn every_op_has_an_oracle_and_matches_it() {
+    for name in xact::activation::NAMES {
+        let oracle = ORACLES.iter().find(|(stem, _)| stem == name);
+        let (_, check) = oracle.unwrap_or_else(|| {
+            panic!("nothing independent says what {name} is: see tests/golden/README.md")
+        });
+        check();
+    }
+    assert_eq!(ORACLES.len(), xact::activation::NAMES.len());
+}
+
 fn xielu_matches_60_digit_arithmetic() {
     #[derive(serde::Deserialize)]
     struct Case {
@@ -79,8 +108,9 @@ fn xielu_matches_60_digit_arithmetic() {
     }
 }
 
-#[test]
-fn expanded_gates_match_400_digit_arithmetic() {
+/// `argument(u)` is the relative error of g(−u) and g′(u) that comes from rounding the argument of erfc
+/// or exp. It reaches f, f′ and G through the addends that hold these two only.
+fn expanded_matches_400_digit_arithmetic<G: Gate + Gated + Registered>(argument: fn(f64) -> f64) {
     #[derive(serde::Deserialize)]
     struct Values {
         dalpha: Vec<f64>,
@@ -97,70 +127,59 @@ fn expanded_gates_match_400_digit_arithmetic() {
         gates: BTreeMap<String, Values>,
     }
 
-    /// `argument(u)` is the relative error of g(−u) and g′(u) that comes from rounding the argument of erfc
-    /// or exp. It reaches f, f′ and G through the addends that hold these two only.
-    fn check<G: Gate + Gated>(oracle: &Oracle, argument: impl Fn(f64) -> f64) {
-        let values = &oracle.gates[G::NAME];
-        for (a, &alpha) in oracle.alpha.iter().enumerate() {
-            let (op, params, k) = (G::default(), [alpha], 1.0 + 2.0 * alpha);
-            for (i, &x) in oracle.x.iter().enumerate() {
-                let (f, g) = (op.evaluate(&params, x), op.evaluate_gate(&params, x));
-                let Tail { t, ut, density, .. } = G::tail(x.abs());
-                let lost = |part: f64| argument(x.abs()) * (k * part).abs();
-                for (part, got, exact, scale, lost) in [
-                    ("f", f.y.value, values.y[a][i], f.y.scale, lost(ut)),
-                    (
-                        "f'",
-                        f.slope.value,
-                        values.slope[a][i],
-                        f.slope.scale,
-                        lost(t + x.abs() * density),
-                    ),
-                    ("G", g.y.value, values.gate[a][i], g.y.scale, lost(t)),
-                    (
-                        "G'",
-                        g.slope.value,
-                        k * values.density[i],
-                        (k * values.density[i]).abs(),
-                        lost(density),
-                    ),
-                    (
-                        "df/dalpha",
-                        f.dparams[0],
-                        values.dalpha[i],
-                        values.dalpha[i].abs(),
-                        0.0,
-                    ),
-                    (
-                        "dG/dalpha",
-                        g.dparams[0],
-                        values.gate_dalpha[i],
-                        values.gate_dalpha[i].abs(),
-                        0.0,
-                    ),
-                ] {
-                    let what = format!("{} {part}, alpha {alpha:e},", G::NAME);
-                    close(
-                        &what,
-                        x,
-                        got,
-                        exact,
-                        scale + lost / F64_ROUNDING,
-                        F64_ROUNDING,
-                    );
-                }
+    let oracle: Oracle = serde_json::from_str(include_str!("golden/expanded_oracle.json")).unwrap();
+    assert!(oracle.x.len() > 350 && oracle.alpha.len() == 6 && oracle.gates.len() == 3);
+    let values = &oracle.gates[G::NAME];
+    for (a, &alpha) in oracle.alpha.iter().enumerate() {
+        let (op, params, k) = (G::default(), [alpha], 1.0 + 2.0 * alpha);
+        for (i, &x) in oracle.x.iter().enumerate() {
+            let (f, g) = (op.evaluate(&params, x), op.evaluate_gate(&params, x));
+            let Tail { t, ut, density, .. } = G::tail(x.abs());
+            let lost = |part: f64| argument(x.abs()) * (k * part).abs();
+            for (part, got, exact, scale, lost) in [
+                ("f", f.y.value, values.y[a][i], f.y.scale, lost(ut)),
+                (
+                    "f'",
+                    f.slope.value,
+                    values.slope[a][i],
+                    f.slope.scale,
+                    lost(t + x.abs() * density),
+                ),
+                ("G", g.y.value, values.gate[a][i], g.y.scale, lost(t)),
+                (
+                    "G'",
+                    g.slope.value,
+                    k * values.density[i],
+                    (k * values.density[i]).abs(),
+                    lost(density),
+                ),
+                (
+                    "df/dalpha",
+                    f.dparams[0],
+                    values.dalpha[i],
+                    values.dalpha[i].abs(),
+                    0.0,
+                ),
+                (
+                    "dG/dalpha",
+                    g.dparams[0],
+                    values.gate_dalpha[i],
+                    values.gate_dalpha[i].abs(),
+                    0.0,
+                ),
+            ] {
+                let what = format!("{} {part}, alpha {alpha:e},", G::NAME);
+                close(
+                    &what,
+                    x,
+                    got,
+                    exact,
+                    scale + lost / F64_ROUNDING,
+                    F64_ROUNDING,
+                );
             }
         }
     }
-
-    let oracle: Oracle = serde_json::from_str(include_str!("golden/expanded_oracle.json")).unwrap();
-    assert!(oracle.x.len() > 350 && oracle.alpha.len() == 6 && oracle.gates.len() == 3);
-    let exact = |_| 0.0;
-    check::<Xatlu>(&oracle, exact);
-    check::<Xsilu>(&oracle, exact);
-    // u/√2 and u² are rounded: with 1/√2 to a relative 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond
-    // u = 64 nothing is left of either.
-    check::<Xgelu>(&oracle, |u| 2f64.powi(-52) * (u.min(64.0).powi(2) + 1.0));
 }
 
 #[test]
@@ -209,10 +228,14 @@ fn special_values() {
     // The clamp of the compatible form moves f(0), and autograd its slope.
     let compat = |gradient| op.compat(Compat::new(-1e-6).gradient(gradient));
     let autograd = compat(EpsGradient::Autograd);
-    assert!((at(&autograd, &params, 0.0).y.value + 0.8e-6).abs() < 1e-12);
+    assert_abs_diff_eq!(
+        at(&autograd, &params, 0.0).y.value,
+        -0.8e-6,
+        epsilon = 1e-12
+    );
     assert_eq!(at(&autograd, &params, 0.0).slope.value, 0.5 - 0.8);
     let analytic = compat(EpsGradient::Analytic);
-    assert!((at(&analytic, &params, 0.0).slope.value - 0.5).abs() < 1e-6);
+    assert_abs_diff_eq!(at(&analytic, &params, 0.0).slope.value, 0.5, epsilon = 1e-6);
 }
 
 /// Tensors of xielu_hf.safetensors, as f64.
@@ -270,7 +293,7 @@ fn compat_is_hugging_face() {
             } else {
                 let allowed = 4e-15 * ours.scale + lost(x) + moved;
                 assert!(
-                    (ours.value - theirs).abs() <= allowed,
+                    abs_diff_eq!(ours.value, theirs, epsilon = allowed),
                     "{case} y({x:e}): {ours:?} {theirs:e}"
                 );
                 compared += 1;
@@ -287,7 +310,7 @@ fn compat_is_hugging_face() {
             // Their derivative of α_n·(expm1(x) − x) is α_n·(e^x − 1), as a difference.
             let allowed = 4e-15 * scale + (4e-16 * 42.0 + moved) * dy.abs();
             assert!(
-                (value - theirs).abs() <= allowed,
+                abs_diff_eq!(value, theirs, epsilon = allowed),
                 "{case} dx({x:e}): {value:e} {theirs:e}"
             );
             for (sum, term) in sums.iter_mut().zip(ours.dparams) {
@@ -299,7 +322,7 @@ fn compat_is_hugging_face() {
             let theirs = hf.get(&format!("{case}.{name}"))[0];
             let (sum, magnitude) = (sums[p].0 * chain[p], sums[p].1 * chain[p]);
             assert!(
-                (sum - theirs).abs() <= 1e-12 * magnitude,
+                abs_diff_eq!(sum, theirs, epsilon = 1e-12 * magnitude),
                 "{case} {name}: {sum:e} {theirs:e}"
             );
         }
@@ -318,7 +341,8 @@ fn the_ideal_function_differs_from_hugging_face_only_between_eps_and_0() {
                 continue;
             }
             let ours = op.evaluate(&params, x).y;
-            let apart = (ours.value - theirs).abs() > 4e-15 * ours.scale + 8e-14 * x.abs();
+            let allowed = 4e-15 * ours.scale + 8e-14 * x.abs();
+            let apart = abs_diff_ne!(ours.value, theirs, epsilon = allowed);
             assert!(!apart || (eps < x && x <= 0.0), "{case} y({x:e})");
             differing += usize::from(apart);
         }

@@ -398,7 +398,7 @@ impl<'a> Maker<'_, 'a> {
         let ids = row.ids();
         let bytes: Vec<u8> = match id_type {
             IdType::I64 => bytemuck::cast_slice(&ids).to_vec(),
-            IdType::I32 => ids
+            _ => ids
                 .iter()
                 .flat_map(|&id| (id as i32).to_le_bytes())
                 .collect(),

@@ -45,6 +45,7 @@ mod settings;
 mod shadow;
 mod traffic;
 
+pub use driver::in_driver_call;
 pub use driver::module::substitute;
 pub use install::{InstallError, install};
 pub use real::real_device_present;

@@ -23,18 +23,7 @@ struct ArctanGate {
         const float inverse = 0.25f * rcp_approx(0.25f * u);
         z = far ? inverse : u;
         y = z * z;
-        // arctan(z)/z on [0, 1], minimax in z²: relative error 2^-28.6 before rounding.
-        float r = -0.0017539371f;
-        r = fmaf(r, y, 0.0107269874f);
-        r = fmaf(r, y, -0.0308047067f);
-        r = fmaf(r, y, 0.0575522445f);
-        r = fmaf(r, y, -0.0837732628f);
-        r = fmaf(r, y, 0.109420352f);
-        r = fmaf(r, y, -0.142619342f);
-        r = fmaf(r, y, 0.199982658f);
-        r = fmaf(r, y, -0.333332837f);
-        r = fmaf(r, y, 1.0f);
-        ratio = r * kInvPi;
+        ratio = xatlu::arctan(y) * kInvPi;
     }
 
     // arctan(z)/π
@@ -56,7 +45,6 @@ struct ArctanGate {
         return ((k * kInvPi) * r) * (huge ? 0x1p-132f : 1.0f);
     }
     __device__ float h() const { return far ? fmaf(-2.0f, angle(), 1.0f) : 2.0f * angle(); }
-    __device__ float uh() const { return far ? fmaf(-2.0f, ratio, u) : 2.0f * (u * angle()); }
 };
 
 }  // namespace xact

@@ -34,11 +34,16 @@ struct XieluParams {
     __device__ float negative_slope(const Expm1& e) const {
         return fmaf(alpha_n, e.near ? e.expm1() : e.exp, e.near ? beta : -s_n);
     }
+
+    // upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
+    __device__ static float of_q(const Expm1& e, float upstream, float r) {
+        return (e.near ? upstream * e.x : upstream) * (e.near ? e.x * r : e.far - e.x);
+    }
 };
 
 // The usual case: no clamp, α_p and s_n not 0.
 struct XieluIdeal : XieluParams {
-    __device__ Point<kParams> at(Order<2>, float x) const {
+    __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         const Expm1 e(x);
         const bool positive = x > 0.0f;
         Point<kParams> p;
@@ -49,23 +54,24 @@ struct XieluIdeal : XieluParams {
         const float far = fmaf(alpha_n, e.far, -s_n * x);
         p.value = e.near ? near : far;
         p.slope = positive ? fmaf(2.0f * alpha_p, x, beta) : negative_slope(e);
-        p.dparams[0] = positive ? x * x : 0.0f;
-        p.dparams[1] = positive ? 0.0f : e.q();
-        p.dparams[2] = positive || !raw ? x : e.expm1();
+        const float square = of_q(e, upstream, r);
+        p.terms[0] = positive ? square : 0.0f;
+        p.terms[1] = positive ? 0.0f : square;
+        p.terms[2] = upstream * (positive || !raw ? x : e.expm1());
         return p;
     }
 };
 
 // Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
 struct XieluGeneral : XieluParams {
-    __device__ Point<kParams> at(Order<2>, float x) const {
+    __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         Point<kParams> p;
         if (x > 0.0f) {
             p.value = x * ((alpha_p == 0.0f ? 0.0f : alpha_p * x) + beta);
             p.slope = alpha_p == 0.0f ? beta : fmaf(2.0f * alpha_p, x, beta);
-            p.dparams[0] = x * x;
-            p.dparams[1] = 0.0f;
-            p.dparams[2] = x;
+            p.terms[0] = upstream * x * x;
+            p.terms[1] = 0.0f;
+            p.terms[2] = upstream * x;
             return p;
         }
         const bool clamps = x > eps;
@@ -85,9 +91,9 @@ struct XieluGeneral : XieluParams {
             if (clamps) p.slope = -s_n;
             if (x == eps) p.slope = fmaf(0.5f * alpha_n, e.expm1(), fmaf(-0.5f, alpha_n, beta));
         }
-        p.dparams[0] = 0.0f;
-        p.dparams[1] = q;
-        p.dparams[2] = raw ? e.expm1() : x;
+        p.terms[0] = 0.0f;
+        p.terms[1] = clamps ? upstream * q : of_q(e, upstream, e.r);
+        p.terms[2] = upstream * (raw ? e.expm1() : x);
         return p;
     }
 };

@@ -8,22 +8,16 @@ namespace xact {
 
 template <class>
 struct LogisticGate {
-    // Beyond, t and u·t are below the smallest subnormal.
-    static constexpr float kFar = 120.0f;
     static constexpr float kUnit = ScaledExp2::kTiny;
-    static constexpr float kLog2eHi = 1.44269502f;
-    static constexpr float kLog2eLo = 1.92596303e-08f;
 
-    float u;
-    float near_u;       // min(u, kFar)
+    float near_u;       // min(u, xsilu::kFar)
     ScaledExp2 e;       // e^-u
     float one_minus_t;  // 1/(1 + e)
     float b;            // t = b·kUnit·scale
 
     __device__ explicit LogisticGate(float x)
-        : u(fabsf(x)),
-          near_u(min_nan(u, kFar)),
-          e(-kLog2eHi, near_u, [this](float f) { return fmaf(-kLog2eLo, near_u, f); }) {
+        : near_u(min_nan(fabsf(x), xsilu::kFar)),
+          e(-xsilu::kLog2eHi, near_u, [this](float f) { return fmaf(-xsilu::kLog2eLo, near_u, f); }) {
         one_minus_t = rcp_approx(fmaf(e.m * kUnit, e.scale, 1.0f));
         b = e.m * one_minus_t;
     }
@@ -35,20 +29,9 @@ struct LogisticGate {
     }
     __device__ float slope(float k) const { return k * b * fmaf(-kUnit * b, e.scale, 1.0f) * e.scale; }
     __device__ float h() const { return near_u < 1.0f ? near_u * near() : plus_t(1.0f, -2.0f * kUnit); }
-    __device__ float uh() const {
-        return near_u < 1.0f ? near_u * near_u * near() : fmaf(-2.0f * kUnit * b, near_u * e.scale, u);
-    }
 
-    // tanh(u/2)/u for u < 1, minimax in u²: relative error 2^-31.5 before rounding.
-    __device__ float near() const {
-        const float y = near_u * near_u;
-        float r = -3.22921278e-06f;
-        r = fmaf(r, y, 4.15521645e-05f);
-        r = fmaf(r, y, -0.000421042321f);
-        r = fmaf(r, y, 0.00416653184f);
-        r = fmaf(r, y, -0.0416666567f);
-        return fmaf(r, y, 0.5f);
-    }
+    // tanh(u/2)/u for u < 1.
+    __device__ float near() const { return xsilu::near(near_u * near_u); }
 };
 
 }  // namespace xact

@@ -11,7 +11,7 @@
 //
 // A gate provides the pieces, each accurate relative to itself (v to its larger addend):
 //   plus_t(a, k) = a + k·t    ut(k) = k·u·t    plus_v(a, k) = a + k·(t − u·g'(u))    slope(k) = k·g'(u)
-//   h = h(u)                  uh = u·h(u)
+//   h = h(u)
 // where a subnormal intermediate is never multiplied: each rounds once there, at the end. It is told the
 // type that x was widened from, and is handed k·kUnit for k, a power of two of its choice.
 //
@@ -39,16 +39,16 @@ struct Expanded {
         __device__ float c(float x) const { return x < 0.0f ? -alpha : one_plus; }
         __device__ float kappa(float x) const { return x < 0.0f ? k : -k; }
 
-        __device__ Point<1> at(Order<1>, float x) const {
+        __device__ Point<1> at(Order<1>, float x, float upstream) const {
             const Gate<T> g(x);
             Point<1> p;
             p.value = g.plus_t(c(x), kappa(x));
             p.slope = g.slope(k);
-            p.dparams[0] = copysignf(g.h(), x);
+            p.terms[0] = upstream * copysignf(g.h(), x);
             return p;
         }
 
-        __device__ Point<1> at(Order<2>, float x) const {
+        __device__ Point<1> at(Order<2>, float x, float upstream) const {
             const Gate<T> g(x);
             Point<1> p;
             // 0·inf would be NaN where the linear part is absent. The sum is +0 at ±0, because c and κ
@@ -57,7 +57,8 @@ struct Expanded {
             const float sum = c(x) == 0.0f ? curved : fmaf(c(x), fabsf(x), curved);
             p.value = with_sign_of(x, sum);
             p.slope = g.plus_v(c(x), kappa(x));
-            p.dparams[0] = g.uh();
+            // h(u) ≤ 1 first: u·h(u) would be a subnormal near 0, and upstream·u might overflow.
+            p.terms[0] = upstream * g.h() * fabsf(x);
             return p;
         }
     };

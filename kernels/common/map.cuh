@@ -15,7 +15,8 @@
 // A functor Op provides
 //   kParams                  number of trainable scalars
 //   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
-//   op.at(Order<1 or 2>, x)  a Point of G or f; what is not used of it costs nothing
+//   op.at(Order<1 or 2>, x, upstream)
+//                            a Point of G or f; what is not used of it costs nothing
 //   op.chain[i]              factor from the i-th sum to the gradient of the parameter
 #pragma once
 
@@ -40,12 +41,13 @@ __host__ __device__ constexpr int order(Form form) { return form == Form::Gated1
 template <int kOrder>
 struct Order {};
 
-// A function g at one x: g, g', and ∂g/∂p for each parameter.
+// A function g at one x: g, g', and upstream·∂g/∂p for each parameter. A functor multiplies in such an order
+// that nothing overflows on the way: of a finite x and an upstream gradient of 0 the terms are 0.
 template <int kParams>
 struct Point {
     float value;
     float slope;
-    float dparams[kParams];
+    float terms[kParams];
 };
 
 // A trainable scalar, read from the device: f32, or the tensor's own type.
@@ -155,7 +157,7 @@ struct Forward {
     __device__ void operator()(const float (&in)[kInputs][W], float (&out)[kOutputs][W]) const {
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            const float g = op.at(Order<order(kForm)>(), in[0][i]).value;
+            const float g = op.at(Order<order(kForm)>(), in[0][i], 0.0f).value;
             out[0][i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
         }
     }
@@ -180,13 +182,13 @@ struct Backward {
         TreeSum<W> terms[P];
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            const Point<P> g = op.at(Order<order(kForm)>(), in[0][i]);
             const float dy = in[1][i];
             const float dg = is_gated(kForm) ? dy * in[kInputs - 1][i] : dy;
+            const Point<P> g = op.at(Order<order(kForm)>(), in[0][i], dg);
             out[0][i] = dg * g.slope;
             if (is_gated(kForm)) out[kOutputs - 1][i] = dy * g.value;
 #pragma unroll
-            for (int p = 0; p < P; ++p) terms[p].add(i, dg * g.dparams[p]);
+            for (int p = 0; p < P; ++p) terms[p].add(i, g.terms[p]);
         }
 #pragma unroll
         for (int p = 0; p < P; ++p) {
@@ -198,7 +200,7 @@ struct Backward {
     __device__ void again(const float (&in)[kInputs][W], float (&y)[W]) const {
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            const float g = op.at(Order<order(kForm)>(), in[0][i]).value;
+            const float g = op.at(Order<order(kForm)>(), in[0][i], 0.0f).value;
             y[i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
         }
     }

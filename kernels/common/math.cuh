@@ -4,6 +4,8 @@
 // ptxas changes a bit.
 #pragma once
 
+#include "constants.cuh"
+
 namespace xact {
 
 // 2^t by the hardware. PTX ISA: within 2 ulp of the correctly rounded result; exp2(-inf) = 0,
@@ -62,22 +64,14 @@ struct ScaledExp2 {
 //
 // q(-inf) = inf, expm1(-inf) = -1; NaN gives NaN.
 struct Expm1 {
-    static constexpr float kNear = -1.25f;
-
     float x;
     bool near;  // x > -5/4; false for NaN
     float r;    // q/x² where near
     float exp;  // e^x where not near
     float far;  // expm1(x) where not near
 
-    __device__ explicit Expm1(float x) : x(x), near(x > kNear) {
-        r = 1.54518148e-05f;
-        r = fmaf(r, x, 0.000183806391f);
-        r = fmaf(r, x, 0.00137711607f);
-        r = fmaf(r, x, 0.00832842849f);
-        r = fmaf(r, x, 0.0416657142f);
-        r = fmaf(r, x, 0.166666597f);
-        r = fmaf(r, x, 0.5f);
+    __device__ explicit Expm1(float x) : x(x), near(x > xielu::kNear) {
+        r = xielu::q_over_square(x);
         exp = exp2_approx(x * 1.44269504f);
         far = exp - 1.0f;
     }

@@ -23,7 +23,7 @@
 //   totals    the sums of all chunks -> Summary
 // The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
 //
-// Corners: a −inf logit has p = 0. A row of nothing but −inf, a NaN and a +inf give NaN in loss and
+// Corners: a −inf logit has p = 0, under a cap too. A row of nothing but −inf, a NaN and a +inf give NaN in loss and
 // gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its loss is 0
 // and its gradient exactly 0. A label that is no class gives NaN in its row, unread.
 #include "args.cuh"
@@ -32,6 +32,7 @@
 #include "../common/rows.cuh"
 #include "../common/softmax.cuh"
 #include "goldfish.cuh"
+#include "ids.cuh"
 
 namespace xact {
 
@@ -54,8 +55,7 @@ struct Target {
 // kLanes as in goldfish_drops.
 template <int kLanes>
 __device__ inline Target target_of(const Args& args, u64 row) {
-    const long long label = args.labels_are_i64 ? reinterpret_cast<const long long*>(args.labels)[row]
-                                                : reinterpret_cast<const int*>(args.labels)[row];
+    const long long label = read_label(args.labels, args.label_type, row);
     Target t{Fate::Masked, 1.0f, static_cast<u64>(label), -1};
     if (label == args.ignore_index) return t;
     if (args.weights != 0) t.weight = reinterpret_cast<const float*>(args.weights)[row];
@@ -80,7 +80,10 @@ struct Cap {
     float two_over_cap;
 
     __device__ explicit Cap(const Args& args) : cap(args.softcap), two_over_cap(2.0f / args.softcap) {}
-    __device__ float operator()(float z) const { return kCap ? Softcap(z, cap, two_over_cap).value : z; }
+    // −inf is no class with a cap either.
+    __device__ float operator()(float z) const { return kCap && z != -INFINITY ? bounded(z) : z; }
+    // Of −inf too, for a gradient: it takes the slope 0 there.
+    __device__ float bounded(float z) const { return kCap ? Softcap(z, cap, two_over_cap).value : z; }
     __device__ float slope(float z) const { return kCap ? Softcap(z, cap, two_over_cap).slope : 1.0f; }
 };
 
@@ -411,7 +414,7 @@ struct Gradient {
     }
 
     __device__ float of(float z) const {
-        const float d = fmaf(row.base.exp(cap(z)), row.k, -row.offset);
+        const float d = fmaf(row.base.exp(cap.bounded(z)), row.k, -row.offset);
         return kCap ? d * cap.slope(z) : d;
     }
 

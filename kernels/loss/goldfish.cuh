@@ -7,6 +7,7 @@
 #pragma once
 
 #include "args.cuh"
+#include "ids.cuh"
 
 namespace xact {
 
@@ -51,8 +52,7 @@ __device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigne
 
 __device__ inline long long goldfish_id(const GoldfishArgs& args, unsigned long long ids,
                                         unsigned long long index) {
-    return args.ids_are_i64 ? reinterpret_cast<const long long*>(ids)[index]
-                            : reinterpret_cast<const int*>(ids)[index];
+    return read_id(ids, args.id_type, index);
 }
 
 // The id `distance` before the label `index`; `distance` is at most at.previous.

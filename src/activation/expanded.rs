@@ -107,11 +107,10 @@ impl<G: Gate> Activation for G {
         } else {
             k * u * density
         };
-        let (mut y, slope) = if x < 0.0 {
-            (
-                sum([product(alpha, u), -k * ut]),
-                sum([-alpha, k * t, -bend]),
-            )
+        let (mut y, mut slope) = if x < 0.0 {
+            // Nothing as −0, which takes no sign away from what is left.
+            let linear = if alpha == 0.0 { -0.0 } else { alpha * u };
+            (sum([linear, -k * ut]), sum([-alpha, k * t, -bend]))
         } else {
             let linear = if alpha == -1.0 {
                 [0.0; 2]
@@ -131,6 +130,10 @@ impl<G: Gate> Activation for G {
         };
         if x == 0.0 {
             y.value = x;
+        }
+        // Far out, where the tail is below all of f64, its sign is left, that of −k·u·g′.
+        if slope.value == 0.0 && t == 0.0 && ut == 0.0 {
+            slope.value = k * 0f64.copysign(x);
         }
         Evaluation {
             y,

@@ -7,6 +7,7 @@
 pub mod expanded;
 mod op;
 mod registry;
+pub(crate) mod shared;
 pub mod xatlu;
 pub mod xgelu;
 pub mod xielu;

@@ -14,6 +14,7 @@ use std::any::Any;
 use super::op::{
     Activation, Evaluation, MAX_PARAMS, Named, Registered, Sample, Signature, Term, sealed,
 };
+use super::shared::shared;
 use crate::blocks::ActivationArgs;
 
 /// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
@@ -23,9 +24,6 @@ use crate::blocks::ActivationArgs;
 /// β > 0 and α_n > β. At −inf: −α_n if α_n = β, −inf if α_n < β. At +inf: −inf if α_p < 0, β·inf if
 /// α_p = 0.) Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients.
 /// f16 results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
-///
-/// The terms x² and expm1(x) − x of the parameter gradients are formed in f32: beyond |x| = 1.8e19 they are
-/// inf, below 1e-19 they lose digits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Xielu {
@@ -379,4 +377,12 @@ impl Activation for Xielu {
             Parameters::Effective => 0.0,
         }
     }
+}
+
+shared! {
+    /// Above, q(x) = expm1(x) − x is formed as x²·r(x) for x ≤ 0; below, it is eˣ − 1 − x.
+    constant NEAR: -1.25;
+    /// r = ½ + x·R(x) with R of degree 5, minimax for the relative error of q: 2⁻²⁸·⁵ before rounding, below 3·2⁻²⁴
+    /// after.
+    polynomial q_over_square: 1.545_181_5e-5, 0.000_183_806_39, 0.001_377_116_1, 0.008_328_428_5, 0.041_665_714, 0.166_666_6, 0.5;
 }

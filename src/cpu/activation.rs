@@ -103,11 +103,12 @@ impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
         check_params(op.signature(), params)?;
         let given = [x.as_ref().and_then(Input::given), y.given()];
         let shape = Shape::of(x.as_ref().map_or(y.len(), Input::len), &given);
+        let written = if x.is_some() { "y" } else { "x" };
         let tensors = Tensors {
-            x: x.map(|x| x.check("x", shape)).transpose()?,
+            x: x.map(|x| x.check_rows("x", shape)).transpose()?,
             v: None,
             dy: None,
-            out: Out::Plain(y.check("y", shape)?),
+            out: Out::Plain(y.check_rows(written, shape)?),
             y: None,
         };
         let call = Call {
@@ -253,11 +254,11 @@ impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
         );
         let in_place = if dy.is_some() { "dx" } else { "dy" };
         let tensors = Tensors {
-            x: Some(x.check("x", shape)?),
+            x: Some(x.check_rows("x", shape)?),
             v: None,
-            dy: dy.map(|dy| dy.check("dy", shape)).transpose()?,
-            out: Out::Plain(dx.check(in_place, shape)?),
-            y: y.map(|y| y.check("y", shape)).transpose()?,
+            dy: dy.map(|dy| dy.check_rows("dy", shape)).transpose()?,
+            out: Out::Plain(dx.check_rows(in_place, shape)?),
+            y: y.map(|y| y.check_rows("y", shape)).transpose()?,
         };
         let call = Call {
             backward: true,
@@ -312,10 +313,10 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
         check_params(op.signature(), params)?;
         let shape = Shape::of(x.len(), &[x.given(), v.given(), y.given()]);
         let tensors = Tensors {
-            x: Some(x.check("x", shape)?),
-            v: Some(v.check("v", shape)?),
+            x: Some(x.check_rows("x", shape)?),
+            v: Some(v.check_rows("v", shape)?),
             dy: None,
-            out: Out::Plain(y.check("y", shape)?),
+            out: Out::Plain(y.check_rows("y", shape)?),
             y: None,
         };
         let call = Call {
@@ -416,11 +417,11 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
         );
         let names = if x.is_some() { ["dx", "dv"] } else { ["x", "v"] };
         let tensors = Tensors {
-            x: x.map(|x| x.check("x", shape)).transpose()?,
-            v: v.map(|v| v.check("v", shape)).transpose()?,
-            dy: Some(dy.check("dy", shape)?),
+            x: x.map(|x| x.check_rows("x", shape)).transpose()?,
+            v: v.map(|v| v.check_rows("v", shape)).transpose()?,
+            dy: Some(dy.check_rows("dy", shape)?),
             out: Out::Pair(dxv.check(names, shape)?),
-            y: y.map(|y| y.check("y", shape)).transpose()?,
+            y: y.map(|y| y.check_rows("y", shape)).transpose()?,
         };
         let call = Call {
             backward: true,

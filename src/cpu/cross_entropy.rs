@@ -27,7 +27,7 @@ use super::tensor::{Input, Output};
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::{Convert, Element};
 use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Fate, Normalizer, Shard};
+use crate::loss::cross_entropy::{CrossEntropy, Fate, Label, Normalizer, Shard};
 use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
 use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
@@ -192,7 +192,7 @@ macro_rules! dloss_setters {
 
 /// Losses, statistics and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of
 /// a row, or [`ignore_index`](CrossEntropy::ignore_index).
-pub fn forward<'a, T: Element, L: TokenId>(
+pub fn forward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: &'a [L],
@@ -217,7 +217,7 @@ pub struct Forward<'a, T, L> {
     normalizer: Option<f32>,
 }
 
-impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
+impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     row_setters!();
     output_setters!();
 
@@ -247,7 +247,7 @@ impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
 }
 
 /// The same, and the logits overwritten with their gradients; 0 in the columns that are no classes.
-pub fn forward_with_gradient<'a, T: Element, L: TokenId>(
+pub fn forward_with_gradient<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
     labels: &'a [L],
@@ -274,7 +274,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     dloss: Option<Dloss<'a>>,
 }
 
-impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
+impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
     row_setters!();
     output_setters!();
     dloss_setters!();
@@ -307,7 +307,7 @@ impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
 /// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
 /// ranks have, in their order, `[ranks, saved_bytes]`. They are divided by `normalizer`: that of the forward's summary,
 /// or a number of yours.
-pub fn backward<'a, T: Element, L: TokenId>(
+pub fn backward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: &'a [L],
@@ -327,7 +327,7 @@ pub fn backward<'a, T: Element, L: TokenId>(
 }
 
 /// The same, over the logits.
-pub fn backward_in_place<'a, T: Element, L: TokenId>(
+pub fn backward_in_place<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
     labels: &'a [L],
@@ -359,7 +359,7 @@ pub struct Backward<'a, T, L> {
     dloss: Option<Dloss<'a>>,
 }
 
-impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
+impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     row_setters!();
     shard_setter!();
     dloss_setters!();
@@ -399,7 +399,7 @@ impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
 
 /// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks. It is that of
 /// the device: ranks of both kinds may be mixed.
-pub fn partial<'a, T: Element, L: TokenId>(
+pub fn partial<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: &'a [L],
@@ -429,7 +429,7 @@ pub struct Partial<'a, T, L> {
     saved: &'a mut [u8],
 }
 
-impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
+impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     row_setters!();
 
     /// [`finish`] will be asked for the argmax.
@@ -463,7 +463,7 @@ impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
 
 /// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
 /// every rank. What is saved here is that of whole rows.
-pub fn finish<'a, L: TokenId>(
+pub fn finish<'a, L: Label>(
     op: &'a CrossEntropy,
     labels: &'a [L],
     shard: Shard,
@@ -492,7 +492,7 @@ pub struct Finish<'a, L> {
     normalizer: Option<f32>,
 }
 
-impl<'a, L: TokenId> Finish<'a, L> {
+impl<'a, L: Label> Finish<'a, L> {
     row_setters!();
     output_setters!();
 
@@ -557,7 +557,7 @@ struct Plan {
 
 impl Plan {
     /// `cols` are the columns of the logits, where there are logits.
-    fn new<L: TokenId>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
+    fn new<L: Label>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
         op.check()?;
         let n = rows.labels.len();
         let vocab = match cols {

@@ -31,8 +31,6 @@ pub trait Tail: Copy + Send + Sync {
     fn slope(self, k: f32) -> f32;
     /// h(u)
     fn h(self) -> f32;
-    /// u·h(u)
-    fn uh(self) -> f32;
 }
 
 /// What does not depend on x.
@@ -73,7 +71,7 @@ impl<T: Tail> Function for Whole<T> {
     const PARAMS: usize = 1;
 
     #[inline(always)]
-    fn at(self, x: f32) -> Point {
+    fn at(self, x: f32, upstream: f32) -> Point {
         let Whole(constants, _) = self;
         let (c, kappa) = (constants.c(x), constants.kappa(x));
         let g = T::new(x);
@@ -89,7 +87,8 @@ impl<T: Tail> Function for Whole<T> {
         Point {
             value: f32::from_bits(sum.to_bits() ^ sign),
             slope: g.plus_v(c, kappa),
-            dparams: [g.uh(), 0.0, 0.0],
+            // h(u) ≤ 1 first: u·h(u) would be a subnormal near 0, and upstream·u might overflow.
+            terms: [upstream * g.h() * x.abs(), 0.0, 0.0],
         }
     }
 }
@@ -102,13 +101,13 @@ impl<T: Tail> Function for GateAlone<T> {
     const PARAMS: usize = 1;
 
     #[inline(always)]
-    fn at(self, x: f32) -> Point {
+    fn at(self, x: f32, upstream: f32) -> Point {
         let GateAlone(constants, _) = self;
         let g = T::new(x);
         Point {
             value: g.plus_t(constants.c(x), constants.kappa(x)),
             slope: g.slope(constants.k),
-            dparams: [g.h().copysign(x), 0.0, 0.0],
+            terms: [upstream * g.h().copysign(x), 0.0, 0.0],
         }
     }
 }

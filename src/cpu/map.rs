@@ -85,7 +85,7 @@ fn values<F: Function, const GATED: bool>(
     Block(y): &mut Block,
 ) {
     for i in 0..BLOCK {
-        let g = f.at(x[i]).value;
+        let g = f.at(x[i], 0.0).value;
         y[i] = if GATED { g * v[i] } else { g };
     }
 }
@@ -118,14 +118,14 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
             vs.load(v.map_or(&dv[range.clone()], |v| &v[range.clone()]));
         }
         for i in 0..BLOCK {
-            let g = f.at(xs.0[i]);
             let dg = if GATED { dys.0[i] * vs.0[i] } else { dys.0[i] };
+            let g = f.at(xs.0[i], dg);
             dxs.0[i] = dg * g.slope;
             if GATED {
                 dvs.0[i] = dys.0[i] * g.value;
             }
-            for (terms, dparam) in terms.iter_mut().zip(g.dparams).take(F::PARAMS) {
-                terms.0[i] = dg * dparam;
+            for (terms, term) in terms.iter_mut().zip(g.terms).take(F::PARAMS) {
+                terms.0[i] = term;
             }
         }
         dxs.store(&mut dx[range.clone()]);

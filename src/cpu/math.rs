@@ -6,19 +6,11 @@
 
 use std::f32::consts::LN_2;
 
+use crate::activation::shared::polynomial;
+use crate::activation::xielu;
+
 /// log2 e, rounded to f32.
 pub const LOG2E: f32 = std::f32::consts::LOG2_E;
-
-/// c₀ + c₁·x + … by Horner's rule, coefficients from the highest down.
-macro_rules! polynomial {
-    ($x:expr; $first:expr $(, $rest:expr)* $(,)?) => {{
-        let x: f32 = $x;
-        let sum: f32 = $first;
-        $(let sum = sum.mul_add(x, $rest);)*
-        sum
-    }};
-}
-pub(super) use polynomial;
 
 /// Adding and subtracting it rounds to an integer, whose bits it then holds: 1.5·2²³.
 const ROUND: f32 = 12_582_912.0;
@@ -108,16 +100,12 @@ pub struct Expm1 {
 impl Expm1 {
     #[inline(always)]
     pub fn new(x: f32) -> Expm1 {
-        let r = polynomial!(x;
-            1.545_181_5e-5, 0.000_183_806_39, 0.001_377_116_1, 0.008_328_428_5,
-            0.041_665_714, 0.166_666_6, 0.5,
-        );
         let t = x * LOG2E;
         let exp = exp2(if t < -127.0 { -127.0 } else { t });
         Expm1 {
             x,
-            near: x > -1.25,
-            r,
+            near: x > xielu::NEAR,
+            r: xielu::q_over_square(x),
             exp,
             far: exp - 1.0,
         }

@@ -41,10 +41,18 @@ mod on_cpu;
 mod segment;
 mod simd;
 mod tensor;
-mod xatlu;
-mod xgelu;
-mod xielu;
-mod xsilu;
+
+/// A module for each op of the registry.
+macro_rules! modules {
+    (
+        plain {$($plain:ident: $Plain:ident $params:tt;)*}
+        gated {$($gated:ident: $Gated:ident $gated_params:tt;)*}
+    ) => {
+        $(mod $plain;)*
+        $(mod $gated;)*
+    };
+}
+crate::activation::for_each_activation!(modules);
 
 pub use activation::{
     Backward, Forward, GatedBackward, GatedForward, backward, backward_in_place, forward,

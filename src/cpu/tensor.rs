@@ -1,6 +1,6 @@
 //! The tensors of a call: slices, whole or as rows of a larger matrix.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::{Halves, Rows, Shape};
 
 /// A tensor that a call reads. A slice, an array or a vector converts into the tensor of all its elements.
@@ -43,6 +43,11 @@ impl<'a, T> Input<'a, T> {
             elements: self.elements,
         })
     }
+
+    /// The same of an activation, whose rows have one pitch.
+    pub(crate) fn check_rows(self, what: &'static str, shape: Shape) -> Result<Checked<&'a [T]>> {
+        self.check(what, shape)?.of_one_pitch(what)
+    }
 }
 
 impl<'a, T> Output<'a, T> {
@@ -67,6 +72,11 @@ impl<'a, T> Output<'a, T> {
             rows: shape.rows_of(what, self.elements.len(), self.rows)?,
             elements: self.elements,
         })
+    }
+
+    /// The same of an activation, whose rows have one pitch.
+    pub(crate) fn check_rows(self, what: &'static str, shape: Shape) -> Result<Checked<&'a mut [T]>> {
+        self.check(what, shape)?.of_one_pitch(what)
     }
 }
 
@@ -96,6 +106,15 @@ whole! {
 pub(crate) struct Checked<E> {
     pub(crate) elements: E,
     pub(crate) rows: Rows,
+}
+
+impl<E> Checked<E> {
+    fn of_one_pitch(self, what: &'static str) -> Result<Checked<E>> {
+        if self.rows.groups.is_some() {
+            return Err(Error::Groups { what });
+        }
+        Ok(self)
+    }
 }
 
 impl<'a, T> Checked<&'a [T]> {
@@ -218,8 +237,8 @@ impl<'a, T> PairMut<'a, T> {
     pub(crate) fn check(self, [x_name, v_name]: [&'static str; 2], shape: Shape) -> Result<CheckedPair<'a, T>> {
         match self.0 {
             Place::Separate { x, v } => Ok(CheckedPair::Separate(
-                x.check(x_name, shape)?,
-                v.check(v_name, shape)?,
+                x.check_rows(x_name, shape)?,
+                v.check_rows(v_name, shape)?,
             )),
             Place::Halves {
                 elements,

@@ -7,7 +7,7 @@
 use std::f32::consts::FRAC_1_PI;
 
 use super::expanded::{Tail, on_cpu};
-use super::math::polynomial;
+use crate::activation::xatlu::arctan;
 
 #[derive(Clone, Copy)]
 pub struct Arctan {
@@ -49,17 +49,12 @@ impl Tail for Arctan {
         let far = u > 1.0;
         let z = if far { 1.0 / u } else { u };
         let y = z * z;
-        // arctan(z)/z on [0, 1], minimax in z²: relative error 2^-28.6 before rounding.
-        let r = polynomial!(y;
-            -0.001_753_937_1, 0.010_726_987, -0.030_804_707, 0.057_552_245, -0.083_773_26,
-            0.109_420_35, -0.142_619_34, 0.199_982_66, -0.333_332_84, 1.0,
-        );
         Arctan {
             u,
             far,
             z,
             y,
-            ratio: r * FRAC_1_PI,
+            ratio: arctan(y) * FRAC_1_PI,
         }
     }
 
@@ -98,14 +93,5 @@ impl Tail for Arctan {
         } else {
             2.0 * angle
         }
-    }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let (far, near) = (
-            (-2f32).mul_add(self.ratio, self.u),
-            2.0 * (self.u * self.angle()),
-        );
-        if self.far { far } else { near }
     }
 }

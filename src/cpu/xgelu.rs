@@ -4,16 +4,9 @@
 //! from √(π/2) to 1/u.
 
 use super::expanded::{Tail, on_cpu};
-use super::math::{ScaledExp2, exp2_fraction, min, polynomial};
+use super::math::{ScaledExp2, exp2_fraction, min};
+use crate::activation::xgelu::{DRIFT, FAR, HALF_LOG2E, NEAR, mills_p, mills_s, near};
 
-/// Beyond, t and u·t are below the smallest subnormal.
-const FAR: f32 = 16.0;
-/// Beyond, h is formed as 1 − 2t.
-const NEAR: f32 = 0.625;
-
-// 2·φ(u) = √(2/π)·2^(HALF_LOG2E·u²)·(1 + DRIFT·u²): DRIFT is what HALF_LOG2E, −(log2 e)/2, rounds away.
-const HALF_LOG2E: f32 = -0.721_347_5;
-const DRIFT: f32 = -6.674_879e-9;
 /// √(2/π)
 const TWICE_PEAK: f32 = 0.797_884_6;
 
@@ -30,17 +23,12 @@ pub struct Normal {
 }
 
 impl Normal {
-    /// R(u)·(1 + DRIFT·u²) = p/(u·p + s) for u ≤ FAR, all terms positive: where t is small, u·p ≫ s, and
-    /// the error of p cancels. Minimax with s(0) = 1 up to u = 14.4, where u·t vanishes: relative error
-    /// 2^-26.1 before rounding.
+    /// R(u)·(1 + DRIFT·u²)
     #[inline(always)]
     fn tail(self) -> f32 {
         let u = self.near_u;
-        let p = polynomial!(u;
-            0.010_192_719, 0.101_438_58, 0.458_783_98, 1.099_159_7, 1.253_314_1);
-        let s = polynomial!(u;
-            3.756_645_8e-6, 0.010_072_475, 0.103_263_08, 0.421_572_9, 1.0);
-        p / u.mul_add(p, s)
+        let p = mills_p(u);
+        p / u.mul_add(p, mills_s(u))
     }
 
     /// v·(1 + DRIFT·u²)
@@ -49,11 +37,10 @@ impl Normal {
         (DRIFT * self.square).mul_add(v, v)
     }
 
-    /// erf(u/√2)/u for u < NEAR, minimax in u²: relative error 2^-24.2 before rounding.
+    /// erf(u/√2)/u for u < NEAR.
     #[inline(always)]
     fn near(self) -> f32 {
-        polynomial!(self.square;
-            -0.002_201_635_2, 0.019_905_329, -0.132_977_5, 0.797_884_5)
+        near(self.square)
     }
 }
 
@@ -103,14 +90,6 @@ impl Tail for Normal {
     #[inline(always)]
     fn h(self) -> f32 {
         let (near, far) = (self.u * self.near(), self.plus_t(1.0, -2.0 * Self::UNIT));
-        if self.u < NEAR { near } else { far }
-    }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let near = self.square * self.near();
-        let tail = -2.0 * Self::UNIT * self.tail() * self.m;
-        let far = tail.mul_add(self.near_u * self.scale, self.u);
         if self.u < NEAR { near } else { far }
     }
 }

@@ -28,6 +28,12 @@ impl Constants {
         self.alpha_n
             .mul_add(exp, if e.near { self.beta } else { -self.s_n })
     }
+
+    /// upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
+    #[inline(always)]
+    fn of_q(e: Expm1, x: f32, upstream: f32, r: f32) -> f32 {
+        (if e.near { upstream * x } else { upstream }) * (if e.near { x * r } else { e.far - x })
+    }
 }
 
 /// The usual case: no clamp, α_p and s_n not 0. The third parameter, β, is one or is not.
@@ -38,7 +44,7 @@ impl<const PARAMS: usize> Function for Ideal<PARAMS> {
     const PARAMS: usize = PARAMS;
 
     #[inline(always)]
-    fn at(self, x: f32) -> Point {
+    fn at(self, x: f32, upstream: f32) -> Point {
         let Ideal(p) = self;
         let e = Expm1::new(x);
         let positive = x > 0.0;
@@ -48,14 +54,15 @@ impl<const PARAMS: usize> Function for Ideal<PARAMS> {
         let near = x * (a * x).mul_add(r, p.beta);
         let far = p.alpha_n.mul_add(e.far, -p.s_n * x);
         let (rising, falling) = ((2.0 * p.alpha_p).mul_add(x, p.beta), p.negative_slope(e));
-        let (q, expm1) = (e.q(), e.expm1());
+        let square = Constants::of_q(e, x, upstream, r);
+        let expm1 = e.expm1();
         Point {
             value: if e.near { near } else { far },
             slope: if positive { rising } else { falling },
-            dparams: [
-                if positive { x * x } else { 0.0 },
-                if positive { 0.0 } else { q },
-                if positive || !p.raw { x } else { expm1 },
+            terms: [
+                if positive { square } else { 0.0 },
+                if positive { 0.0 } else { square },
+                upstream * if positive || !p.raw { x } else { expm1 },
             ],
         }
     }
@@ -67,19 +74,19 @@ struct General(Constants);
 
 impl General {
     #[inline(always)]
-    fn positive(self, x: f32) -> Point {
+    fn positive(self, x: f32, upstream: f32) -> Point {
         let General(p) = self;
         let square = if p.alpha_p == 0.0 { 0.0 } else { p.alpha_p * x };
         let rise = (2.0 * p.alpha_p).mul_add(x, p.beta);
         Point {
             value: x * (square + p.beta),
             slope: if p.alpha_p == 0.0 { p.beta } else { rise },
-            dparams: [x * x, 0.0, x],
+            terms: [upstream * x * x, 0.0, upstream * x],
         }
     }
 
     #[inline(always)]
-    fn negative(self, x: f32) -> Point {
+    fn negative(self, x: f32, upstream: f32) -> Point {
         let General(p) = self;
         let clamps = x > p.eps;
         let clamped = if clamps { p.eps } else { x };
@@ -91,6 +98,7 @@ impl General {
             e.far - x
         };
         let q = if clamps { shifted } else { e.q() };
+        let of_q = Constants::of_q(e, x, upstream, e.r);
         let linear = if p.s_n == 0.0 { 0.0 } else { -p.s_n * x };
         let near = x * (p.alpha_n * x).mul_add(e.r, p.beta);
         let far = p.alpha_n.mul_add(e.far, linear);
@@ -113,7 +121,11 @@ impl General {
             } else {
                 slope
             },
-            dparams: [0.0, q, if p.raw { e.expm1() } else { x }],
+            terms: [
+                0.0,
+                if clamps { upstream * q } else { of_q },
+                upstream * if p.raw { e.expm1() } else { x },
+            ],
         }
     }
 }
@@ -122,16 +134,16 @@ impl Function for General {
     const PARAMS: usize = 3;
 
     #[inline(always)]
-    fn at(self, x: f32) -> Point {
-        let (above, below) = (self.positive(x), self.negative(x));
+    fn at(self, x: f32, upstream: f32) -> Point {
+        let (above, below) = (self.positive(x, upstream), self.negative(x, upstream));
         let select = |above: f32, below: f32| if x > 0.0 { above } else { below };
         Point {
             value: select(above.value, below.value),
             slope: select(above.slope, below.slope),
-            dparams: [
-                select(above.dparams[0], below.dparams[0]),
-                select(above.dparams[1], below.dparams[1]),
-                select(above.dparams[2], below.dparams[2]),
+            terms: [
+                select(above.terms[0], below.terms[0]),
+                select(above.terms[1], below.terms[1]),
+                select(above.terms[2], below.terms[2]),
             ],
         }
     }

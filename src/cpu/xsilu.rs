@@ -3,18 +3,11 @@
 //! With e = e⁻ᵘ:  t = e/(1 + e),  g′ = t·(1 − t),  h = tanh(u/2).
 
 use super::expanded::{Tail, on_cpu};
-use super::math::{ScaledExp2, exp2_fraction, min, polynomial};
-
-/// Beyond, t and u·t are below the smallest subnormal.
-const FAR: f32 = 120.0;
-
-// log2 e in two parts.
-const LOG2E_HI: f32 = std::f32::consts::LOG2_E;
-const LOG2E_LO: f32 = 1.925_963e-8;
+use super::math::{ScaledExp2, exp2_fraction, min};
+use crate::activation::xsilu::{FAR, LOG2E_HI, LOG2E_LO, near};
 
 #[derive(Clone, Copy)]
 pub struct Logistic {
-    u: f32,
     /// min(u, FAR)
     near_u: f32,
     /// e⁻ᵘ = m·UNIT·scale
@@ -26,12 +19,10 @@ pub struct Logistic {
 }
 
 impl Logistic {
-    /// tanh(u/2)/u for u < 1, minimax in u²: relative error 2^-31.5 before rounding.
+    /// tanh(u/2)/u for u < 1.
     #[inline(always)]
     fn near(self) -> f32 {
-        polynomial!(self.near_u * self.near_u;
-            -3.229_212_8e-6, 4.155_216_4e-5, -0.000_421_042_32,
-            0.004_166_532, -0.041_666_657, 0.5)
+        near(self.near_u * self.near_u)
     }
 }
 
@@ -42,13 +33,11 @@ impl Tail for Logistic {
 
     #[inline(always)]
     fn new(x: f32) -> Logistic {
-        let u = x.abs();
-        let near_u = min(u, FAR);
+        let near_u = min(x.abs(), FAR);
         let e = ScaledExp2::new(-LOG2E_HI, near_u);
         let m = exp2_fraction((-LOG2E_LO).mul_add(near_u, e.fraction));
         let one_minus_t = 1.0 / (m * Self::UNIT).mul_add(e.scale, 1.0);
         Logistic {
-            u,
             near_u,
             scale: e.scale,
             one_minus_t,
@@ -83,13 +72,6 @@ impl Tail for Logistic {
             self.near_u * self.near(),
             self.plus_t(1.0, -2.0 * Self::UNIT),
         );
-        if self.near_u < 1.0 { near } else { far }
-    }
-
-    #[inline(always)]
-    fn uh(self) -> f32 {
-        let near = self.near_u * self.near_u * self.near();
-        let far = (-2.0 * Self::UNIT * self.b).mul_add(self.near_u * self.scale, self.u);
         if self.near_u < 1.0 { near } else { far }
     }
 }

@@ -31,7 +31,7 @@ use super::tensor::{Addresses, Input, Output};
 use crate::blocks::{CrossEntropySummary, Matrix};
 use crate::dtype::Element;
 use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Shard};
+use crate::loss::cross_entropy::{CrossEntropy, Label, Shard};
 use crate::loss::goldfish::TokenId;
 use crate::shape::{Rows as Place, Shape};
 
@@ -85,7 +85,7 @@ struct Rows<'a, L> {
     shard: Option<Shard>,
 }
 
-impl<'a, L: TokenId> Rows<'a, L> {
+impl<'a, L: Label> Rows<'a, L> {
     fn new(labels: impl Into<Input<'a, L>>) -> Self {
         Rows {
             labels: labels.into(),
@@ -361,7 +361,7 @@ fn logits<T: Element>(shape: Shape, matrix: Matrix) -> raw::Logits {
 
 /// Losses and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of a row, or
 /// [`ignore_index`](CrossEntropy::ignore_index). The logits are read once.
-pub fn forward<'a, T: Element, L: TokenId>(
+pub fn forward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: impl Into<Input<'a, L>>,
@@ -384,7 +384,7 @@ pub struct Forward<'a, T, L> {
     outputs: Outputs<'a>,
 }
 
-impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
+impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     row_setters!();
     output_setters!();
     workspace_bytes!();
@@ -434,7 +434,7 @@ impl<'a, T: Element, L: TokenId> Forward<'a, T, L> {
 /// later; of 4 or 2 where no more are resident at once, as in a small instance of MIG), or, if there are more than 512
 /// rows, of one block; else, and where the rows are few and long, they are read twice.
 /// [`forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) of `raw` has the numbers.
-pub fn forward_with_gradient<'a, T: Element, L: TokenId>(
+pub fn forward_with_gradient<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
     labels: impl Into<Input<'a, L>>,
@@ -459,7 +459,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     dloss: Option<Dloss<'a>>,
 }
 
-impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
+impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
     row_setters!();
     output_setters!();
     dloss_setters!();
@@ -508,7 +508,7 @@ impl<'a, T: Element, L: TokenId> ForwardWithGradient<'a, T, L> {
 
 /// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
 /// ranks have, in their order, `[ranks, saved_bytes]`. The logits are read once.
-pub fn backward<'a, T: Element, L: TokenId>(
+pub fn backward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: impl Into<Input<'a, L>>,
@@ -528,7 +528,7 @@ pub fn backward<'a, T: Element, L: TokenId>(
 }
 
 /// The same, over the logits.
-pub fn backward_in_place<'a, T: Element, L: TokenId>(
+pub fn backward_in_place<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
     labels: impl Into<Input<'a, L>>,
@@ -559,7 +559,7 @@ pub struct Backward<'a, T, L> {
     dloss: Option<Dloss<'a>>,
 }
 
-impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
+impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     row_setters!();
     dloss_setters!();
 
@@ -627,7 +627,7 @@ impl<'a, T: Element, L: TokenId> Backward<'a, T, L> {
 }
 
 /// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks.
-pub fn partial<'a, T: Element, L: TokenId>(
+pub fn partial<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
     labels: impl Into<Input<'a, L>>,
@@ -656,7 +656,7 @@ pub struct Partial<'a, T, L> {
     saved: Output<'a, u8>,
 }
 
-impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
+impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     row_setters!();
     workspace_bytes!();
 
@@ -703,7 +703,7 @@ impl<'a, T: Element, L: TokenId> Partial<'a, T, L> {
 
 /// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
 /// every rank. What is saved here is that of whole rows.
-pub fn finish<'a, L: TokenId>(
+pub fn finish<'a, L: Label>(
     op: &'a CrossEntropy,
     labels: impl Into<Input<'a, L>>,
     shard: Shard,
@@ -730,7 +730,7 @@ pub struct Finish<'a, L> {
     outputs: Outputs<'a>,
 }
 
-impl<'a, L: TokenId> Finish<'a, L> {
+impl<'a, L: Label> Finish<'a, L> {
     row_setters!();
     output_setters!();
     workspace_bytes!();

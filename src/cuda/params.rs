@@ -11,16 +11,16 @@ use super::tensor::Addresses;
 use crate::activation::{MAX_PARAMS, Signature, for_each_activation};
 use crate::error::{Result, check_length};
 
-/// The trainable scalars of an `A` on the device, one element each, of type `P`. By name, as [`Xielu::params`]
-/// (crate::Xielu::params) takes them, or as a list in the order of [`Signature::params`].
+/// The trainable scalars of an `A` on the device, one element each, of type `P`. By name, as
+/// [`Xielu::params`](crate::Xielu::params) takes them, or as a list in the order of [`Signature::params`].
 pub struct Params<'a, A: ?Sized, P> {
     /// One more than any op has, so that a list that is too long is noticed.
     list: ArrayVec<&'a dyn DevicePtr<P>, { MAX_PARAMS + 1 }>,
     op: PhantomData<fn(&A)>,
 }
 
-/// Where the gradients of the trainable scalars of an `A` go, one f32 each. By name, as [`Xielu::gradients`]
-/// (crate::Xielu::gradients) takes them, or as a list in the order of [`Signature::gradients`].
+/// Where the gradients of the trainable scalars of an `A` go, one f32 each. By name, as
+/// [`Xielu::gradients`](crate::Xielu::gradients) takes them, or as a list in the order of [`Signature::gradients`].
 pub struct Gradients<'a, A: ?Sized> {
     list: ArrayVec<&'a mut dyn DevicePtrMut<f32>, { MAX_PARAMS + 1 }>,
     op: PhantomData<fn(&A)>,

@@ -19,8 +19,9 @@
 //! the loss and the gradient of its own row; nothing is read or written out of bounds, and no other row changes.
 //!
 //! Special values: a logit of −inf has p = 0. A row with +inf or NaN, or of −inf alone, gives NaN. A target of
-//! −inf gives a loss of +inf and a finite gradient. A softcap makes ±inf the finite ±c first. With label smoothing
-//! the sum of a row's logits must itself be an f32.
+//! −inf gives a loss of +inf and a finite gradient. A softcap leaves −inf what it is, no class, with a gradient of 0,
+//! and makes +inf the finite c first. With label smoothing the sum of a row's logits must itself be an f32; one of −inf
+//! makes the loss +inf.
 //!
 //! Gradients in f16: p/normalizer underflows below 6e-8, which a mean over 131,072 classes and a few thousand
 //! rows reaches. Either keep the normaliser out ([`Normalizer::None`]) and scale what consumes the gradient
@@ -33,7 +34,17 @@ mod reference;
 use crate::blocks::RowStats;
 use crate::error::{Error, Result};
 
+use super::goldfish::TokenId;
+
 pub use reference::{Fate, Row};
+
+/// An integer type of labels: [`i32`], [`i64`] or [`u32`]. u32 labels are read as such: 4,294,967,196 is not the −100
+/// that is ignored.
+pub trait Label: TokenId {}
+
+impl Label for i32 {}
+impl Label for i64 {}
+impl Label for u32 {}
 
 /// The options of the loss.
 ///
@@ -44,7 +55,7 @@ pub use reference::{Fate, Row};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CrossEntropy {
-    /// Rows with this label are masked. −100, as in PyTorch.
+    /// Rows with this label are masked. −100, as in PyTorch; of u32 labels no label is that.
     pub ignore_index: i64,
     /// ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
     pub label_smoothing: f32,

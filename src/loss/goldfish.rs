@@ -9,7 +9,7 @@
 //! - A label whose window would begin before its segment, its document or its halo is **never dropped**.
 //!   A segment shorter than `h` is kept whole (the official code raises an error).
 //! - `hash_ids` need not be the labels: give the true ids here even where a label is ignored. Any value is
-//!   legal, negative ones too; i32 ids are sign-extended and decide as i64 ids do.
+//!   legal, negative ones too; ids of a narrower type decide as the same numbers in i64 do.
 //! - A **segment** is a row of `len` labels, or all labels where offsets cut them into **documents**. No
 //!   window crosses a boundary. Official masks know rows only.
 //! - A **halo** is a number of ids of each segment that precede its first label and have no label here:
@@ -255,17 +255,25 @@ impl fmt::Debug for Goldfish {
     }
 }
 
-/// An integer type of token ids: [`i32`] or [`i64`].
+/// An integer type of token ids: [`u8`], [`u16`], [`u32`], [`i32`] or [`i64`]. Unsigned ones are read as such.
 pub trait TokenId: Copy + Into<i64> + fmt::Debug + Portable + Send + Sync + sealed::Sealed {}
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for i32 {}
-    impl Sealed for i64 {}
-}
+    pub trait Sealed {
+        #[allow(dead_code)] // without `cuda`
+        const SIGNED: bool;
+    }
 
-impl TokenId for i32 {}
-impl TokenId for i64 {}
+    macro_rules! token_ids {
+        ($($I:ident),*) => {$(
+            impl Sealed for $I {
+                const SIGNED: bool = $I::MIN != 0;
+            }
+            impl super::TokenId for $I {}
+        )*};
+    }
+    token_ids!(u8, u16, u32, i32, i64);
+}
 
 /// How labels are cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 pub mod cross_entropy;
 pub mod goldfish;
 
-pub use cross_entropy::{CrossEntropy, Normalizer, Shard};
-pub use goldfish::{Goldfish, Strategy, Tokens};
+pub use cross_entropy::{CrossEntropy, Label, Normalizer, Shard};
+pub use goldfish::{Goldfish, Strategy, TokenId, Tokens};
 
 /// The names of all ops of this module: their modules, their kernel files and the stems of their entries.
 pub const NAMES: &[&str] = &["cross_entropy", "goldfish"];

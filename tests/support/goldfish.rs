@@ -100,9 +100,12 @@ pub fn keep<I: TokenId>(
             coefficients: coefficients.run(gpu).ptr,
             tokens: goldfish::Tokens {
                 hash_ids: ids.run(gpu).ptr,
-                id_type: match size_of::<I>() {
-                    8 => IdType::I64,
-                    _ => IdType::I32,
+                id_type: match std::any::type_name::<I>() {
+                    "u8" => IdType::U8,
+                    "u16" => IdType::U16,
+                    "u32" => IdType::U32,
+                    "i32" => IdType::I32,
+                    _ => IdType::I64,
                 },
                 layout: match tokens.layout {
                     Layout::Rows { len } => goldfish::Layout::Rows { len: len as u64 },

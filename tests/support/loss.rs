@@ -62,8 +62,17 @@ impl<'a> Uploaded<'a> {
         let line = |values: &[f32]| Tensor::upload(gpu, values, 1, Place::default());
         let labels = match how.labels {
             IdType::I64 => Tensor::upload(gpu, &batch.labels, 1, Place::default()),
-            IdType::I32 => {
+            // The same four bytes, read as they say.
+            IdType::I32 | IdType::U32 => {
                 let labels: Vec<i32> = batch.labels.iter().map(|&l| l as i32).collect();
+                Tensor::upload(gpu, &labels, 1, Place::default())
+            }
+            IdType::U16 => {
+                let labels: Vec<u16> = batch.labels.iter().map(|&l| l as u16).collect();
+                Tensor::upload(gpu, &labels, 1, Place::default())
+            }
+            IdType::U8 => {
+                let labels: Vec<u8> = batch.labels.iter().map(|&l| l as u8).collect();
                 Tensor::upload(gpu, &labels, 1, Place::default())
             }
         };

@@ -2,7 +2,8 @@
 
 use xact::cpu::cross_entropy::{self, backward, backward_in_place, finish, forward, partial};
 use xact::cpu::{Input, Output};
-use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::loss::cross_entropy::Label;
+use xact::loss::goldfish::{Layout, Tokens};
 use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats, Rows, Shard};
 
 use super::loss_check::{Batch, Results};
@@ -201,7 +202,7 @@ macro_rules! with_dloss {
 
 /// A task with the labels as i64 or as i32.
 trait WithRows<T> {
-    fn run<L: TokenId>(
+    fn run<L: Label>(
         self,
         batch: &Batch<T>,
         labels: &[L],
@@ -236,7 +237,7 @@ fn with_rows<T: Element>(
 struct TwoCalls<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for TwoCalls<'_> {
-    fn run<L: TokenId>(
+    fn run<L: Label>(
         self,
         batch: &Batch<T>,
         labels: &[L],
@@ -280,7 +281,7 @@ pub fn forward_backward<T: Element>(
 struct OneCall<'a>(&'a CrossEntropy, How<'a>);
 
 impl<T: Element> WithRows<T> for OneCall<'_> {
-    fn run<L: TokenId>(
+    fn run<L: Label>(
         self,
         batch: &Batch<T>,
         labels: &[L],

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
+use crate::format;
 use crate::sass;
 use crate::steps::{self, Step};
 use crate::toolkit;
@@ -46,7 +47,8 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     let accuracy =
         format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
     let steps = [
-        Step::cargo("fmt --all --check").needs("rustfmt", "fmt"),
+        Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
+        Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
         Step::cargo("clippy --workspace --all-targets -- -D warnings").needs("clippy", "clippy"),
         // Without the kernels other code is dead, and other imports are unused.
         Step::cargo("clippy --package xact --no-default-features --all-targets -- -D warnings")

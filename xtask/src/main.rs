@@ -7,6 +7,7 @@ mod bench;
 mod bundle;
 mod cargo_messages;
 mod folders;
+mod format;
 mod jobs;
 mod mutants;
 mod sass;
@@ -47,6 +48,17 @@ enum Job {
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
+    },
+    /// Format every Rust and CUDA source
+    ///
+    /// With rustfmt and with a pinned clang-format, which is installed from PyPI under the target folder where
+    /// PATH has none of that release.
+    Fmt {
+        /// Only this language
+        only: Option<format::Language>,
+        /// Change nothing, and fail where a file is not formatted
+        #[arg(long)]
+        check: bool,
     },
     /// Print what every kernel costs as machine code, and compare with tests/golden/sass.md
     ///
@@ -143,6 +155,7 @@ fn main() -> ExitCode {
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
         Job::Test { full } => jobs::test(&folders, full),
+        Job::Fmt { only, check } => format::run(&folders, only, check),
         Job::Sass {
             golden_update,
             op,

@@ -433,7 +433,10 @@ impl Bench {
         for op in ops {
             let is_it = |kernel: &&PathBuf| op_of(kernel) == **op;
             let kernel = self.kernels.iter().find(is_it).context("an op's kernel")?;
-            for target in Target::of(op) {
+            // Of the tree, where the kernel may be a mutant: a mark is no mutant's business.
+            let source = fs::read_to_string(self.tree.join(kernel))
+                .with_context(|| kernel.display().to_string())?;
+            for target in Target::of(&source) {
                 let name = target.file(op);
                 let path = folder.join(&name);
                 let mut command =

@@ -15,6 +15,7 @@ pub(crate) mod module;
 pub(crate) mod order;
 pub(crate) mod stream;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -27,13 +28,29 @@ pub(crate) type Status = u32;
 /// An opaque handle.
 pub(crate) type Handle = *mut c_void;
 
+thread_local! {
+    /// How many driver calls this thread is in. It is never initialised late and never dropped, so that an
+    /// allocator may ask.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether a driver call runs on this thread: what a thread allocates then is the emulator's, and not that of the
+/// program that is tested. The functions that `cuLaunchHostFunc` calls run inside one. The threads that help with a
+/// long launch ([`Settings::workers`](crate::Settings::workers)) are not in one.
+pub fn in_driver_call() -> bool {
+    DEPTH.get() > 0
+}
+
 /// Runs the body of a driver call. A panic does not cross the C boundary.
 pub(crate) fn call(f: impl FnOnce() -> Result<(), Error>) -> Status {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+    DEPTH.set(DEPTH.get() + 1);
+    let status = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
         Ok(Ok(())) => 0,
         Ok(Err(e)) => e.0,
         Err(_) => Error::UNKNOWN.0,
-    }
+    };
+    DEPTH.set(DEPTH.get() - 1);
+    status
 }
 
 /// Writes a result.
@@ -95,4 +112,24 @@ impl<T> Registry<T> {
 /// Locks whatever happened to the thread that held the lock.
 pub(crate) fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_knows_whether_it_is_in_a_driver_call() {
+        assert!(!in_driver_call());
+        let nested = || {
+            assert_eq!(call(|| Err(Error::INVALID_VALUE)), Error::INVALID_VALUE.0);
+            assert!(in_driver_call());
+            assert!(!std::thread::spawn(in_driver_call).join().expect("no panic"));
+            Ok(())
+        };
+        assert_eq!(call(nested), 0);
+        assert!(!in_driver_call());
+        assert_eq!(call(|| panic!("meant to")), Error::UNKNOWN.0);
+        assert!(!in_driver_call());
+    }
 }

@@ -46,7 +46,7 @@ impl Base {
     }
 }
 
-/// c·tanh(z/c), if there is a cap. With m = expm1(−2|z|/c): tanh = −m/(m + 2), 1 − tanh² = 4(m + 1)/(m + 2)².
+/// c·tanh(z/c), if there is a cap; −inf stays −inf, with a slope of 0. With m = expm1(−2|z|/c): tanh = −m/(m + 2), 1 − tanh² = 4(m + 1)/(m + 2)².
 #[derive(Clone, Copy, Debug)]
 pub struct Softcap {
     cap: f32,
@@ -68,6 +68,7 @@ impl Softcap {
         let m = e.expm1();
         let r = 1.0 / (m + 2.0);
         let value = (self.cap * (-m * r)).copysign(z);
+        let value = if z == f32::NEG_INFINITY { z } else { value };
         let exp = if e.near { m + 1.0 } else { e.exp };
         (value, 4.0 * exp * r * r)
     }

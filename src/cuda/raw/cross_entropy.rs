@@ -84,7 +84,7 @@ pub struct Rows<'a> {
     pub rows: u64,
     /// One label for each row.
     pub labels: CUdeviceptr,
-    /// Their type.
+    /// Their type: i32, i64 or u32.
     pub label_type: IdType,
     /// If given, one f32 for each row. A row of weight 0 is masked; a NaN makes the row's loss and gradient
     /// NaN.
@@ -231,7 +231,8 @@ pub fn workspace_bytes(rows: u64) -> u64 {
 /// Launches the forward on `stream`.
 ///
 /// # Errors
-/// [`Error::OutOfRange`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`], [`Error::Length`],
+/// [`Error::OutOfRange`], [`Error::LabelType`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`],
+/// [`Error::Length`],
 /// [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`], or what the launch says. Nothing is written
 /// then; only if the driver refuses a launch after it took an earlier one are some results written.
 ///
@@ -447,7 +448,7 @@ impl Plan {
                 splits: 1,
                 ignore_index: op.ignore_index,
                 labels: rows.labels,
-                labels_are_i64: u32::from(rows.label_type == IdType::I64),
+                label_type: rows.label_type.label_code()?,
                 weights: rows.weights.unwrap_or(0),
                 rows_per_chunk: chunks.rows_per_chunk,
                 chunks: chunks.chunks,

@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 use super::span::Span;
 use super::{CUdeviceptr, CUstream};
-use crate::blocks::{GoldfishArgs, GoldfishMaskArgs};
+use crate::blocks::{self, GoldfishArgs, GoldfishMaskArgs};
 use crate::cuda::device::Device;
 use crate::cuda::entry::Entry;
 use crate::cuda::grid::Grid;
@@ -35,9 +35,15 @@ pub(super) const MAX_READ: usize = 6;
 /// Bytes of the count that a block leaves.
 const PARTIAL_BYTES: u64 = 8;
 
-/// The type of ids on the device.
+/// The type of ids or labels on the device. [`Label`](crate::loss::cross_entropy::Label) says which labels may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdType {
+    /// 1 byte, unsigned.
+    U8,
+    /// 2 bytes, unsigned.
+    U16,
+    /// 4 bytes, unsigned.
+    U32,
     /// 4 bytes, signed.
     I32,
     /// 8 bytes, signed.
@@ -47,17 +53,41 @@ pub enum IdType {
 impl IdType {
     /// That of `I`.
     pub(in crate::cuda) const fn of<I: TokenId>() -> IdType {
-        if size_of::<I>() == 8 {
-            IdType::I64
-        } else {
-            IdType::I32
+        match (size_of::<I>(), I::SIGNED) {
+            (1, _) => IdType::U8,
+            (2, _) => IdType::U16,
+            (4, false) => IdType::U32,
+            (4, true) => IdType::I32,
+            _ => IdType::I64,
         }
     }
 
     pub(super) const fn size(self) -> u64 {
         match self {
-            IdType::I32 => 4,
+            IdType::U8 => 1,
+            IdType::U16 => 2,
+            IdType::U32 | IdType::I32 => 4,
             IdType::I64 => 8,
+        }
+    }
+
+    /// The number of the kernels.
+    const fn code(self) -> u32 {
+        match self {
+            IdType::U8 => blocks::ID_U8,
+            IdType::U16 => blocks::ID_U16,
+            IdType::U32 => blocks::ID_U32,
+            IdType::I32 => blocks::ID_I32,
+            IdType::I64 => blocks::ID_I64,
+        }
+    }
+
+    /// The same of labels.
+    pub(super) const fn label_code(self) -> Result<u32> {
+        match self {
+            IdType::U8 => Err(Error::LabelType { labels: "u8" }),
+            IdType::U16 => Err(Error::LabelType { labels: "u16" }),
+            IdType::U32 | IdType::I32 | IdType::I64 => Ok(self.code()),
         }
     }
 }
@@ -145,7 +175,7 @@ impl Decision<'_> {
             offsets: cu_seqlens.len,
             exempt: exempt.ptr,
             exempts: exempt.len,
-            ids_are_i64: u32::from(id_type == IdType::I64),
+            id_type: id_type.code(),
             ..GoldfishArgs::default()
         };
         self.goldfish.set_args(&mut args);

@@ -15,8 +15,7 @@ pub enum Fate {
     Kept,
 }
 
-/// A row in f64. The bounds are those of DESIGN's table for f32 results; a 16-bit gradient is rounded once
-/// from what they allow.
+/// A row in f64, and how far f32 results may be off; a 16-bit gradient is rounded once from what its bound allows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The weighted loss.
@@ -53,11 +52,14 @@ fn ulp(x: f64) -> f64 {
     2f64.powi(exponent.max(-126) - 23)
 }
 
-/// cap(z) and cap′(z).
+/// cap(z) and cap′(z). −inf is no class and stays what it is.
 fn capped(cap: Option<f32>, z: f64) -> (f64, f64) {
     let Some(cap) = cap.map(f64::from) else {
         return (z, 1.0);
     };
+    if z == f64::NEG_INFINITY {
+        return (z, 0.0);
+    }
     let tanh = (z / cap).tanh();
     let cosh = (z / cap).cosh();
     (cap * tanh, 1.0 / (cosh * cosh))
@@ -133,7 +135,7 @@ impl CrossEntropy {
 
         // The error of a capped logit: that of tanh, a handful of roundings relative to itself.
         let cap_error = |z: f64| {
-            if self.softcap.is_some() {
+            if self.softcap.is_some() && z != f64::NEG_INFINITY {
                 8.0 * HALF_ULP * z.abs()
             } else {
                 0.0

@@ -101,16 +101,30 @@ fn cannot(error: anyhow::Error) -> anyhow::Error {
 
 /// Downloads the packages into `stage` with `python`'s pip and gives them their final layout.
 fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
-    let list = stage.join("packages.txt");
+    let packages = pip_install(stage, python, PACKAGES)?;
+    fs::rename(packages.join("nvidia").join("cu13"), stage.join("cuda"))
+        .context("the packages hold no nvidia/cu13")?;
+    for folder in ["tmp", "venv"] {
+        match fs::remove_dir_all(stage.join(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Installs the pinned packages of `list` with `python`'s pip; returns the folder in `stage` that holds them.
+pub fn pip_install(stage: &Path, python: &Path, list: &str) -> anyhow::Result<PathBuf> {
+    let requirements = stage.join("packages.txt");
     let packages = stage.join("packages");
     // pip unpacks here: the system's temporary folder may be small, and is outside the target folder.
     let temporary = stage.join("tmp");
-    fs::write(&list, PACKAGES)?;
+    fs::write(&requirements, list)?;
     fs::create_dir_all(&temporary)?;
 
     let status = Command::new(python)
         .args(["-m", "pip", "install", "--requirement"])
-        .arg(&list)
+        .arg(&requirements)
         .arg("--target")
         .arg(&packages)
         .args(["--require-hashes", "--no-deps", "--no-cache-dir"])
@@ -130,19 +144,11 @@ fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
     if !status.success() {
         bail!("pip failed ({status}); its own words are above. Is the package index reachable?");
     }
-    fs::rename(packages.join("nvidia").join("cu13"), stage.join("cuda"))
-        .context("the packages hold no nvidia/cu13")?;
-    for folder in ["tmp", "venv"] {
-        match fs::remove_dir_all(stage.join(folder)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    Ok(())
+    Ok(packages)
 }
 
 /// A Python whose pip works: the user's, or else that of a virtual environment in `stage`.
-fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
+pub fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
     let python = ["python3", "python"]
         .into_iter()
         .find(|python| {

@@ -57,7 +57,9 @@ fn call(row: &Value) -> Result<Option<Call>> {
     let (input, function): (Tensor, Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>>) =
         match (row["op"].as_str(), row["form"].as_str()) {
             (Some("xsilu"), Some("plain")) => (random(&[number("len")])?, Box::new(Tensor::silu)),
-            (Some("xgelu"), Some("plain")) => (random(&[number("len")])?, Box::new(Tensor::gelu_erf)),
+            (Some("xgelu"), Some("plain")) => {
+                (random(&[number("len")])?, Box::new(Tensor::gelu_erf))
+            }
             // The 16-bit types are summed in themselves there, which is another thing.
             (Some("cross_entropy"), _) if dtype == DType::F32 => {
                 let (rows, vocab) = (number("rows"), number("vocab"));
