@@ -129,6 +129,8 @@ kernel_args! {
         pub normalizer: f32,
         /// Σ of the losses of the rows that Goldfish dropped, if asked for; else 0.
         pub dropped_loss: f32,
+        /// Rows whose label is not ignored, whatever their weight, dropped or not.
+        pub labels: u64,
         /// Rows that count: not ignored, weight not 0, not dropped.
         pub kept: u64,
         /// Rows that would count, had Goldfish not dropped them.
@@ -137,6 +139,9 @@ kernel_args! {
         pub correct: u64,
         /// The first row whose label is not a class; `u64::MAX` if there is none.
         pub bad_row: u64,
+        /// The first kept row whose label is a class and whose loss is NaN, from a NaN or +inf among its logits or
+        /// in its weight, or from nothing but −inf; `u64::MAX` if there is none.
+        pub nan_row: u64,
     }
 
     /// What some rows come to. Sums are pairs of sum and compensation.
@@ -145,10 +150,12 @@ kernel_args! {
         pub(crate) z_loss: [f32; 2],
         pub(crate) weight: [f32; 2],
         pub(crate) dropped_loss: [f32; 2],
+        pub(crate) labels: u64,
         pub(crate) kept: u64,
         pub(crate) dropped: u64,
         pub(crate) correct: u64,
         pub(crate) bad_row: u64,
+        pub(crate) nan_row: u64,
     }
 
     /// What the entries of cross-entropy take. Addresses are of the device; what has address 0 is absent.
@@ -236,4 +243,6 @@ kernel_numbers! {
     NORMALIZE_BY_WEIGHT = 2,
     /// `CrossEntropyArgs::normalizer`.
     NORMALIZE_BY_EXTERNAL = 3,
+    /// The number of rows whose label is not ignored.
+    NORMALIZE_BY_LABELS = 4,
 }

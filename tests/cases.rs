@@ -14,8 +14,8 @@ use xact::loss::cross_entropy::Fate;
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::goldfish::IdType;
 use xact::{
-    CrossEntropy, Element, Gated, Goldfish, Order, Parameters, Strategy, Xatlu, Xgelu,
-    Xielu, Xsilu, cpu, reference,
+    CrossEntropy, Element, Gated, Goldfish, Normalizer, Order, Parameters, Strategy,
+    Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
 };
 
 fn gpu() -> Gpu {
@@ -379,4 +379,60 @@ fn ids_of_every_type_decide_alike() {
     check::<u32>(&mut random, u32::MAX.into());
     check::<i32>(&mut random, i32::MAX as u64);
     check::<i64>(&mut random, i64::MAX as u64);
+}
+
+/// Weights that are advantages, which may be 0 and sum up to what they like.
+#[test]
+fn advantages_by_the_number_of_labels() {
+    let batch = Batch {
+        weights: Some(vec![1.0, 0.0, -1.0, 0.5]),
+        ..Batch::new([0.0_f32, 1.0].repeat(4), 2, vec![0, 1, 0, 1])
+    };
+    for (normalizer, mean) in [
+        (Normalizer::None, 0.156_630_8),
+        (Normalizer::Labels, 0.039_157_7),
+        (Normalizer::Kept, 0.052_210_3),
+    ] {
+        let op = CrossEntropy::default().normalizer(normalizer);
+        for got in losses(&op, &batch) {
+            // The terms are 1.3 and −1.3.
+            let error = (f64::from(got.summary.mean) - mean).abs();
+            assert!(
+                error < 1e-7 + 2f64.powi(-23),
+                "{normalizer:?}: {}",
+                got.summary.mean
+            );
+            assert_eq!((got.summary.labels, got.summary.kept), (4, 3));
+        }
+    }
+}
+
+/// The first row with a loss of NaN is named, whatever makes it one; rows that do not count and bad labels are not.
+#[test]
+fn the_row_of_a_nan_is_named() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let good = [0.5, 1.0, -1.0];
+    for (bad, weight) in [
+        ([0.0, nan, 0.0], 1.0),
+        ([0.0, inf, 0.0], 1.0),
+        ([-inf; 3], 1.0),
+        (good, nan),
+    ] {
+        let rows = [good, [nan; 3], good, [nan; 3], bad, bad];
+        let batch = Batch {
+            weights: Some(vec![1.0, 1.0, 1.0, 0.0, weight, weight]),
+            ..Batch::new(rows.concat(), 3, vec![0, -100, 3, 1, 2, 0])
+        };
+        for got in losses(&CrossEntropy::default(), &batch) {
+            assert_eq!(
+                (got.summary.nan_row, got.summary.bad_row),
+                (4, 2),
+                "{bad:?}"
+            );
+        }
+    }
+    let fine = Batch::new([good, [1.0, -inf, 2.0]].concat(), 3, vec![0, 1]);
+    for got in losses(&CrossEntropy::default(), &fine) {
+        assert_eq!((got.loss[1], got.summary.nan_row), (inf, u64::MAX));
+    }
 }

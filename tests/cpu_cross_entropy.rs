@@ -276,7 +276,12 @@ fn rows_that_do_not_count<T: Element>() -> Outcome {
     let (rows, cols) = (6, 70);
     for ignore_index in [-100, -1, 0, 5, i64::from(i32::MIN)] {
         for empty_is_nan in [false, true] {
-            for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+            for normalizer in [
+                Normalizer::None,
+                Normalizer::Kept,
+                Normalizer::Labels,
+                Normalizer::Weight,
+            ] {
                 let op = CrossEntropy::default()
                     .ignore_index(ignore_index)
                     .empty_is_nan(empty_is_nan)
@@ -392,11 +397,17 @@ fn upstream_gradients<T: Element>() -> Outcome {
 fn normalizers<T: Element>() -> Outcome {
     for rows in [1, 5, 300] {
         let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
-        batch.weights = Some((0..rows).map(|r| (r % 4) as f32 + 0.5).collect());
+        batch.weights = Some((0..rows).map(|r| ((r + 1) % 4) as f32 / 2.0).collect());
+        batch.labels[rows / 2] = -100;
         // What is given counts, whatever the options say.
         for given in [None, Some(1234.5)] {
             batch.normalizer = given;
-            for normalizer in [Normalizer::None, Normalizer::Kept, Normalizer::Weight] {
+            for normalizer in [
+                Normalizer::None,
+                Normalizer::Kept,
+                Normalizer::Labels,
+                Normalizer::Weight,
+            ] {
                 let op = CrossEntropy::default().normalizer(normalizer);
                 checked(&op, &batch, How::default())?;
             }

@@ -47,6 +47,7 @@ enum class Fate { Masked, Dropped, Bad, Kept };
 
 struct Target {
     Fate fate;
+    bool ignored;      // by its label
     float weight;
     u64 label;         // if it is a class
     long long column;  // of this rank; -1 if it is another's
@@ -56,8 +57,8 @@ struct Target {
 template <int kLanes>
 __device__ inline Target target_of(const Args& args, u64 row) {
     const long long label = read_label(args.labels, args.label_type, row);
-    Target t{Fate::Masked, 1.0f, static_cast<u64>(label), -1};
-    if (label == args.ignore_index) return t;
+    Target t{Fate::Masked, label == args.ignore_index, 1.0f, static_cast<u64>(label), -1};
+    if (t.ignored) return t;
     if (args.weights != 0) t.weight = reinterpret_cast<const float*>(args.weights)[row];
     if (t.weight == 0.0f) return t;
     t.fate = Fate::Bad;
@@ -224,6 +225,8 @@ struct Stats {
         if (with_sum) sum.add(capped);
         if (at == column) {
             target = z;
+            // It may be the first of nothing but −inf.
+            if (z == -INFINITY) see(z, (at + in.skew) / N);
         } else {
             see(z, (at + in.skew) / N);
             rest.add(base.exp(capped));
@@ -643,13 +646,15 @@ __device__ inline void add(Totals& to, const Totals& other) {
     add(to.z_loss, sum_of(other.z_loss));
     add(to.weight, sum_of(other.weight));
     add(to.dropped_loss, sum_of(other.dropped_loss));
+    to.labels += other.labels;
     to.kept += other.kept;
     to.dropped += other.dropped;
     to.correct += other.correct;
     to.bad_row = min(to.bad_row, other.bad_row);
+    to.nan_row = min(to.nan_row, other.nan_row);
 }
 
-__device__ inline Totals no_totals() { return {{}, {}, {}, {}, 0, 0, 0, ~0ull}; }
+__device__ inline Totals no_totals() { return {{}, {}, {}, {}, 0, 0, 0, 0, ~0ull, ~0ull}; }
 
 // The totals of all threads of the block, as a tree of fixed shape; thread 0 receives them.
 __device__ inline Totals block_totals(const Totals& mine, Totals* scratch) {
@@ -696,6 +701,7 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
         write_at(args.lse, row, lse);
         write_at(args.argmax, row, static_cast<int>(stats.argmax));
     }
+    totals.labels += !target.ignored;
     if (target.fate == Fate::Masked) return;
     if (target.fate == Fate::Dropped) {
         totals.dropped += 1;
@@ -708,9 +714,10 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
     add(totals.weight, Sum(target.weight));
     if (target.fate == Fate::Bad) {
         totals.bad_row = min(totals.bad_row, row);
-    } else if (stats.argmax == target.label) {
-        totals.correct += 1;
+        return;
     }
+    if (isnan(value)) totals.nan_row = min(totals.nan_row, row);
+    if (stats.argmax == target.label) totals.correct += 1;
 }
 
 __device__ inline void finish(const Args& args, Totals* scratch) {
@@ -737,12 +744,15 @@ __device__ inline void totals(const Args& args, Totals* scratch) {
     out.z_loss = sum_of(all.z_loss).value();
     out.weight = sum_of(all.weight).value();
     out.dropped_loss = sum_of(all.dropped_loss).value();
+    out.labels = all.labels;
     out.kept = all.kept;
     out.dropped = all.dropped;
     out.correct = all.correct;
     out.bad_row = all.bad_row;
+    out.nan_row = all.nan_row;
     out.normalizer = 1.0f;
     if (args.normalize_by == NORMALIZE_BY_KEPT) out.normalizer = static_cast<float>(all.kept);
+    if (args.normalize_by == NORMALIZE_BY_LABELS) out.normalizer = static_cast<float>(all.labels);
     if (args.normalize_by == NORMALIZE_BY_WEIGHT) out.normalizer = out.weight;
     if (args.normalize_by == NORMALIZE_BY_EXTERNAL) {
         out.normalizer = *reinterpret_cast<const float*>(args.normalizer);

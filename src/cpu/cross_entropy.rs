@@ -550,6 +550,8 @@ impl Outputs<'_> {
 struct Plan {
     options: Options,
     targets: Vec<Target>,
+    /// Rows that are not ignored by their label.
+    labels: u64,
     /// Rows that count, and their weight.
     kept: u64,
     weight: f32,
@@ -614,10 +616,15 @@ impl Plan {
                 }
             })
             .collect();
+        let labels = rows
+            .labels
+            .iter()
+            .filter(|&&label| label.into() != op.ignore_index);
         let counts = |target: &&Target| matches!(target.fate, Fate::Kept | Fate::Bad);
         let kept = targets.iter().filter(counts);
         Ok(Plan {
             options: Options::new(op, classes, first_class, vocab as usize),
+            labels: labels.count() as u64,
             kept: kept.clone().count() as u64,
             weight: rounded(kept.map(|target| f64::from(target.weight)).sum()),
             targets,
@@ -629,6 +636,7 @@ impl Plan {
         given.unwrap_or(match op.normalizer {
             Normalizer::None => 1.0,
             Normalizer::Kept => self.kept as f32,
+            Normalizer::Labels => self.labels as f32,
             Normalizer::Weight => self.weight,
         })
     }
@@ -710,8 +718,10 @@ impl Plan {
         let mut summary = CrossEntropySummary {
             normalizer: divisor,
             weight: self.weight,
+            labels: self.labels,
             kept: self.kept,
             bad_row: u64::MAX,
+            nan_row: u64::MAX,
             ..CrossEntropySummary::default()
         };
         let [mut loss, mut z_loss, mut dropped_loss] = [0.0; 3];
@@ -735,6 +745,9 @@ impl Plan {
                     of_row
                 }
                 Fate::Kept => {
+                    if of_row.loss.is_nan() {
+                        summary.nan_row = summary.nan_row.min(row as u64);
+                    }
                     summary.correct += u64::from(u64::from(stats.argmax) == target.class);
                     of_row
                 }

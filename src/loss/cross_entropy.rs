@@ -16,7 +16,8 @@
 //! Goldfish drops it. Its logits are not read (those of a dropped row are if
 //! [`dropped_loss`](CrossEntropy::dropped_loss) is asked for), its loss is 0 and its gradient exactly 0. All
 //! others are **kept**. A label that is no class is reported in [`CrossEntropySummary::bad_row`] and gives NaN in
-//! the loss and the gradient of its own row; nothing is read or written out of bounds, and no other row changes.
+//! the loss and the gradient of its own row; the first other row whose loss is NaN is reported in
+//! [`CrossEntropySummary::nan_row`]; nothing is read or written out of bounds, and no other row changes.
 //!
 //! Special values: a logit of −inf has p = 0. A row with +inf or NaN, or of −inf alone, gives NaN. A target of
 //! −inf gives a loss of +inf and a finite gradient. A softcap leaves −inf what it is, no class, with a gradient of 0,
@@ -28,6 +29,7 @@
 //! instead (the `alpha` of the next matrix product), or scale the loss up through `dloss`.
 //!
 //! [`CrossEntropySummary::bad_row`]: crate::CrossEntropySummary::bad_row
+//! [`CrossEntropySummary::nan_row`]: crate::CrossEntropySummary::nan_row
 
 mod reference;
 
@@ -80,10 +82,14 @@ pub struct CrossEntropy {
 pub enum Normalizer {
     /// 1: the mean is the sum.
     None,
-    /// The number of kept rows, as PyTorch's mean.
+    /// The number of kept rows: a label that is not ignored, a weight that is not 0, not dropped by Goldfish. As
+    /// PyTorch's mean where there are no weights.
     #[default]
     Kept,
-    /// The sum of the weights of the kept rows.
+    /// The number of rows whose label is not ignored, whatever their weight and whether Goldfish drops them: for
+    /// weights that are part of the loss and may be 0, such as advantages.
+    Labels,
+    /// The sum of the weights of the kept rows. 0 for weights that are centred.
     Weight,
 }
 

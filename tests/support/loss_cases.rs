@@ -96,7 +96,7 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
         prop_oneof![Just(0.0f32), 0.0f32..0.99],
         prop_oneof![Just(0.0f32), 0.0f32..0.1],
         prop::option::of(0.5f32..60.0),
-        0..4usize,
+        0..5usize,
     );
     let scale = prop_oneof![Just(0.0), 0.01..30.0f64];
     let batch = (scale, strides, any::<[bool; 3]>(), any::<u64>());
@@ -104,7 +104,12 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
         let (rows, classes, padding) = shape;
         let (label_smoothing, z_loss, softcap, normalizer) = op;
         let (scale, stride, [weighted, upstream, masked], seed) = batch;
-        let normalizers = [Normalizer::None, Normalizer::Kept, Normalizer::Weight];
+        let normalizers = [
+            Normalizer::None,
+            Normalizer::Kept,
+            Normalizer::Labels,
+            Normalizer::Weight,
+        ];
         let external = normalizer == normalizers.len();
         let mut op = CrossEntropy::default()
             .label_smoothing(label_smoothing)

@@ -73,7 +73,7 @@ impl<T: Element> Results<T> {
             s.normalizer,
             s.dropped_loss,
         ];
-        let counts = [s.kept, s.dropped, s.correct, s.bad_row];
+        let counts = [s.labels, s.kept, s.dropped, s.correct, s.bad_row, s.nan_row];
         let counts = counts.iter().flat_map(|&c| [c as u32, (c >> 32) as u32]);
         floats
             .chain(self.argmax.iter().map(|&a| a as u32))
@@ -92,6 +92,12 @@ pub struct Expected {
     pub normalizer: f64,
 }
 
+/// Labels that are not ignored.
+fn labels<T>(op: &CrossEntropy, batch: &Batch<T>) -> u64 {
+    let labels = batch.labels.iter();
+    labels.filter(|&&label| label != op.ignore_index).count() as u64
+}
+
 /// The reference of a batch of whole rows. `dropped` says which rows Goldfish drops.
 pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool]) -> Expected {
     let classes = op.vocab.map_or(batch.cols, |v| v as usize);
@@ -105,6 +111,7 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
         _ if batch.normalizer.is_some() => f64::from(batch.normalizer.unwrap_or_default()),
         xact::Normalizer::None => 1.0,
         xact::Normalizer::Kept => kept().count() as f64,
+        xact::Normalizer::Labels => labels(op, batch) as f64,
         xact::Normalizer::Weight => kept().map(|r| f64::from(weight(r))).sum(),
         other => panic!("{other:?}"),
     };
@@ -318,6 +325,12 @@ fn check_summary<T: Element>(
     let correct = |r: &&usize| i64::from(got.argmax[**r]) == batch.labels[**r];
     let correct = with(&[Fate::Kept]).iter().filter(correct).count();
     let bad = with(&[Fate::Bad]).first().map_or(u64::MAX, |&r| r as u64);
+    let nan = |r: &&usize| got.loss[**r].is_nan();
+    let nan = with(&[Fate::Kept])
+        .iter()
+        .find(nan)
+        .map_or(u64::MAX, |&r| r as u64);
+    assert_eq!((s.labels, s.nan_row), (labels(op, batch), nan));
     assert_eq!(
         (s.kept, s.dropped, s.correct, s.bad_row),
         (kept.len() as u64, dropped.len() as u64, correct as u64, bad)

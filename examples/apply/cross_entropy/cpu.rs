@@ -2,7 +2,7 @@
 
 use xact::cpu::cross_entropy::{backward, finish, forward, partial};
 use xact::cpu::{Input, Output};
-use xact::loss::goldfish::TokenId;
+use xact::loss::cross_entropy::Label;
 use xact::{Element, Result};
 
 use super::inputs::Inputs;
@@ -10,7 +10,7 @@ use super::results::{Results, Summary, widen};
 
 impl Inputs {
     /// The results, and the gradient of a backward.
-    pub fn on_cpu<T: Element, L: TokenId>(
+    pub fn on_cpu<T: Element, L: Label>(
         &self,
         logits: &[T],
         labels: &[L],

@@ -1,7 +1,7 @@
 //! The loss on a device.
 
 use xact::cuda::cross_entropy::{Divisor, backward, finish, forward, partial};
-use xact::loss::goldfish::TokenId;
+use xact::loss::cross_entropy::Label;
 use xact::{CrossEntropySummary, Element, Queue, Result};
 
 use super::super::machine::Buffer;
@@ -10,7 +10,7 @@ use super::results::{Results, Summary, widen};
 
 impl Inputs {
     /// The results, and the gradient of a backward.
-    pub fn on_device<T: Element, L: TokenId>(
+    pub fn on_device<T: Element, L: Label>(
         &self,
         queue: &mut Queue,
         logits: &[T],

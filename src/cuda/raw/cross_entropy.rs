@@ -314,7 +314,10 @@ pub unsafe fn forward_with_gradient(
     };
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
-        if matches!(plan.args.normalize_by, blocks::NORMALIZE_BY_KEPT | blocks::NORMALIZE_BY_WEIGHT) {
+        if matches!(
+            plan.args.normalize_by,
+            blocks::NORMALIZE_BY_KEPT | blocks::NORMALIZE_BY_LABELS | blocks::NORMALIZE_BY_WEIGHT
+        ) {
             // What divides the gradients is counted before them.
             plan.args.part_count = 0;
             plan.finish(device, stream, &finish)?;
@@ -642,6 +645,7 @@ impl Plan {
         self.args.normalize_by = match op.normalizer {
             Normalizer::None => blocks::NORMALIZE_BY_NONE,
             Normalizer::Kept => blocks::NORMALIZE_BY_KEPT,
+            Normalizer::Labels => blocks::NORMALIZE_BY_LABELS,
             Normalizer::Weight => blocks::NORMALIZE_BY_WEIGHT,
         };
         if op.normalizer != Normalizer::None {
