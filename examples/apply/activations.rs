@@ -1,16 +1,18 @@
 //! Activations on the tensors of a file.
 
+mod call;
+mod cpu;
+mod device;
+mod reference;
+
 use clap::{Args, Command, ValueEnum};
-use safetensors::tensor::{Dtype, TensorView};
-use xact::cuda::{self, Gradients, Params};
-use xact::{
-    Activation, AnyActivation, Compat, Element, EpsGradient, Gated, Halves, Order, Parameters,
-    Queue, Signature, cpu,
-};
+use safetensors::tensor::Dtype;
+use xact::{Activation, AnyActivation, Compat, EpsGradient, Halves, Order, Parameters, Signature};
 
 use super::arguments::{Task, finite, not_nan, twice};
-use super::machine::{Buffer, Machine};
-use super::tensors::{Output, Tensors, check_type, each_element, elements, numbers};
+use super::machine::Machine;
+use super::tensors::{Tensors, check_type};
+use call::{Call, Gate};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -219,16 +221,6 @@ fn params(signature: &Signature, tensors: &Tensors<'_>, beside: Dtype) -> Result
     Ok(params)
 }
 
-/// How an op gates.
-#[derive(Clone, Copy)]
-struct Gate {
-    order: Order,
-    halves: Halves,
-    rows: usize,
-    /// Elements of a half of a row.
-    cols: usize,
-}
-
 impl Gating {
     /// How x of this shape is gated.
     fn of(&self, shape: &[usize]) -> Result<Option<Gate>, String> {
@@ -255,270 +247,5 @@ impl Gating {
             rows: outer.iter().product(),
             cols: width / 2,
         }))
-    }
-}
-
-/// An op on tensors.
-struct Call {
-    op: AnyActivation,
-    gate: Option<Gate>,
-    params: Vec<f64>,
-}
-
-/// y or dx, and the gradients of the parameters.
-struct Results<T> {
-    out: Vec<T>,
-    dparams: Vec<f64>,
-}
-
-impl Call {
-    /// The shape of y for x of this shape.
-    fn shape_of_y(&self, x: &[usize]) -> Vec<usize> {
-        let mut shape = x.to_vec();
-        if let (Some(gate), Some(width)) = (self.gate, shape.last_mut()) {
-            *width = gate.cols;
-        }
-        shape
-    }
-
-    /// dy, which must have the type of x and the shape of y.
-    fn upstream<'a>(
-        &self,
-        tensors: &Tensors<'a>,
-        x: &TensorView<'_>,
-    ) -> Result<TensorView<'a>, String> {
-        let (dy, shape) = (tensors.get("dy")?, self.shape_of_y(x.shape()));
-        if (dy.dtype(), dy.shape()) != (x.dtype(), &shape[..]) {
-            return Err(format!(
-                "dy is {:?} {:?}, but x is {:?} {:?}; dy must be {:?} {shape:?}",
-                dy.dtype(),
-                dy.shape(),
-                x.dtype(),
-                x.shape(),
-                x.dtype(),
-            ));
-        }
-        Ok(dy)
-    }
-
-    fn outputs(
-        &self,
-        machine: Machine,
-        tensors: &Tensors<'_>,
-        x: &TensorView<'_>,
-        dy: Option<&TensorView<'_>>,
-    ) -> Result<Vec<Output>, String> {
-        let (name, shape) = match dy {
-            None => ("y", self.shape_of_y(x.shape())),
-            Some(_) => ("dx", x.shape().to_vec()),
-        };
-        let (out, dparams) = match machine {
-            Machine::Reference => {
-                let results = self.reference(&numbers(x), dy.map(numbers).as_deref());
-                let out = Output::rounded(name, x.dtype(), &shape, &results.out);
-                (out, results.dparams)
-            }
-            Machine::Cpu => each_element!(x.dtype(), T => {
-                let dy = dy.map(elements::<T>);
-                let results = self.on_cpu(&elements::<T>(x), dy.as_deref());
-                let results = results.map_err(|e| e.to_string())?;
-                (Output::new(name, x.dtype(), &shape, &results.out), results.dparams)
-            }),
-            Machine::Device(mut queue) => each_element!(x.dtype(), T => {
-                let dy = dy.map(elements::<T>);
-                let results = self.on_device(&mut queue, &elements::<T>(x), dy.as_deref());
-                let results = results.map_err(|e| e.to_string())?;
-                (Output::new(name, x.dtype(), &shape, &results.out), results.dparams)
-            }),
-        };
-        let mut outputs = vec![out];
-        if dy.is_some() {
-            let of = match x.dtype() {
-                Dtype::F64 => Dtype::F64,
-                _ => Dtype::F32,
-            };
-            let Signature {
-                params, gradients, ..
-            } = self.op.signature();
-            for ((name, param), value) in gradients.iter().zip(*params).zip(dparams) {
-                let param = tensors.get(param)?;
-                outputs.push(Output::rounded(name, of, param.shape(), &[value]));
-            }
-        }
-        Ok(outputs)
-    }
-
-    /// In f64, from the definition.
-    fn reference(&self, x: &[f64], dy: Option<&[f64]>) -> Results<f64> {
-        let mut sums = vec![0.0; self.params.len()];
-        let mut add = |upstream: f64, terms: &[f64]| {
-            for (sum, term) in sums.iter_mut().zip(terms) {
-                *sum += upstream * term;
-            }
-        };
-        let out = match self.gated() {
-            None => {
-                let points = x.iter().map(|&x| self.op.evaluate(&self.params, x));
-                match dy {
-                    None => points.map(|point| point.y.value).collect(),
-                    Some(dy) => (points.zip(dy))
-                        .map(|(point, dy)| {
-                            add(*dy, &point.dparams);
-                            dy * point.slope.value
-                        })
-                        .collect(),
-                }
-            }
-            Some((op, gate)) => {
-                let pairs = (0..gate.rows * gate.cols).map(|i| {
-                    let (row, col) = (i / gate.cols, i % gate.cols);
-                    let first = 2 * gate.cols * row + col;
-                    let [x_at, v_at] = match gate.halves {
-                        Halves::GateFirst => [first, first + gate.cols],
-                        Halves::ValueFirst => [first + gate.cols, first],
-                    };
-                    let point = op.evaluate_order(gate.order, &self.params, x[x_at]);
-                    (point, x[v_at], [x_at, v_at])
-                });
-                match dy {
-                    None => pairs.map(|(point, v, _)| point.y.value * v).collect(),
-                    Some(dy) => {
-                        let mut dxv = vec![0.0; x.len()];
-                        for ((point, v, [x_at, v_at]), dy) in pairs.zip(dy) {
-                            add(dy * v, &point.dparams);
-                            dxv[x_at] = dy * v * point.slope.value;
-                            dxv[v_at] = dy * point.y.value;
-                        }
-                        dxv
-                    }
-                }
-            }
-        };
-        let chain = self.op.chain(&self.params);
-        Results {
-            out,
-            dparams: sums
-                .iter()
-                .zip(chain)
-                .map(|(sum, chain)| sum * chain)
-                .collect(),
-        }
-    }
-
-    fn gated(&self) -> Option<(&dyn Gated, Gate)> {
-        let gate = self.gate?;
-        Some((self.op.as_gated().expect("checked before"), gate))
-    }
-
-    /// The parameters as the backends take them, exactly: they are f32, or 16-bit.
-    fn params_f32(&self) -> Vec<f32> {
-        self.params.iter().map(|&p| p as f32).collect()
-    }
-
-    /// Elements of y or dx.
-    fn len<T>(&self, x: &[T], dy: Option<&[T]>) -> usize {
-        if dy.is_none() && self.gate.is_some() {
-            return x.len() / 2;
-        }
-        x.len()
-    }
-
-    fn on_cpu<T: Element>(&self, x: &[T], dy: Option<&[T]>) -> xact::Result<Results<T>> {
-        let params = self.params_f32();
-        let mut out = vec![T::from_f64(0.0); self.len(x, dy)];
-        let mut dparams = vec![0.0; params.len()];
-        match (self.gated(), dy) {
-            (None, None) => cpu::forward(&self.op, x, &params, &mut out).run()?,
-            (None, Some(dy)) => cpu::backward(&self.op, x, dy, &params, &mut out)
-                .gradients(&mut dparams)
-                .run()?,
-            (Some((op, gate)), None) => {
-                let xv = cpu::Pair::halves(x, gate.rows, gate.halves)?;
-                cpu::gated_forward(op, gate.order, xv, &params, &mut out).run()?;
-            }
-            (Some((op, gate)), Some(dy)) => {
-                let xv = cpu::Pair::halves(x, gate.rows, gate.halves)?;
-                let dxv = cpu::PairMut::halves(&mut out, gate.rows, gate.halves)?;
-                cpu::gated_backward(op, gate.order, xv, dy, &params, dxv)
-                    .gradients(&mut dparams)
-                    .run()?;
-            }
-        }
-        Ok(Results {
-            out,
-            dparams: dparams.into_iter().map(f64::from).collect(),
-        })
-    }
-
-    fn on_device<T: Element>(
-        &self,
-        queue: &mut Queue,
-        x: &[T],
-        dy: Option<&[T]>,
-    ) -> xact::Result<Results<T>> {
-        let scalars = |values: &[f32]| -> xact::Result<Vec<Buffer<f32>>> {
-            values
-                .iter()
-                .map(|&value| Buffer::upload(queue, &[value]))
-                .collect()
-        };
-        let params = scalars(&self.params_f32())?;
-        let mut dparams = scalars(&vec![0.0; params.len()])?;
-        let mut out = Buffer::<T>::zeros(queue, self.len(x, dy))?;
-        let x = Buffer::upload(queue, x)?;
-        let dy = dy.map(|dy| Buffer::upload(queue, dy)).transpose()?;
-        let list = params.iter().filter_map(Buffer::slice);
-        let gradients = dparams.iter_mut().filter_map(Buffer::slice_mut);
-        match (self.gated(), &dy) {
-            (None, None) => {
-                let params = Params::list(list);
-                cuda::forward(&self.op, x.input(), params, out.output()).launch(queue)?;
-            }
-            (None, Some(dy)) => {
-                let params = Params::list(list);
-                let call = cuda::backward(&self.op, x.input(), dy.input(), params, out.output())
-                    .gradients(Gradients::list(gradients));
-                queue.reserve(call.workspace_bytes()?)?;
-                call.launch(queue)?;
-            }
-            (Some((op, gate)), None) => {
-                let (params, xv) = (Params::list(list), halves(&x, gate)?);
-                cuda::gated_forward(op, gate.order, xv, params, out.output()).launch(queue)?;
-            }
-            (Some((op, gate)), Some(dy)) => {
-                let (params, xv) = (Params::list(list), halves(&x, gate)?);
-                let dxv = halves_mut(&mut out, gate)?;
-                let call = cuda::gated_backward(op, gate.order, xv, dy.input(), params, dxv)
-                    .gradients(Gradients::list(gradients));
-                queue.reserve(call.workspace_bytes()?)?;
-                call.launch(queue)?;
-            }
-        }
-        let mut sums = Vec::new();
-        for gradient in &dparams {
-            sums.extend(gradient.download(queue)?.into_iter().map(f64::from));
-        }
-        Ok(Results {
-            out: out.download(queue)?,
-            dparams: sums,
-        })
-    }
-}
-
-/// Gate and value of x on the device.
-fn halves<T: Element>(x: &Buffer<T>, gate: Gate) -> xact::Result<cuda::Pair<'_, T>> {
-    match x.slice() {
-        Some(x) => cuda::Pair::halves(x, gate.rows, gate.halves),
-        None => Ok(cuda::Pair::new(x.input(), x.input())),
-    }
-}
-
-fn halves_mut<T: Element>(dx: &mut Buffer<T>, gate: Gate) -> xact::Result<cuda::PairMut<'_, T>> {
-    match dx.slice_mut() {
-        Some(dx) => cuda::PairMut::halves(dx, gate.rows, gate.halves),
-        None => Ok(cuda::PairMut::new(
-            cuda::Output::empty(),
-            cuda::Output::empty(),
-        )),
     }
 }

@@ -40,23 +40,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// An option that is given, and of which of the strategies it is.
-    fn given(&self) -> impl Iterator<Item = (&'static str, fn(&Strategy) -> bool)> {
-        let given: [(_, _, fn(&Strategy) -> bool); 4] = [
-            ("--k", self.k.is_some(), |_| true),
-            ("--h", self.h.is_some(), |s| s.h().is_some()),
-            ("--start", self.start.is_some(), |s| {
-                matches!(s, Strategy::Static { .. })
-            }),
-            ("--seed", self.seed.is_some(), |s| {
-                matches!(s, Strategy::Random { .. } | Strategy::Hash64 { .. })
-            }),
-        ];
-        (given.into_iter())
-            .filter(|(_, given, _)| *given)
-            .map(|(flag, _, has)| (flag, has))
-    }
-
     /// The strategy of this name, if there is one, with these numbers, all of which it must have.
     pub fn strategy(&self, name: Option<Name>) -> Result<Option<Goldfish>, String> {
         let strategy = name.map(|name| {
@@ -68,13 +51,23 @@ impl Options {
             };
             numbers.of(name)
         });
-        for (flag, has) in self.given() {
-            match &strategy {
-                None => return Err(format!("{flag} is of --goldfish, which is not given")),
-                Some(strategy) if !has(strategy) => {
-                    return Err(format!("{} has no {flag}", strategy.name()));
-                }
-                Some(_) => {}
+        let has_h = strategy.is_some_and(|strategy| strategy.h().is_some());
+        let has_start = matches!(strategy, Some(Strategy::Static { .. }));
+        let has_seed = matches!(
+            strategy,
+            Some(Strategy::Random { .. } | Strategy::Hash64 { .. })
+        );
+        for (flag, is_given, is_used) in [
+            ("--k", self.k.is_some(), strategy.is_some()),
+            ("--h", self.h.is_some(), has_h),
+            ("--start", self.start.is_some(), has_start),
+            ("--seed", self.seed.is_some(), has_seed),
+        ] {
+            if is_given && !is_used {
+                return Err(match strategy {
+                    None => format!("{flag} is of --goldfish, which is not given"),
+                    Some(strategy) => format!("{} has no {flag}", strategy.name()),
+                });
             }
         }
         let goldfish = strategy.map(Goldfish::new).transpose();
@@ -102,7 +95,10 @@ pub(crate) use each_id;
 
 /// The ids of a tensor as those of the widest type, which decide alike.
 pub fn widened(name: &str, view: &TensorView<'_>) -> Result<Vec<i64>, String> {
-    each_id!(name, view, I => Ok(elements::<I>(view).into_iter().map(i64::from).collect()))
+    fn widen<I: TokenId + Pod>(view: &TensorView<'_>) -> Vec<i64> {
+        elements::<I>(view).into_iter().map(Into::into).collect()
+    }
+    each_id!(name, view, I => Ok(widen::<I>(view)))
 }
 
 /// What decides which labels are dropped.

@@ -88,7 +88,7 @@ impl<'a> Tensors<'a> {
             return Ok(None);
         };
         let of_type = [Dtype::F32, beside].contains(&view.dtype());
-        match &*view.shape() {
+        match view.shape() {
             shape if of_type && shape.iter().product::<usize>() == 1 => Ok(Some(numbers(&view)[0])),
             shape => {
                 let or = match beside {
