@@ -60,7 +60,9 @@ mod sealed {
 }
 
 /// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`].
-pub trait Element: bytemuck::Pod + sealed::Sealed + Send + Sync + std::fmt::Debug {
+pub trait Element:
+    bytemuck::Pod + Into<f64> + sealed::Sealed + Send + Sync + std::fmt::Debug
+{
     /// The type as a value.
     const DTYPE: Dtype;
     /// Distance from 1 to the next value, as a power of two: −23, −10 or −7.

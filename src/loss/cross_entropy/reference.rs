@@ -1,7 +1,6 @@
 //! The loss in f64, written from its definition and not from the kernels, with the error that a result may have.
 
 use super::CrossEntropy;
-use crate::dtype::Element;
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,19 +80,19 @@ impl CrossEntropy {
         }
     }
 
-    /// The reference of a row that counts. `logits` are those of all classes, `target` is the label's place
+    /// The reference of a row that counts. `logits` are those of all classes, of an element's type or f64; `target` is the label's place
     /// among them, `upstream` what the gradient is multiplied with beside the weight (dloss/normalizer).
     ///
     /// # Panics
     /// If `target` is not among the logits.
-    pub fn evaluate<T: Element>(
+    pub fn evaluate<T: Copy + Into<f64>>(
         &self,
         logits: &[T],
         target: usize,
         weight: f64,
         upstream: f64,
     ) -> Row {
-        let raw: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
+        let raw: Vec<f64> = logits.iter().map(|&z| z.into()).collect();
         let (z, slopes): (Vec<f64>, Vec<f64>) =
             raw.iter().map(|&z| capped(self.softcap, z)).unzip();
         let [smooth, lambda] = [self.label_smoothing, self.z_loss].map(f64::from);
