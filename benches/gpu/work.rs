@@ -374,7 +374,7 @@ impl<'a> Maker<'_, 'a> {
                         logits: forward.logits,
                         stats: forward.outputs.stats,
                         ranks: 1,
-                        dlogits: Matrix::contiguous(dlogits.at(turn), row.cols),
+                        dlogits: Matrix::contiguous(dlogits.at(turn), row.cols).into(),
                         normalizer: Some(forward.outputs.summary + normalizer),
                         upstream: loss::Upstream::default(),
                     };
@@ -530,7 +530,7 @@ impl Loss {
             logits: loss::Logits {
                 dtype: self.dtype,
                 cols: self.cols,
-                matrix: Matrix::contiguous(self.logits.at(turn), self.cols),
+                matrix: Matrix::contiguous(self.logits.at(turn), self.cols).into(),
             },
             outputs: loss::Outputs {
                 loss: Some(self.loss.at(turn)),

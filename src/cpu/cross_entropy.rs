@@ -42,6 +42,16 @@ use crate::loss::goldfish::Tokens;
 use loops::{Pass, Row};
 use row::{NO_STATS, Options, RowLoss, Target, merged, rounded};
 
+/// Rows that come in groups, as those of the view `logits[:, :-1]` of a `[B, S, V]` tensor do: B groups of S − 1 rows,
+/// S·V elements apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Rows of a group, of which the number of rows is a multiple.
+    pub rows: usize,
+    /// Elements from the start of one group to the start of the next.
+    pub pitch: usize,
+}
+
 /// A matrix that is read, of one row for each label.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a, T> {
@@ -51,6 +61,8 @@ pub struct Matrix<'a, T> {
     pub cols: usize,
     /// Elements from the start of one row to the start of the next, at least `cols`.
     pub pitch: usize,
+    /// `None`: all rows are one group.
+    pub groups: Option<Groups>,
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -60,6 +72,7 @@ impl<'a, T> Matrix<'a, T> {
             elements,
             cols,
             pitch: cols,
+            groups: None,
         }
     }
 }
@@ -73,6 +86,8 @@ pub struct MatrixMut<'a, T> {
     pub cols: usize,
     /// Elements from the start of one row to the start of the next, at least `cols`.
     pub pitch: usize,
+    /// `None`: all rows are one group.
+    pub groups: Option<Groups>,
 }
 
 impl<'a, T> MatrixMut<'a, T> {
@@ -82,6 +97,7 @@ impl<'a, T> MatrixMut<'a, T> {
             elements,
             cols,
             pitch: cols,
+            groups: None,
         }
     }
 }
@@ -251,7 +267,13 @@ pub fn forward<T: Element, L: Label>(
         normalizer,
     } = call;
     let plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
+    let ranges = plan.ranges(
+        "logits",
+        logits.elements,
+        logits.cols,
+        logits.pitch,
+        logits.groups,
+    )?;
     outputs.check(plan.targets.len())?;
     let divisor = plan.divisor(op, normalizer)?;
     let logits = ranges.map(|range| (Some(&logits.elements[range]), [].as_mut_slice()));
@@ -275,7 +297,13 @@ pub fn forward_with_gradient<T: Element, L: Label>(
         dloss,
     } = call;
     let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
+    let ranges = plan.ranges(
+        "logits",
+        logits.elements,
+        logits.cols,
+        logits.pitch,
+        logits.groups,
+    )?;
     outputs.check(plan.targets.len())?;
     let divisor = plan.divisor(op, normalizer)?;
     plan.multiply(dloss, divisor)?;
@@ -298,9 +326,21 @@ pub fn backward<T: Element, L: Label>(op: &CrossEntropy, call: Backward<'_, T, L
         dloss,
     } = call;
     let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
+    let ranges = plan.ranges(
+        "logits",
+        logits.elements,
+        logits.cols,
+        logits.pitch,
+        logits.groups,
+    )?;
     check_length("a row of dlogits", logits.cols, dlogits.cols)?;
-    let written = plan.ranges("dlogits", dlogits.elements, dlogits.cols, dlogits.pitch)?;
+    let written = plan.ranges(
+        "dlogits",
+        dlogits.elements,
+        dlogits.cols,
+        dlogits.pitch,
+        dlogits.groups,
+    )?;
     plan.multiply(dloss, divisor)?;
     let stats = plan.merge(stats)?;
     let logits = ranges.map(|range| Some(&logits.elements[range]));
@@ -325,7 +365,13 @@ pub fn backward_in_place<T: Element, L: Label>(
         dloss,
     } = call;
     let mut plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
+    let ranges = plan.ranges(
+        "logits",
+        logits.elements,
+        logits.cols,
+        logits.pitch,
+        logits.groups,
+    )?;
     plan.multiply(dloss, divisor)?;
     let stats = plan.merge(stats)?;
     let logits = split(logits.elements, ranges).map(|logits| (None, logits));
@@ -349,7 +395,13 @@ pub fn partial_stats<T: Element, L: Label>(
         stats,
     } = call;
     let plan = Plan::new(op, &rows, Some(logits.cols))?;
-    let ranges = plan.ranges("logits", logits.elements, logits.cols, logits.pitch)?;
+    let ranges = plan.ranges(
+        "logits",
+        logits.elements,
+        logits.cols,
+        logits.pitch,
+        logits.groups,
+    )?;
     check_length("stats", plan.targets.len(), stats.len())?;
     let logits = ranges.map(|range| (Some(&logits.elements[range]), [].as_mut_slice()));
     stats.copy_from_slice(&plan.run(true, with_argmax, logits, &[]));
@@ -508,9 +560,25 @@ impl Plan {
         elements: &[T],
         cols: usize,
         pitch: usize,
+        groups: Option<Groups>,
     ) -> Result<impl Iterator<Item = Range<usize>> + use<T>> {
         let n = self.targets.len();
-        if n > 1 && pitch < cols {
+        let of_group = groups.map_or(n, |groups| groups.rows);
+        if n > 0 && of_group == 0 {
+            return Err(Error::TooSmall {
+                what: "the number of rows of a group",
+                least: 1,
+                got: 0,
+            });
+        }
+        if n.checked_rem(of_group).unwrap_or(0) != 0 {
+            return Err(Error::Length {
+                what: "labels",
+                expected: n.checked_next_multiple_of(of_group).unwrap_or(0) as u64,
+                got: n as u64,
+            });
+        }
+        if of_group > 1 && pitch < cols {
             return Err(Error::Pitch {
                 what,
                 pitch: pitch as u64,
@@ -521,10 +589,28 @@ impl Plan {
             rows: n as u64,
             cols: pitch as u64,
         };
-        let whole = n.checked_mul(pitch.max(cols)).ok_or(too_large)?;
-        let least = whole - (pitch.max(cols) - cols) * n.min(1);
+        let whole = of_group
+            .checked_mul(pitch.max(cols))
+            .ok_or(too_large.clone())?;
+        // What follows the last row of a group need not be there.
+        let len = whole - (pitch.max(cols) - cols) * of_group.min(1);
+        let count = n.checked_div(of_group).unwrap_or(0);
+        let group_pitch = groups.map_or(whole, |groups| groups.pitch);
+        if count > 1 && group_pitch < len {
+            return Err(Error::GroupPitch {
+                what,
+                pitch: group_pitch as u64,
+                len: len as u64,
+            });
+        }
+        let group_pitch = group_pitch.max(len);
+        let whole = count.checked_mul(group_pitch).ok_or(too_large)?;
+        let least = whole - (group_pitch - len) * count.min(1);
         check_length(what, elements.len().clamp(least, whole), elements.len())?;
-        Ok((0..n).map(move |row| row * pitch..row * pitch + cols))
+        Ok((0..n).map(move |row| {
+            let start = row / of_group * group_pitch + row % of_group * pitch;
+            start..start + cols
+        }))
     }
 
     /// What the mean is divided by.

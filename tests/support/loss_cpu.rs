@@ -1,8 +1,8 @@
 //! Runs cross-entropy on the CPU backend, with canaries between the rows.
 
 use xact::cpu::cross_entropy::{
-    Backward, BackwardInPlace, Dloss, Finish, Forward, ForwardWithGradient, Goldfish, Matrix,
-    MatrixMut, Outputs, PartialStats, Rows, backward, backward_in_place, finish, forward,
+    Backward, BackwardInPlace, Dloss, Finish, Forward, ForwardWithGradient, Goldfish, Groups,
+    Matrix, MatrixMut, Outputs, PartialStats, Rows, backward, backward_in_place, finish, forward,
     forward_with_gradient, partial_stats,
 };
 use xact::loss::cross_entropy::{Label, Shard};
@@ -23,6 +23,8 @@ pub struct How<'a> {
     /// Ask for the outputs that may be left out.
     pub all_outputs: bool,
     pub goldfish: Option<(&'a xact::Goldfish, Tokens<'a, i64>)>,
+    /// Rows of a group; the gaps are then between the groups.
+    pub groups: Option<usize>,
 }
 
 impl Default for How<'_> {
@@ -33,15 +35,18 @@ impl Default for How<'_> {
             narrow: false,
             all_outputs: true,
             goldfish: None,
+            groups: None,
         }
     }
 }
 
-/// Rows with `gap` elements between them.
+/// Rows, or groups of rows, with `gap` elements between them.
 struct Spread<T> {
     elements: Vec<T>,
     cols: usize,
+    /// Of the groups, if there are any.
     pitch: usize,
+    groups: Option<usize>,
 }
 
 fn canary<T: Element>() -> T {
@@ -49,9 +54,10 @@ fn canary<T: Element>() -> T {
 }
 
 impl<T: Element> Spread<T> {
-    fn new(values: &[T], cols: usize, gap: usize) -> Spread<T> {
-        let pitch = cols + gap;
-        let rows = values.chunks_exact(cols.max(1));
+    fn new(values: &[T], cols: usize, gap: usize, groups: Option<usize>) -> Spread<T> {
+        let len = cols * groups.unwrap_or(1);
+        let pitch = len + gap;
+        let rows = values.chunks_exact(len.max(1));
         let mut elements: Vec<T> = rows
             .flat_map(|row| [row, &vec![canary(); gap]].concat())
             .collect();
@@ -63,29 +69,43 @@ impl<T: Element> Spread<T> {
             elements,
             cols,
             pitch,
+            groups,
         }
     }
 
+    /// The pitch of the rows, and the groups.
+    fn lie(&self) -> (usize, Option<Groups>) {
+        let groups = self.groups.map(|rows| Groups {
+            rows,
+            pitch: self.pitch,
+        });
+        (groups.map_or(self.pitch, |_| self.cols), groups)
+    }
+
     fn matrix(&self) -> Matrix<'_, T> {
+        let (pitch, groups) = self.lie();
         Matrix {
             elements: &self.elements,
             cols: self.cols,
-            pitch: self.pitch,
+            pitch,
+            groups,
         }
     }
 
     fn matrix_mut(&mut self) -> MatrixMut<'_, T> {
+        let (pitch, groups) = self.lie();
         MatrixMut {
             elements: &mut self.elements,
             cols: self.cols,
-            pitch: self.pitch,
+            pitch,
+            groups,
         }
     }
 
     fn collect(&self) -> Vec<T> {
         let rows = self.elements.chunks(self.pitch.max(1));
         let rows = rows.flat_map(|row| {
-            let (row, gap) = row.split_at(self.cols);
+            let (row, gap) = row.split_at(self.cols * self.groups.unwrap_or(1));
             assert!(
                 gap.iter().all(|v| v.to_f64().to_bits() == 7f64.to_bits()),
                 "a write between rows"
@@ -204,7 +224,7 @@ impl<T: Element> WithRows<T> for TwoCalls<'_> {
     fn run<L: Label>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
         let TwoCalls(op, how) = self;
         let n = batch.labels.len();
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
+        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
         let mut buffers = Buffers::new(n);
         let call = Forward {
             logits: logits.matrix(),
@@ -226,7 +246,7 @@ impl<T: Element> WithRows<T> for TwoCalls<'_> {
             return Ok(buffers.results(summary, logits.collect()));
         }
         let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
-        let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1]);
+        let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1], how.groups);
         let call = Backward {
             logits: logits.matrix(),
             rows,
@@ -254,7 +274,7 @@ struct OneCall<'a>(&'a CrossEntropy, How<'a>);
 impl<T: Element> WithRows<T> for OneCall<'_> {
     fn run<L: Label>(self, batch: &Batch<T>, rows: Rows<'_, L>) -> Result<Results<T>> {
         let OneCall(op, how) = self;
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
+        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
         let mut buffers = Buffers::new(batch.labels.len());
         let call = ForwardWithGradient {
             logits: logits.matrix_mut(),
@@ -302,6 +322,7 @@ pub fn sharded<T: Element>(
         elements: &batch.logits[first..(n - 1) * batch.cols + first + cols],
         cols,
         pitch: batch.cols,
+        groups: None,
     };
     let mut gathered = Vec::new();
     for columns in firsts.clone() {

@@ -88,7 +88,7 @@ fn logits<T: Element>(shape: tensor::Shape, matrix: Matrix) -> Logits {
     Logits {
         dtype: T::DTYPE,
         cols: shape.cols as u64,
-        matrix,
+        matrix: matrix.into(),
     }
 }
 
@@ -345,7 +345,7 @@ pub(crate) fn backward<T: Element, L: TokenId>(
             logits: logits::<T>(shape, input.matrix),
             stats,
             ranks,
-            dlogits: output.matrix,
+            dlogits: output.matrix.into(),
             normalizer,
             upstream,
         };
@@ -386,7 +386,7 @@ pub(crate) fn backward_in_place<T: Element, L: TokenId>(
             logits: logits::<T>(shape, output.matrix),
             stats,
             ranks,
-            dlogits: output.matrix,
+            dlogits: output.matrix.into(),
             normalizer,
             upstream,
         };
