@@ -13,6 +13,19 @@ kernel_args! {
         pub pitch: u64,
     }
 
+    /// Rows of logits in device memory, of the call's columns each. They may come in groups, as those of the view
+    /// `logits[:, :-1]` of a `[B, S, V]` tensor do: B groups of S − 1 rows, S·V elements apart.
+    LogitsMatrix {
+        /// Address of the first element; a multiple of the element size.
+        pub ptr: u64,
+        /// Elements from the start of one row to the start of the next of its group, at least the columns.
+        pub pitch: u64,
+        /// Rows of a group, of which the number of rows is a multiple; 0: all rows are one group.
+        pub group_rows: u64,
+        /// Elements from the start of one group to the start of the next; not used without groups.
+        pub group_pitch: u64,
+    }
+
     /// What the entries of an activation take. Addresses are of the device; an output whose address is 0
     /// is not written; the cut is `Cut` of `src/geometry.rs`.
     ActivationArgs {
@@ -160,8 +173,8 @@ kernel_args! {
 
     /// What the entries of cross-entropy take. Addresses are of the device; what has address 0 is absent.
     CrossEntropyArgs {
-        pub(crate) logits: Matrix,
-        pub(crate) dlogits: Matrix,
+        pub(crate) logits: LogitsMatrix,
+        pub(crate) dlogits: LogitsMatrix,
         pub(crate) rows: u64,
         /// Columns that are classes.
         pub(crate) cols: u64,

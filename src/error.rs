@@ -78,6 +78,15 @@ pub enum Error {
         /// The row's elements.
         cols: u64,
     },
+    /// Groups of rows are closer to each other than they are long.
+    GroupPitch {
+        /// The argument.
+        what: &'static str,
+        /// The pitch of the groups in elements.
+        pitch: u64,
+        /// The elements from the first to the last of a group.
+        len: u64,
+    },
     /// A buffer does not split into a gate and a value half in each row.
     Halves {
         /// Elements of the buffer.
@@ -225,6 +234,10 @@ impl fmt::Display for Error {
             Error::Pitch { what, pitch, cols } => write!(
                 f,
                 "{what} has a row pitch of {pitch} elements, less than its rows of {cols}"
+            ),
+            Error::GroupPitch { what, pitch, len } => write!(
+                f,
+                "the groups of {what} are {pitch} elements apart, less than the {len} that each takes"
             ),
             Error::Halves { len, rows } => write!(
                 f,

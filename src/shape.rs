@@ -90,17 +90,6 @@ impl Rows {
 
     /// Fails unless these are rows of a buffer of `len` elements.
     pub(crate) fn check(&self, what: &'static str, len: usize) -> Result<()> {
-        let pitch = |pitch: usize, cols: Option<usize>| {
-            let cols = cols.unwrap_or(usize::MAX);
-            if pitch >= cols {
-                return Ok(());
-            }
-            Err(Error::Pitch {
-                what,
-                pitch: pitch as u64,
-                cols: cols as u64,
-            })
-        };
         let mut of_one_group = self.rows;
         if let Some(groups) = self.groups {
             if self.rows > 0 && (groups.rows == 0 || !self.rows.is_multiple_of(groups.rows)) {
@@ -112,12 +101,23 @@ impl Rows {
             }
             of_one_group = groups.rows;
             if self.rows > groups.rows {
-                let rows = (groups.rows - 1).checked_mul(self.pitch);
-                pitch(groups.pitch, rows.and_then(|rows| rows.checked_add(self.cols)))?;
+                let len = (groups.rows - 1).checked_mul(self.pitch);
+                let len = len.and_then(|len| len.checked_add(self.cols));
+                if len.is_none_or(|len| groups.pitch < len) {
+                    return Err(Error::GroupPitch {
+                        what,
+                        pitch: groups.pitch as u64,
+                        len: len.map_or(u64::MAX, |len| len as u64),
+                    });
+                }
             }
         }
-        if of_one_group > 1 {
-            pitch(self.pitch, Some(self.cols))?;
+        if of_one_group > 1 && self.pitch < self.cols {
+            return Err(Error::Pitch {
+                what,
+                pitch: self.pitch as u64,
+                cols: self.cols as u64,
+            });
         }
         match self.end() {
             Some(end) if end <= len => Ok(()),
@@ -278,15 +278,13 @@ mod tests {
                 at = range.end;
             }
         }
-        let pitches = [
-            Rows::new(2, 4).pitch(3),
-            Rows::new(4, 4).pitch(3).groups(2, 100),
-            Rows::new(4, 4).groups(2, 7),
-            Rows::new(4, 4).groups(2, 0),
-        ];
-        for rows in pitches {
+        for rows in [Rows::new(2, 4).pitch(3), Rows::new(4, 4).pitch(3).groups(2, 100)] {
             let refused = rows.check("x", 1000);
             assert!(matches!(refused, Err(Error::Pitch { .. })), "{rows:?}");
+        }
+        for rows in [Rows::new(4, 4).groups(2, 7), Rows::new(4, 4).groups(2, 0)] {
+            let refused = rows.check("x", 1000);
+            assert!(matches!(refused, Err(Error::GroupPitch { len: 8, .. })), "{rows:?}");
         }
         for rows in [Rows::new(4, 4).groups(3, 100), Rows::new(4, 4).groups(0, 100)] {
             assert!(matches!(rows.check("x", 1000), Err(Error::Length { .. })));

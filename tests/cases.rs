@@ -8,14 +8,14 @@ use support::choose::{Choice, Gpu, open};
 use support::inputs::Random;
 use support::loss::{self, Batch, Results, Uploaded};
 use support::loss_cpu;
-use support::run::{self, How};
+use support::run::{self, How, Place};
 use xact::activation::{Registered, Visitor};
 use xact::loss::cross_entropy::Fate;
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::goldfish::IdType;
 use xact::{
-    CrossEntropy, Element, Gated, Goldfish, Normalizer, Order, Parameters, Strategy,
-    Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
+    CrossEntropy, Element, Error, Gated, Goldfish, Normalizer, Order, Parameters, Rows,
+    Strategy, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
 };
 
 fn gpu() -> Gpu {
@@ -323,7 +323,7 @@ fn u32_labels_are_read_unsigned() {
         };
         let uploaded = Uploaded::new(&gpu, &batch, how);
         let refused = loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap_err();
-        assert_eq!(refused, xact::Error::LabelType { labels: name });
+        assert_eq!(refused, Error::LabelType { labels: name });
         assert!(
             refused
                 .to_string()
@@ -533,4 +533,133 @@ fn what_a_halo_does_for_slices() {
             "{strategy:?} with offsets"
         );
     }
+}
+
+/// `logits[:, :-1]` of `[B, S, V]` as it lies: rows in groups, with what lies between them left alone. The same bits as
+/// of the rows side by side, where those are aligned alike.
+#[test]
+fn rows_in_groups() {
+    fn check<T: Element>(rows: usize, group: usize, cols: usize, gap: usize, offset: usize) {
+        let gpu = gpu();
+        let op = CrossEntropy::default().label_smoothing(0.1).z_loss(0.01);
+        let labels = (0..rows).map(|r| {
+            if r % 5 == 3 {
+                -100
+            } else {
+                (r * 7 % cols) as i64
+            }
+        });
+        let logits = Random(7).normal::<T>(rows * cols, 2.0);
+        let batch = Batch::new(logits, cols, labels.collect());
+        let expected = loss::expected(&op, &batch, &[]);
+        let place = Place { offset, gap };
+        let grouped = loss::How {
+            logits: place,
+            dlogits: Place {
+                gap: gap + cols,
+                ..place
+            },
+            groups: Some(group),
+            ..loss::How::default()
+        };
+        let of = |how: loss::How| {
+            let uploaded = Uploaded::new(&gpu, &batch, how);
+            let in_place = Uploaded::new(
+                &gpu,
+                &batch,
+                loss::How {
+                    in_place: true,
+                    ..how
+                },
+            );
+            [
+                loss::forward_backward(&gpu, &op, &batch, &uploaded).unwrap(),
+                loss::forward_backward(&gpu, &op, &batch, &in_place).unwrap(),
+                loss::with_gradient(&gpu, &op, &batch, &uploaded).unwrap(),
+            ]
+        };
+        let dense = of(loss::How {
+            logits: Place { gap: 0, ..place },
+            dlogits: Place { gap: 0, ..place },
+            ..loss::How::default()
+        });
+        for (got, dense) in of(grouped).iter().zip(&dense) {
+            assert!(loss::check(&op, &batch, &expected, got).ok());
+            if cols % 8 == 0 && gap % 8 == 0 {
+                loss::same("groups", got, dense).unwrap();
+            }
+        }
+        // On the CPU the alignment does not matter.
+        let how = loss_cpu::How::default();
+        let dense = loss_cpu::with_gradient(&op, &batch, how).unwrap();
+        for how in [
+            how,
+            loss_cpu::How {
+                in_place: true,
+                ..how
+            },
+        ] {
+            let how = loss_cpu::How {
+                gaps: [gap, gap + cols],
+                groups: Some(group),
+                ..how
+            };
+            loss::same(
+                "one call",
+                &loss_cpu::with_gradient(&op, &batch, how).unwrap(),
+                &dense,
+            )
+            .unwrap();
+            loss::same(
+                "two calls",
+                &loss_cpu::forward_backward(&op, &batch, how).unwrap(),
+                &dense,
+            )
+            .unwrap();
+        }
+    }
+    for (rows, group, cols, gap, offset) in [
+        (6, 2, 40, 40, 0),
+        (6, 3, 33, 33, 1),
+        // One row of each, all of one, no real gap.
+        (4, 1, 40, 8, 0),
+        (5, 5, 24, 3, 0),
+        (6, 2, 24, 0, 0),
+        // Rows that are cut among blocks, and more rows than clusters.
+        (4, 2, 70_000, 70_000, 0),
+        (150, 50, 1024, 1024, 0),
+        (600, 3, 45, 7, 3),
+    ] {
+        check::<f32>(rows, group, cols, gap, offset);
+        check::<bf16>(rows, group, cols, gap, offset);
+    }
+}
+
+/// Groups that are not whole, or lie in each other, are refused (by the device: `cross_entropy_api`).
+#[test]
+fn groups_that_cannot_be() {
+    let refused = |n: usize, rows, pitch| {
+        let (logits, labels) = (vec![0.0_f32; n * 8], vec![0_i64; n]);
+        let logits = cpu::Input::rows(&logits, Rows::new(n, 8).groups(rows, pitch));
+        let op = CrossEntropy::default();
+        cpu::cross_entropy::forward(&op, logits, &labels).run().unwrap_err()
+    };
+    let length = |what, expected, got| Error::Length {
+        what,
+        expected,
+        got,
+    };
+    assert_eq!(refused(5, 2, 24), length("logits", 6, 5));
+    assert_eq!(
+        refused(6, 2, 15),
+        Error::GroupPitch {
+            what: "logits",
+            pitch: 15,
+            len: 16
+        }
+    );
+    // From the first element to the last.
+    assert_eq!(refused(6, 2, 24), length("logits", 64, 48));
+    assert!(matches!(refused(6, 2, usize::MAX / 2), Error::Length { .. }));
+    assert!(matches!(refused(6, 0, 24), Error::Length { .. }));
 }

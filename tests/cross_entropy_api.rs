@@ -680,7 +680,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     let logits = raw::Logits {
         dtype: Dtype::F32,
         cols: COLS as u64,
-        matrix: Matrix::contiguous(ptr(&b.logits), COLS as u64),
+        matrix: Matrix::contiguous(ptr(&b.logits), COLS as u64).into(),
     };
     let good = raw::Forward {
         rows: row_data,
@@ -719,7 +719,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     };
     let null = |what| Error::Null { what };
     let overlap = |output, other| Error::Overlap { output, other };
-    let cases: [(Error, Change<'_>); 12] = [
+    let cases: [(Error, Change<'_>); 15] = [
         (null("logits"), &|c| c.logits.matrix.ptr = 0),
         (null("labels"), &|c| c.rows.labels = 0),
         (null("weights"), &|c| c.rows.weights = Some(0)),
@@ -744,6 +744,36 @@ fn raw_calls_refuse_what_can_be_seen() {
                 cols: COLS as u64,
             },
             &|c| c.logits.matrix.pitch = COLS as u64 - 1,
+        ),
+        (
+            Error::Pitch {
+                what: "logits",
+                pitch: COLS as u64 - 1,
+                cols: COLS as u64,
+            },
+            &|c| {
+                (c.logits.matrix.pitch, c.logits.matrix.group_rows) = (COLS as u64 - 1, 2);
+                c.logits.matrix.group_pitch = 5000;
+            },
+        ),
+        (
+            Error::Length {
+                what: "labels",
+                expected: 8,
+                got: ROWS as u64,
+            },
+            &|c| (c.logits.matrix.group_rows, c.logits.matrix.group_pitch) = (4, 9999),
+        ),
+        (
+            Error::GroupPitch {
+                what: "logits",
+                pitch: 2 * COLS as u64 - 1,
+                len: 2 * COLS as u64,
+            },
+            &|c| {
+                c.logits.matrix.group_rows = 2;
+                c.logits.matrix.group_pitch = 2 * COLS as u64 - 1;
+            },
         ),
     ];
     for (expected, change) in &cases {
@@ -804,7 +834,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             logits,
             saved: good.outputs.saved.unwrap(),
             ranks: 1,
-            dlogits: Matrix::contiguous(ptr(&b.dlogits), COLS as u64),
+            dlogits: Matrix::contiguous(ptr(&b.dlogits), COLS as u64).into(),
             normalizer: Some(ptr(&b.normalizer)),
             upstream: raw::Upstream::default(),
         };
@@ -817,11 +847,18 @@ fn raw_calls_refuse_what_can_be_seen() {
         dloss: Some(dloss),
         stride,
     };
-    let backwards: [(Error, ChangeBackward<'_>); 8] = [
+    let backwards: [(Error, ChangeBackward<'_>); 9] = [
         (null("dlogits"), &|c| c.dlogits.ptr = 0),
         (null("saved"), &|c| c.saved = 0),
         (overlap("dlogits", "logits"), &|c| {
             c.dlogits.ptr = c.logits.matrix.ptr + 4
+        }),
+        // The groups begin alike, their rows do not.
+        (overlap("dlogits", "logits"), &|c| {
+            let group_pitch = 3 * COLS as u64;
+            (c.logits.matrix.group_rows, c.logits.matrix.group_pitch) = (2, group_pitch);
+            c.dlogits = c.logits.matrix;
+            c.dlogits.pitch += 1;
         }),
         (overlap("dlogits", "saved"), &|c| {
             c.saved = c.dlogits.ptr + 40
@@ -842,6 +879,10 @@ fn raw_calls_refuse_what_can_be_seen() {
             &|c| c.ranks = 0,
         ),
     ];
+    assert!(matches!(
+        backward(&|c| (c.dlogits.group_rows, c.dlogits.group_pitch) = (2, u64::MAX / 2)),
+        Err(Error::TooLarge { .. })
+    ));
     for (expected, change) in &backwards {
         assert_eq!(backward(*change).as_ref(), Err(expected));
     }

@@ -373,7 +373,7 @@ impl<'a> Maker<'_, 'a> {
                         logits: forward.logits,
                         saved: forward.outputs.saved.ok_or("nothing is saved")?,
                         ranks: 1,
-                        dlogits: Matrix::contiguous(dlogits.at(turn), row.cols),
+                        dlogits: Matrix::contiguous(dlogits.at(turn), row.cols).into(),
                         normalizer: Some(forward.outputs.summary + normalizer),
                         upstream: loss::Upstream::default(),
                     };
@@ -529,7 +529,7 @@ impl Loss {
             logits: loss::Logits {
                 dtype: self.dtype,
                 cols: self.cols,
-                matrix: Matrix::contiguous(self.logits.at(turn), self.cols),
+                matrix: Matrix::contiguous(self.logits.at(turn), self.cols).into(),
             },
             outputs: loss::Outputs {
                 loss: Some(self.loss.at(turn)),

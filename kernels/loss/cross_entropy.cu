@@ -69,6 +69,25 @@ __device__ inline Target target_of(const Args& args, u64 row) {
     return t;
 }
 
+// A row of logits, as a matrix of nothing else. Its address is that of a row without groups too: which part of it
+// is a thread's depends on the address alone.
+template <class T>
+__device__ inline Matrix row_of(const LogitsMatrix& logits, u64 row) {
+    u64 offset = row * logits.pitch;
+    if (logits.group_rows != 0) {
+        const u64 group = row / logits.group_rows;
+        offset = group * logits.group_pitch + (row - group * logits.group_rows) * logits.pitch;
+    }
+    return {logits.ptr + offset * sizeof(T), 0};
+}
+
+// The same to be read, and what else lies over its packs.
+template <class T>
+__device__ inline Row<T> logits_row(const Args& args, u64 row) {
+    const Matrix matrix = row_of<T>(args.logits, row);
+    return Row<T>(matrix, 0, Row<T>::phase(matrix, 0));
+}
+
 // Whether the logits of a row are needed for its loss.
 __device__ inline bool has_loss(const Args& args, Fate fate) {
     return fate == Fate::Kept || (fate == Fate::Dropped && args.with_dropped);
@@ -506,7 +525,7 @@ __device__ inline void stats(const Args& args, Scratch& scratch) {
         RowStats stats = no_stats();
         const Target target = target_of<32>(args, row);
         if (has_loss(args, target.fate)) {
-            const Row<T> in(args.logits, row, Row<T>::phase(args.logits, row));
+            const Row<T> in = logits_row<T>(args, row);
             const Part part = part_of(packs<T>(args.cols, in.skew), split, args.packs_per_split);
             with_cap(args, [&](auto cap) {
                 stats = stats_of<T, cap.value>(args, in, nullptr, target.column, part, scratch);
@@ -519,9 +538,8 @@ __device__ inline void stats(const Args& args, Scratch& scratch) {
 template <class T>
 __device__ inline void gradient(const Args& args, RowGradient& shared) {
     for_each_item(args, [&](u64 row, u64 split) {
-        const unsigned phase = Row<T>::phase(args.logits, row);
-        const Row<T> in(args.logits, row, phase);
-        const Row<T> out(args.dlogits, row, phase);
+        const Row<T> in = logits_row<T>(args, row);
+        const Row<T> out(row_of<T>(args.dlogits, row), 0, in.skew * sizeof(T));
         const Part part = part_of(packs<T>(args.padded_cols, in.skew), split, args.packs_per_split);
         const Target target = target_of<32>(args, row);
         if (target.fate != Fate::Kept) return write_unread(args, out, part, target.fate);
@@ -539,7 +557,7 @@ template <class T>
 __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& shared, Pack<T>* chip) {
     Pack<T>* kept = args.on_chip ? chip : nullptr;
     for_each_item(args, [&](u64 row, u64) {
-        const Row<T> logits(args.logits, row, Row<T>::phase(args.logits, row));
+        const Row<T> logits = logits_row<T>(args, row);
         const Part part{0, packs<T>(args.padded_cols, logits.skew)};
         const Target target = target_of<32>(args, row);
         RowStats stats = no_stats();
@@ -600,7 +618,7 @@ __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& 
     cluster_arrive();
     unsigned parity = 0;
     for (u64 row = cluster_id(); row < args.rows; row += clusters()) {
-        const Row<T> logits(args.logits, row, Row<T>::phase(args.logits, row));
+        const Row<T> logits = logits_row<T>(args, row);
         const Part part =
             part_of(packs<T>(args.padded_cols, logits.skew), cluster_rank(), args.packs_per_split);
         const Target target = target_of<32>(args, row);

@@ -17,7 +17,8 @@ macro_rules! shared {
     () => {};
     ($(#[doc = $doc:literal])* constant $name:ident: $value:literal; $($rest:tt)*) => {
         $(#[doc = $doc])*
-        #[allow(dead_code)] // some are for the kernels alone
+        // Some are for the kernels alone; one may be a part of a constant that has a name.
+        #[allow(dead_code, clippy::approx_constant)]
         pub(crate) const $name: f32 = $value;
         shared! { $($rest)* }
     };

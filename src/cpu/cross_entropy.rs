@@ -644,6 +644,9 @@ impl Plan {
     /// What the gradients are multiplied with, and divided by.
     fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
         if let Some(Dloss { values, stride }) = dloss {
+            if stride.is_none() && values.len() != 1 {
+                check_length("dloss", self.targets.len(), values.len())?;
+            }
             let stride = stride.unwrap_or(usize::from(values.len() != 1));
             let needed = match self.targets.len() {
                 0 => Some(0),

@@ -28,7 +28,7 @@ use super::raw::CUdeviceptr;
 use super::raw::cross_entropy as raw;
 use super::raw::goldfish::IdType;
 use super::tensor::{Addresses, Input, Output};
-use crate::blocks::{CrossEntropySummary, Matrix};
+use crate::blocks::{CrossEntropySummary, LogitsMatrix};
 use crate::dtype::Element;
 use crate::error::{Error, Result, check_length};
 use crate::loss::cross_entropy::{CrossEntropy, Label, Shard};
@@ -213,6 +213,9 @@ impl Dloss<'_> {
     fn check(&self, device: &Device, rows: usize) -> Result<()> {
         let (stride, len) = (self.stride(), self.values.len());
         self.values.check_line("dloss", device, len)?;
+        if self.stride.is_none() && len != 1 {
+            return check_length("dloss", rows, len);
+        }
         let needed = match rows {
             0 => Some(0),
             rows => stride.checked_mul(rows - 1).and_then(|n| n.checked_add(1)),
@@ -351,7 +354,7 @@ fn scratch<'b>(
     }
 }
 
-fn logits<T: Element>(shape: Shape, matrix: Matrix) -> raw::Logits {
+fn logits<T: Element>(shape: Shape, matrix: LogitsMatrix) -> raw::Logits {
     raw::Logits {
         dtype: T::DTYPE,
         cols: shape.cols as u64,
@@ -416,7 +419,7 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
         let mut addresses = Addresses::on(stream);
         let (outputs, normalizer) = outputs.resolve(&mut addresses);
         let call = raw::Forward {
-            logits: logits::<T>(shape, addresses.input_rows(&input, place)),
+            logits: logits::<T>(shape, addresses.input_logits(&input, place)),
             rows: rows.resolve(&mut addresses),
             outputs,
             normalizer,
@@ -491,7 +494,7 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
         let mut addresses = Addresses::on(stream);
         let (outputs, normalizer) = outputs.resolve(&mut addresses);
         let forward = raw::Forward {
-            logits: logits::<T>(shape, addresses.output_rows(&mut output, place)),
+            logits: logits::<T>(shape, addresses.output_logits(&mut output, place)),
             rows: rows.resolve(&mut addresses),
             outputs,
             normalizer,
@@ -607,12 +610,12 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
         divisor.check(device)?;
         check_dloss(&dloss, device, n)?;
         let mut addresses = Addresses::on(stream);
-        let dlogits = addresses.output_rows(&mut dlogits, place);
+        let dlogits = addresses.output_logits(&mut dlogits, place);
         let call = raw::Backward {
             logits: logits::<T>(
                 shape,
                 (input.as_ref().zip(input_place))
-                    .map_or(dlogits, |(input, place)| addresses.input_rows(input, place)),
+                    .map_or(dlogits, |(input, place)| addresses.input_logits(input, place)),
             ),
             rows: rows.resolve(&mut addresses),
             saved: addresses.input(&saved),
@@ -690,7 +693,7 @@ impl<'a, T: Element, L: Label> Partial<'a, T, L> {
         saved.check_line("saved", device, op.saved_bytes(n as u64) as usize)?;
         let mut addresses = Addresses::on(stream);
         let call = raw::PartialStats {
-            logits: logits::<T>(shape, addresses.input_rows(&input, place)),
+            logits: logits::<T>(shape, addresses.input_logits(&input, place)),
             rows: rows.resolve(&mut addresses),
             with_argmax,
             saved: addresses.output(&mut saved),

@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::device::Device;
-use crate::blocks::Matrix;
+use crate::blocks::{LogitsMatrix, Matrix};
 use crate::error::{Error, Result, check_length};
 use crate::shape::{Halves, Rows, Shape};
 
@@ -196,6 +196,28 @@ impl<'a> Addresses<'a> {
     /// Rows of a tensor that is written.
     pub(super) fn output_rows<T>(&mut self, tensor: &'a mut Output<'_, T>, rows: Rows) -> Matrix {
         matrix::<T>(self.output(tensor), rows)
+    }
+}
+
+impl<'a> Addresses<'a> {
+    /// Rows of logits that are read, in groups or not.
+    pub(super) fn input_logits<T>(&mut self, tensor: &'a Input<'_, T>, rows: Rows) -> LogitsMatrix {
+        logits::<T>(self.input(tensor), rows)
+    }
+
+    /// Rows of logits that are written.
+    pub(super) fn output_logits<T>(&mut self, tensor: &'a mut Output<'_, T>, rows: Rows) -> LogitsMatrix {
+        logits::<T>(self.output(tensor), rows)
+    }
+}
+
+fn logits<T>(base: CUdeviceptr, rows: Rows) -> LogitsMatrix {
+    let Matrix { ptr, pitch } = matrix::<T>(base, rows);
+    LogitsMatrix {
+        ptr,
+        pitch,
+        group_rows: rows.groups.map_or(0, |groups| groups.rows as u64),
+        group_pitch: rows.groups.map_or(0, |groups| groups.pitch as u64),
     }
 }
 

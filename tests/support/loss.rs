@@ -27,6 +27,25 @@ pub struct How {
     /// Ask for the per-row outputs that may be left out.
     pub all_outputs: bool,
     pub max_blocks: Option<NonZeroU32>,
+    /// Rows of a group; the gaps of `logits` and `dlogits` are then between the groups.
+    pub groups: Option<usize>,
+}
+
+impl How {
+    /// Rows with a gap behind each: the rows themselves or their groups.
+    fn spaced(&self, rows: usize) -> usize {
+        self.groups.map_or(rows, |groups| rows / groups)
+    }
+
+    fn matrix(&self, cols: usize, tensor: &Tensor, gpu: &Gpu) -> raw::LogitsMatrix {
+        let matrix = tensor.matrix(gpu);
+        self.groups.map_or(matrix.into(), |rows| raw::LogitsMatrix {
+            ptr: matrix.ptr,
+            pitch: cols as u64,
+            group_rows: rows as u64,
+            group_pitch: matrix.pitch,
+        })
+    }
 }
 
 impl Default for How {
@@ -38,6 +57,7 @@ impl Default for How {
             labels: IdType::I64,
             all_outputs: true,
             max_blocks: None,
+            groups: None,
         }
     }
 }
@@ -210,11 +230,11 @@ impl Buffers {
     }
 }
 
-fn logits<T: Element>(batch: &Batch<T>, tensor: &Tensor, gpu: &Gpu) -> raw::Logits {
+fn logits<T: Element>(batch: &Batch<T>, tensor: &Tensor, gpu: &Gpu, how: &How) -> raw::Logits {
     raw::Logits {
         dtype: T::DTYPE,
         cols: batch.cols as u64,
-        matrix: tensor.matrix(gpu),
+        matrix: how.matrix(batch.cols, tensor, gpu),
     }
 }
 
@@ -227,15 +247,16 @@ pub fn forward_backward<T: Element>(
 ) -> Result<Results<T>> {
     let rows = batch.labels.len();
     let how = uploaded.how;
-    let input = Tensor::upload(gpu, &batch.logits, rows, how.logits);
+    let input = Tensor::upload(gpu, &batch.logits, how.spaced(rows), how.logits);
     let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
-    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, rows, how.dlogits));
+    let output =
+        (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.spaced(rows), how.dlogits));
     let output = output.as_ref().unwrap_or(&input);
     let mut buffers = Buffers::new(gpu, rows);
     let outputs = buffers.outputs(gpu, how.all_outputs);
     let call = raw::Forward {
         rows: uploaded.rows(),
-        logits: logits(batch, &input, gpu),
+        logits: logits(batch, &input, gpu, &how),
         outputs,
         normalizer: uploaded.external(),
         scratch: uploaded.scratch(),
@@ -244,10 +265,10 @@ pub fn forward_backward<T: Element>(
     unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
     let call = raw::Backward {
         rows: uploaded.rows(),
-        logits: logits(batch, &input, gpu),
+        logits: logits(batch, &input, gpu, &how),
         saved: outputs.saved.expect("saved"),
         ranks: 1,
-        dlogits: output.matrix(gpu),
+        dlogits: how.matrix(batch.cols, output, gpu),
         normalizer: uploaded.normalizer(op, &outputs),
         upstream: uploaded.upstream(),
     };
@@ -298,7 +319,7 @@ pub fn sharded<T: Element>(
         let mut stats = unsafe { gpu.stream.alloc::<RowStats>(rows) }.expect("stats");
         let call = raw::PartialStats {
             rows: uploaded.rows(),
-            logits: logits(shard, &input, gpu),
+            logits: logits(shard, &input, gpu, &how),
             with_argmax: how.all_outputs,
             saved: stats.device_ptr_mut(&gpu.stream).0,
             scratch: uploaded.scratch(),
@@ -326,10 +347,10 @@ pub fn sharded<T: Element>(
         unsafe { raw::finish(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
         let call = raw::Backward {
             rows: uploaded.rows(),
-            logits: logits(shard, &input, gpu),
+            logits: logits(shard, &input, gpu, &how),
             saved: gathered,
             ranks: shards.len() as u64,
-            dlogits: input.matrix(gpu),
+            dlogits: input.matrix(gpu).into(),
             normalizer: uploaded.normalizer(op, &outputs),
             upstream: uploaded.upstream(),
         };
@@ -351,11 +372,11 @@ pub fn with_gradient<T: Element>(
 ) -> Result<Results<T>> {
     let rows = batch.labels.len();
     let how = uploaded.how;
-    let tensor = Tensor::upload(gpu, &batch.logits, rows, how.logits);
+    let tensor = Tensor::upload(gpu, &batch.logits, how.spaced(rows), how.logits);
     let mut buffers = Buffers::new(gpu, rows);
     let forward = raw::Forward {
         rows: uploaded.rows(),
-        logits: logits(batch, &tensor, gpu),
+        logits: logits(batch, &tensor, gpu, &how),
         outputs: buffers.outputs(gpu, how.all_outputs),
         normalizer: uploaded.external(),
         scratch: uploaded.scratch(),
@@ -435,7 +456,7 @@ pub fn far_apart<T: Element>(gpu: &Gpu) -> std::result::Result<(), String> {
         let logits = raw::Logits {
             dtype: T::DTYPE,
             cols: COLS as u64,
-            matrix: Matrix { ptr: first, pitch },
+            matrix: Matrix { ptr: first, pitch }.into(),
         };
         let mut buffers = Buffers::new(gpu, 2);
         let outputs = buffers.outputs(gpu, true);

@@ -20,6 +20,8 @@ pub struct How<'a> {
     /// Ask for the outputs that may be left out.
     pub all_outputs: bool,
     pub goldfish: Option<(&'a xact::Goldfish, Tokens<'a, i64>)>,
+    /// Rows of a group; the gaps are then between the groups.
+    pub groups: Option<usize>,
 }
 
 impl Default for How<'_> {
@@ -30,15 +32,18 @@ impl Default for How<'_> {
             narrow: false,
             all_outputs: true,
             goldfish: None,
+            groups: None,
         }
     }
 }
 
-/// Rows with `gap` elements between them.
+/// Rows, or groups of rows, with `gap` elements between them.
 struct Spread<T> {
     elements: Vec<T>,
     cols: usize,
+    /// Of the groups, if there are any.
     pitch: usize,
+    groups: Option<usize>,
 }
 
 fn canary<T: Element>() -> T {
@@ -46,9 +51,10 @@ fn canary<T: Element>() -> T {
 }
 
 impl<T: Element> Spread<T> {
-    fn new(values: &[T], cols: usize, gap: usize) -> Spread<T> {
-        let pitch = cols + gap;
-        let rows = values.chunks_exact(cols.max(1));
+    fn new(values: &[T], cols: usize, gap: usize, groups: Option<usize>) -> Spread<T> {
+        let len = cols * groups.unwrap_or(1);
+        let pitch = len + gap;
+        let rows = values.chunks_exact(len.max(1));
         let mut elements: Vec<T> = rows
             .flat_map(|row| [row, &vec![canary(); gap]].concat())
             .collect();
@@ -60,11 +66,15 @@ impl<T: Element> Spread<T> {
             elements,
             cols,
             pitch,
+            groups,
         }
     }
 
     fn rows(&self, rows: usize) -> Rows {
-        Rows::new(rows, self.cols).pitch(self.pitch)
+        match self.groups {
+            Some(of_group) => Rows::new(rows, self.cols).groups(of_group, self.pitch),
+            None => Rows::new(rows, self.cols).pitch(self.pitch),
+        }
     }
 
     fn input(&self, rows: usize) -> Input<'_, T> {
@@ -79,7 +89,7 @@ impl<T: Element> Spread<T> {
     fn collect(&self) -> Vec<T> {
         let rows = self.elements.chunks(self.pitch.max(1));
         let rows = rows.flat_map(|row| {
-            let (row, gap) = row.split_at(self.cols);
+            let (row, gap) = row.split_at(self.cols * self.groups.unwrap_or(1));
             assert!(
                 gap.iter().all(|v| v.to_f64().to_bits() == 7f64.to_bits()),
                 "a write between rows"
@@ -244,7 +254,7 @@ impl<T: Element> WithRows<T> for TwoCalls<'_> {
     ) -> Result<Results<T>> {
         let TwoCalls(op, how) = self;
         let n = batch.labels.len();
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
+        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
         let mut buffers = Buffers::new(n);
         let call = with_rows!(forward(op, logits.input(n), labels), batch, goldfish);
         let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
@@ -260,7 +270,7 @@ impl<T: Element> WithRows<T> for TwoCalls<'_> {
             return Ok(buffers.results(summary, logits.collect()));
         }
         let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
-        let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1]);
+        let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1], how.groups);
         let (input, output) = (logits.input(n), dlogits.output(n));
         let call = backward(op, input, labels, &buffers.saved, divisor, output);
         with_dloss!(with_rows!(call, batch, goldfish), batch).run()?;
@@ -288,7 +298,7 @@ impl<T: Element> WithRows<T> for OneCall<'_> {
     ) -> Result<Results<T>> {
         let OneCall(op, how) = self;
         let n = batch.labels.len();
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0]);
+        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
         let mut buffers = Buffers::new(n);
         let call = cross_entropy::forward_with_gradient(op, logits.output(n), labels);
         let call = with_dloss!(with_rows!(call, batch, goldfish), batch);

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
 use crate::loss::cross_entropy::{CrossEntropy, Normalizer};
 
+pub use crate::blocks::LogitsMatrix;
 pub use crate::loss::cross_entropy::Shard;
 
 /// Stem of the files and entries.
@@ -105,8 +106,8 @@ pub struct Logits {
     pub dtype: Dtype,
     /// Columns, of which the first [`CrossEntropy::vocab`] are classes.
     pub cols: u64,
-    /// Where they are.
-    pub matrix: Matrix,
+    /// Where they are; of a [`Matrix`] by its `into`.
+    pub matrix: LogitsMatrix,
 }
 
 /// Where results go. All but `summary` may be left out.
@@ -182,7 +183,7 @@ pub struct Backward<'a> {
     pub ranks: u64,
     /// The gradients, of the type and shape of the logits; they may be the logits themselves. 0 in the columns
     /// that are no classes.
-    pub dlogits: Matrix,
+    pub dlogits: LogitsMatrix,
     /// An f32 to divide by: `normalizer` of the forward's summary, or the caller's own.
     pub normalizer: Option<CUdeviceptr>,
     /// What the gradients are multiplied with.
@@ -232,7 +233,7 @@ pub fn workspace_bytes(rows: u64) -> u64 {
 ///
 /// # Errors
 /// [`Error::OutOfRange`], [`Error::LabelType`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`],
-/// [`Error::Length`],
+/// [`Error::GroupPitch`], [`Error::Length`],
 /// [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`], or what the launch says. Nothing is written
 /// then; only if the driver refuses a launch after it took an earlier one are some results written.
 ///
@@ -539,15 +540,16 @@ impl Plan {
                 end: end.unwrap_or(u64::MAX),
             });
         }
-        let span = matrix_span("logits", logits, logits.matrix, rows)?;
+        let matrix = logits.matrix.with_real_groups(rows);
+        let span = matrix_span("logits", logits, matrix, rows)?;
         if in_place {
             self.written.push(span);
-            self.args.dlogits = logits.matrix;
+            self.args.dlogits = matrix;
         } else {
             self.logits = Some(self.read.len());
             self.read.push(span);
         }
-        self.args.logits = logits.matrix;
+        self.args.logits = matrix;
         self.args.cols = vocab;
         self.args.padded_cols = logits.cols;
         self.cut = RowCut::new(rows, logits.cols, logits.dtype.size());
@@ -579,10 +581,17 @@ impl Plan {
         Ok(())
     }
 
-    fn write_dlogits(&mut self, logits: &Logits, dlogits: Matrix) -> Result<()> {
+    fn write_dlogits(&mut self, logits: &Logits, dlogits: LogitsMatrix) -> Result<()> {
+        let dlogits = dlogits.with_real_groups(self.args.rows);
         let span = matrix_span("dlogits", logits, dlogits, self.args.rows)?;
         if let Some(index) = self.logits {
-            span.may_be(&self.read[index])?;
+            let input = &self.read[index];
+            // Spans are of groups, and do not tell how their rows lie.
+            if dlogits.group_rows == 0 && self.args.logits.group_rows == 0 {
+                span.may_be(input)?;
+            } else if dlogits != self.args.logits {
+                span.disjoint_from(input)?;
+            }
         }
         self.args.dlogits = dlogits;
         self.written.push(span);
@@ -823,20 +832,72 @@ impl Plan {
     }
 }
 
-fn matrix_span(what: &'static str, logits: &Logits, matrix: Matrix, rows: u64) -> Result<Span> {
-    if rows > 1 && matrix.pitch < logits.cols {
-        return Err(Error::Pitch {
-            what,
-            pitch: matrix.pitch,
-            cols: logits.cols,
+impl From<Matrix> for LogitsMatrix {
+    fn from(Matrix { ptr, pitch }: Matrix) -> LogitsMatrix {
+        LogitsMatrix {
+            ptr,
+            pitch,
+            ..LogitsMatrix::default()
+        }
+    }
+}
+
+impl LogitsMatrix {
+    /// The same rows, without groups where one pitch does, so that no row is searched for.
+    fn with_real_groups(self, rows: u64) -> LogitsMatrix {
+        let LogitsMatrix {
+            ptr,
+            pitch,
+            group_rows,
+            group_pitch,
+        } = self;
+        let flat = |pitch| Matrix { ptr, pitch }.into();
+        match group_rows {
+            0 => flat(pitch),
+            1 => flat(group_pitch),
+            _ if rows == group_rows || pitch.checked_mul(group_rows) == Some(group_pitch) => {
+                flat(pitch)
+            }
+            _ => self,
+        }
+    }
+}
+
+/// The bytes of the rows; of groups, those between their rows are taken for theirs.
+fn matrix_span(
+    what: &'static str,
+    logits: &Logits,
+    matrix: LogitsMatrix,
+    rows: u64,
+) -> Result<Span> {
+    let LogitsMatrix {
+        ptr,
+        pitch,
+        group_rows,
+        group_pitch,
+    } = matrix;
+    let (cols, size) = (logits.cols, logits.dtype.size());
+    if rows > 1 && pitch < cols {
+        return Err(Error::Pitch { what, pitch, cols });
+    }
+    if group_rows == 0 {
+        return Span::new(what, ptr, rows, cols, pitch, size);
+    }
+    if !rows.is_multiple_of(group_rows) {
+        return Err(Error::Length {
+            what: "labels",
+            expected: rows.checked_next_multiple_of(group_rows).unwrap_or(0),
+            got: rows,
         });
     }
-    Span::new(
-        what,
-        matrix.ptr,
-        rows,
-        logits.cols,
-        matrix.pitch,
-        logits.dtype.size(),
-    )
+    let len = (pitch.checked_mul(group_rows - 1)).and_then(|len| len.checked_add(cols));
+    let len = len.ok_or(Error::TooLarge { rows, cols })?;
+    if rows > group_rows && group_pitch < len {
+        return Err(Error::GroupPitch {
+            what,
+            pitch: group_pitch,
+            len,
+        });
+    }
+    Span::new(what, ptr, rows / group_rows, len, group_pitch, size)
 }
