@@ -53,19 +53,23 @@ impl Bounds {
 /// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|.
 pub const PARAM_GRADIENT_BOUND: f64 = 1e-6;
 
-/// y = f(x) in f64. `params` are in the order of [`Signature::params`](crate::Signature::params) and in the form that the op's
-/// options name.
-pub fn forward<A: Activation + ?Sized, T: Element>(op: &A, params: &[f64], x: &[T]) -> Vec<f64> {
+/// y = f(x) in f64, for x of an element's type or f64. `params` are in the order of
+/// [`Signature::params`](crate::Signature::params) and in the form that the op's options name.
+pub fn forward<A: Activation + ?Sized, T: Copy + Into<f64>>(
+    op: &A,
+    params: &[f64],
+    x: &[T],
+) -> Vec<f64> {
     x.iter()
-        .map(|x| op.evaluate(params, x.to_f64()).y.value)
+        .map(|&x| op.evaluate(params, x.into()).y.value)
         .collect()
 }
 
-/// dx and the parameter gradients in f64.
+/// dx and the parameter gradients in f64, for tensors of an element's type or f64.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if dy is not as long as x.
-pub fn backward<A: Activation + ?Sized, T: Element>(
+pub fn backward<A: Activation + ?Sized, T: Copy + Into<f64>>(
     op: &A,
     params: &[f64],
     x: &[T],
@@ -76,8 +80,8 @@ pub fn backward<A: Activation + ?Sized, T: Element>(
     let dx = x
         .iter()
         .zip(dy)
-        .map(|(x, dy)| {
-            let (x, dy) = (x.to_f64(), dy.to_f64());
+        .map(|(&x, &dy)| {
+            let (x, dy): (f64, f64) = (x.into(), dy.into());
             let point = op.evaluate(params, x);
             sums.add(x, dy, &point.dparams);
             dy * point.slope.value

@@ -436,3 +436,101 @@ fn the_row_of_a_nan_is_named() {
         assert_eq!((got.loss[1], got.summary.nan_row), (inf, u64::MAX));
     }
 }
+
+/// References in f64, of f64: who checks derivatives need not round first.
+#[test]
+fn the_references_take_f64() {
+    // No f32, of which differences in f64 would show.
+    let logits = [0.1, -0.7, 1.3, 2.9, -60.1];
+    let op = CrossEntropy::default().label_smoothing(0.125).z_loss(0.5).softcap(5.0);
+    let loss = |logits: &[f64]| op.evaluate(logits, 1, 1.5, 1.0).loss;
+    let row = op.evaluate(&logits, 1, 1.5, 1.0);
+    for j in 0..logits.len() {
+        let moved = |h: f64| {
+            let mut moved = logits;
+            moved[j] += h;
+            loss(&moved)
+        };
+        let numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        assert!(
+            (numeric - row.dlogits[j]).abs() < 1e-9,
+            "{j}: {numeric} for {row:?}"
+        );
+    }
+    let same = |narrow: Vec<f64>, wide: Vec<f64>| assert_eq!(narrow, wide);
+    let x = [0.5_f32, -1.25, 3.0];
+    let wide = x.map(f64::from);
+    same(
+        reference::forward(&Xsilu, &[0.3], &x),
+        reference::forward(&Xsilu, &[0.3], &wide),
+    );
+    let (dx, dalpha) = reference::backward(&Xsilu, &[0.3], &[0.1, 1e200], &[1.0, 0.0]).unwrap();
+    let slope = xact::Activation::evaluate(&Xsilu, &[0.3], 0.1);
+    assert_eq!((dx[0], dalpha[0]), (slope.slope.value, slope.dparams[0]));
+    // Beyond f32, with a square beyond f64.
+    let (_, dalpha) =
+        reference::backward(&Xielu::default(), &[0.0, 0.0], &[1.0, 1e200], &[1.0, 0.0]).unwrap();
+    assert_eq!(dalpha, [0.5, 0.0]);
+}
+
+/// A halo makes the slices of a row decide as the whole for hashes; for the strategies that look at no ids it does
+/// nothing, and Static needs an offset before the slice.
+#[test]
+fn what_a_halo_does_for_slices() {
+    let gpu = gpu();
+    let ids: Vec<i64> = (0..120).map(|i| i * i % 97).collect();
+    let keep = |goldfish: &Goldfish, tokens: &Tokens<'_, i64>| {
+        let keep = goldfish.keep(tokens).unwrap();
+        let how = support::goldfish::How::default();
+        assert_eq!(
+            support::goldfish::keep(&gpu, goldfish, tokens, how).unwrap(),
+            keep
+        );
+        let mut of_cpu = vec![7; keep.len()];
+        let call = cpu::goldfish::mask(goldfish, *tokens);
+        call.keep(&mut of_cpu).run().unwrap();
+        assert!(of_cpu.iter().zip(&keep).all(|(&a, &b)| a == u8::from(b)));
+        keep
+    };
+    for (strategy, by_halo, by_offset) in [
+        (
+            Strategy::Hash64 {
+                k: 3,
+                h: 4,
+                seed: 1,
+            },
+            true,
+            true,
+        ),
+        (Strategy::ProductTable { k: 3, h: 4 }, true, true),
+        (Strategy::ProductAvalanche { k: 3, h: 4 }, true, true),
+        (Strategy::DotTable { k: 3, h: 4 }, true, true),
+        (Strategy::Static { k: 3, start: 1 }, false, true),
+        (Strategy::Random { k: 3, seed: 1 }, false, false),
+    ] {
+        let goldfish = Goldfish::new(strategy).unwrap();
+        let whole = keep(&goldfish, &Tokens::row(&ids));
+        let slices = |offsets: bool| -> Vec<bool> {
+            let slices = (0..3).flat_map(|slice| {
+                let start = 40 * slice;
+                let before = [-(start as i32)];
+                let ids = &ids[..start + 40];
+                let (halo, ids) = (&ids[start.saturating_sub(3)..start], &ids[start..]);
+                let tokens = if offsets {
+                    Tokens::documents(ids, &before)
+                } else {
+                    Tokens::rows(ids, 40)
+                };
+                let tokens = tokens.halo(halo);
+                keep(&goldfish, &tokens)
+            });
+            slices.collect()
+        };
+        assert_eq!(slices(false) == whole, by_halo, "{strategy:?}");
+        assert_eq!(
+            slices(true) == whole,
+            by_offset,
+            "{strategy:?} with offsets"
+        );
+    }
+}

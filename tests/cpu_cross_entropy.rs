@@ -52,6 +52,9 @@ fn main() -> ExitCode {
             checked(op, batch, How::default()).map_err(|e| format!("{e:?}"))
         })?)
     });
+    table.add("given_normalizer", given_normalizer);
+    table.add("rows_in_groups", rows_in_groups::<f32>);
+    table.add("rows_in_groups_bf16", rows_in_groups::<bf16>);
     table.add("errors", errors);
     libtest_mimic::run(&arguments, table.0).exit_code()
 }
@@ -596,6 +599,106 @@ fn confident_rows() -> Outcome {
         let batch = Batch::new(logits, cols, vec![0; gaps]);
         checked(&op, &batch, How::default())?;
     }
+    Ok(())
+}
+
+/// Rows in two micro-batches, divided by the four tokens of both: the sum of the means is the mean over all four.
+fn given_normalizer() -> Outcome {
+    let batches: [(&[f32], &[i64], f32); 2] = [
+        (&[0.2, 0.3, -0.1, 0.4, -0.2, 0.1], &[0, 1, 0], -0.131_244_8),
+        (&[0.0, 0.5], &[1], 0.094_385_2),
+    ];
+    for normalizer in [Normalizer::Kept, Normalizer::None, Normalizer::Weight] {
+        let op = CrossEntropy::default().normalizer(normalizer);
+        let [mut mean, mut mean_of_one_call] = [0.0; 2];
+        for (logits, labels, expected) in batches {
+            let near = |d: f32| assert!((d - expected).abs() <= 2e-7, "{d}, not {expected}");
+            let mut saved = vec![0; op.saved_bytes(labels.len() as u64) as usize];
+            let call = ce::forward(&op, logits, labels).saved(&mut saved);
+            let summary = call.normalizer(4.0).run()?;
+            assert_eq!(summary.normalizer, 4.0);
+            mean += summary.mean;
+            let mut dlogits = logits.to_vec();
+            let divisor = summary.normalizer;
+            ce::backward_in_place(&op, &mut dlogits, labels, &saved, divisor).run()?;
+            near(dlogits[0]);
+            let mut dlogits = logits.to_vec();
+            let call = ce::forward_with_gradient(&op, &mut dlogits, labels);
+            mean_of_one_call += call.normalizer(4.0).run()?.mean;
+            near(dlogits[0]);
+        }
+        for mean in [mean, mean_of_one_call] {
+            assert!((mean - 0.636_726_5).abs() <= 2e-7, "{mean}");
+        }
+    }
+    Ok(())
+}
+
+/// `logits[:, :-1]`: rows in groups give what they give one after the other, and what lies between stays.
+fn rows_in_groups<T: Element>() -> Outcome {
+    const GROUPS: usize = 5;
+    const OF_EACH: usize = 4;
+    const COLS: usize = 33;
+    const PITCH: usize = COLS + 2;
+    const OFFSET: usize = 3;
+    const APART: usize = (OF_EACH + 1) * PITCH;
+    let n = GROUPS * OF_EACH;
+    let mut batch = batch::<T>(31, n, COLS, COLS, 2.0);
+    batch.labels[6] = -100;
+    let op = CrossEntropy::default().label_smoothing(0.1).z_loss(1e-3);
+    let dense = both(&op, &batch, How::default())?;
+    let between = T::from_f64(7.0);
+    let spread = |values: &[T]| {
+        let mut elements = vec![between; OFFSET + GROUPS * APART];
+        for (row, values) in values.chunks(COLS).enumerate() {
+            let at = OFFSET + row / OF_EACH * APART + row % OF_EACH * PITCH;
+            elements[at..at + COLS].copy_from_slice(values);
+        }
+        elements
+    };
+    let rows = Rows::new(n, COLS)
+        .pitch(PITCH)
+        .groups(OF_EACH, APART)
+        .offset(OFFSET);
+    let expected = spread(&dense.dlogits);
+    let logits = spread(&batch.logits);
+    let (mut loss, mut saved) = (vec![7.0; n], vec![0; op.saved_bytes(n as u64) as usize]);
+    let mut argmax = vec![7; n];
+    let summary = ce::forward(&op, Input::rows(&logits, rows), &batch.labels)
+        .loss(&mut loss)
+        .argmax(&mut argmax)
+        .saved(&mut saved)
+        .run()?;
+    assert_eq!(bits(&loss), bits(&dense.loss));
+    assert_eq!(
+        (summary, &argmax, &saved),
+        (dense.summary, &dense.argmax, &loss_cpu::saved(&dense.stats))
+    );
+    let divisor = summary.normalizer;
+    let mut apart = vec![between; logits.len()];
+    let (from, to) = (Input::rows(&logits, rows), Output::rows(&mut apart, rows));
+    ce::backward(&op, from, &batch.labels, &saved, divisor, to).run()?;
+    assert_eq!(bits(&apart), bits(&expected));
+    // Between groups and the same rows without gaps.
+    let mut out = vec![between; batch.logits.len()];
+    let from = Input::rows(&logits, rows);
+    ce::backward(&op, from, &batch.labels, &saved, divisor, &mut out).run()?;
+    assert_eq!(bits(&out), bits(&dense.dlogits));
+    let mut in_place = logits.clone();
+    let to = Output::rows(&mut in_place, rows);
+    ce::backward_in_place(&op, to, &batch.labels, &saved, divisor).run()?;
+    assert_eq!(bits(&in_place), bits(&expected));
+    let mut in_place = logits.clone();
+    let to = Output::rows(&mut in_place, rows);
+    ce::forward_with_gradient(&op, to, &batch.labels).run()?;
+    assert_eq!(bits(&in_place), bits(&expected));
+    // A group that is not whole, and one that overlaps the next.
+    let few = Rows::new(n, COLS).groups(3, APART);
+    let refused = ce::forward(&op, Input::rows(&logits, few), &batch.labels).run();
+    assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
+    let close = rows.groups(OF_EACH, APART - 2 * PITCH);
+    let refused = ce::forward(&op, Input::rows(&logits, close), &batch.labels).run();
+    assert!(matches!(refused, Err(Error::Pitch { .. })), "{refused:?}");
     Ok(())
 }
 

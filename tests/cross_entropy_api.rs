@@ -837,7 +837,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             Error::OutOfRange {
                 what: "the number of ranks",
                 got: 0.0,
-                range: "[1, 2^32)",
+                range: "[1, 2^64)",
             },
             &|c| c.ranks = 0,
         ),

@@ -13,6 +13,30 @@ use crate::error::{Result, check_length};
 
 /// The trainable scalars of an `A` on the device, one element each, of type `P`. By name, as
 /// [`Xielu::params`](crate::Xielu::params) takes them, or as a list in the order of [`Signature::params`].
+///
+/// Their type is f32, or that of the elements:
+///
+/// ```no_run
+/// # use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext, half::f16};
+/// # let stream = CudaContext::new(0)?.new_stream()?;
+/// # let mut queue = Queue::new(&stream)?;
+/// # let mut x = stream.alloc_zeros::<f16>(3)?;
+/// let alpha = stream.alloc_zeros::<f16>(1)?;
+/// cuda::forward_in_place(&Xsilu, &mut x, Xsilu::params(&alpha)).launch(&mut queue)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A third type does not compile:
+///
+/// ```compile_fail,E0277
+/// # use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext, half::f16};
+/// # let stream = CudaContext::new(0)?.new_stream()?;
+/// # let mut queue = Queue::new(&stream)?;
+/// # let mut x = stream.alloc_zeros::<f32>(3)?;
+/// let alpha = stream.alloc_zeros::<f16>(1)?;
+/// cuda::forward_in_place(&Xsilu, &mut x, Xsilu::params(&alpha)).launch(&mut queue)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Params<'a, A: ?Sized, P> {
     /// One more than any op has, so that a list that is too long is noticed.
     list: ArrayVec<&'a dyn DevicePtr<P>, { MAX_PARAMS + 1 }>,

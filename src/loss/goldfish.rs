@@ -13,8 +13,10 @@
 //! - A **segment** is a row of `len` labels, or all labels where offsets cut them into **documents**. No
 //!   window crosses a boundary. Official masks know rows only.
 //! - A **halo** is a number of ids of each segment that precede its first label and have no label here:
-//!   what a context-parallel rank gets from its neighbour. With `h − 1` of them the decisions are those of
-//!   the whole row.
+//!   what a context-parallel rank gets from its neighbour. With `h − 1` of them a hash decides as in the whole
+//!   row. [`Random`](Strategy::Random) and [`Static`](Strategy::Static) look at no ids, so that no halo helps
+//!   them: the former counts the labels of the call, the latter those of the segment, unless offsets say how far
+//!   before it its first document [begins](Layout::Documents).
 //! - **Exempt** ids, such as a tokenizer's special ones, are never dropped; they take part in the windows
 //!   of others.
 //!

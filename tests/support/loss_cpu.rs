@@ -148,7 +148,6 @@ fn stats(saved: &[u8]) -> Vec<RowStats> {
 }
 
 /// The inverse: what a forward would have saved.
-#[allow(dead_code)] // one of the users asks
 pub fn saved(stats: &[RowStats]) -> Vec<u8> {
     let words = stats.iter().flat_map(|s| {
         let floats = [s.max, s.rest, s.target, s.sum].map(f32::to_bits);

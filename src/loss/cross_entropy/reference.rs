@@ -79,8 +79,8 @@ impl CrossEntropy {
         }
     }
 
-    /// The reference of a row that counts. `logits` are those of all classes, `target` is the label's place
-    /// among them, `upstream` what the gradient is multiplied with beside the weight (dloss/normalizer).
+    /// The reference of a row that counts. `logits` are those of all classes, of an element's type or f64; `target` is
+    /// the label's place among them, `upstream` what the gradient is multiplied with beside the weight (dloss/normalizer).
     ///
     /// # Panics
     /// If `target` is not among the logits.
