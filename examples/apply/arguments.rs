@@ -30,13 +30,13 @@ pub enum Op {
 #[derive(Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Loss {
-    /// Cross-entropy: reads logits (f32, f16 or bf16, [N, V]), labels (i32 or i64, [N]) and, where they are there,
+    /// Cross-entropy: reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, where they are there,
     /// weights (f32, [N]) and normalizer (f32, one element), for backward also dloss (f32, [N] or one element); with
-    /// --goldfish also hash_ids (i32 or i64, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish
+    /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish
     /// does; writes loss and what --outputs names, or dlogits
     #[command(alias = "cross-entropy")]
     CrossEntropy(cross_entropy::Arguments),
-    /// The labels that Goldfish keeps: reads labels (i32 or i64, [rows, labels of a row]) and, where they are there,
+    /// The labels that Goldfish keeps: reads labels (u8, u16, u32, i32 or i64, [rows, labels of a row]) and, where they are there,
     /// cu_seqlens (i32, offsets of documents into the labels of all rows), halo (type of labels, the ids before the
     /// first label of each row, or of all rows with cu_seqlens) and exempt (i64, ids that are never dropped); writes
     /// keep (u8, shape of labels) and kept (i64, one element)

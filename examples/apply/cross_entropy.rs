@@ -14,10 +14,10 @@ use safetensors::tensor::Dtype;
 use xact::{CrossEntropy, Normalizer};
 
 use super::arguments::{Backend, Task, finite, twice};
-use super::goldfish::{self, each_id, widened};
+use super::goldfish::{self, widen};
 use super::machine::Machine;
 use super::support::strategy::Name;
-use super::tensors::{Output, Tensors, check_type, each_element, elements, numbers};
+use super::tensors::{Output, Tensors, check_type, each_element, each_integer, elements, numbers};
 use inputs::Inputs;
 use results::Results;
 
@@ -90,9 +90,18 @@ enum Wanted {
 }
 
 /// The normalizers by name.
-const NORMALIZERS: [(&str, Normalizer, &str); 3] = [
+const NORMALIZERS: [(&str, Normalizer, &str); 4] = [
     ("none", Normalizer::None, "1: the mean is the sum"),
-    ("kept", Normalizer::Kept, "The number of rows that are kept"),
+    (
+        "kept",
+        Normalizer::Kept,
+        "The number of rows that are kept: neither ignored, nor of weight 0, nor dropped",
+    ),
+    (
+        "labels",
+        Normalizer::Labels,
+        "The number of rows whose label is not ignored",
+    ),
     (
         "weight",
         Normalizer::Weight,
@@ -108,6 +117,13 @@ fn normalizers() -> impl TypedValueParser<Value = Normalizer> {
     })
 }
 
+/// Calls for the type of labels: `each_label!(view, L => …)`.
+macro_rules! each_label {
+    ($view:expr, $L:ident => $body:expr) => {
+        each_integer!("labels", $view, [U32: u32, I32: i32, I64: i64], $L => $body)
+    };
+}
+
 pub fn apply(arguments: &Arguments) -> Result<(), String> {
     let files = &arguments.task.files;
     arguments.check()?;
@@ -116,7 +132,7 @@ pub fn apply(arguments: &Arguments) -> Result<(), String> {
         let logits = tensors.get("logits")?;
         check_type("logits", &logits, files.device)?;
         let labels = tensors.get("labels")?;
-        let ids = widened("labels", &labels)?;
+        let ids = each_label!(labels, L => Ok(widen::<L>(&labels)))?;
         let (normalizer, divide_by) = arguments.normalizer(tensors, logits.dtype())?;
         let mut op = CrossEntropy::default()
             .ignore_index(arguments.ignore_index)
@@ -140,19 +156,17 @@ pub fn apply(arguments: &Arguments) -> Result<(), String> {
                 let (results, dlogits) = results.map_err(|e| e.to_string())?;
                 (results, Output::rounded(DLOGITS, dtype, shape, &dlogits))
             }
-            Machine::Cpu => each_element!(dtype, T => each_id!("labels", labels, L => {
+            Machine::Cpu => each_element!(dtype, T => each_label!(labels, L => {
                 let results = inputs.on_cpu::<T, L>(&elements(&logits), &elements(&labels));
                 let (results, dlogits) = results.map_err(|e| e.to_string())?;
                 Ok((results, Output::new(DLOGITS, dtype, shape, &dlogits)))
             }))?,
-            Machine::Device(mut queue) => {
-                each_element!(dtype, T => each_id!("labels", labels, L => {
-                    let (logits, labels) = (elements(&logits), elements(&labels));
-                    let results = inputs.on_device::<T, L>(&mut queue, &logits, &labels);
-                    let (results, dlogits) = results.map_err(|e| e.to_string())?;
-                    Ok((results, Output::new(DLOGITS, dtype, shape, &dlogits)))
-                }))?
-            }
+            Machine::Device(mut queue) => each_element!(dtype, T => each_label!(labels, L => {
+                let (logits, labels) = (elements(&logits), elements(&labels));
+                let results = inputs.on_device::<T, L>(&mut queue, &logits, &labels);
+                let (results, dlogits) = results.map_err(|e| e.to_string())?;
+                Ok((results, Output::new(DLOGITS, dtype, shape, &dlogits)))
+            }))?,
         };
         results.summary.tell(&ids);
         if arguments.task.is_backward() {

@@ -75,30 +75,23 @@ impl Options {
     }
 }
 
-/// Calls for the type of the ids of a tensor: `each_id!("labels", view, I => …)`.
+/// Calls for the type of the ids of a tensor: `each_id!("hash_ids", view, I => …)`.
 macro_rules! each_id {
     ($name:expr, $view:expr, $I:ident => $body:expr) => {
-        match $view.dtype() {
-            Dtype::I32 => {
-                type $I = i32;
-                $body
-            }
-            Dtype::I64 => {
-                type $I = i64;
-                $body
-            }
-            other => Err(format!("{} is {other:?}; it must be I32 or I64", $name)),
-        }
+        $crate::tensors::each_integer!(
+            $name, $view, [U8: u8, U16: u16, U32: u32, I32: i32, I64: i64], $I => $body
+        )
     };
 }
-pub(crate) use each_id;
 
 /// The ids of a tensor as those of the widest type, which decide alike.
 pub fn widened(name: &str, view: &TensorView<'_>) -> Result<Vec<i64>, String> {
-    fn widen<I: TokenId + Pod>(view: &TensorView<'_>) -> Vec<i64> {
-        elements::<I>(view).into_iter().map(Into::into).collect()
-    }
     each_id!(name, view, I => Ok(widen::<I>(view)))
+}
+
+/// The same of a tensor of `I`.
+pub fn widen<I: TokenId + Pod>(view: &TensorView<'_>) -> Vec<i64> {
+    elements::<I>(view).into_iter().map(Into::into).collect()
 }
 
 /// What decides which labels are dropped.

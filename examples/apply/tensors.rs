@@ -133,6 +133,29 @@ macro_rules! each_element {
 }
 pub(crate) use each_element;
 
+/// Calls for the type of the integers of a tensor, one of those listed: their names in files, and in Rust.
+macro_rules! each_integer {
+    ($name:expr, $view:expr, [$($Name:ident: $type:ident),*], $I:ident => $body:expr) => {
+        match $view.dtype() {
+            $(safetensors::tensor::Dtype::$Name => {
+                type $I = $type;
+                $body
+            })*
+            other => Err($crate::tensors::no_such_type($name, other, &[$(stringify!($Name)),*])),
+        }
+    };
+}
+pub(crate) use each_integer;
+
+/// The message that a tensor must be of another type.
+pub fn no_such_type(name: &str, dtype: Dtype, types: &[&str]) -> String {
+    let (last, others) = types.split_last().expect("some type");
+    format!(
+        "{name} is {dtype:?}; it must be {} or {last}",
+        others.join(", ")
+    )
+}
+
 /// Fails unless this is a type that who computes can take.
 pub fn check_type(name: &str, view: &TensorView<'_>, backend: Backend) -> Result<(), String> {
     match view.dtype() {

@@ -143,3 +143,20 @@ fn numbers_that_a_strategy_has_not_are_refused() {
     ]);
     scratch.refused("goldfish", &["--device", "cpu"], &["halo is I32", "I64"]);
 }
+
+#[test]
+fn ids_may_be_of_any_width() {
+    let ids: Vec<i64> = (0..60).map(|i| i * i % 17).collect();
+    for device in ["reference", "cpu", &the_device()] {
+        let keep = |dtype: Dtype| {
+            let scratch = Scratch::new();
+            scratch.write(&[("labels", integers(dtype, &[3, 20], &ids))]);
+            let line = format!("--device {device} --k 2 --h 5");
+            scratch.says("goldfish", &line).0["keep"].2.clone()
+        };
+        let expected = keep(Dtype::I64);
+        for dtype in [Dtype::U8, Dtype::U16, Dtype::U32, Dtype::I32] {
+            assert_eq!(keep(dtype), expected, "{dtype:?}");
+        }
+    }
+}

@@ -6,9 +6,10 @@ use super::*;
 
 const CLASSES: usize = 9;
 
-const MEANS: [&str; 5] = [
+const MEANS: [&str; 6] = [
     "mean",
     "mean --normalizer kept",
+    "mean --normalizer labels",
     "mean --normalizer weight",
     "mean --normalizer none",
     "mean --divide-by 3",
@@ -70,6 +71,7 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductio
             let divisor = match reduction {
                 "mean" | "mean --normalizer kept" => kept.len() as f64,
                 "mean --normalizer weight" => f64::from(total),
+                "mean --normalizer labels" => 5.0,
                 "mean --divide-by 3" => 3.0,
                 _ => 1.0,
             };
@@ -212,7 +214,9 @@ fn losses_of_nothing_and_of_what_cannot_be() {
         replaced("labels", integers(Dtype::I64, &[5], &[0; 5]));
         refused("", &["labels has 5", "6 rows"]);
         replaced("labels", tensor::<f32>(&[6], &[0.0; 6]));
-        refused("", &["labels is F32"]);
+        refused("", &["labels is F32", "U32, I32 or I64"]);
+        replaced("labels", integers(Dtype::U16, &[6], &[0; 6]));
+        refused("", &["labels is U16", "U32, I32 or I64"]);
         replaced("weights", tensor::<f32>(&[2], &[0.0; 2]));
         refused("", &["weights has 2"]);
         replaced("weights", tensor::<half::f16>(&[6], &[0.0; 6]));
@@ -292,12 +296,16 @@ fn advantages_may_be_weights() {
             ("--reduction mean", 0.052_210_3),
             ("--normalizer kept", 0.052_210_3),
             ("--normalizer weight", 0.313_261_7),
+            ("--normalizer labels", 0.039_157_7),
             ("--normalizer none", 0.156_630_8),
         ] {
             let line = format!("--device {device} --direction forward {flags}");
             let (outputs, text) = scratch.says("cross_entropy", &line);
             near(&values::<f32>(&outputs["loss"]), &[expected], 2e-6);
-            assert!(text.contains("kept 3 rows, dropped 0"), "{text}");
+            assert!(
+                text.contains("kept 3 rows, dropped 0, of 4 with a label"),
+                "{text}"
+            );
         }
     }
 }
@@ -324,7 +332,7 @@ fn every_output_and_count_is_the_same_everywhere() {
     for words in [
         "not read of the input: dloss",
         "the label of row 5, 9, is no class",
-        "kept 3 rows, dropped 1",
+        "kept 3 rows, dropped 1, of 5 with a label",
         "correct 1",
         "loss of the dropped rows",
     ] {
@@ -519,4 +527,43 @@ fn the_reference_takes_logits_of_f64() {
     let backward = run("--direction backward");
     let dlogits = [&rows[0].dlogits[..], &rows[1].dlogits].concat();
     assert_eq!(of(&backward["dlogits"]), dlogits);
+}
+
+#[test]
+fn labels_of_u32_are_read_unsigned() {
+    let run = |device: &str, dtype: Dtype, last: i64| {
+        let scratch = Scratch::new();
+        let mut input = loss_input::<f32>(Dtype::I64);
+        input[1].1 = integers(dtype, &[6], &[0, 8, 4, 3, 3, last]);
+        scratch.write(&input);
+        let line = format!("--device {device} --direction forward --reduction none");
+        let (outputs, text) = scratch.says("cross_entropy", &line);
+        (outputs["loss"].2.clone(), text)
+    };
+    for device in ["reference", "cpu", &the_device()] {
+        assert_eq!(run(device, Dtype::U32, 5), run(device, Dtype::I32, 5));
+        // As i32 it would be the label that is ignored.
+        let (_, text) = run(device, Dtype::U32, 4_294_967_196);
+        assert!(text.contains("row 5, 4294967196, is no class"), "{text}");
+        let (_, text) = run(device, Dtype::I32, 4_294_967_196);
+        assert!(!text.contains("no class"), "{text}");
+    }
+}
+
+#[test]
+fn a_row_of_nan_is_named() {
+    for device in ["reference", "cpu", &the_device()] {
+        let scratch = Scratch::new();
+        scratch.write(&[
+            (
+                "logits",
+                tensor::<f32>(&[3, 2], &[0.0, 1.0, f64::NAN, 1.0, f64::INFINITY, 0.0]),
+            ),
+            ("labels", integers(Dtype::I64, &[3], &[1, 1, 0])),
+        ]);
+        let line = format!("--device {device} --direction forward");
+        let (_, text) = scratch.says("cross_entropy", &line);
+        assert!(text.contains("warning: the loss of row 1 is NaN"), "{text}");
+        assert!(!text.contains("no class"), "{text}");
+    }
 }

@@ -176,7 +176,12 @@ fn near(got: &[f32], expected: &[f64], bound: f64) {
 
 /// A tensor of integers.
 fn integers(dtype: Dtype, shape: &[usize], values: &[i64]) -> Tensor {
-    let size = if dtype == Dtype::I64 { 8 } else { 4 };
+    let size = match dtype {
+        Dtype::U8 => 1,
+        Dtype::U16 => 2,
+        Dtype::U32 | Dtype::I32 => 4,
+        _ => 8,
+    };
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()[..size].to_vec());
     Tensor(dtype, shape.to_vec(), bytes.collect())
 }

@@ -25,6 +25,10 @@ impl Inputs {
         let counts = |&row: &usize| matches!(fates[row], Fate::Kept | Fate::Bad);
         let mut summary = Summary {
             kept: (0..self.n).filter(counts).count() as u64,
+            labels: labels
+                .iter()
+                .filter(|&&label| label != op.ignore_index)
+                .count() as u64,
             weight: (0..self.n).filter(counts).map(weight).sum(),
             dropped: fates.iter().filter(|&&fate| fate == Fate::Dropped).count() as u64,
             correct: self.with_argmax.then_some(0),
@@ -35,6 +39,7 @@ impl Inputs {
         summary.normalizer = self.divide_by.unwrap_or(match op.normalizer {
             Normalizer::None => 1.0,
             Normalizer::Kept => summary.kept as f64,
+            Normalizer::Labels => summary.labels as f64,
             Normalizer::Weight => summary.weight,
             other => unreachable!("{other:?} is no normalizer of the command line"),
         });
@@ -70,6 +75,9 @@ impl Inputs {
             if !is_kept {
                 summary.dropped_loss = summary.dropped_loss.map(|sum| sum + of_row.loss);
                 continue;
+            }
+            if of_row.loss.is_nan() {
+                summary.nan_row.get_or_insert(row);
             }
             (results.loss[row], results.z_loss[row]) = (of_row.loss, of_row.z_loss);
             summary.loss += of_row.loss;

@@ -37,6 +37,8 @@ pub struct Summary {
     pub z_loss: f64,
     pub normalizer: f64,
     pub weight: f64,
+    /// Rows that are not ignored by their label.
+    pub labels: u64,
     pub kept: u64,
     pub dropped: u64,
     /// If they are counted.
@@ -45,22 +47,27 @@ pub struct Summary {
     pub dropped_loss: Option<f64>,
     /// The first row whose label is no class.
     pub bad_row: Option<usize>,
+    /// The first other row whose loss is NaN.
+    pub nan_row: Option<usize>,
 }
 
 impl Summary {
     /// Of what the backends say; not all of it was asked for.
     pub fn of(summary: &CrossEntropySummary, with_argmax: bool, dropped_loss: bool) -> Summary {
+        let row = |row: u64| (row != u64::MAX).then_some(row as usize);
         Summary {
             mean: summary.mean.into(),
             loss: summary.loss.into(),
             z_loss: summary.z_loss.into(),
             normalizer: summary.normalizer.into(),
             weight: summary.weight.into(),
+            labels: summary.labels,
             kept: summary.kept,
             dropped: summary.dropped,
             correct: with_argmax.then_some(summary.correct),
             dropped_loss: dropped_loss.then_some(summary.dropped_loss.into()),
-            bad_row: (summary.bad_row != u64::MAX).then_some(summary.bad_row as usize),
+            bad_row: row(summary.bad_row),
+            nan_row: row(summary.nan_row),
         }
     }
 
@@ -72,7 +79,13 @@ impl Summary {
                 labels[row]
             );
         }
-        eprintln!("kept {} rows, dropped {}", self.kept, self.dropped);
+        if let Some(row) = self.nan_row {
+            eprintln!("warning: the loss of row {row} is NaN, by its logits or its weight");
+        }
+        eprintln!(
+            "kept {} rows, dropped {}, of {} with a label",
+            self.kept, self.dropped, self.labels
+        );
         if let Some(correct) = self.correct {
             eprintln!("correct {correct}");
         }
