@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::{bf16, f16};
-use xact::activation::{self, Visitor};
+use xact::activation::{self, Registered, Visitor};
 use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish as mask;
-use xact::loss::goldfish::Tokens;
-use xact::{Activation, CrossEntropy, Element, Goldfish, Strategy, cpu, loss, reference};
+use xact::{CrossEntropy, Element, Goldfish, Strategy, Tokens, cpu, loss, reference};
 
 #[allow(dead_code)] // the random numbers of what the tests share
 #[path = "../tests/support/inputs.rs"]
@@ -50,7 +49,7 @@ fn main() {
 struct Bench(Criterion);
 
 impl Visitor for Bench {
-    fn visit<A: Activation>(&mut self) {
+    fn visit<A: Registered>(&mut self) {
         self.activation::<A, f32>();
         self.activation::<A, f16>();
         self.activation::<A, bf16>();
@@ -67,26 +66,21 @@ impl Bench {
         group.finish();
     }
 
-    fn activation<A: Activation, T: Element>(&mut self) {
+    fn activation<A: Registered, T: Element>(&mut self) {
         let sample = A::samples().remove(0);
         for len in LENGTHS {
             let [x, dy] = [1, 2].map(|seed| random::<T>(seed, len));
             let (mut out, mut dparams) = (x.clone(), vec![0.0; sample.params.len()]);
             let (name, dtype, bytes) = (A::NAME, T::DTYPE.name(), size_of_val(&*x));
             self.run(format!("{name}/forward/{dtype}"), len, 2 * bytes, || {
-                cpu::forward(&sample.op, &sample.params, black_box(&x), &mut out)
-                    .expect("equal lengths");
+                let call = cpu::forward(&sample.op, black_box(&x), &sample.params, &mut out);
+                call.run().expect("equal lengths");
             });
             self.run(format!("{name}/backward/{dtype}"), len, 3 * bytes, || {
-                let call = cpu::Backward {
-                    x: black_box(&x),
-                    dy: &dy,
-                    dx: &mut out,
-                    y: None,
-                    dparams: &mut dparams,
-                    accumulate: false,
-                };
-                cpu::backward(&sample.op, &sample.params, call).expect("equal lengths");
+                cpu::backward(&sample.op, black_box(&x), &dy, &sample.params, &mut out)
+                    .gradients(&mut dparams)
+                    .run()
+                    .expect("equal lengths");
             });
         }
     }
@@ -97,25 +91,14 @@ impl Bench {
         for vocab in VOCABS {
             let mut logits = random::<T>(1, ROWS * vocab);
             let labels: Vec<i64> = (0..ROWS).map(|r| (r * 7919 % vocab) as i64).collect();
-            let (rows, bytes) = (ce::Rows::new(&labels), size_of_val(&*logits));
+            let bytes = size_of_val(&*logits);
             self.run(format!("{name}/forward/{dtype}"), vocab, bytes, || {
-                let call = ce::Forward {
-                    logits: ce::Matrix::dense(black_box(&logits), vocab),
-                    rows,
-                    outputs: ce::Outputs::default(),
-                    normalizer: None,
-                };
-                black_box(ce::forward(&op, call).expect("equal lengths"));
+                let call = ce::forward(&op, black_box(&logits), &labels);
+                black_box(call.run().expect("equal lengths"));
             });
             self.run(format!("{name}/gradient/{dtype}"), vocab, 2 * bytes, || {
-                let call = ce::ForwardWithGradient {
-                    logits: ce::MatrixMut::dense(black_box(&mut logits), vocab),
-                    rows,
-                    outputs: ce::Outputs::default(),
-                    normalizer: None,
-                    dloss: None,
-                };
-                black_box(ce::forward_with_gradient(&op, call).expect("equal lengths"));
+                let call = ce::forward_with_gradient(&op, black_box(&mut logits), &labels);
+                black_box(call.run().expect("equal lengths"));
             });
         }
     }
@@ -137,18 +120,14 @@ impl Bench {
                 let mut weights = vec![0.0f32; len];
                 let group = format!("{}/{}/i32", loss::NAMES[1], strategy.name());
                 self.run(group, len, 2 * size_of_val(&*ids), || {
-                    let call = mask::Mask {
-                        tokens: Tokens::row(black_box(&ids)),
-                        keep: None,
-                        weights: Some(&mut weights),
-                    };
-                    black_box(mask::mask(&goldfish, call).expect("one row"));
+                    let call = mask::mask(&goldfish, Tokens::row(black_box(&ids)));
+                    black_box(call.weights(&mut weights).run().expect("one row"));
                 });
             }
         }
     }
 
-    fn activation_reference<A: Activation>(&mut self) {
+    fn activation_reference<A: Registered>(&mut self) {
         let sample = A::samples().remove(0);
         let params: Vec<f64> = sample.params.iter().map(|&p| p.into()).collect();
         for len in REFERENCE_LENGTHS {

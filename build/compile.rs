@@ -33,7 +33,9 @@ pub const TARGETS: [Target; 2] = [
 impl Target {
     /// Those that a file with this text is compiled for.
     pub fn of(source: &str) -> impl Iterator<Item = &'static Self> {
-        TARGETS.iter().filter(move |target| source.contains(target.mark))
+        TARGETS
+            .iter()
+            .filter(move |target| source.contains(target.mark))
     }
 
     /// The name of the file that holds a stem's PTX.

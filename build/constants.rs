@@ -34,7 +34,11 @@ fn block(stem: &str, source: &str) -> Result<String, String> {
         .filter(|line| !line.starts_with("//"));
     let body: String = body.collect::<Vec<_>>().join(" ");
     let mut text = format!("namespace xact::{stem} {{\n");
-    for item in body.split(';').map(str::trim).filter(|item| !item.is_empty()) {
+    for item in body
+        .split(';')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+    {
         let wrong = || format!("{item}: neither a constant nor a polynomial");
         let (head, values) = item.split_once(':').ok_or_else(wrong)?;
         let (kind, name) = head.split_once(' ').ok_or_else(wrong)?;
@@ -45,7 +49,8 @@ fn block(stem: &str, source: &str) -> Result<String, String> {
                 writeln!(text, "constexpr float {} = {value};", camel(name))
             }
             ("polynomial", [first, rest @ ..]) => {
-                let steps: String = (rest.iter().map(|c| format!(" r = fmaf(r, x, {c});"))).collect();
+                let steps: String =
+                    (rest.iter().map(|c| format!(" r = fmaf(r, x, {c});"))).collect();
                 writeln!(
                     text,
                     "__device__ inline float {name}(float x) {{ float r = {first};{steps} return r; }}"

@@ -158,7 +158,9 @@ impl Convert for f16 {
 }
 
 /// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`]. (`Convert` is not public, so there are no others.)
-pub trait Element: bytemuck::Pod + Convert + Into<f64> + Portable + Send + Sync + std::fmt::Debug {
+pub trait Element:
+    bytemuck::Pod + Convert + Into<f64> + Portable + Send + Sync + std::fmt::Debug
+{
     /// The type as a value.
     const DTYPE: Dtype;
     /// Distance from 1 to the next value, as a power of two: −23, −10 or −7.

@@ -281,7 +281,11 @@ impl fmt::Display for Error {
                 write!(f, "{what} is {got}; it must be in {range}")
             }
             Error::UnknownOp { name, known } => {
-                write!(f, "no op is called {name:?}; there are {}", known.join(", "))
+                write!(
+                    f,
+                    "no op is called {name:?}; there are {}",
+                    known.join(", ")
+                )
             }
             Error::NotGated { op } => write!(f, "{op} has no gated forms"),
             Error::Classes { classes, end } => write!(

@@ -578,7 +578,11 @@ pub struct FiniteDifferences {
 /// every `x` but 0, around which f″ may jump, and where f′ is not too small for f64. A right pair of formulas agrees to about 1e-7. Points at
 /// which f′ jumps (the clamp of [`Compat`](crate::Compat)) do not belong into `x`, nor do values
 /// beyond about ±1e3.
-pub fn finite_differences<A: Activation + ?Sized>(op: &A, params: &[f64], x: &[f64]) -> FiniteDifferences {
+pub fn finite_differences<A: Activation + ?Sized>(
+    op: &A,
+    params: &[f64],
+    x: &[f64],
+) -> FiniteDifferences {
     /// Below, values of f64 lose digits, and their differences all.
     const TINY: f64 = 1e-290;
     // Richardson's extrapolation of two central differences: the error is of order h⁴.

@@ -212,7 +212,12 @@ impl Shape {
     }
 
     /// The rows of a tensor of this shape in a buffer of `len` elements: as given, or all of it.
-    pub(crate) fn rows_of(self, what: &'static str, len: usize, given: Option<Rows>) -> Result<Rows> {
+    pub(crate) fn rows_of(
+        self,
+        what: &'static str,
+        len: usize,
+        given: Option<Rows>,
+    ) -> Result<Rows> {
         let Some(rows) = given else {
             let dense = Rows::new(self.rows, self.cols);
             check_length(what, dense.len().unwrap_or(usize::MAX), len)?;
@@ -278,18 +283,30 @@ mod tests {
                 at = range.end;
             }
         }
-        for rows in [Rows::new(2, 4).pitch(3), Rows::new(4, 4).pitch(3).groups(2, 100)] {
+        for rows in [
+            Rows::new(2, 4).pitch(3),
+            Rows::new(4, 4).pitch(3).groups(2, 100),
+        ] {
             let refused = rows.check("x", 1000);
             assert!(matches!(refused, Err(Error::Pitch { .. })), "{rows:?}");
         }
         for rows in [Rows::new(4, 4).groups(2, 7), Rows::new(4, 4).groups(2, 0)] {
             let refused = rows.check("x", 1000);
-            assert!(matches!(refused, Err(Error::GroupPitch { len: 8, .. })), "{rows:?}");
+            assert!(
+                matches!(refused, Err(Error::GroupPitch { len: 8, .. })),
+                "{rows:?}"
+            );
         }
-        for rows in [Rows::new(4, 4).groups(3, 100), Rows::new(4, 4).groups(0, 100)] {
+        for rows in [
+            Rows::new(4, 4).groups(3, 100),
+            Rows::new(4, 4).groups(0, 100),
+        ] {
             assert!(matches!(rows.check("x", 1000), Err(Error::Length { .. })));
         }
-        for rows in [Rows::new(usize::MAX, 4), Rows::new(4, 4).groups(2, usize::MAX)] {
+        for rows in [
+            Rows::new(usize::MAX, 4),
+            Rows::new(4, 4).groups(2, usize::MAX),
+        ] {
             assert!(rows.check("x", 1000).is_err());
         }
     }

@@ -250,7 +250,11 @@ fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> O
 }
 
 /// The same bits under any schedule and on any grid, and nothing that the emulator would report.
-fn gated_schedules<A: Gated + Registered, T: Element>(gpu: &Gpu, full: bool, order: Order) -> Outcome {
+fn gated_schedules<A: Gated + Registered, T: Element>(
+    gpu: &Gpu,
+    full: bool,
+    order: Order,
+) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 9_001;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
@@ -675,8 +679,9 @@ fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
             / 16) as u64;
         for (launch, inputs) in [(&forward[0], 1), (&backward[0], 2)] {
             // The partial sums have a length of their own.
-            let is_workspace =
-                |b: &BufferTraffic| b.len == run::workspace_bytes(&sample.op, T::DTYPE, 1, n) as u64;
+            let is_workspace = |b: &BufferTraffic| {
+                b.len == run::workspace_bytes(&sample.op, T::DTYPE, 1, n) as u64
+            };
             let tensors: Vec<_> = run::tensors(launch).filter(|b| !is_workspace(b)).collect();
             let read: u64 = tensors.iter().map(|b| b.bytes_read).sum();
             let written: u64 = tensors.iter().map(|b| b.bytes_written).sum();

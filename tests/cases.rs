@@ -14,8 +14,8 @@ use xact::loss::cross_entropy::Fate;
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::goldfish::IdType;
 use xact::{
-    CrossEntropy, Element, Error, Gated, Goldfish, Normalizer, Order, Parameters, Rows,
-    Strategy, Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
+    CrossEntropy, Element, Error, Gated, Goldfish, Normalizer, Order, Parameters, Rows, Strategy,
+    Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
 };
 
 fn gpu() -> Gpu {
@@ -349,7 +349,9 @@ fn ids_of_every_type_decide_alike() {
         let (wide_ids, wide_halo) = (wide(&ids), wide(&halo));
         let exempt = [wide_ids[7]];
         let narrow = Tokens::rows(&ids, 300).halo(&halo).exempt(&exempt);
-        let wide = Tokens::rows(&wide_ids, 300).halo(&wide_halo).exempt(&exempt);
+        let wide = Tokens::rows(&wide_ids, 300)
+            .halo(&wide_halo)
+            .exempt(&exempt);
         for strategy in [
             Strategy::Hash64 {
                 k: 2,
@@ -442,7 +444,10 @@ fn the_row_of_a_nan_is_named() {
 fn the_references_take_f64() {
     // No f32, of which differences in f64 would show.
     let logits = [0.1, -0.7, 1.3, 2.9, -60.1];
-    let op = CrossEntropy::default().label_smoothing(0.125).z_loss(0.5).softcap(5.0);
+    let op = CrossEntropy::default()
+        .label_smoothing(0.125)
+        .z_loss(0.5)
+        .softcap(5.0);
     let loss = |logits: &[f64]| op.evaluate(logits, 1, 1.5, 1.0).loss;
     let row = op.evaluate(&logits, 1, 1.5, 1.0);
     for j in 0..logits.len() {
@@ -642,7 +647,9 @@ fn groups_that_cannot_be() {
         let (logits, labels) = (vec![0.0_f32; n * 8], vec![0_i64; n]);
         let logits = cpu::Input::rows(&logits, Rows::new(n, 8).groups(rows, pitch));
         let op = CrossEntropy::default();
-        cpu::cross_entropy::forward(&op, logits, &labels).run().unwrap_err()
+        cpu::cross_entropy::forward(&op, logits, &labels)
+            .run()
+            .unwrap_err()
     };
     let length = |what, expected, got| Error::Length {
         what,
@@ -660,6 +667,9 @@ fn groups_that_cannot_be() {
     );
     // From the first element to the last.
     assert_eq!(refused(6, 2, 24), length("logits", 64, 48));
-    assert!(matches!(refused(6, 2, usize::MAX / 2), Error::Length { .. }));
+    assert!(matches!(
+        refused(6, 2, usize::MAX / 2),
+        Error::Length { .. }
+    ));
     assert!(matches!(refused(6, 0, 24), Error::Length { .. }));
 }

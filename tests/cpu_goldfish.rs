@@ -19,7 +19,9 @@ use xact::{Error, Goldfish, Result, Strategy};
 fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
     let n = tokens.hash_ids.len();
     let (mut keep, mut weights) = (vec![7; n], vec![7.0; n]);
-    let call = mask(goldfish, *tokens).keep(&mut keep).weights(&mut weights);
+    let call = mask(goldfish, *tokens)
+        .keep(&mut keep)
+        .weights(&mut weights);
     let counts = call.run()?;
     assert!(keep.iter().all(|&keep| keep <= 1));
     let as_weights: Vec<f32> = keep.iter().map(|&keep| f32::from(keep)).collect();

@@ -27,7 +27,8 @@ fn the_kernels_in_compat_are_hugging_face() {
     for case in ["f64.default", "f64.apertus"] {
         let get = |name: &str| &tensors[&format!("{case}.{name}")];
         let params = [get("alpha_p")[0], get("alpha_n")[0]];
-        let op = Xielu::default().compat(Compat::new(get("eps")[0] as f32).gradient(EpsGradient::Autograd));
+        let op = Xielu::default()
+            .compat(Compat::new(get("eps")[0] as f32).gradient(EpsGradient::Autograd));
         // The bound at the stored parameters: that of the formula, and that of the softplus.
         let within = |got: f32, theirs: f64, scale: f64| {
             let scale = scale.max(theirs.abs());

@@ -26,7 +26,10 @@ fn the_ptx_holds_exactly_the_entries_of_the_registry() {
 
 #[test]
 fn every_image_is_of_an_op_and_every_op_has_one() {
-    let stems: BTreeSet<_> = xact::cuda::images().iter().map(|image| image.stem).collect();
+    let stems: BTreeSet<_> = xact::cuda::images()
+        .iter()
+        .map(|image| image.stem)
+        .collect();
     let names = [activation::NAMES, loss::NAMES].concat();
     assert_eq!(stems, names.into_iter().collect());
 }
@@ -58,7 +61,9 @@ fn the_version_is_lowered() {
 #[test]
 fn a_newer_image_adds_entries() {
     let of_target = |target: u32| -> BTreeSet<_> {
-        let images = xact::cuda::images().iter().filter(|image| image.target == target);
+        let images = xact::cuda::images()
+            .iter()
+            .filter(|image| image.target == target);
         images
             .filter(|image| image.stem == "cross_entropy")
             .flat_map(|image| entries(image.ptx))

@@ -35,8 +35,16 @@ fn a_layer_of_any_op_has_its_gradients() {
         let call = cpu::backward(&op, &x, &y, &params, &mut dx);
         call.gradients(&mut dparams).run().unwrap();
         for (got, once) in got.into_iter().zip(dparams) {
-            assert!((got - 2.0 * once).abs() <= 1e-6 * once.abs(), "{name}: {got} {once}");
+            assert!(
+                (got - 2.0 * once).abs() <= 1e-6 * once.abs(),
+                "{name}: {got} {once}"
+            );
         }
     }
-    assert!(layer::run("relu").unwrap_err().to_string().contains("xielu"));
+    assert!(
+        layer::run("relu")
+            .unwrap_err()
+            .to_string()
+            .contains("xielu")
+    );
 }

@@ -124,7 +124,10 @@ fn limits_far_out() {
 fn the_tie_of_the_clamp() {
     let gpu = gpu();
     let eps = -1e-6_f32;
-    let op = Xielu::default().parameters(Parameters::Effective).beta(0.5).compat(Compat::new(eps).gradient(EpsGradient::Autograd));
+    let op = Xielu::default()
+        .parameters(Parameters::Effective)
+        .beta(0.5)
+        .compat(Compat::new(eps).gradient(EpsGradient::Autograd));
     let at = |x: f32| {
         run::backward(&gpu, &op, &[0.8, 41.25], &[x], &[1.0], &How::default())
             .unwrap()

@@ -30,9 +30,7 @@ struct ArctanGate {
     __device__ float angle() const { return z * ratio; }
     __device__ float t() const { return far ? angle() : 0.5f - angle(); }
     __device__ float plus_t(float a, float k) const { return fmaf(k, t(), a); }
-    __device__ float ut(float k) const {
-        return k * (far ? ratio : 0.5f - angle()) * (far ? 1.0f : u);
-    }
+    __device__ float ut(float k) const { return k * (far ? ratio : 0.5f - angle()) * (far ? 1.0f : u); }
     __device__ float plus_v(float a, float k) const {
         return fmaf(k, fmaf(-kInvPi * z, rcp_approx(1.0f + y), t()), a);
     }

@@ -47,9 +47,7 @@ __device__ inline unsigned shared_address(const void* p) {
 // The same place in the shared memory of the block `rank` of the cluster.
 __device__ inline unsigned peer_address(const void* p, unsigned rank) {
     unsigned address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(address)
-                 : "r"(shared_address(p)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
     return address;
 }
 
@@ -66,10 +64,10 @@ struct Mbarrier {
 
     // By one thread, once per phase; bytes may have come before.
     __device__ void expect(unsigned bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
-                         shared_address(this)),
-                     "r"(bytes)
-                     : "memory");
+        asm volatile(
+            "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+            "r"(bytes)
+            : "memory");
     }
 
     // Returns when the phase is complete; the thread then sees what was stored.
@@ -97,7 +95,8 @@ __device__ inline void store_async(unsigned to, unsigned value, unsigned mbarrie
 }
 __device__ inline void store_async(unsigned to, uint4 value, unsigned mbarrier) {
     asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+            to),
         "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(mbarrier)
         : "memory");
 }

@@ -32,8 +32,8 @@ struct Expanded {
         static constexpr int kParams = 1;
 
         float alpha;
-        float one_plus;    // 1 + α
-        float k;           // (1 + 2α)·kUnit
+        float one_plus;  // 1 + α
+        float k;         // (1 + 2α)·kUnit
         float chain[1];
 
         __device__ float c(float x) const { return x < 0.0f ? -alpha : one_plus; }

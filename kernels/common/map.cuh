@@ -298,10 +298,10 @@ __device__ inline void dparams(const ActivationArgs& args) {
 
 }  // namespace xact
 
-#define XACT_ENTRY(name, blocks, body)                                \
-    extern "C" __global__ void __launch_bounds__(XACT_BLOCK, blocks)  \
-        name(const __grid_constant__ xact::ActivationArgs args) {     \
-        body;                                                         \
+#define XACT_ENTRY(name, blocks, body)                               \
+    extern "C" __global__ void __launch_bounds__(XACT_BLOCK, blocks) \
+        name(const __grid_constant__ xact::ActivationArgs args) {    \
+        body;                                                        \
     }
 
 // The entries of an activation, named <name>_<task>_<dtype>.
@@ -318,11 +318,11 @@ __device__ inline void dparams(const ActivationArgs& args) {
     XACT_FORM(name, Op, suffix, T, gated2_, Gated2, XACT_BLOCKS_OF_2, XACT_BLOCKS_OF_3)
 
 // An activation, and its gated forms.
-#define XACT_ACTIVATION(name, Op)         \
-    XACT_PLAIN_OF(name, Op, f32, float)   \
-    XACT_PLAIN_OF(name, Op, f16, __half)  \
+#define XACT_ACTIVATION(name, Op)        \
+    XACT_PLAIN_OF(name, Op, f32, float)  \
+    XACT_PLAIN_OF(name, Op, f16, __half) \
     XACT_PLAIN_OF(name, Op, bf16, __nv_bfloat16)
-#define XACT_GATED(name, Op)              \
-    XACT_GATED_OF(name, Op, f32, float)   \
-    XACT_GATED_OF(name, Op, f16, __half)  \
+#define XACT_GATED(name, Op)             \
+    XACT_GATED_OF(name, Op, f32, float)  \
+    XACT_GATED_OF(name, Op, f16, __half) \
     XACT_GATED_OF(name, Op, bf16, __nv_bfloat16)

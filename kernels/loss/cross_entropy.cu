@@ -23,9 +23,9 @@
 //   totals    the sums of all chunks -> Summary
 // The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
 //
-// Corners: a −inf logit has p = 0, under a cap too. A row of nothing but −inf, a NaN and a +inf give NaN in loss and
-// gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its loss is 0
-// and its gradient exactly 0. A label that is no class gives NaN in its row, unread.
+// Corners: a −inf logit has p = 0, under a cap too. A row of nothing but −inf, a NaN and a +inf give NaN in
+// loss and gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its
+// loss is 0 and its gradient exactly 0. A label that is no class gives NaN in its row, unread.
 #include "args.cuh"
 #include "../common/cluster.cuh"
 #include "../common/reduce.cuh"
@@ -47,7 +47,7 @@ enum class Fate { Masked, Dropped, Bad, Kept };
 
 struct Target {
     Fate fate;
-    bool ignored;      // by its label
+    bool ignored;  // by its label
     float weight;
     u64 label;         // if it is a class
     long long column;  // of this rank; -1 if it is another's
@@ -69,8 +69,8 @@ __device__ inline Target target_of(const Args& args, u64 row) {
     return t;
 }
 
-// A row of logits, as a matrix of nothing else. Its address is that of a row without groups too: which part of it
-// is a thread's depends on the address alone.
+// A row of logits, as a matrix of nothing else. Its address is that of a row without groups too: which part
+// of it is a thread's depends on the address alone.
 template <class T>
 __device__ inline Matrix row_of(const LogitsMatrix& logits, u64 row) {
     u64 offset = row * logits.pitch;
@@ -781,23 +781,23 @@ __device__ inline void totals(const Args& args, Totals* scratch) {
 
 }  // namespace xact
 
-#define XACT_ENTRY(name)                                                        \
+#define XACT_ENTRY(name)                                                          \
     extern "C" __global__ void __launch_bounds__(XACT_BLOCK, XACT_BLOCKS_OF_ROWS) \
         name(const __grid_constant__ xact::CrossEntropyArgs args)
 
-#define XACT_CROSS_ENTROPY(suffix, T)                                            \
-    XACT_ENTRY(cross_entropy_stats_##suffix) {                                   \
-        __shared__ xact::Scratch scratch;                                        \
-        xact::stats<T>(args, scratch);                                           \
-    }                                                                            \
-    XACT_ENTRY(cross_entropy_gradient_##suffix) {                                \
-        __shared__ xact::RowGradient shared;                                     \
-        xact::gradient<T>(args, shared);                                         \
-    }                                                                            \
-    XACT_ENTRY(cross_entropy_fused_##suffix) {                                   \
-        extern __shared__ uint4 chip[];                                          \
-        __shared__ xact::Scratch scratch;                                        \
-        __shared__ xact::RowGradient shared;                                     \
+#define XACT_CROSS_ENTROPY(suffix, T)                                                  \
+    XACT_ENTRY(cross_entropy_stats_##suffix) {                                         \
+        __shared__ xact::Scratch scratch;                                              \
+        xact::stats<T>(args, scratch);                                                 \
+    }                                                                                  \
+    XACT_ENTRY(cross_entropy_gradient_##suffix) {                                      \
+        __shared__ xact::RowGradient shared;                                           \
+        xact::gradient<T>(args, shared);                                               \
+    }                                                                                  \
+    XACT_ENTRY(cross_entropy_fused_##suffix) {                                         \
+        extern __shared__ uint4 chip[];                                                \
+        __shared__ xact::Scratch scratch;                                              \
+        __shared__ xact::RowGradient shared;                                           \
         xact::fused<T>(args, scratch, shared, reinterpret_cast<xact::Pack<T>*>(chip)); \
     }
 
@@ -806,12 +806,12 @@ XACT_CROSS_ENTROPY(f16, __half)
 XACT_CROSS_ENTROPY(bf16, __nv_bfloat16)
 
 #if __CUDA_ARCH__ >= 900
-#define XACT_CROSS_ENTROPY_CLUSTER(suffix, T)                                                     \
-    XACT_ENTRY(cross_entropy_cluster_##suffix) {                                                  \
-        extern __shared__ uint4 chip[];                                                           \
-        __shared__ xact::Scratch scratch;                                                         \
-        __shared__ xact::RowGradient shared;                                                      \
-        __shared__ xact::Exchange exchange;                                                       \
+#define XACT_CROSS_ENTROPY_CLUSTER(suffix, T)                                                      \
+    XACT_ENTRY(cross_entropy_cluster_##suffix) {                                                   \
+        extern __shared__ uint4 chip[];                                                            \
+        __shared__ xact::Scratch scratch;                                                          \
+        __shared__ xact::RowGradient shared;                                                       \
+        __shared__ xact::Exchange exchange;                                                        \
         xact::cluster<T>(args, scratch, shared, exchange, reinterpret_cast<xact::Pack<T>*>(chip)); \
     }
 

@@ -51,8 +51,7 @@ extern "C" __global__ void __launch_bounds__(XACT_BLOCK)
 // The second stage: one block adds what the others dropped.
 extern "C" __global__ void __launch_bounds__(XACT_BLOCK)
     goldfish_counts(const __grid_constant__ xact::GoldfishMaskArgs args) {
-    const unsigned long long* partials =
-        reinterpret_cast<const unsigned long long*>(args.partials);
+    const unsigned long long* partials = reinterpret_cast<const unsigned long long*>(args.partials);
     unsigned long long dropped = 0;
     for (unsigned long long b = threadIdx.x; b < args.blocks; b += XACT_BLOCK) dropped += partials[b];
     dropped = xact::block_count(dropped);

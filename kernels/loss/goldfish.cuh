@@ -59,8 +59,7 @@ __device__ inline long long goldfish_id(const GoldfishArgs& args, unsigned long 
 __device__ inline long long goldfish_id_before(const GoldfishArgs& args, const GoldfishPlace& at,
                                                unsigned long long index, unsigned distance) {
     if (distance <= at.column) return goldfish_id(args, args.ids, index - distance);
-    return goldfish_id(args, args.halo,
-                       (at.segment + 1) * args.halo_len - (distance - at.column));
+    return goldfish_id(args, args.halo, (at.segment + 1) * args.halo_len - (distance - at.column));
 }
 
 // The finaliser of SplitMix64, a bijection in which every bit of the input moves every bit of the
@@ -97,10 +96,9 @@ template <int kLanes>
 __device__ inline unsigned long long goldfish_key(const GoldfishArgs& args, const GoldfishPlace& at,
                                                   unsigned long long index) {
     static_assert(kLanes == 1 || kLanes == 32, "a thread or a warp");
-    const bool product = args.strategy == GOLDFISH_PRODUCT_TABLE ||
-                         args.strategy == GOLDFISH_PRODUCT_AVALANCHE;
-    const unsigned long long* coefficients =
-        reinterpret_cast<const unsigned long long*>(args.coefficients);
+    const bool product =
+        args.strategy == GOLDFISH_PRODUCT_TABLE || args.strategy == GOLDFISH_PRODUCT_AVALANCHE;
+    const unsigned long long* coefficients = reinterpret_cast<const unsigned long long*>(args.coefficients);
     unsigned long long key = product ? 1 : 0;
     for (unsigned j = kLanes == 1 ? 0 : threadIdx.x % kLanes; j < args.h; j += kLanes) {
         const unsigned long long id = goldfish_id_before(args, at, index, j);
@@ -126,8 +124,7 @@ __device__ inline bool goldfish_exempts(const GoldfishArgs& args, unsigned long 
     const long long id = goldfish_id(args, args.ids, index);
     const long long* exempt = reinterpret_cast<const long long*>(args.exempt);
     bool found = false;
-    for (unsigned long long i = kLanes == 1 ? 0 : threadIdx.x % kLanes; i < args.exempts;
-         i += kLanes) {
+    for (unsigned long long i = kLanes == 1 ? 0 : threadIdx.x % kLanes; i < args.exempts; i += kLanes) {
         found |= exempt[i] == id;
     }
     return kLanes == 1 ? found : __any_sync(0xffffffffu, found);

@@ -1,5 +1,5 @@
-// Ids and labels of the integer types that there are, each as the number that it is: those of an unsigned type
-// are never negative.
+// Ids and labels of the integer types that there are, each as the number that it is: those of an unsigned
+// type are never negative.
 #pragma once
 
 #include "args.cuh"

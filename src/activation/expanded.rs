@@ -21,27 +21,23 @@ use super::op::{
     Activation, Evaluation, Gated, MAX_PARAMS, Named, Registered, Sample, Signature, Term, sealed,
 };
 
+pub use super::op::Tail;
+
 /// A gate, in f64.
 pub trait Gate: Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
     /// Where kernel or CPU change from one formula to another, in |x|.
     #[doc(hidden)]
     const SWITCH_OVERS: &'static [f64];
 
+    /// The relative error of g(−u) and g′(u) that an f64 reference makes by rounding the argument of an exponential.
+    #[doc(hidden)]
+    fn argument_error(u: f64) -> f64 {
+        let _ = u;
+        0.0
+    }
+
     /// The gate at u and −u, for u ≥ 0.
     fn tail(u: f64) -> Tail;
-}
-
-/// A gate at ±u.
-#[derive(Clone, Copy, Debug)]
-pub struct Tail {
-    /// g(−u), with all its digits.
-    pub t: f64,
-    /// u·g(−u); its limit at infinity.
-    pub ut: f64,
-    /// g′(u).
-    pub density: f64,
-    /// 2·g(u) − 1, with all its digits.
-    pub h: f64,
 }
 
 /// The sum of the addends of a formula, and the largest of them.
@@ -73,6 +69,10 @@ impl<G: Gate> sealed::Op for G {
 
 impl<G: Gate> Registered for G {
     const SWITCH_OVERS: &'static [f64] = <G as Gate>::SWITCH_OVERS;
+
+    fn gate(u: f64) -> Option<(Tail, f64)> {
+        Some((G::tail(u), G::argument_error(u)))
+    }
 
     fn samples() -> Vec<Sample<Self>> {
         [

@@ -13,14 +13,14 @@ pub mod xgelu;
 pub mod xielu;
 pub mod xsilu;
 
+pub(crate) use op::sealed;
+pub use op::{Activation, Evaluation, Gated, MAX_PARAMS, Order, Signature, Term};
 #[doc(hidden)]
 pub use op::{Named, Registered, Sample};
-pub use op::{Activation, Evaluation, Gated, MAX_PARAMS, Order, Signature, Term};
-pub(crate) use op::sealed;
 #[allow(unused_imports)] // without `cuda`
 pub(crate) use registry::SIGNATURES;
 pub(crate) use registry::for_each_activation;
+pub use registry::{AnyActivation, NAMES, ops, ops::*};
 #[doc(hidden)]
 pub use registry::{Visitor, for_each};
-pub use registry::{AnyActivation, NAMES, ops, ops::*};
 pub use xielu::{Compat, EpsGradient, Parameters};

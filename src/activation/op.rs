@@ -159,6 +159,19 @@ pub trait Gated: Activation {
     }
 }
 
+/// A gate at ±u.
+#[derive(Clone, Copy, Debug)]
+pub struct Tail {
+    /// g(−u), with all its digits.
+    pub t: f64,
+    /// u·g(−u); its limit at infinity.
+    pub ut: f64,
+    /// g′(u).
+    pub density: f64,
+    /// 2·g(u) − 1, with all its digits.
+    pub h: f64,
+}
+
 /// Options and parameters with which an activation is worth testing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample<A> {
@@ -182,6 +195,13 @@ pub trait Named {
 pub trait Registered: Activation + Named + Copy + Default + 'static {
     /// Where kernel or CPU change from one formula to another, in |x|.
     const SWITCH_OVERS: &'static [f64];
+
+    /// The gate at ±u, if the op is an expanded one, and the relative error that f64 makes of it: for the comparison with
+    /// an oracle of more digits.
+    fn gate(u: f64) -> Option<(Tail, f64)> {
+        let _ = u;
+        None
+    }
 
     /// The options and parameters that the suites run with: initial values, values of published checkpoints,
     /// adversarial ones.

@@ -17,6 +17,12 @@ impl Gate for Xgelu {
     /// The series of h; where e^(−u²/2) reaches 2⁻¹²⁶, the last exponent that scales; where it is taken to be 0.
     const SWITCH_OVERS: &'static [f64] = &[0.625, 13.215_9, 14.5, 16.0];
 
+    /// u/√2 and u² are rounded: with 1/√2 to a relative 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond u = 64 nothing
+    /// is left of either.
+    fn argument_error(u: f64) -> f64 {
+        2f64.powi(-52) * (u.min(64.0).powi(2) + 1.0)
+    }
+
     fn tail(u: f64) -> Tail {
         let z = u * FRAC_1_SQRT_2;
         let t = libm::erfc(z) / 2.0;

@@ -163,7 +163,11 @@ fn softplus(z: f64) -> f64 {
 
 fn logistic(z: f64) -> f64 {
     let e = (-z.abs()).exp();
-    if z > 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+    if z > 0.0 {
+        1.0 / (1.0 + e)
+    } else {
+        e / (1.0 + e)
+    }
 }
 
 /// expm1(x) − x, by its series where the difference would cancel.
@@ -237,8 +241,22 @@ impl Registered for Xielu {
             with_beta("effective beta", effective, [2.0, 0.75, -0.5]),
             // α_n < β: the left side falls. α_n = β = 0: nothing is left of it.
             sample("falling", effective, [3.0, 0.125]),
-            sample("flat", Xielu { beta: 0.0, ..effective }, [0.0, 0.0]),
-            sample("beta < 0", Xielu { beta: -1.5, ..effective }, [1e-3, 1000.0]),
+            sample(
+                "flat",
+                Xielu {
+                    beta: 0.0,
+                    ..effective
+                },
+                [0.0, 0.0],
+            ),
+            sample(
+                "beta < 0",
+                Xielu {
+                    beta: -1.5,
+                    ..effective
+                },
+                [1e-3, 1000.0],
+            ),
             sample("analytic", compat(-1e-6, EpsGradient::Analytic), initial),
             sample("autograd", compat(-1e-6, EpsGradient::Autograd), apertus),
             sample("eps > 0", compat(1e-6, EpsGradient::Autograd), apertus),
@@ -252,11 +270,7 @@ impl Registered for Xielu {
         ]
     }
 
-    fn measured(
-        &self,
-        params: &[f32],
-        run: &mut dyn FnMut(&Self, &[f32], f32) -> f32,
-    ) -> Vec<f64> {
+    fn measured(&self, params: &[f32], run: &mut dyn FnMut(&Self, &[f32], f32) -> f32) -> Vec<f64> {
         if self.parameters == Parameters::Effective {
             return params.iter().map(|&p| f64::from(p)).collect();
         }
@@ -292,10 +306,16 @@ impl Activation for Xielu {
         if x == f64::INFINITY {
             // The limits; α_p·x² outgrows β·x.
             let limit = |a: f64| if a == 0.0 { beta } else { a };
-            let (y, slope) = (limit(alpha_p) * x, if alpha_p == 0.0 { beta } else { alpha_p * x });
+            let (y, slope) = (
+                limit(alpha_p) * x,
+                if alpha_p == 0.0 { beta } else { alpha_p * x },
+            );
             return Evaluation {
                 y: Term { value: y, scale: x },
-                slope: Term { value: slope, scale: slope.abs() },
+                slope: Term {
+                    value: slope,
+                    scale: slope.abs(),
+                },
                 dparams: [x, 0.0, x],
             };
         }
@@ -318,7 +338,11 @@ impl Activation for Xielu {
         let clamped = if x > eps { eps } else { x };
         let (expm1, shift) = (clamped.exp_m1(), clamped - x);
         // q of the clamped formula: expm1(min(x, eps)) − x.
-        let q = if x == f64::NEG_INFINITY { f64::INFINITY } else { q(clamped) + shift };
+        let q = if x == f64::NEG_INFINITY {
+            f64::INFINITY
+        } else {
+            q(clamped) + shift
+        };
         // The same sum in two groupings: near 0 the first has the smaller addends, far out the second.
         let near = [alpha_n * q, beta * x];
         let far = [alpha_n * expm1, product(-s_n, x)];

@@ -192,7 +192,11 @@ impl<T> Also<'_, T> {
         // Those of optional parameters may be left out.
         let least = signature.params.len() - signature.optional;
         self.dparams.as_ref().map_or(Ok(()), |dparams| {
-            check_length("dparams", dparams.len().clamp(least, params.len()), dparams.len())
+            check_length(
+                "dparams",
+                dparams.len().clamp(least, params.len()),
+                dparams.len(),
+            )
         })
     }
 }
@@ -415,7 +419,11 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
                 y.as_ref().and_then(Output::given),
             ],
         );
-        let names = if x.is_some() { ["dx", "dv"] } else { ["x", "v"] };
+        let names = if x.is_some() {
+            ["dx", "dv"]
+        } else {
+            ["x", "v"]
+        };
         let tensors = Tensors {
             x: x.map(|x| x.check_rows("x", shape)).transpose()?,
             v: v.map(|v| v.check_rows("v", shape)).transpose()?,
@@ -427,13 +435,21 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
             backward: true,
             rows: tensors.segments(),
         };
-        write(run_gated(op, order, params, call.into()), dparams, accumulate);
+        write(
+            run_gated(op, order, params, call.into()),
+            dparams,
+            accumulate,
+        );
         Ok(())
     }
 }
 
 fn check_params(signature: &Signature, params: &[f32]) -> Result<()> {
-    check_length("params", signature.nearest_count(params.len()), params.len())
+    check_length(
+        "params",
+        signature.nearest_count(params.len()),
+        params.len(),
+    )
 }
 
 fn write(gradients: Gradients, dparams: Option<&mut [f32]>, accumulate: bool) {

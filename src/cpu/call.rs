@@ -74,7 +74,14 @@ impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
             backward,
             segments,
         };
-        run_all(len, Chunks { rows: rows.into_iter(), rest: None }.map(work))
+        run_all(
+            len,
+            Chunks {
+                rows: rows.into_iter(),
+                rest: None,
+            }
+            .map(work),
+        )
     }
 }
 

@@ -106,7 +106,11 @@ macro_rules! row_setters {
 
         /// Drops the rows that `goldfish` decides about from `tokens`, which have an id for each row. The ids need not
         /// be the labels, nor of their type: labels that are masked otherwise still have an id.
-        pub fn goldfish<I: TokenId>(mut self, goldfish: &'a Goldfish, tokens: Tokens<'a, I>) -> Self {
+        pub fn goldfish<I: TokenId>(
+            mut self,
+            goldfish: &'a Goldfish,
+            tokens: Tokens<'a, I>,
+        ) -> Self {
             self.rows.goldfish = Some((goldfish, Box::new(tokens)));
             self
         }
@@ -384,8 +388,17 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
             None => Shape::of_logits(dlogits.given(), dlogits.len(), n)?,
         };
         let mut plan = Plan::new(op, &rows, Some(shape.cols))?;
-        let logits = logits.map(|logits| logits.check("logits", shape)).transpose()?;
-        let dlogits = dlogits.check(if logits.is_some() { "dlogits" } else { "logits" }, shape)?;
+        let logits = logits
+            .map(|logits| logits.check("logits", shape))
+            .transpose()?;
+        let dlogits = dlogits.check(
+            if logits.is_some() {
+                "dlogits"
+            } else {
+                "logits"
+            },
+            shape,
+        )?;
         plan.multiply(dloss, normalizer)?;
         let stats = plan.merge(saved)?;
         let mut logits = logits.map(|logits| logits.rows());
@@ -453,7 +466,11 @@ impl<'a, T: Element, L: Label> Partial<'a, T, L> {
         let shape = Shape::of_logits(logits.given(), logits.len(), rows.labels.len())?;
         let plan = Plan::new(op, &rows, Some(shape.cols))?;
         let logits = logits.check("logits", shape)?;
-        check_length("saved", op.saved_bytes(plan.targets.len() as u64) as usize, saved.len())?;
+        check_length(
+            "saved",
+            op.saved_bytes(plan.targets.len() as u64) as usize,
+            saved.len(),
+        )?;
         let logits = logits.rows().map(|row| (Some(row), [].as_mut_slice()));
         let stats = plan.run(true, with_argmax, logits, &[]);
         save(&stats, saved);

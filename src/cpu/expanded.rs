@@ -144,7 +144,9 @@ macro_rules! on_cpu {
                 call: AnyCall<'_, true>,
             ) -> Gradients {
                 match order {
-                    $crate::Order::First => call.run(gate_alone::<$Tail>(params), [1.0; MAX_PARAMS]),
+                    $crate::Order::First => {
+                        call.run(gate_alone::<$Tail>(params), [1.0; MAX_PARAMS])
+                    }
                     $crate::Order::Second => call.run(whole::<$Tail>(params), [1.0; MAX_PARAMS]),
                 }
             }

@@ -46,7 +46,10 @@ impl<F: Function, T: Element, const GATED: bool> Task for Work<'_, F, T, GATED> 
         let mut total = Sums::default();
         for segment in self.segments {
             if self.backward {
-                for (total, sum) in total.iter_mut().zip(backward::<F, T, GATED>(self.f, segment)) {
+                for (total, sum) in total
+                    .iter_mut()
+                    .zip(backward::<F, T, GATED>(self.f, segment))
+                {
                     *total += sum;
                 }
             } else {

@@ -61,7 +61,8 @@ impl<'a, T> Tensors<'a, T> {
     /// A row of all of them for each row of the call; a single one if all are dense.
     pub fn segments(self) -> Vec<Segment<'a, T>> {
         let Tensors { x, v, dy, out, y } = self;
-        let inputs = [&x, &v, &dy].map(|input| input.as_ref().is_none_or(|input| input.rows.is_dense()));
+        let inputs =
+            [&x, &v, &dy].map(|input| input.as_ref().is_none_or(|input| input.rows.is_dense()));
         let out_is_dense = match &out {
             Out::Plain(out) => out.rows.is_dense(),
             Out::Pair(pair) => pair.is_dense(),
@@ -83,9 +84,11 @@ impl<'a, T> Tensors<'a, T> {
         let mut dy = dy.map(|dy| joined(dy, all).rows());
         let mut y = y.map(|y| joined(y, all).rows_mut());
         let out: Box<dyn Iterator<Item = (&'a mut [T], &'a mut [T])> + 'a> = match out {
-            Out::Plain(out) => {
-                Box::new(joined(out, all).rows_mut().map(|out| (out, [].as_mut_slice())))
-            }
+            Out::Plain(out) => Box::new(
+                joined(out, all)
+                    .rows_mut()
+                    .map(|out| (out, [].as_mut_slice())),
+            ),
             Out::Pair(CheckedPair::Separate(dx, dv)) => {
                 Box::new(joined(dx, all).rows_mut().zip(joined(dv, all).rows_mut()))
             }
@@ -93,13 +96,17 @@ impl<'a, T> Tensors<'a, T> {
                 elements,
                 width,
                 order,
-            }) => Box::new(elements.chunks_exact_mut((2 * width).max(1)).map(move |row| {
-                let (first, second) = row.split_at_mut(width);
-                match order {
-                    Halves::GateFirst => (first, second),
-                    Halves::ValueFirst => (second, first),
-                }
-            })),
+            }) => Box::new(
+                elements
+                    .chunks_exact_mut((2 * width).max(1))
+                    .map(move |row| {
+                        let (first, second) = row.split_at_mut(width);
+                        match order {
+                            Halves::GateFirst => (first, second),
+                            Halves::ValueFirst => (second, first),
+                        }
+                    }),
+            ),
         };
         out.map(|(out, dv)| Segment {
             x: x.as_mut().and_then(Iterator::next),

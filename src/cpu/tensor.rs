@@ -75,7 +75,11 @@ impl<'a, T> Output<'a, T> {
     }
 
     /// The same of an activation, whose rows have one pitch.
-    pub(crate) fn check_rows(self, what: &'static str, shape: Shape) -> Result<Checked<&'a mut [T]>> {
+    pub(crate) fn check_rows(
+        self,
+        what: &'static str,
+        shape: Shape,
+    ) -> Result<Checked<&'a mut [T]>> {
         self.check(what, shape)?.of_one_pitch(what)
     }
 }
@@ -234,7 +238,11 @@ impl<'a, T> PairMut<'a, T> {
     }
 
     /// Checks both, which the errors call by these names.
-    pub(crate) fn check(self, [x_name, v_name]: [&'static str; 2], shape: Shape) -> Result<CheckedPair<'a, T>> {
+    pub(crate) fn check(
+        self,
+        [x_name, v_name]: [&'static str; 2],
+        shape: Shape,
+    ) -> Result<CheckedPair<'a, T>> {
         match self.0 {
             Place::Separate { x, v } => Ok(CheckedPair::Separate(
                 x.check_rows(x_name, shape)?,
@@ -279,7 +287,9 @@ impl<'a, T> CheckedPair<'a, T> {
     pub(crate) fn is_dense(&self) -> bool {
         match self {
             CheckedPair::Separate(x, v) => x.rows.is_dense() && v.rows.is_dense(),
-            CheckedPair::Halves { elements, width, .. } => elements.len() <= 2 * width,
+            CheckedPair::Halves {
+                elements, width, ..
+            } => elements.len() <= 2 * width,
         }
     }
 }

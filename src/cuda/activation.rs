@@ -450,7 +450,11 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
             None => None,
         };
         let dy_rows = dy.check_rows("dy", device, shape)?;
-        let names = if xv.is_some() { ["dx", "dv"] } else { ["x", "v"] };
+        let names = if xv.is_some() {
+            ["dx", "dv"]
+        } else {
+            ["x", "v"]
+        };
         let dxv_rows = dxv.check(names, device, shape)?;
         let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
         params.check(op.signature(), device)?;
@@ -508,7 +512,10 @@ fn check_also<A: ?Sized, T>(
     also.y.as_ref().map(check).transpose()
 }
 
-fn common<'a, T: Element, P: Element>(shape: Shape, params: &'a [raw::CUdeviceptr]) -> raw::Common<'a> {
+fn common<'a, T: Element, P: Element>(
+    shape: Shape,
+    params: &'a [raw::CUdeviceptr],
+) -> raw::Common<'a> {
     raw::Common {
         dtype: T::DTYPE,
         rows: shape.rows as u64,

@@ -18,7 +18,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-
 #![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
 
 use super::device::Device;
@@ -119,7 +118,10 @@ impl<'a, L: Label> Rows<'a, L> {
             rows: self.count() as u64,
             labels: addresses.input(&self.labels),
             label_type: IdType::of::<L>(),
-            weights: self.weights.as_ref().map(|weights| addresses.input(weights)),
+            weights: self
+                .weights
+                .as_ref()
+                .map(|weights| addresses.input(weights)),
             goldfish: self.goldfish.as_ref().map(|(goldfish, tokens)| {
                 let tokens = tokens.resolve(addresses);
                 decision(goldfish, tokens, addresses)
@@ -232,14 +234,18 @@ impl Dloss<'_> {
 }
 
 fn check_dloss(dloss: &Option<Dloss<'_>>, device: &Device, rows: usize) -> Result<()> {
-    dloss.as_ref().map_or(Ok(()), |dloss| dloss.check(device, rows))
+    dloss
+        .as_ref()
+        .map_or(Ok(()), |dloss| dloss.check(device, rows))
 }
 
 fn upstream<'b>(dloss: &'b Option<Dloss<'_>>, addresses: &mut Addresses<'b>) -> raw::Upstream {
-    dloss.as_ref().map_or(raw::Upstream::default(), |dloss| raw::Upstream {
-        dloss: Some(addresses.input(&dloss.values)),
-        stride: dloss.stride() as i64,
-    })
+    dloss
+        .as_ref()
+        .map_or(raw::Upstream::default(), |dloss| raw::Upstream {
+            dloss: Some(addresses.input(&dloss.values)),
+            stride: dloss.stride() as i64,
+        })
 }
 
 /// The setters of what decides about rows.
@@ -614,8 +620,9 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
         let call = raw::Backward {
             logits: logits::<T>(
                 shape,
-                (input.as_ref().zip(input_place))
-                    .map_or(dlogits, |(input, place)| addresses.input_logits(input, place)),
+                (input.as_ref().zip(input_place)).map_or(dlogits, |(input, place)| {
+                    addresses.input_logits(input, place)
+                }),
             ),
             rows: rows.resolve(&mut addresses),
             saved: addresses.input(&saved),

@@ -131,7 +131,10 @@ impl Device {
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|inner| inner.strong_count() > 0);
         let known = all.iter().filter_map(Weak::upgrade);
-        if let Some(inner) = known.into_iter().find(|inner| Arc::ptr_eq(&inner.context, context)) {
+        if let Some(inner) = known
+            .into_iter()
+            .find(|inner| Arc::ptr_eq(&inner.context, context))
+        {
             return Ok(Device(inner));
         }
         let inner = Arc::new(Inner::new(context)?);

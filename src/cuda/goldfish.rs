@@ -1,6 +1,5 @@
 //! Goldfish on a device: masks, and what a loss needs to decide on its own.
 
-
 #![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
 
 use cudarc::driver::CudaSlice;
@@ -116,7 +115,9 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
     fn check(&self, device: &Device) -> Result<()> {
         let line = |what, tensor: &Input<'_, I>| tensor.check_line(what, device, tensor.len());
         line("hash_ids", &self.hash_ids)?;
-        self.halo.iter().try_for_each(|halo| line("the halo", halo))?;
+        self.halo
+            .iter()
+            .try_for_each(|halo| line("the halo", halo))?;
         if let Some(exempt) = &self.exempt {
             exempt.check_line("the exempt ids", device, exempt.len())?;
         }
@@ -237,7 +238,10 @@ impl<'a, I: TokenId> Mask<'a, I> {
     /// None today.
     pub fn workspace_bytes(&self) -> Result<u64> {
         let labels = self.tokens.len() as u64;
-        Ok(self.counts.as_ref().map_or(0, |_| raw::workspace_bytes(labels)))
+        Ok(self
+            .counts
+            .as_ref()
+            .map_or(0, |_| raw::workspace_bytes(labels)))
     }
 
     /// Launches the call on the queue.

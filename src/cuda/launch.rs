@@ -59,8 +59,13 @@ pub(crate) unsafe fn launch<A: KernelArgs>(
             let config = cluster_config(grid, &mut attribute, stream);
             // Every driver of a device that has clusters has this call.
             let extra = std::ptr::null_mut();
-            sys::cuLaunchKernelEx(&config, function.function.cu_function(), params.as_mut_ptr(), extra)
-                .result()
+            sys::cuLaunchKernelEx(
+                &config,
+                function.function.cu_function(),
+                params.as_mut_ptr(),
+                extra,
+            )
+            .result()
         }
     }
     .map_err(|e| driver_error(doing, e))

@@ -62,7 +62,9 @@ impl<A: ?Sized, P> Clone for Params<'_, A, P> {
 impl<'a, A: ?Sized, P> Params<'a, A, P> {
     /// From a list. That there are as many as the op needs is checked by the call.
     pub fn list<B: DevicePtr<P> + 'a>(scalars: impl IntoIterator<Item = &'a B>) -> Self {
-        let scalars = scalars.into_iter().map(|scalar| scalar as &dyn DevicePtr<P>);
+        let scalars = scalars
+            .into_iter()
+            .map(|scalar| scalar as &dyn DevicePtr<P>);
         Params {
             list: scalars.take(MAX_PARAMS + 1).collect(),
             op: PhantomData,
@@ -70,7 +72,11 @@ impl<'a, A: ?Sized, P> Params<'a, A, P> {
     }
 
     pub(super) fn check(&self, signature: &Signature, device: &Device) -> Result<()> {
-        check_length("params", signature.nearest_count(self.list.len()), self.list.len())?;
+        check_length(
+            "params",
+            signature.nearest_count(self.list.len()),
+            self.list.len(),
+        )?;
         for (&name, &param) in signature.params.iter().zip(&self.list) {
             device.check_buffer(name, param.stream())?;
             check_length(name, 1, param.len())?;
@@ -78,8 +84,14 @@ impl<'a, A: ?Sized, P> Params<'a, A, P> {
         Ok(())
     }
 
-    pub(super) fn resolve<'b>(&'b self, addresses: &mut Addresses<'b>) -> ArrayVec<CUdeviceptr, MAX_PARAMS> {
-        self.list.iter().map(|&param| addresses.read(param)).collect()
+    pub(super) fn resolve<'b>(
+        &'b self,
+        addresses: &mut Addresses<'b>,
+    ) -> ArrayVec<CUdeviceptr, MAX_PARAMS> {
+        self.list
+            .iter()
+            .map(|&param| addresses.read(param))
+            .collect()
     }
 }
 
@@ -87,14 +99,21 @@ impl<'a, A: ?Sized> Gradients<'a, A> {
     /// From a list. That there are as many as the call has parameters is checked by the call; those of optional
     /// parameters may be left out.
     pub fn list<B: DevicePtrMut<f32> + 'a>(gradients: impl IntoIterator<Item = &'a mut B>) -> Self {
-        let gradients = gradients.into_iter().map(|gradient| gradient as &mut dyn DevicePtrMut<f32>);
+        let gradients = gradients
+            .into_iter()
+            .map(|gradient| gradient as &mut dyn DevicePtrMut<f32>);
         Gradients {
             list: gradients.take(MAX_PARAMS + 1).collect(),
             op: PhantomData,
         }
     }
 
-    pub(super) fn check(&self, signature: &Signature, params: usize, device: &Device) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        signature: &Signature,
+        params: usize,
+        device: &Device,
+    ) -> Result<()> {
         let least = signature.params.len() - signature.optional;
         let given = self.list.len();
         check_length("dparams", given.clamp(least, params), given)?;
@@ -105,8 +124,14 @@ impl<'a, A: ?Sized> Gradients<'a, A> {
         Ok(())
     }
 
-    pub(super) fn resolve<'b>(&'b mut self, addresses: &mut Addresses<'b>) -> ArrayVec<CUdeviceptr, MAX_PARAMS> {
-        self.list.iter_mut().map(|gradient| addresses.write(&mut **gradient)).collect()
+    pub(super) fn resolve<'b>(
+        &'b mut self,
+        addresses: &mut Addresses<'b>,
+    ) -> ArrayVec<CUdeviceptr, MAX_PARAMS> {
+        self.list
+            .iter_mut()
+            .map(|gradient| addresses.write(&mut **gradient))
+            .collect()
     }
 }
 

@@ -206,7 +206,11 @@ impl<'a> Addresses<'a> {
     }
 
     /// Rows of logits that are written.
-    pub(super) fn output_logits<T>(&mut self, tensor: &'a mut Output<'_, T>, rows: Rows) -> LogitsMatrix {
+    pub(super) fn output_logits<T>(
+        &mut self,
+        tensor: &'a mut Output<'_, T>,
+        rows: Rows,
+    ) -> LogitsMatrix {
         logits::<T>(self.output(tensor), rows)
     }
 }
@@ -311,7 +315,12 @@ impl<'a, T> PairMut<'a, T> {
     }
 
     /// Where the rows of both lie, which the errors call by these names.
-    pub(super) fn check(&self, names: [&'static str; 2], device: &Device, shape: Shape) -> Result<[Rows; 2]> {
+    pub(super) fn check(
+        &self,
+        names: [&'static str; 2],
+        device: &Device,
+        shape: Shape,
+    ) -> Result<[Rows; 2]> {
         match &self.0 {
             Place::Separate { x, v } => Ok([
                 x.check_rows(names[0], device, shape)?,
@@ -328,7 +337,11 @@ impl<'a, T> PairMut<'a, T> {
     }
 
     /// Gate and value.
-    pub(super) fn resolve<'b>(&'b mut self, addresses: &mut Addresses<'b>, rows: [Rows; 2]) -> [Matrix; 2] {
+    pub(super) fn resolve<'b>(
+        &'b mut self,
+        addresses: &mut Addresses<'b>,
+        rows: [Rows; 2],
+    ) -> [Matrix; 2] {
         match &mut self.0 {
             Place::Separate { x, v } => [
                 addresses.output_rows(x, rows[0]),

@@ -189,7 +189,8 @@ impl Strategy {
             Ok(())
         };
         at_least("k", 2, self.k(), "[2, 2^32)")?;
-        self.h().map_or(Ok(()), |h| at_least("h", 1, h, "[1, 2^32)"))
+        self.h()
+            .map_or(Ok(()), |h| at_least("h", 1, h, "[1, 2^32)"))
     }
 }
 

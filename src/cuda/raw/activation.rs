@@ -57,14 +57,16 @@ const DPARAMS: &str = "dparams";
 
 /// Every entry of every activation.
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
-    SIGNATURES.iter().flat_map(|&Signature { name, gated, .. }| {
-        let forms = if gated { Form::ALL } else { Form::PLAIN };
-        let tasks = forms
-            .iter()
-            .flat_map(|&form| [form.forward(), form.backward()])
-            .chain([DPARAMS]);
-        tasks.flat_map(move |task| Dtype::ALL.map(|dtype| Entry::new(name, task, Some(dtype))))
-    })
+    SIGNATURES
+        .iter()
+        .flat_map(|&Signature { name, gated, .. }| {
+            let forms = if gated { Form::ALL } else { Form::PLAIN };
+            let tasks = forms
+                .iter()
+                .flat_map(|&form| [form.forward(), form.backward()])
+                .chain([DPARAMS]);
+            tasks.flat_map(move |task| Dtype::ALL.map(|dtype| Entry::new(name, task, Some(dtype))))
+        })
 }
 
 /// Bytes of the pair (sum, compensation) that a chunk leaves for each parameter.
@@ -300,14 +302,7 @@ pub unsafe fn gated_backward<A: Gated + ?Sized>(
     (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
     plan.args.y = call.y.unwrap_or_default();
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe {
-        plan.launch(
-            device,
-            stream,
-            Form::Gated(call.order).backward(),
-            sums,
-        )
-    }
+    unsafe { plan.launch(device, stream, Form::Gated(call.order).backward(), sums) }
 }
 
 /// The matrices of a call, by name.
@@ -333,7 +328,11 @@ const MAX_MATRICES: usize = 3;
 
 impl Plan {
     /// Checks the matrices and the parameters, and fills in what does not depend on the task.
-    fn new<A: Activation + ?Sized>(op: &A, common: &Common<'_>, buffers: &Buffers<'_>) -> Result<Plan> {
+    fn new<A: Activation + ?Sized>(
+        op: &A,
+        common: &Common<'_>,
+        buffers: &Buffers<'_>,
+    ) -> Result<Plan> {
         let signature = op.signature();
         let &Common {
             dtype,
@@ -353,7 +352,11 @@ impl Plan {
         let pitches: ArrayVec<_, { 2 * MAX_MATRICES }> =
             matrices.map(|(_, matrix)| matrix.pitch).collect();
         let shape = Shape::new(dtype, rows, cols, &pitches)?;
-        check_length("params", signature.nearest_count(params.len()), params.len())?;
+        check_length(
+            "params",
+            signature.nearest_count(params.len()),
+            params.len(),
+        )?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
                 params: param_dtype.name(),

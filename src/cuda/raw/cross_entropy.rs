@@ -224,7 +224,9 @@ pub struct Finish<'a> {
 
 /// Bytes of workspace that any call with this many rows needs. More rows never need less.
 pub fn workspace_bytes(rows: u64) -> u64 {
-    let stats = rows.saturating_add(SPLIT_BLOCKS).saturating_mul(STATS_BYTES);
+    let stats = rows
+        .saturating_add(SPLIT_BLOCKS)
+        .saturating_mul(STATS_BYTES);
     let bytes = stats.saturating_add(RowChunks::new(rows).chunks_bound * TOTALS_BYTES);
     bytes.checked_next_multiple_of(8).unwrap_or(u64::MAX)
 }
@@ -756,7 +758,12 @@ impl Plan {
     }
 
     /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
-    unsafe fn stats(&mut self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
+    unsafe fn stats(
+        &mut self,
+        device: &Device,
+        stream: CUstream,
+        function: &Function,
+    ) -> Result<()> {
         let mut args = self.args;
         if self.cut.splits > 1 {
             args.stats = self.partials;
@@ -783,7 +790,12 @@ impl Plan {
         unsafe { self.launch(device, stream, function, 1, &self.args) }
     }
 
-    unsafe fn gradient(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
+    unsafe fn gradient(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        function: &Function,
+    ) -> Result<()> {
         let blocks = self.args.rows * self.args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch(device, stream, function, blocks, &self.args) }
