@@ -7,7 +7,7 @@ use approx::{abs_diff_eq, abs_diff_ne, assert_abs_diff_eq};
 use xact::activation::expanded::Tail;
 use xact::activation::{Registered, Visitor};
 use xact::reference::finite_differences;
-use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xatlu, Xgelu, Xielu, Xsilu};
+use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xielu};
 
 /// What f64 arithmetic can lose in these formulas, relative to the largest addend.
 const F64_ROUNDING: f64 = 2e-15;
