@@ -257,6 +257,7 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
             labels: if narrow { IdType::I32 } else { IdType::I64 },
             all_outputs: true,
             max_blocks: max_blocks.and_then(NonZeroU32::new),
+            groups: None,
         };
         let expected = loss::expected(&op, &batch, &[]);
         let got = both(gpu, &op, &batch, how).map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
