@@ -271,7 +271,7 @@ mod tests {
             if let Some(group) = group {
                 given = given.groups(group, group_pitch);
             }
-            let end = given.clone().ranges().map(|r| r.end).max().unwrap_or(0);
+            let end = given.ranges().map(|r| r.end).max().unwrap_or(0);
             assert_eq!(given.check("x", end), Ok(()), "{given:?}");
             if end > 0 {
                 let refused = given.check("x", end - 1);

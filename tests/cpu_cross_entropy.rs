@@ -426,7 +426,6 @@ fn no_rows_and_no_columns<T: Element>() -> Outcome {
         let mut empty = Batch::<T>::new(vec![], 5, vec![]);
         checked(&op, &empty, How::default())?;
         empty.cols = 0;
-        let op = op;
         checked(&op, &empty, How::default())?;
     }
     let none = Batch::<T>::new(vec![], 0, vec![1, 2]);

@@ -587,7 +587,6 @@ fn no_rows_and_no_columns<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         let mut empty = Batch::<T>::new(vec![], 5, vec![]);
         checked(gpu, &op, &empty, How::default())?;
         empty.cols = 0;
-        let op = op;
         checked(gpu, &op, &empty, How::default())?;
     }
     let none = Batch::<T>::new(vec![], 0, vec![1, 2]);
