@@ -697,7 +697,10 @@ fn rows_in_groups<T: Element>() -> Outcome {
     assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
     let close = rows.groups(OF_EACH, APART - 2 * PITCH);
     let refused = ce::forward(&op, Input::rows(&logits, close), &batch.labels).run();
-    assert!(matches!(refused, Err(Error::Pitch { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::GroupPitch { .. })),
+        "{refused:?}"
+    );
     Ok(())
 }
 
