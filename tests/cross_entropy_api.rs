@@ -312,6 +312,7 @@ fn no_rows_need_no_buffers() {
         .unwrap();
     let expected = CrossEntropySummary {
         bad_row: u64::MAX,
+        nan_row: u64::MAX,
         ..CrossEntropySummary::default()
     };
     let logits = Input::<f32>::empty();
