@@ -25,7 +25,7 @@ mod nvcc;
 
 /// What `src/args.rs` becomes here: the text of a C++ header.
 macro_rules! kernel_args {
-    ($($(#[doc = $struct_doc:literal])* $name:ident {
+    ($($(#[$attribute:meta])* $name:ident {
         $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
     })*) => {
         pub fn header() -> String {

@@ -47,8 +47,7 @@ impl<A: Activation> Layer<A> {
     ) -> Result<CudaSlice<T>, Box<dyn Error>> {
         let mut dx = queue.stream().alloc_zeros(x.len())?;
         let call = cuda::backward(&self.op, x, dy, Params::list(&self.params), &mut dx)
-            .gradients(Gradients::list(&mut self.gradients))
-            .accumulate();
+            .accumulate(Gradients::list(&mut self.gradients));
         // A trainer does this once, for its largest tensor.
         queue.reserve(call.workspace_bytes()?)?;
         call.launch(queue)?;

@@ -114,6 +114,7 @@ kernel_args! {
     }
 
     /// What a part of a row of logits comes to: the columns of one block, or of one rank. 20 bytes.
+    #[non_exhaustive]
     RowStats {
         /// The largest logit, before the cap; -inf of no columns.
         pub max: f32,
@@ -128,7 +129,8 @@ kernel_args! {
         pub argmax: u32,
     }
 
-    /// What a batch comes to, on the device.
+    /// Totals of a batch.
+    #[non_exhaustive]
     CrossEntropySummary {
         /// Σ of the losses of the kept rows.
         pub loss: f32,

@@ -5,10 +5,10 @@
 
 /// The blocks: structs laid out by the C rules.
 macro_rules! kernel_args {
-    ($($(#[doc = $struct_doc:literal])* $name:ident {
+    ($($(#[$attribute:meta])* $name:ident {
         $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
     })*) => {$(
-        $(#[doc = $struct_doc])*
+        $(#[$attribute])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
         pub struct $name {

@@ -278,7 +278,8 @@ impl fmt::Display for Error {
                 "cu_seqlens[{at}] is smaller than the offset before it; offsets must not decrease"
             ),
             Error::OutOfRange { what, got, range } => {
-                write!(f, "{what} is {got}; it must be in {range}")
+                // `Debug` has an exponent where there would be many zeros.
+                write!(f, "{what} is {got:?}; it must be in {range}")
             }
             Error::UnknownOp { name, known } => {
                 write!(

@@ -32,6 +32,7 @@ pub const ULPS_EXACT: f64 = 5.0;
 
 /// The bounds of a check of y or dx.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Bounds {
     /// Error in ulp of max(|result|, largest addend): [`ULPS`], or what you hold your own kernel to.
     pub ulps: f64,
@@ -41,6 +42,14 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Bounds on y and dx at parameters that are exactly those that the kernel used.
+    pub const fn new(ulps: f64) -> Bounds {
+        Bounds {
+            ulps,
+            parameter_ulps: 0.0,
+        }
+    }
+
     /// The bounds of this crate's kernels for `op`.
     pub fn of<A: Activation + ?Sized>(op: &A) -> Bounds {
         Bounds {
@@ -135,6 +144,7 @@ impl ParameterSums {
 
 /// The worst element of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Worst {
     /// Its index.
     pub at: usize,
@@ -153,6 +163,7 @@ pub struct Worst {
 
 /// How a tensor compares.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TensorReport {
     /// `y`, `dx` or `dv`.
     pub name: &'static str,
@@ -170,6 +181,7 @@ pub struct TensorReport {
 
 /// How the gradient of a parameter compares.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ParameterReport {
     /// Its name, such as `dalpha_p`.
     pub name: &'static str,
@@ -185,6 +197,7 @@ pub struct ParameterReport {
 
 /// The result of a check. `Display` prints it for people.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// y; or dx, and dv for a gated form.
     pub tensors: Vec<TensorReport>,
@@ -567,6 +580,7 @@ fn power_of_2(exponent: i32) -> f64 {
 
 /// The largest disagreement between the reference's derivatives and the differences of its values.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct FiniteDifferences {
     /// Of f′, relative to its largest addend.
     pub slope: f64,

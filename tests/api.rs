@@ -11,12 +11,14 @@ use half::{bf16, f16};
 use libtest_mimic::{Arguments, Trial};
 use support::choose::{Choice, Gpu, open, open_for_tests};
 use support::inputs::Random;
+use xact::cpu;
 use xact::cuda::{self, Gradients, Input, Output, Pair, PairMut, Params};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
 use xact::{
-    AnyActivation, Device, Dtype, Element, Error, Halves, Order, Queue, Rows, Xgelu, Xielu, Xsilu,
+    AnyActivation, Device, Dtype, Element, Error, Goldfish, Halves, Order, Queue, Rows, Strategy,
+    Xgelu, Xielu, Xsilu,
 };
 
 fn main() -> ExitCode {
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         a_queue_can_be_sent_to_another_thread,
         a_queue_on_the_per_thread_stream_serves_its_own_thread,
         gradients_can_be_left_out,
+        scalars_that_are_missing_or_given_twice,
+        rows_without_elements_lie_anywhere,
         an_empty_tensor_needs_no_buffer,
         an_op_by_name_is_that_op,
         value_first_halves,
@@ -172,8 +176,7 @@ fn in_place_is_the_same_as_apart() {
     let xielu = Xielu::default();
     let params = Xielu::params(&b.alpha_p, &b.alpha_n);
     cuda::backward_in_place(&xielu, &b.x, &mut b.dy, params.clone())
-        .gradients(Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n))
-        .accumulate()
+        .accumulate(Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n))
         .launch(&mut queue)
         .unwrap();
     cuda::forward_in_place(&xielu, &mut b.x, params)
@@ -313,8 +316,8 @@ fn a_queue_can_be_sent_to_another_thread() {
     sent::<AnyActivation>();
     sent::<xact::CrossEntropy>();
     sent::<cuda::goldfish::DeviceGoldfish>();
-    sent::<xact::cpu::Forward<'_, Xsilu, bf16>>();
-    sent::<xact::cpu::GatedBackward<'_, dyn xact::Gated, f32>>();
+    sent::<cpu::Forward<'_, Xsilu, bf16>>();
+    sent::<cpu::GatedBackward<'_, dyn xact::Gated, f32>>();
     let (mut queue, stream) = queue();
     let mut b = Buffers::<f32>::new(&stream);
     b.backward(&mut queue).unwrap();
@@ -331,13 +334,130 @@ fn a_queue_on_the_per_thread_stream_serves_its_own_thread() {
     let mut queue = Queue::new(&stream).unwrap();
     queue.reserve(1 << 10).unwrap();
     let mut b = Buffers::<f32>::new(&stream);
-    let result = std::thread::scope(|scope| {
-        let here = &mut queue;
-        scope.spawn(|| b.backward(here)).join().unwrap()
-    });
+    let bytes = queue.workspace_bytes();
+    let goldfish = Goldfish::new(Strategy::Hash64 {
+        k: 4,
+        h: 13,
+        seed: 0,
+    })
+    .unwrap();
+    let here = &mut queue;
+    let elsewhere = || {
+        assert_eq!(here.reserve(1 << 20), Err(Error::WrongThread));
+        assert_eq!(here.workspace_bytes(), bytes);
+        assert_eq!(goldfish.upload(here).err(), Some(Error::WrongThread));
+        b.backward(here)
+    };
+    let result = std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap());
     assert_eq!(result, Err(Error::WrongThread));
     b.assert_unwritten(&stream);
     b.backward(&mut queue).unwrap();
+    // It may end anywhere.
+    std::thread::scope(|scope| scope.spawn(|| drop(queue)).join().unwrap());
+    assert_ne!(b.results(&stream).1, BEFORE);
+}
+
+/// A missing one is refused, beside gradients too; of one that is set twice the last counts.
+fn scalars_that_are_missing_or_given_twice() {
+    let (mut queue, stream) = queue();
+    let mut b = Buffers::<f32>::new(&stream);
+    let xielu = Xielu::default();
+    let length = |what, expected, got| {
+        Err(Error::Length {
+            what,
+            expected,
+            got,
+        })
+    };
+    for beta in [false, true] {
+        let mut params = Params::<Xielu, _>::list([&b.alpha_p]);
+        if beta {
+            params = params.beta(&b.alpha_n);
+        }
+        let gradients = Xielu::gradients(&mut b.dalpha_p, &mut b.dalpha_n);
+        let result = cuda::backward(&xielu, &b.x, &b.dy, params.clone(), &mut b.out)
+            .gradients(gradients)
+            .launch(&mut queue);
+        let expected = match beta {
+            false => length("params", 2, 1),
+            true => length("alpha_n", 1, 0),
+        };
+        assert_eq!(result, expected);
+        let result = cuda::forward(&xielu, &b.x, params, &mut b.out).launch(&mut queue);
+        assert_eq!(result, expected);
+    }
+    let none = || Params::list::<CudaSlice<f32>>([]);
+    let mut dv = upload::<f32>(&stream, &[BEFORE; N]);
+    let any = AnyActivation::from(Xsilu);
+    let result = cuda::backward(&any, &b.x, &b.dy, none(), &mut b.out)
+        .gradients(Gradients::list([&mut b.dalpha_p]))
+        .launch(&mut queue);
+    assert_eq!(result, length("params", 1, 0));
+    let result = cuda::gated_backward(
+        &Xsilu,
+        Order::First,
+        (&b.x, &b.x),
+        &b.dy,
+        Params::list::<CudaSlice<f32>>([]),
+        (&mut b.out, &mut dv),
+    )
+    .gradients(Gradients::list([&mut b.dalpha_p]))
+    .launch(&mut queue);
+    assert_eq!(result, length("params", 1, 0));
+    // Gradients with a gap.
+    let mut dbeta = upload::<f32>(&stream, &[BEFORE]);
+    let beta = upload::<f32>(&stream, &[0.75]);
+    let params = Xielu::params(&b.alpha_p, &b.alpha_n).beta(&beta);
+    let gradients = Gradients::<Xielu>::list([&mut b.dalpha_p]).dbeta(&mut dbeta);
+    let result = cuda::backward(&xielu, &b.x, &b.dy, params.clone(), &mut b.out)
+        .gradients(gradients)
+        .launch(&mut queue);
+    assert_eq!(result, length("dalpha_n", 1, 0));
+    b.assert_unwritten(&stream);
+
+    let mut out = upload::<f32>(&stream, &[BEFORE; N]);
+    let mut run = |params| {
+        cuda::forward(&xielu, &b.x, params, &mut out)
+            .launch(&mut queue)
+            .unwrap();
+        stream.clone_dtoh(&out).unwrap()
+    };
+    let once = run(params.clone());
+    let wrong = upload::<f32>(&stream, &[3.0]);
+    let twice = Xielu::params(&b.alpha_p, &b.alpha_n)
+        .beta(&wrong)
+        .beta(&wrong);
+    assert_ne!(run(twice.clone()), once);
+    assert_eq!(run(twice.beta(&beta)), once);
+}
+
+/// And are nothing, on either back end, however many they are.
+fn rows_without_elements_lie_anywhere() {
+    let (mut queue, stream) = queue();
+    let b = Buffers::<f32>::new(&stream);
+    let params = [0.25_f32];
+    for rows in [
+        Rows::new(0, 3).offset(usize::MAX),
+        Rows::new(3, 0).offset(usize::MAX / 2),
+        Rows::new(3, 0).pitch(4),
+        Rows::new(usize::MAX, 0).pitch(5),
+    ] {
+        let mut y = upload::<f32>(&stream, &[BEFORE]);
+        let alpha = Xsilu::params(&b.alpha_p);
+        cuda::forward(
+            &Xsilu,
+            Input::rows(&b.x, rows),
+            alpha,
+            Output::rows(&mut y, rows),
+        )
+        .launch(&mut queue)
+        .unwrap();
+        assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE]);
+        let (x, mut y) = ([1.0_f32; 2], [BEFORE]);
+        let (x, y_rows) = (cpu::Input::rows(&x, rows), cpu::Output::rows(&mut y, rows));
+        cpu::forward(&Xsilu, x, &params, y_rows).run().unwrap();
+        assert_eq!(y, [BEFORE]);
+    }
 }
 
 /// Without them, dx is the same and there need be no workspace.
@@ -404,12 +524,12 @@ fn an_empty_tensor_needs_no_buffer() {
         .launch(&mut queue)
         .unwrap();
     for (accumulate, expected) in [(true, BEFORE), (false, 0.0)] {
-        let mut call = cuda::backward(&Xsilu, none(), none(), params(), out())
-            .y(out())
-            .gradients(Xsilu::gradients(&mut dalpha));
-        if accumulate {
-            call = call.accumulate();
-        }
+        let call = cuda::backward(&Xsilu, none(), none(), params(), out()).y(out());
+        let gradients = Xsilu::gradients(&mut dalpha);
+        let call = match accumulate {
+            true => call.accumulate(gradients),
+            false => call.gradients(gradients),
+        };
         call.launch(&mut queue).unwrap();
         assert_eq!(stream.clone_dtoh(&dalpha).unwrap(), [expected]);
     }
@@ -434,7 +554,7 @@ fn an_empty_tensor_needs_no_buffer() {
     assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; 3]);
     // On the CPU it is an empty slice.
     let (empty, mut out, mut sums) = ([0.0f32; 0], [0.0f32; 0], [BEFORE]);
-    xact::cpu::backward(&Xsilu, &empty, &empty, &[0.3], &mut out)
+    cpu::backward(&Xsilu, &empty, &empty, &[0.3], &mut out)
         .gradients(&mut sums)
         .run()
         .unwrap();

@@ -10,7 +10,7 @@ use support::loss::{self, Batch, Results, Uploaded};
 use support::loss_cpu;
 use support::run::{self, How, Place};
 use xact::activation::{Registered, Visitor};
-use xact::loss::cross_entropy::Fate;
+use xact::loss::cross_entropy::RowStatus;
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::goldfish::IdType;
 use xact::{
@@ -296,7 +296,10 @@ fn u32_labels_are_read_unsigned() {
     let labels = [2_u32, 4_294_967_196, 0];
     let batch = Batch::new(logits, 4, labels.map(i64::from).to_vec());
     let expected = loss::expected(&op, &batch, &[]);
-    assert_eq!(expected.fates, [Fate::Kept, Fate::Bad, Fate::Kept]);
+    assert_eq!(
+        expected.statuses,
+        [RowStatus::Kept, RowStatus::Bad, RowStatus::Kept]
+    );
     let wide = loss_cpu::with_gradient(&op, &batch, loss_cpu::How::default()).unwrap();
     for labels in [IdType::U32, IdType::I64] {
         let how = loss::How {

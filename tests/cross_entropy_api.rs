@@ -92,10 +92,8 @@ impl Buffers {
     fn new(stream: &Arc<CudaStream>) -> Buffers {
         let line = |value: f32| stream.clone_htod(&[value; ROWS]).unwrap();
         let saved = vec![0xab_u8; saved_bytes()];
-        let summary = CrossEntropySummary {
-            loss: BEFORE,
-            ..CrossEntropySummary::default()
-        };
+        let mut summary = CrossEntropySummary::default();
+        summary.loss = BEFORE;
         let mut b = Buffers {
             logits: stream.clone_htod(&[0.0f32; ROWS * COLS]).unwrap(),
             dlogits: stream.clone_htod(&[BEFORE; ROWS * COLS]).unwrap(),
@@ -304,17 +302,11 @@ fn a_normalizer_that_is_given_is_used() {
 fn no_rows_need_no_buffers() {
     let (mut queue, stream) = queue();
     let op = CrossEntropy::default();
-    let mut summary = stream
-        .clone_htod(&[CrossEntropySummary {
-            loss: BEFORE,
-            ..CrossEntropySummary::default()
-        }])
-        .unwrap();
-    let expected = CrossEntropySummary {
-        bad_row: u64::MAX,
-        nan_row: u64::MAX,
-        ..CrossEntropySummary::default()
-    };
+    let mut before = CrossEntropySummary::default();
+    before.loss = BEFORE;
+    let mut summary = stream.clone_htod(&[before]).unwrap();
+    let mut expected = CrossEntropySummary::default();
+    (expected.bad_row, expected.nan_row) = (u64::MAX, u64::MAX);
     let logits = Input::<f32>::empty();
     let labels = Input::<i64>::empty();
     cross_entropy::forward(&op, logits, labels, &mut summary)
@@ -348,6 +340,53 @@ fn no_rows_need_no_buffers() {
     )
     .launch(&mut queue)
     .unwrap();
+}
+
+/// Where no row is kept, both back ends find the same bits: 0, not −0.
+#[test]
+fn no_kept_rows_are_the_same_on_both() {
+    let (mut queue, stream) = queue();
+    for normalizer in [Normalizer::Kept, Normalizer::Weight] {
+        let op = CrossEntropy::default().normalizer(normalizer);
+        let (logits, labels) = ([1.0_f32, 2.0], [-100_i64]);
+        let host = xact::cpu::cross_entropy::forward(&op, &logits, &labels)
+            .run()
+            .unwrap();
+        let (logits, labels) = (
+            stream.clone_htod(&logits).unwrap(),
+            stream.clone_htod(&labels).unwrap(),
+        );
+        let mut summary = stream.alloc_zeros(1).unwrap();
+        let call = cross_entropy::forward(&op, &logits, &labels, &mut summary);
+        queue.reserve(call.workspace_bytes().unwrap()).unwrap();
+        call.launch(&mut queue).unwrap();
+        let summary: CrossEntropySummary = stream.clone_dtoh(&summary).unwrap()[0];
+        assert_eq!(format!("{host:?}"), format!("{summary:?}"));
+        assert_eq!(host.weight.to_bits(), 0);
+    }
+}
+
+/// The distance to a second row is nothing to the first.
+#[test]
+fn a_stride_of_one_row_may_be_any() {
+    let (mut queue, stream) = queue();
+    let op = CrossEntropy::default().normalizer(Normalizer::None);
+    let logits = stream.clone_htod(&[0.5_f32, 0.25]).unwrap();
+    let labels = stream.clone_htod(&[1_i64]).unwrap();
+    let dloss = stream.clone_htod(&[2.0_f32, 7.0]).unwrap();
+    let mut run = |stride| {
+        let mut summary = stream.alloc_zeros(1).unwrap();
+        let mut logits = logits.try_clone().unwrap();
+        let call = cross_entropy::forward_with_gradient(&op, &mut logits, &labels, &mut summary)
+            .dloss_strided(&dloss, stride);
+        queue.reserve(call.workspace_bytes().unwrap()).unwrap();
+        call.launch(&mut queue).unwrap();
+        stream.clone_dtoh(&logits).unwrap()
+    };
+    let expected = run(1);
+    for stride in [0, 1 << 40, usize::MAX] {
+        assert_eq!(run(stride), expected);
+    }
 }
 
 /// A rank with all columns is what one device is, and two ranks are what they are through the raw API.

@@ -6,7 +6,7 @@ mod golden;
 use approx::{abs_diff_eq, relative_eq};
 use proptest::prelude::*;
 use xact::CrossEntropy;
-use xact::loss::cross_entropy::Fate;
+use xact::loss::cross_entropy::RowStatus;
 
 #[test]
 fn the_reference_is_pytorch() {
@@ -14,12 +14,12 @@ fn the_reference_is_pytorch() {
     for case in golden::cases() {
         let logits: Vec<f32> = case.logits.iter().map(|&z| z as f32).collect();
         let weight = |r: usize| case.weights.as_ref().map_or(1.0, |w| w[r]);
-        let fate = |r: usize| {
+        let status = |r: usize| {
             case.op
-                .fate(case.labels[r], weight(r), false, case.cols as u64)
+                .row_status(case.labels[r], weight(r), false, case.cols as u64)
         };
         let kept: Vec<_> = (0..case.labels.len())
-            .filter(|&r| fate(r) == Fate::Kept)
+            .filter(|&r| status(r) == RowStatus::Kept)
             .collect();
         let weights = || kept.iter().map(|&r| f64::from(weight(r)));
         let normalizer = match case.op.normalizer {

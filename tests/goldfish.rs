@@ -487,7 +487,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 2 }).unwrap();
     let uploaded = gpu.stream.clone_htod(&vec![7u8; 1 << 20]).unwrap();
     let base = uploaded.device_ptr(&gpu.stream).0;
-    let run = |at, len| raw::Run {
+    let run = |at, len| raw::DeviceSlice {
         ptr: base + at,
         len,
     };
@@ -533,7 +533,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     };
     let overlap = |output, other| Error::Overlap { output, other };
     let documents = |ptr, len| raw::Layout::Documents {
-        cu_seqlens: raw::Run { ptr, len },
+        cu_seqlens: raw::DeviceSlice { ptr, len },
     };
     refused(&|c| c.decision.tokens.hash_ids = 0, null("hash_ids"));
     refused(&|c| c.decision.tokens.halo.ptr = 0, null("the halo"));

@@ -379,10 +379,7 @@ impl Dumper<'_> {
     }
 
     fn bounds(&self) -> Bounds {
-        Bounds {
-            ulps: if self.gpu.emulated { ULPS_EXACT } else { ULPS },
-            parameter_ulps: 0.0,
-        }
+        Bounds::new(if self.gpu.emulated { ULPS_EXACT } else { ULPS })
     }
 
     /// Adds the call `run`, with its outputs and whether they are in their bounds.

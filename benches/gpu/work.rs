@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use xact::activation::{self, Registered, Visitor};
 use xact::cudarc::driver::{CudaSlice, DevicePtr, result};
 use xact::raw::cross_entropy as loss;
-use xact::raw::goldfish::{self, IdType, Layout, Run, Tokens};
+use xact::raw::goldfish::{self, DeviceSlice, IdType, Layout, Tokens};
 use xact::raw::{self, CUdeviceptr, Matrix};
 use xact::{
     CrossEntropy, CrossEntropySummary, Dtype, Element, Gated, Goldfish, Order, RowStats, Strategy,
@@ -454,8 +454,8 @@ impl Fish {
                 hash_ids: ids,
                 id_type,
                 layout: Layout::Rows { len },
-                halo: Run::default(),
-                exempt: Run::default(),
+                halo: DeviceSlice::default(),
+                exempt: DeviceSlice::default(),
             },
         }
     }

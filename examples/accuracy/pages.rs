@@ -67,7 +67,11 @@ pub fn all(
         readme(root, gpu, rows)?,
         Page {
             path: "docs/accuracy.md".to_owned(),
-            text: page(gpu, rows, &names),
+            text: page(gpu, rows),
+        },
+        Page {
+            path: "docs/accuracy/README.md".to_owned(),
+            text: plots_page(&names),
         },
     ];
     pages.extend(plots.into_iter().map(|(op, text)| Page {
@@ -154,7 +158,27 @@ pub fn summary(gpu: &Gpu, rows: &[Row]) -> String {
 }
 
 /// docs/accuracy.md.
-fn page(gpu: &Gpu, rows: &[Row], plots: &[&str]) -> String {
+/// The plots have a page of their own: docs.rs shows the other one, without its pictures.
+fn plots_page(ops: &[&str]) -> String {
+    let plots: String = ops
+        .iter()
+        .map(|op| format!("\n![{op}: error over x, beside other formulas]({op}.svg)\n"))
+        .collect();
+    format!(
+        "# Accuracy beside other formulas\n\n\
+        Written by `cargo xtask accuracy`; not to be edited. The worst error in each column of pixels, against the f64 \
+        reference.\n\n\
+        The other lines are what existing implementations compute, with every operation correctly rounded to the \
+        type that is named, in their favour: of xIELU the CUDA kernels \
+        [rubber-duck-debug/xielu](https://github.com/rubber-duck-debug/xielu) (bf16) and \
+        [nathanrchn/kernels](https://github.com/nathanrchn/kernels) (f32), and `XIELUActivation` of Hugging Face \
+        transformers (expm1; its clamp at −1e-6 is left out); of the others \
+        [x-activation](https://github.com/AllenHaoHuang/x-activation) by the author of their paper.\n\
+        {plots}"
+    )
+}
+
+fn page(gpu: &Gpu, rows: &[Row]) -> String {
     let heads = [
         "op",
         "form",
@@ -189,10 +213,6 @@ fn page(gpu: &Gpu, rows: &[Row], plots: &[&str]) -> String {
     for row in distinct(rows.iter().map(sample)) {
         parameters.add_row(row);
     }
-    let plots: String = plots
-        .iter()
-        .map(|op| format!("\n![{op}: error over x, beside other formulas](accuracy/{op}.svg)\n"))
-        .collect();
     let list = |values: &[f64]| {
         let values: Vec<_> = values.iter().map(f64::to_string).collect();
         values.join(", ")
@@ -200,16 +220,7 @@ fn page(gpu: &Gpu, rows: &[Row], plots: &[&str]) -> String {
     format!(
         "# Accuracy\n\n\
         Written by `cargo xtask accuracy` on {device}; not to be edited. `cargo xtask accuracy --json` prints the \
-        rows behind it.\n\n\
-        ## Beside other formulas\n\n\
-        The worst error in each column of pixels, against the f64 reference.\n\n\
-        The other lines are what existing implementations compute, with every operation correctly rounded to the \
-        type that is named, in their favour: of xIELU the CUDA kernels \
-        [rubber-duck-debug/xielu](https://github.com/rubber-duck-debug/xielu) (bf16) and \
-        [nathanrchn/kernels](https://github.com/nathanrchn/kernels) (f32), and `XIELUActivation` of Hugging Face \
-        transformers (expm1; its clamp at −1e-6 is left out); of the others \
-        [x-activation](https://github.com/AllenHaoHuang/x-activation) by the author of their paper.\n\
-        {plots}\n\
+        rows behind it. Plots of the error over x, beside other formulas, are in `docs/accuracy` of the repository.\n\n\
         ## Every op, form, result and type\n\n\
         Against the f64 reference at the parameters that the kernel uses: the worst error over all inputs and \
         parameters with exact approximate instructions, and in brackets in every mode (also at either end of their \

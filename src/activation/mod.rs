@@ -1,7 +1,7 @@
 //! Activations with trainable scalars: what they are, in f64, and by name.
 //!
 //! An op is a small `Copy` value with its options, such as [`Xielu`]. [`Activation`] is its reference, [`Gated`] that
-//! of its gated forms, [`AnyActivation`] an op whose name was a string. [`xact::cpu`](crate::cpu) and `xact::cuda`
+//! of its gated forms, [`AnyActivation`] an op whose name was a string. [`xact::cpu`](crate::cpu) and [`xact::cuda`](https://docs.rs/xact/latest/xact/cuda)
 //! compute them.
 
 pub mod expanded;

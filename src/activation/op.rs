@@ -66,6 +66,7 @@ impl Signature {
 /// A value and the largest addend of the formula it comes from. Rounding errors are proportional to
 /// the addends, so accuracy is measured against `max(|value|, scale)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Term {
     /// The value.
     pub value: f64,
@@ -75,6 +76,7 @@ pub struct Term {
 
 /// Everything about an activation at one point, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// f(x).
     pub y: Term,
@@ -105,6 +107,7 @@ pub(crate) mod sealed {
 /// [`AnyActivation`](crate::AnyActivation), one of them whose type is not known.
 ///
 /// Tensors are f32, f16 or bf16, of any length and alignment; arithmetic is f32, rounded once at the store.
+/// f′(x) too is formed in f32: where it exceeds 3.4e38 (xIELU at x = 3e38, say), dx is ±inf, and NaN for dy = 0.
 /// Parameters are single elements, f32 or of the type of x; parameter gradients are f32. Under tensor parallelism
 /// they are the partial sums of a rank, still to be added over the ranks.
 ///

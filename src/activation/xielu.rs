@@ -70,6 +70,7 @@ impl Xielu {
 
 /// What the scalars `alpha_p` and `alpha_n` are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Parameters {
     /// As they are trained and stored: α_p = softplus(alpha_p), α_n = β + softplus(alpha_n). Their
     /// gradients are those of the stored values.
@@ -112,6 +113,7 @@ impl Compat {
 
 /// The derivative of the clamped formula between eps and 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum EpsGradient {
     /// `α_n·expm1(min(x, eps)) + β`, close to β, as the CUDA kernels of the paper's authors have it.
     Analytic,

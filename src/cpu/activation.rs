@@ -214,11 +214,13 @@ macro_rules! also {
         /// left out.
         pub fn gradients(mut self, dparams: &'a mut [f32]) -> Self {
             self.also.dparams = Some(dparams);
+            self.also.accumulate = false;
             self
         }
 
-        /// Adds to what is in the gradients of the parameters (gradient accumulation) instead of overwriting it.
-        pub fn accumulate(mut self) -> Self {
+        /// Adds the gradients of the parameters to what is in these (gradient accumulation).
+        pub fn accumulate(mut self, dparams: &'a mut [f32]) -> Self {
+            self.also.dparams = Some(dparams);
             self.also.accumulate = true;
             self
         }

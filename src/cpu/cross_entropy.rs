@@ -27,7 +27,7 @@ use super::tensor::{Input, Output};
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::{Convert, Element};
 use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Fate, Label, Normalizer, Shard};
+use crate::loss::cross_entropy::{CrossEntropy, Label, Normalizer, RowStatus, Shard};
 use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
 use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
@@ -98,7 +98,7 @@ struct Dloss<'a> {
 /// The setters of what decides about rows.
 macro_rules! row_setters {
     () => {
-        /// Sets the weights, `[N]`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        /// Sets the weights, `[N] f32`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
         pub fn weights(mut self, weights: &'a [f32]) -> Self {
             self.rows.weights = Some(weights);
             self
@@ -132,25 +132,25 @@ macro_rules! shard_setter {
 /// The setters of what a forward writes.
 macro_rules! output_setters {
     () => {
-        /// Writes the losses, `[N]`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        /// Writes the losses, `[N] f32`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
         pub fn loss(mut self, loss: &'a mut [f32]) -> Self {
             self.outputs.loss = Some(loss);
             self
         }
 
-        /// Writes the part of each loss that is z-loss, `[N]`.
+        /// Writes the part of each loss that is z-loss, `[N] f32`.
         pub fn z_loss(mut self, z_loss: &'a mut [f32]) -> Self {
             self.outputs.z_loss = Some(z_loss);
             self
         }
 
-        /// Writes log Σ e^z, `[N]`; 0 of a masked row.
+        /// Writes log Σ e^z, `[N] f32`; 0 of a masked row.
         pub fn lse(mut self, lse: &'a mut [f32]) -> Self {
             self.outputs.lse = Some(lse);
             self
         }
 
-        /// Writes the class of the largest logit, `[N]`: the first of several; −1 of a masked row. It makes
+        /// Writes the class of the largest logit, `[N] i32`: the first of several; −1 of a masked row. It makes
         /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
         pub fn argmax(mut self, argmax: &'a mut [i32]) -> Self {
             self.outputs.argmax = Some(argmax);
@@ -171,10 +171,10 @@ macro_rules! output_setters {
     };
 }
 
-/// The setters of what gradients are multiplied with.
+/// The setters of upstream gradients.
 macro_rules! dloss_setters {
     () => {
-        /// Multiplies the gradients by upstream ones: `[N]`, one of each row, or `[1]`, one that all share.
+        /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
         pub fn dloss(mut self, dloss: &'a [f32]) -> Self {
             self.dloss = Some(Dloss {
                 values: dloss,
@@ -621,11 +621,11 @@ impl Plan {
                 let label: i64 = rows.labels[row].into();
                 let weight = rows.weights.map_or(1.0, |weights| weights[row]);
                 let dropped = keep.get(row).is_some_and(|keep| !keep);
-                let fate = op.fate(label, weight, dropped, classes);
+                let status = op.row_status(label, weight, dropped, classes);
                 let class = u64::try_from(label).unwrap_or(u64::MAX);
                 let column = class.checked_sub(first_class).filter(|&c| c < vocab);
                 Target {
-                    fate,
+                    status,
                     weight,
                     class,
                     column: column.map(|column| column as usize),
@@ -637,13 +637,14 @@ impl Plan {
             .labels
             .iter()
             .filter(|&&label| label.into() != op.ignore_index);
-        let counts = |target: &&Target| matches!(target.fate, Fate::Kept | Fate::Bad);
+        let counts = |target: &&Target| matches!(target.status, RowStatus::Kept | RowStatus::Bad);
         let kept = targets.iter().filter(counts);
         Ok(Plan {
             options: Options::new(op, classes, first_class, vocab as usize),
             labels: labels.count() as u64,
             kept: kept.clone().count() as u64,
-            weight: rounded(kept.map(|target| f64::from(target.weight)).sum()),
+            // From 0, not std's −0, so that of no rows it is what a device finds.
+            weight: rounded(kept.fold(0.0, |sum, target| sum + f64::from(target.weight))),
             targets,
         })
     }
@@ -658,7 +659,7 @@ impl Plan {
         })
     }
 
-    /// What the gradients are multiplied with, and divided by.
+    /// The upstream gradients, and what they are divided by.
     fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
         if let Some(Dloss { values, stride }) = dloss {
             if stride.is_none() && values.len() != 1 {
@@ -746,25 +747,25 @@ impl Plan {
         };
         let [mut loss, mut z_loss, mut dropped_loss] = [0.0; 3];
         for (row, (target, stats)) in self.targets.iter().zip(stats).enumerate() {
-            let of_row = match target.fate {
-                Fate::Bad => RowLoss::NAN,
-                fate if self.options.has_loss(fate) => {
+            let of_row = match target.status {
+                RowStatus::Bad => RowLoss::NAN,
+                status if self.options.has_loss(status) => {
                     RowLoss::new(&self.options, stats, target.weight)
                 }
                 _ => RowLoss::ZERO,
             };
-            let counted = match target.fate {
-                Fate::Masked => RowLoss::ZERO,
-                Fate::Dropped => {
+            let counted = match target.status {
+                RowStatus::Masked => RowLoss::ZERO,
+                RowStatus::Dropped => {
                     summary.dropped += 1;
                     dropped_loss += of_row.loss;
                     RowLoss::ZERO
                 }
-                Fate::Bad => {
+                RowStatus::Bad => {
                     summary.bad_row = summary.bad_row.min(row as u64);
                     of_row
                 }
-                Fate::Kept => {
+                RowStatus::Kept => {
                     if of_row.loss.is_nan() {
                         summary.nan_row = summary.nan_row.min(row as u64);
                     }

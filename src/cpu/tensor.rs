@@ -113,9 +113,13 @@ pub(crate) struct Checked<E> {
 }
 
 impl<E> Checked<E> {
-    fn of_one_pitch(self, what: &'static str) -> Result<Checked<E>> {
+    fn of_one_pitch(mut self, what: &'static str) -> Result<Checked<E>> {
         if self.rows.groups.is_some() {
             return Err(Error::Groups { what });
+        }
+        if self.rows.cols == 0 {
+            // However many they are, there is nothing to do.
+            self.rows.rows = 0;
         }
         Ok(self)
     }
@@ -123,7 +127,8 @@ impl<E> Checked<E> {
 
 impl<'a, T> Checked<&'a [T]> {
     pub(crate) fn rows(self) -> impl Iterator<Item = &'a [T]> {
-        self.rows.ranges().map(|range| &self.elements[range])
+        // Rows without elements may lie anywhere.
+        (self.rows.ranges()).map(|range| self.elements.get(range).unwrap_or_default())
     }
 }
 

@@ -104,7 +104,7 @@ impl<A: Activation + ?Sized, T: Element, P: ParamOf<T>> Forward<'_, A, T, P> {
     /// Bytes of workspace that the launch needs: none.
     ///
     /// # Errors
-    /// None today.
+    /// None today; it is a `Result` so that an option may bring one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }
@@ -186,11 +186,13 @@ macro_rules! also {
         /// Writes the gradients of the parameters.
         pub fn gradients(mut self, gradients: Gradients<'a, A>) -> Self {
             self.also.gradients = Some(gradients);
+            self.also.accumulate = false;
             self
         }
 
-        /// Adds to what is in the gradients of the parameters (gradient accumulation) instead of overwriting it.
-        pub fn accumulate(mut self) -> Self {
+        /// Adds the gradients of the parameters to what is in these (gradient accumulation).
+        pub fn accumulate(mut self, gradients: Gradients<'a, A>) -> Self {
+            self.also.gradients = Some(gradients);
             self.also.accumulate = true;
             self
         }
@@ -264,8 +266,8 @@ impl<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>> Backward<'a, A, T, P
         let x_rows = x.check_rows("x", device, shape)?;
         let dy_rows = rows(&dy, "dy", device, shape)?;
         let dx_rows = dx.check_rows(if dy.is_some() { "dx" } else { "dy" }, device, shape)?;
-        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
         params.check(op.signature(), device)?;
+        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
         let mut addresses = Addresses::on(stream);
         let params = params.resolve(&mut addresses);
         let dx = addresses.output_rows(&mut dx, dx_rows);
@@ -347,7 +349,7 @@ impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
     /// Bytes of workspace that the launch needs: none.
     ///
     /// # Errors
-    /// None today.
+    /// None today; it is a `Result` so that an option may bring one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }
@@ -456,8 +458,8 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
             ["x", "v"]
         };
         let dxv_rows = dxv.check(names, device, shape)?;
-        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
         params.check(op.signature(), device)?;
+        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
         let mut addresses = Addresses::on(stream);
         let params = params.resolve(&mut addresses);
         let [dx, dv] = dxv.resolve(&mut addresses, dxv_rows);

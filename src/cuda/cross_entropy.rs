@@ -20,6 +20,8 @@
 
 #![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
 
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
 use super::device::Device;
 use super::goldfish::{DeviceGoldfish, DeviceTokens, Ids, check_tables, decision};
 use super::queue::{Parts, Queue};
@@ -27,15 +29,25 @@ use super::raw::CUdeviceptr;
 use super::raw::cross_entropy as raw;
 use super::raw::goldfish::IdType;
 use super::tensor::{Addresses, Input, Output};
-use crate::blocks::{CrossEntropySummary, LogitsMatrix};
+use crate::blocks::{CrossEntropySummary, LogitsMatrix, RowStats};
 use crate::dtype::Element;
 use crate::error::{Error, Result, check_length};
 use crate::loss::cross_entropy::{CrossEntropy, Label, Shard};
 use crate::loss::goldfish::TokenId;
 use crate::shape::{Rows as Place, Shape};
 
+// SAFETY: structs of numbers without padding, laid out by the C rules on both sides.
+unsafe impl DeviceRepr for RowStats {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for CrossEntropySummary {}
+// SAFETY: every field is a number, of which all bits zero is one.
+unsafe impl ValidAsZeroBits for RowStats {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for CrossEntropySummary {}
+
 /// What a backward divides gradients by.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub enum Divisor<'a> {
     /// 1.
     One,
@@ -223,7 +235,7 @@ impl Dloss<'_> {
             rows => stride.checked_mul(rows - 1).and_then(|n| n.checked_add(1)),
         };
         match needed {
-            Some(needed) if needed <= len && i64::try_from(stride).is_ok() => Ok(()),
+            Some(needed) if needed <= len && (rows <= 1 || i64::try_from(stride).is_ok()) => Ok(()),
             needed => Err(Error::Length {
                 what: "dloss",
                 expected: needed.map_or(u64::MAX, |n| n as u64),
@@ -244,14 +256,15 @@ fn upstream<'b>(dloss: &'b Option<Dloss<'_>>, addresses: &mut Addresses<'b>) -> 
         .as_ref()
         .map_or(raw::Upstream::default(), |dloss| raw::Upstream {
             dloss: Some(addresses.input(&dloss.values)),
-            stride: dloss.stride() as i64,
+            // Too large a one is only accepted where there is no second row.
+            stride: i64::try_from(dloss.stride()).unwrap_or(0),
         })
 }
 
 /// The setters of what decides about rows.
 macro_rules! row_setters {
     () => {
-        /// Sets the weights, `[N]`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        /// Sets the weights, `[N] f32`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
         pub fn weights(mut self, weights: impl Into<Input<'a, f32>>) -> Self {
             self.rows.weights = Some(weights.into());
             self
@@ -274,25 +287,25 @@ macro_rules! row_setters {
 /// The setters of what a forward writes.
 macro_rules! output_setters {
     () => {
-        /// Writes the losses, `[N]`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        /// Writes the losses, `[N] f32`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
         pub fn loss(mut self, loss: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.loss = Some(loss.into());
             self
         }
 
-        /// Writes the part of each loss that is z-loss, `[N]`.
+        /// Writes the part of each loss that is z-loss, `[N] f32`.
         pub fn z_loss(mut self, z_loss: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.z_loss = Some(z_loss.into());
             self
         }
 
-        /// Writes log Σ e^z, `[N]`; 0 of a masked row.
+        /// Writes log Σ e^z, `[N] f32`; 0 of a masked row.
         pub fn lse(mut self, lse: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.lse = Some(lse.into());
             self
         }
 
-        /// Writes the class of the largest logit, `[N]`: the first of several; −1 of a masked row. It makes
+        /// Writes the class of the largest logit, `[N] i32`: the first of several; −1 of a masked row. It makes
         /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
         pub fn argmax(mut self, argmax: impl Into<Output<'a, i32>>) -> Self {
             self.outputs.argmax = Some(argmax.into());
@@ -313,10 +326,10 @@ macro_rules! output_setters {
     };
 }
 
-/// The setters of what gradients are multiplied with.
+/// The setters of upstream gradients.
 macro_rules! dloss_setters {
     () => {
-        /// Multiplies the gradients by upstream ones: `[N]`, one of each row, or `[1]`, one that all share.
+        /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
         pub fn dloss(mut self, dloss: impl Into<Input<'a, f32>>) -> Self {
             self.dloss = Some(Dloss {
                 values: dloss.into(),
@@ -342,7 +355,7 @@ macro_rules! workspace_bytes {
         /// Bytes of workspace that the launch needs.
         ///
         /// # Errors
-        /// None today.
+        /// None today; it is a `Result` so that an option may bring one.
         pub fn workspace_bytes(&self) -> Result<u64> {
             Ok(raw::workspace_bytes(self.rows.count() as u64))
         }
@@ -582,7 +595,7 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     /// Bytes of workspace that the launch needs: none.
     ///
     /// # Errors
-    /// None today.
+    /// None today; it is a `Result` so that an option may bring one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }

@@ -2,39 +2,49 @@
 
 #![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
 
-use cudarc::driver::CudaSlice;
+use std::sync::Arc;
 
 use super::device::Device;
 use super::driver::driver_error;
-use super::queue::{Parts, Queue};
-use super::raw::goldfish::{self as raw, Decision, IdType, Layout, Run};
+use super::queue::{Owned, Parts, Queue};
+use super::raw::goldfish::{self as raw, Decision, DeviceSlice, IdType, Layout};
 use super::tensor::{Addresses, Input, Output};
 use crate::error::Result;
 use crate::loss::goldfish::{Goldfish, TokenId};
 
 /// A [`Goldfish`] whose tables are on a device: made once by [`Goldfish::upload`], used by any number of calls, on any
-/// queue of the context.
+/// queue of the context. A clone is of the same tables.
 #[derive(Clone, Debug)]
 pub struct DeviceGoldfish {
     goldfish: Goldfish,
-    bitmap: Option<CudaSlice<u32>>,
-    coefficients: Option<CudaSlice<i64>>,
+    tables: Arc<Tables>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    bitmap: Option<Owned<u32>>,
+    coefficients: Option<Owned<i64>>,
 }
 
 impl Goldfish {
     /// Copies the tables to the device: allocates at most 125 kB and 8·h bytes, on the queue's stream.
     ///
     /// # Errors
-    /// [`Driver`](crate::Error::Driver).
+    /// [`Driver`](crate::Error::Driver) or [`WrongThread`](crate::Error::WrongThread).
     pub fn upload(&self, queue: &Queue) -> Result<DeviceGoldfish> {
+        queue.check_thread()?;
         let doing = |e| driver_error("copying the tables of Goldfish to the device", e);
         let stream = queue.stream();
         let bitmap = self.bitmap_words().map(|words| stream.clone_htod(words));
         let coefficients = self.coefficients().map(|c| stream.clone_htod(c));
+        let bitmap = bitmap.transpose().map_err(doing)?;
+        let coefficients = coefficients.transpose().map_err(doing)?;
         Ok(DeviceGoldfish {
             goldfish: self.clone(),
-            bitmap: bitmap.transpose().map_err(doing)?,
-            coefficients: coefficients.transpose().map_err(doing)?,
+            tables: Arc::new(Tables {
+                bitmap: bitmap.map(|bitmap| queue.own(bitmap)),
+                coefficients: coefficients.map(|coefficients| queue.own(coefficients)),
+            }),
         })
     }
 }
@@ -128,11 +138,16 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
     }
 
     fn resolve<'b>(&'b self, addresses: &mut Addresses<'b>) -> raw::Tokens {
-        fn run<'b, T>(tensor: &'b Option<Input<'_, T>>, addresses: &mut Addresses<'b>) -> Run {
-            tensor.as_ref().map_or(Run::default(), |tensor| Run {
-                ptr: addresses.input(tensor),
-                len: tensor.len() as u64,
-            })
+        fn run<'b, T>(
+            tensor: &'b Option<Input<'_, T>>,
+            addresses: &mut Addresses<'b>,
+        ) -> DeviceSlice {
+            tensor
+                .as_ref()
+                .map_or(DeviceSlice::default(), |tensor| DeviceSlice {
+                    ptr: addresses.input(tensor),
+                    len: tensor.len() as u64,
+                })
         }
         raw::Tokens {
             hash_ids: addresses.input(&self.hash_ids),
@@ -153,10 +168,10 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
 
 /// Fails unless the tables are of the device's context.
 pub(super) fn check_tables(goldfish: &DeviceGoldfish, device: &Device) -> Result<()> {
-    if let Some(bitmap) = &goldfish.bitmap {
+    if let Some(bitmap) = goldfish.tables.bitmap.as_deref() {
         Input::from(bitmap).check_context("the bitmap", device)?;
     }
-    if let Some(coefficients) = &goldfish.coefficients {
+    if let Some(coefficients) = goldfish.tables.coefficients.as_deref() {
         Input::from(coefficients).check_context("the coefficients", device)?;
     }
     Ok(())
@@ -170,8 +185,8 @@ pub(super) fn decision<'b>(
 ) -> Decision<'b> {
     Decision {
         goldfish: &goldfish.goldfish,
-        bitmap: (goldfish.bitmap.as_ref()).map_or(0, |bitmap| addresses.read(bitmap)),
-        coefficients: (goldfish.coefficients.as_ref()).map_or(0, |c| addresses.read(c)),
+        bitmap: (goldfish.tables.bitmap.as_deref()).map_or(0, |bitmap| addresses.read(bitmap)),
+        coefficients: (goldfish.tables.coefficients.as_deref()).map_or(0, |c| addresses.read(c)),
         tokens,
     }
 }
@@ -235,7 +250,7 @@ impl<'a, I: TokenId> Mask<'a, I> {
     /// Bytes of workspace that the launch needs.
     ///
     /// # Errors
-    /// None today.
+    /// None today; it is a `Result` so that an option may bring one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         let labels = self.tokens.len() as u64;
         Ok(self

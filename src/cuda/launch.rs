@@ -3,23 +3,13 @@
 #![allow(unsafe_code)]
 
 use cudarc::driver::sys::{self, CUstream};
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::device::{Device, Function};
 use super::driver::driver_error;
 use super::grid::{Grid, cluster_attribute, cluster_config};
-use crate::blocks::{CrossEntropySummary, KernelArgs, RowStats};
+use crate::blocks::KernelArgs;
 use crate::error::Result;
 use crate::geometry::BLOCK;
-
-// SAFETY: structs of numbers without padding, laid out by the C rules on both sides.
-unsafe impl DeviceRepr for RowStats {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for CrossEntropySummary {}
-// SAFETY: every field is a number, of which all bits zero is one.
-unsafe impl ValidAsZeroBits for RowStats {}
-// SAFETY: as above.
-unsafe impl ValidAsZeroBits for CrossEntropySummary {}
 
 /// Launches `function` on `stream`. Does not allocate, synchronise or choose a stream.
 ///

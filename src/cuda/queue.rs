@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread::ThreadId;
 
@@ -20,10 +22,47 @@ use crate::error::{Error, Result};
 pub struct Queue {
     device: Device,
     stream: Arc<CudaStream>,
-    workspace: Option<CudaSlice<u8>>,
+    workspace: Option<Owned<u8>>,
     /// The creating thread, if the stream is the per-thread default one: there the same handle means
     /// another stream in each thread.
     thread: Option<ThreadId>,
+}
+
+/// Device memory of a queue, or made by one, which may be dropped in any thread. Where the handle of its stream means
+/// another stream there, freeing would not wait for the launches that use the memory, so the context is waited for.
+#[derive(Debug)]
+pub(super) struct Owned<T> {
+    slice: ManuallyDrop<CudaSlice<T>>,
+    thread: Option<ThreadId>,
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = CudaSlice<T>;
+
+    fn deref(&self) -> &CudaSlice<T> {
+        &self.slice
+    }
+}
+
+impl<T> DerefMut for Owned<T> {
+    fn deref_mut(&mut self) -> &mut CudaSlice<T> {
+        &mut self.slice
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // A context that cannot be waited for is broken: the memory goes with it.
+        if is_here(self.thread) || self.slice.context().synchronize().is_ok() {
+            // SAFETY: the slice is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.slice) };
+        }
+    }
+}
+
+/// Whether a stream of this thread, or of any, is the same stream here.
+fn is_here(thread: Option<ThreadId>) -> bool {
+    thread.is_none_or(|thread| thread == std::thread::current().id())
 }
 
 /// The parts of a queue, for a launch in this thread.
@@ -66,8 +105,9 @@ impl Queue {
     /// of a queue allocates. What was captured into a graph before keeps using the old workspace, so reserve first.
     ///
     /// # Errors
-    /// [`Error::Driver`], for example when memory is short; the workspace is then as it was.
+    /// [`Error::Driver`], for example when memory is short, or [`Error::WrongThread`]; the workspace is then as it was.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.check_thread()?;
         if bytes <= self.workspace_bytes() {
             return Ok(());
         }
@@ -75,7 +115,7 @@ impl Queue {
         // SAFETY: the contents are undefined, and the kernels write every partial before they read it.
         let workspace = unsafe { self.stream.alloc::<u8>(bytes) }
             .map_err(|e| driver_error("allocating a workspace", e))?;
-        self.workspace = Some(workspace);
+        self.workspace = Some(self.own(workspace));
         Ok(())
     }
 
@@ -87,15 +127,29 @@ impl Queue {
         self.device.preload()
     }
 
-    pub(super) fn parts(&mut self) -> Result<Parts<'_>> {
-        let here = |thread| thread == std::thread::current().id();
-        if !self.thread.is_none_or(here) {
-            return Err(Error::WrongThread);
+    /// Memory that was allocated on the stream.
+    pub(super) fn own<T>(&self, slice: CudaSlice<T>) -> Owned<T> {
+        Owned {
+            slice: ManuallyDrop::new(slice),
+            thread: self.thread,
         }
+    }
+
+    /// Fails if the stream is another one in this thread.
+    pub(super) fn check_thread(&self) -> Result<()> {
+        if is_here(self.thread) {
+            Ok(())
+        } else {
+            Err(Error::WrongThread)
+        }
+    }
+
+    pub(super) fn parts(&mut self) -> Result<Parts<'_>> {
+        self.check_thread()?;
         Ok(Parts {
             device: &self.device,
             stream: &self.stream,
-            workspace: self.workspace.as_mut(),
+            workspace: self.workspace.as_deref_mut(),
         })
     }
 }

@@ -226,8 +226,13 @@ fn logits<T>(base: CUdeviceptr, rows: Rows) -> LogitsMatrix {
 }
 
 fn matrix<T>(base: CUdeviceptr, rows: Rows) -> Matrix {
+    // Rows without elements may lie anywhere, also where no address is.
+    let offset = match rows.len() {
+        Some(0) => 0,
+        _ => rows.offset,
+    };
     Matrix {
-        ptr: base + (rows.offset * size_of::<T>()) as u64,
+        ptr: base + (offset * size_of::<T>()) as u64,
         pitch: rows.pitch as u64,
     }
 }

@@ -38,7 +38,7 @@ use crate::error::{Error, Result};
 
 use super::goldfish::TokenId;
 
-pub use reference::{Fate, Row};
+pub use reference::{Row, RowStatus};
 
 /// An integer type of labels: [`i32`], [`i64`] or [`u32`]. u32 labels are read as such: 4,294,967,196 is not the −100
 /// that is ignored.
@@ -197,7 +197,7 @@ impl CrossEntropy {
         }
         // Of a smaller cap the kernel's 2/c would be infinite.
         match softcap {
-            Some(cap) if !(cap.is_normal() && cap > 0.0) => option("softcap", cap, "(0, inf)"),
+            Some(cap) if !(cap.is_normal() && cap > 0.0) => option("softcap", cap, "[2^-126, inf)"),
             _ if vocab == Some(0) => Err(Error::Classes { classes: 0, end: 0 }),
             _ => Ok(()),
         }

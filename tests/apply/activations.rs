@@ -181,10 +181,7 @@ impl EveryExpanded {
             )
         };
         let device = the_device();
-        let rounded_once = Bounds {
-            ulps: 0.5,
-            parameter_ulps: 0.0,
-        };
+        let rounded_once = Bounds::new(0.5);
         let within = Bounds::of(&op);
         for (device, bounds) in [
             ("reference", rounded_once),

@@ -35,10 +35,7 @@ pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {
 
 /// The bounds at the parameters that the kernel uses.
 fn at_measured(ulps: f64) -> Bounds {
-    Bounds {
-        ulps,
-        parameter_ulps: 0.0,
-    }
+    Bounds::new(ulps)
 }
 
 /// The forward of `op` on x, checked at the parameters that the kernel uses.

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
-use xact::raw::goldfish::{self, Counts, Decision, IdType, Mask, Run};
+use xact::raw::goldfish::{self, Counts, Decision, DeviceSlice, IdType, Mask};
 use xact::{Goldfish, Result};
 
 use super::choose::Gpu;
@@ -36,8 +36,8 @@ impl Buffer {
         }
     }
 
-    fn run(&self, gpu: &Gpu) -> Run {
-        Run {
+    fn run(&self, gpu: &Gpu) -> DeviceSlice {
+        DeviceSlice {
             ptr: self.bytes.device_ptr(&gpu.stream).0 + self.start as u64,
             len: (self.len / self.element) as u64,
         }

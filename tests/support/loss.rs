@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::loss::cross_entropy::Shard;
 use xact::raw::cross_entropy as raw;
-use xact::raw::goldfish::{Decision, IdType, Layout, Run, Tokens};
+use xact::raw::goldfish::{Decision, DeviceSlice, IdType, Layout, Tokens};
 use xact::raw::{CUdeviceptr, Matrix};
 use xact::{CrossEntropy, CrossEntropySummary, Element, Goldfish, Result, RowStats};
 
@@ -430,8 +430,8 @@ impl<'a> Fish<'a> {
                 hash_ids: self.ids.matrix(self.gpu).ptr,
                 id_type: IdType::I64,
                 layout: Layout::Rows { len: self.len },
-                halo: Run::default(),
-                exempt: Run::default(),
+                halo: DeviceSlice::default(),
+                exempt: DeviceSlice::default(),
             },
         }
     }

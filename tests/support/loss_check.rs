@@ -1,6 +1,6 @@
 //! A batch of rows on the host, what a backend makes of it, and both against the reference.
 
-use xact::loss::cross_entropy::{Fate, Row, Shard};
+use xact::loss::cross_entropy::{Row, RowStatus, Shard};
 use xact::{CrossEntropy, CrossEntropySummary, Element, RowStats};
 
 use super::same::bits;
@@ -86,7 +86,7 @@ impl<T: Element> Results<T> {
 
 /// What the reference says of a batch.
 pub struct Expected {
-    pub fates: Vec<Fate>,
+    pub statuses: Vec<RowStatus>,
     /// Of the rows that are read.
     pub rows: Vec<Option<Row>>,
     pub normalizer: f64,
@@ -103,10 +103,11 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
     let classes = op.vocab.map_or(batch.cols, |v| v as usize);
     let weight = |r: usize| batch.weights.as_ref().map_or(1.0, |w| w[r]);
     let is_dropped = |r: usize| dropped.get(r).copied().unwrap_or(false);
-    let fates: Vec<_> = (batch.labels.iter().enumerate())
-        .map(|(r, &label)| op.fate(label, weight(r), is_dropped(r), classes as u64))
+    let statuses: Vec<_> = (batch.labels.iter().enumerate())
+        .map(|(r, &label)| op.row_status(label, weight(r), is_dropped(r), classes as u64))
         .collect();
-    let kept = || (0..fates.len()).filter(|&r| matches!(fates[r], Fate::Kept | Fate::Bad));
+    let kept =
+        || (0..statuses.len()).filter(|&r| matches!(statuses[r], RowStatus::Kept | RowStatus::Bad));
     let normalizer = match op.normalizer {
         _ if batch.normalizer.is_some() => f64::from(batch.normalizer.unwrap_or_default()),
         xact::Normalizer::None => 1.0,
@@ -115,17 +116,17 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
         xact::Normalizer::Weight => kept().map(|r| f64::from(weight(r))).sum(),
         other => panic!("{other:?}"),
     };
-    let rows = (0..fates.len())
+    let rows = (0..statuses.len())
         .map(|r| {
             let dloss = batch.dloss.as_ref().map_or(1.0, |(values, stride)| {
                 let at = if *stride < 0 {
-                    (fates.len() as i64 - 1 - r as i64) * -stride
+                    (statuses.len() as i64 - 1 - r as i64) * -stride
                 } else {
                     r as i64 * stride
                 };
                 f64::from(values[at as usize])
             });
-            matches!(fates[r], Fate::Kept | Fate::Dropped).then(|| {
+            matches!(statuses[r], RowStatus::Kept | RowStatus::Dropped).then(|| {
                 let row = &batch.logits[r * batch.cols..][..classes];
                 op.evaluate(
                     row,
@@ -137,7 +138,7 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
         })
         .collect();
     Expected {
-        fates,
+        statuses,
         rows,
         normalizer,
     }
@@ -219,28 +220,28 @@ pub fn check<T: Element>(
 ) -> Worst {
     let classes = op.vocab.map_or(batch.cols, |v| v as usize);
     let mut worst = Worst::default();
-    for (r, fate) in expected.fates.iter().enumerate() {
+    for (r, status) in expected.statuses.iter().enumerate() {
         let gradient = &got.dlogits[r * batch.cols..][..batch.cols];
         let (inside, padding) = gradient.split_at(classes);
         let zero = |values: &[T]| values.iter().all(|d| d.to_f64().to_bits() == 0);
         assert!(zero(padding), "row {r}: padding");
         let loss = [got.loss[r], got.z_loss[r]];
-        match fate {
-            Fate::Bad => {
+        match status {
+            RowStatus::Bad => {
                 assert!(loss.iter().all(|l| l.is_nan()), "row {r}: {loss:?}");
                 assert!(got.lse[r].is_nan() && got.argmax[r] == -1, "row {r}");
                 assert!(inside.iter().all(|d| d.to_f64().is_nan()), "row {r}");
                 continue;
             }
-            Fate::Masked | Fate::Dropped => {
+            RowStatus::Masked | RowStatus::Dropped => {
                 assert!(loss.iter().all(|l| l.to_bits() == 0), "row {r}: {loss:?}");
                 assert!(zero(inside), "row {r}");
-                if *fate == Fate::Masked || !op.dropped_loss {
+                if *status == RowStatus::Masked || !op.dropped_loss {
                     assert_eq!((got.lse[r].to_bits(), got.argmax[r]), (0, -1), "row {r}");
                     continue;
                 }
             }
-            Fate::Kept => {}
+            _ => assert_eq!(*status, RowStatus::Kept),
         }
         let row = expected.rows[r].as_ref().expect("read");
         let lse = share(f64::from(got.lse[r]), row.lse, row.lse_bound);
@@ -250,7 +251,7 @@ pub fn check<T: Element>(
             row.argmax,
             "row {r}: argmax"
         );
-        if *fate == Fate::Dropped {
+        if *status == RowStatus::Dropped {
             continue;
         }
         let loss = share(f64::from(got.loss[r]), row.loss, row.loss_bound);
@@ -295,13 +296,16 @@ fn check_summary<T: Element>(
 ) {
     /// Of the sum of the absolute terms.
     const RELATIVE: f64 = 1e-6;
-    let with = |fates: &[Fate]| -> Vec<usize> {
-        let rows = expected.fates.iter().enumerate();
-        rows.filter(|(_, fate)| fates.contains(fate))
+    let with = |statuses: &[RowStatus]| -> Vec<usize> {
+        let rows = expected.statuses.iter().enumerate();
+        rows.filter(|(_, status)| statuses.contains(status))
             .map(|(r, _)| r)
             .collect()
     };
-    let (kept, dropped) = (with(&[Fate::Kept, Fate::Bad]), with(&[Fate::Dropped]));
+    let (kept, dropped) = (
+        with(&[RowStatus::Kept, RowStatus::Bad]),
+        with(&[RowStatus::Dropped]),
+    );
     let s = &got.summary;
     let sum = |what: &str, got: f32, terms: Vec<f64>| {
         let sum: f64 = terms.iter().sum();
@@ -323,10 +327,12 @@ fn check_summary<T: Element>(
         assert_eq!(s.dropped_loss.to_bits(), 0);
     }
     let correct = |r: &&usize| i64::from(got.argmax[**r]) == batch.labels[**r];
-    let correct = with(&[Fate::Kept]).iter().filter(correct).count();
-    let bad = with(&[Fate::Bad]).first().map_or(u64::MAX, |&r| r as u64);
+    let correct = with(&[RowStatus::Kept]).iter().filter(correct).count();
+    let bad = with(&[RowStatus::Bad])
+        .first()
+        .map_or(u64::MAX, |&r| r as u64);
     let nan = |r: &&usize| got.loss[**r].is_nan();
-    let nan = with(&[Fate::Kept])
+    let nan = with(&[RowStatus::Kept])
         .iter()
         .find(nan)
         .map_or(u64::MAX, |&r| r as u64);

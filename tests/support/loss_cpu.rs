@@ -147,12 +147,12 @@ fn stats(saved: &[u8]) -> Vec<RowStats> {
         |bytes: &[u8], i: usize| -> u32 { bytemuck::pod_read_unaligned(&bytes[4 * i..][..4]) };
     let float = |bytes: &[u8], i| f32::from_bits(word(bytes, i));
     let rows = saved.chunks_exact(size_of::<RowStats>());
-    let row = |bytes| RowStats {
-        max: float(bytes, 0),
-        rest: float(bytes, 1),
-        target: float(bytes, 2),
-        sum: float(bytes, 3),
-        argmax: word(bytes, 4),
+    let row = |bytes| {
+        let mut stats = RowStats::default();
+        (stats.max, stats.rest) = (float(bytes, 0), float(bytes, 1));
+        (stats.target, stats.sum) = (float(bytes, 2), float(bytes, 3));
+        stats.argmax = word(bytes, 4);
+        stats
     };
     rows.map(row).collect()
 }

@@ -1,7 +1,7 @@
 //! The loss in f64, row by row from its definition.
 
 use xact::Normalizer;
-use xact::loss::cross_entropy::Fate;
+use xact::loss::cross_entropy::RowStatus;
 
 use super::inputs::Inputs;
 use super::results::{Results, Summary};
@@ -16,13 +16,13 @@ impl Inputs {
             None => vec![true; self.n],
         };
         let weight = |row: usize| self.weights.as_ref().map_or(1.0, |weights| weights[row]);
-        let fate = |row: usize| {
-            // Of the weight, a fate depends on whether it is 0.
+        let status = |row: usize| {
+            // Of the weight, a status depends on whether it is 0.
             let weighs = f32::from(u8::from(weight(row) != 0.0));
-            op.fate(labels[row], weighs, !keep[row], self.classes as u64)
+            op.row_status(labels[row], weighs, !keep[row], self.classes as u64)
         };
-        let fates: Vec<Fate> = (0..self.n).map(fate).collect();
-        let counts = |&row: &usize| matches!(fates[row], Fate::Kept | Fate::Bad);
+        let statuses: Vec<RowStatus> = (0..self.n).map(status).collect();
+        let counts = |&row: &usize| matches!(statuses[row], RowStatus::Kept | RowStatus::Bad);
         let mut summary = Summary {
             kept: (0..self.n).filter(counts).count() as u64,
             labels: labels
@@ -30,10 +30,13 @@ impl Inputs {
                 .filter(|&&label| label != op.ignore_index)
                 .count() as u64,
             weight: (0..self.n).filter(counts).map(weight).sum(),
-            dropped: fates.iter().filter(|&&fate| fate == Fate::Dropped).count() as u64,
+            dropped: statuses
+                .iter()
+                .filter(|&&status| status == RowStatus::Dropped)
+                .count() as u64,
             correct: self.with_argmax.then_some(0),
             dropped_loss: op.dropped_loss.then_some(0.0),
-            bad_row: fates.iter().position(|&fate| fate == Fate::Bad),
+            bad_row: statuses.iter().position(|&status| status == RowStatus::Bad),
             ..Summary::default()
         };
         summary.normalizer = self.divide_by.unwrap_or(match op.normalizer {
@@ -49,10 +52,10 @@ impl Inputs {
         }
         for row in 0..self.n {
             let classes = row * self.cols..row * self.cols + self.classes;
-            let is_kept = match fates[row] {
-                Fate::Kept => true,
-                Fate::Dropped if op.dropped_loss => false,
-                Fate::Bad => {
+            let is_kept = match statuses[row] {
+                RowStatus::Kept => true,
+                RowStatus::Dropped if op.dropped_loss => false,
+                RowStatus::Bad => {
                     for result in [&mut results.loss, &mut results.z_loss, &mut results.lse] {
                         result[row] = f64::NAN;
                     }
@@ -62,7 +65,7 @@ impl Inputs {
                     }
                     continue;
                 }
-                Fate::Dropped | Fate::Masked => continue,
+                _ => continue,
             };
             let dloss = self
                 .dloss

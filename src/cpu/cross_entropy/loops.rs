@@ -10,7 +10,7 @@ use super::super::simd::{InstructionSet, Task, prefetch};
 use super::row::{Base, NO_STATS, Options, RowGradient, Softcap, Target, rounded};
 use crate::blocks::RowStats;
 use crate::dtype::{Convert, Dtype, Element};
-use crate::loss::cross_entropy::Fate;
+use crate::loss::cross_entropy::RowStatus;
 
 /// Independent sums: a register of f32 in the widest instruction set.
 const LANES: usize = 16;
@@ -93,7 +93,7 @@ impl Pass {
         let Pass { options, .. } = *self;
         let target = row.target;
         if self.find_stats {
-            row.stats = if options.has_loss(target.fate) {
+            row.stats = if options.has_loss(target.status) {
                 set.run(Stats::<T, CAP> {
                     logits: &row.logits.unwrap_or(row.dlogits)[..options.cols],
                     target: target.column,
@@ -108,10 +108,10 @@ impl Pass {
         }
         let (classes, padding) = row.dlogits.split_at_mut(options.cols);
         padding.fill(T::narrow(0.0));
-        match target.fate {
-            Fate::Masked | Fate::Dropped => classes.fill(T::narrow(0.0)),
-            Fate::Bad => classes.fill(T::narrow(f32::NAN)),
-            Fate::Kept => set.run(Gradient::<T, CAP> {
+        match target.status {
+            RowStatus::Masked | RowStatus::Dropped => classes.fill(T::narrow(0.0)),
+            RowStatus::Bad => classes.fill(T::narrow(f32::NAN)),
+            RowStatus::Kept => set.run(Gradient::<T, CAP> {
                 logits: row.logits.map(|logits| &logits[..options.cols]),
                 dlogits: classes,
                 target: target.column,

@@ -7,7 +7,7 @@ use super::super::math::{Expm1, LOG2E};
 use crate::blocks::RowStats;
 use crate::dtype::Convert;
 use crate::loss::CrossEntropy;
-use crate::loss::cross_entropy::Fate;
+use crate::loss::cross_entropy::RowStatus;
 
 /// The exponent reference of a row, as in `kernels/common/softmax.cuh`: n, the integer nearest to max·log2 e,
 /// as a sum of two f32, because one does not hold it to the unit beyond 2²³.
@@ -119,12 +119,12 @@ pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = RowStats> + Clon
 /// What decides about a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    pub fate: Fate,
+    pub status: RowStatus,
     pub weight: f32,
     /// The label, and its column if it is among those of this rank.
     pub class: u64,
     pub column: Option<usize>,
-    /// What the gradient is multiplied with: weight·dloss/normalizer.
+    /// The gradient with respect to the loss without its weight: weight·dloss/normalizer.
     pub upstream: f64,
 }
 
@@ -159,8 +159,8 @@ impl Options {
     }
 
     /// Whether the logits of a row are needed for its loss.
-    pub fn has_loss(&self, fate: Fate) -> bool {
-        fate == Fate::Kept || (fate == Fate::Dropped && self.dropped_loss)
+    pub fn has_loss(&self, status: RowStatus) -> bool {
+        status == RowStatus::Kept || (status == RowStatus::Dropped && self.dropped_loss)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Goldfish-masked cross-entropy on raw device pointers.
 //!
 //! Whole rows on one device: [`forward`], then [`backward`] from what it has saved; or both at once,
-//! [`forward_with_gradient`]. Columns spread over ranks: [`partial_stats`] on each, an all-gather of the
+//! [`forward_with_gradient`]. Columns spread over ranks: [`partial_stats`] on each, an all-gather of
 //! what they save, then [`finish`] and [`backward`] on each, from what all ranks have saved in the
 //! order of the ranks. The results are then the same on every rank, to the bit.
 
@@ -137,7 +137,7 @@ pub struct Scratch {
     pub workspace_bytes: u64,
 }
 
-/// What the gradients of rows are multiplied with.
+/// The upstream gradients of rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Upstream {
     /// f32 gradients with respect to the losses; `None` for 1.
@@ -166,7 +166,7 @@ pub struct Forward<'a> {
 pub struct ForwardWithGradient<'a> {
     /// The forward.
     pub forward: Forward<'a>,
-    /// What the gradients are multiplied with.
+    /// The upstream gradients, `[N] f32` or `[1] f32`.
     pub upstream: Upstream,
 }
 
@@ -186,7 +186,7 @@ pub struct Backward<'a> {
     pub dlogits: LogitsMatrix,
     /// An f32 to divide by: `normalizer` of the forward's summary, or the caller's own.
     pub normalizer: Option<CUdeviceptr>,
-    /// What the gradients are multiplied with.
+    /// The upstream gradients, `[N] f32` or `[1] f32`.
     pub upstream: Upstream,
 }
 

@@ -94,14 +94,14 @@ impl IdType {
 
 /// A run of elements in device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Run {
+pub struct DeviceSlice {
     /// Address of the first; may be 0 if there are none.
     pub ptr: CUdeviceptr,
     /// How many.
     pub len: u64,
 }
 
-impl Run {
+impl DeviceSlice {
     fn span(self, what: &'static str, element: u64) -> Result<Span> {
         Span::new(what, self.ptr, 1, self.len, self.len, element)
     }
@@ -119,7 +119,7 @@ pub enum Layout {
     Documents {
         /// i32 offsets that do not decrease; if they do, windows end at one of them or another, but nothing
         /// outside the ids and the halo is read.
-        cu_seqlens: Run,
+        cu_seqlens: DeviceSlice,
     },
 }
 
@@ -134,9 +134,9 @@ pub struct Tokens {
     /// How they are cut.
     pub layout: Layout,
     /// `[segments, n]`: the n ids before the first label of each segment.
-    pub halo: Run,
+    pub halo: DeviceSlice,
     /// i64 ids that are never dropped, in any order. Each label that would be dropped is compared with all.
-    pub exempt: Run,
+    pub exempt: DeviceSlice,
 }
 
 /// A strategy, its tables on the device, and the ids that it decides from.
@@ -163,7 +163,7 @@ impl Decision<'_> {
             exempt,
         } = self.tokens;
         let (segments, len, cu_seqlens) = match layout {
-            Layout::Rows { len } => (rows(labels, len)?, len, Run::default()),
+            Layout::Rows { len } => (rows(labels, len)?, len, DeviceSlice::default()),
             Layout::Documents { cu_seqlens } => (1, labels, cu_seqlens),
         };
         let mut args = GoldfishArgs {
@@ -179,7 +179,7 @@ impl Decision<'_> {
             ..GoldfishArgs::default()
         };
         self.goldfish.set_args(&mut args);
-        let hash_ids = Run {
+        let hash_ids = DeviceSlice {
             ptr: hash_ids,
             len: labels,
         };
@@ -190,7 +190,7 @@ impl Decision<'_> {
         read.push(exempt.span("the exempt ids", 8)?);
         if let Some(words) = self.goldfish.bitmap_words() {
             args.bitmap = self.bitmap;
-            let run = Run {
+            let run = DeviceSlice {
                 ptr: self.bitmap,
                 len: words.len() as u64,
             };
@@ -198,7 +198,7 @@ impl Decision<'_> {
         }
         if let Some(coefficients) = self.goldfish.coefficients() {
             args.coefficients = self.coefficients;
-            let run = Run {
+            let run = DeviceSlice {
                 ptr: self.coefficients,
                 len: coefficients.len() as u64,
             };
@@ -275,7 +275,7 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
         blocks,
         ..GoldfishMaskArgs::default()
     };
-    let run = |ptr, len| Run { ptr, len };
+    let run = |ptr, len| DeviceSlice { ptr, len };
     /// keep, weights, counts, the workspace.
     const MAX_WRITTEN: usize = 4;
     let mut written = ArrayVec::<_, MAX_WRITTEN>::new();

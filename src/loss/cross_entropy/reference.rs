@@ -4,7 +4,8 @@ use super::CrossEntropy;
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fate {
+#[non_exhaustive]
+pub enum RowStatus {
     /// It does not count: its label is ignored, or its weight is 0.
     Masked,
     /// It would count, had Goldfish not dropped it.
@@ -17,6 +18,7 @@ pub enum Fate {
 
 /// A row in f64, and how far f32 results may be off; a 16-bit gradient is rounded once from what its bound allows.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Row {
     /// The weighted loss.
     pub loss: f64,
@@ -67,20 +69,20 @@ fn capped(cap: Option<f32>, z: f64) -> (f64, f64) {
 
 impl CrossEntropy {
     /// What becomes of a row with this label and weight, of `classes` classes.
-    pub fn fate(&self, label: i64, weight: f32, dropped: bool, classes: u64) -> Fate {
+    pub fn row_status(&self, label: i64, weight: f32, dropped: bool, classes: u64) -> RowStatus {
         if label == self.ignore_index || weight == 0.0 {
-            Fate::Masked
+            RowStatus::Masked
         } else if u64::try_from(label).map_or(true, |label| label >= classes) {
-            Fate::Bad
+            RowStatus::Bad
         } else if dropped {
-            Fate::Dropped
+            RowStatus::Dropped
         } else {
-            Fate::Kept
+            RowStatus::Kept
         }
     }
 
     /// The reference of a row that counts. `logits` are those of all classes, of an element's type or f64; `target` is
-    /// the label's place among them, `upstream` what the gradient is multiplied with beside the weight (dloss/normalizer).
+    /// the label's place among them, `upstream` the gradient with respect to the weighted loss (dloss/normalizer).
     ///
     /// # Panics
     /// If `target` is not among the logits.
