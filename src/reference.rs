@@ -432,7 +432,7 @@ fn check_parameters<A: Activation + ?Sized>(
 #[derive(Clone, Copy)]
 struct Product {
     value: f64,
-    scale: f64,
+    largest_addend: f64,
     /// The spacing of the smallest f32, times the factor: a value below the normal range is rounded to
     /// multiples of it before it is multiplied.
     spacing: f64,
@@ -443,7 +443,7 @@ impl Product {
     fn of(term: Term) -> Product {
         Product {
             value: term.value,
-            scale: term.scale,
+            largest_addend: term.largest_addend,
             spacing: 0.0,
         }
     }
@@ -459,7 +459,7 @@ impl Product {
         };
         Product {
             value: term_value * factor,
-            scale: (term.scale * factor).abs(),
+            largest_addend: (term.largest_addend * factor).abs(),
             spacing: ulp::<f32>(0.0) * factor.abs(),
         }
     }
@@ -523,7 +523,7 @@ fn check_tensor<T: Element>(
 fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) {
     let Product {
         value,
-        scale,
+        largest_addend,
         spacing,
     } = exact;
     let kind = |ok: bool| (ok, if ok { 0.0 } else { f64::INFINITY });
@@ -534,7 +534,7 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
         return kind(got == value);
     }
     // Where the formula's addends themselves leave the range of f32, so may its result.
-    let largest = value.abs().max(scale);
+    let largest = value.abs().max(largest_addend);
     let f32_unit = ulp::<f32>(largest).max(spacing);
     let bound =
         bounds.ulps * f32_unit + bounds.parameter_ulps * largest * power_of_2(f32::ULP_EXPONENT);
@@ -614,13 +614,13 @@ pub fn finite_differences<A: Activation + ?Sized>(
             continue;
         }
         let here = op.evaluate(params, x);
-        if here.slope.scale < TINY {
+        if here.slope.largest_addend < TINY {
             continue;
         }
         // The step stays on one side of 0.
         let h = (x.abs() / 2.0).min(1e-3);
         let numeric = derivative(&|x| op.evaluate(params, x).y.value, x, h);
-        let error = (numeric - here.slope.value).abs() / here.slope.scale;
+        let error = (numeric - here.slope.value).abs() / here.slope.largest_addend;
         worst.slope = worst.slope.max(error);
         for p in 0..params.len() {
             let at = |value: f64| {

@@ -109,13 +109,18 @@ impl Visitor for Check {
             let y = run::forward(&self.gpu, &op, &stored, &xs, &How::default()).unwrap();
             plain.compare("y", &y, |i| {
                 let y = points[i].y;
-                [y.value, y.scale, 1.0, lost * x[i].abs()]
+                [y.value, y.largest_addend, 1.0, lost * x[i].abs()]
             });
             let (dx, dalpha) =
                 run::backward(&self.gpu, &op, &stored, &xs, &dys, &How::default()).unwrap();
             plain.compare("dx", &dx, |i| {
                 let slope = points[i].slope;
-                [slope.value, slope.scale, dy[i], lost * (1.0 + x[i].abs())]
+                [
+                    slope.value,
+                    slope.largest_addend,
+                    dy[i],
+                    lost * (1.0 + x[i].abs()),
+                ]
             });
             let terms = points.iter().zip(dy).map(|(p, &dy)| (dy, p.dparams[0]));
             plain.compare_dalpha(&dalpha, terms);
@@ -136,7 +141,7 @@ impl Visitor for Check {
                 let y = run::gated_forward(&self.gpu, &op, order, &stored, [&xs, &vs], &how);
                 gated.compare("y", &y.unwrap(), |i| {
                     let y = points[i].y;
-                    [y.value, y.scale, v[i], lost * times_x(i)]
+                    [y.value, y.largest_addend, v[i], lost * times_x(i)]
                 });
                 let tensors = [&xs[..], &vs, &dys];
                 let ([dx, dv], dalpha) =
@@ -144,11 +149,11 @@ impl Visitor for Check {
                 gated.compare("dx", &dx, |i| {
                     let slope = points[i].slope;
                     let lost = lost * (1.0 + times_x(i));
-                    [slope.value, slope.scale, dy[i] * v[i], lost]
+                    [slope.value, slope.largest_addend, dy[i] * v[i], lost]
                 });
                 gated.compare("dv", &dv, |i| {
                     let y = points[i].y;
-                    [y.value, y.scale, dy[i], lost * times_x(i)]
+                    [y.value, y.largest_addend, dy[i], lost * times_x(i)]
                 });
                 let upstream = dy.iter().zip(v).map(|(dy, v)| dy * v);
                 let terms = upstream.zip(points.iter().map(|p| p.dparams[0]));

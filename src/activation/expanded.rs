@@ -45,7 +45,7 @@ pub trait Gate: Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static
 fn sum<const N: usize>(addends: [f64; N]) -> Term {
     Term {
         value: addends.iter().sum(),
-        scale: addends.iter().fold(0.0, |max, a| a.abs().max(max)),
+        largest_addend: addends.iter().fold(0.0, |max, a| a.abs().max(max)),
     }
 }
 

@@ -64,14 +64,14 @@ impl Signature {
 }
 
 /// A value and the largest addend of the formula it comes from. Rounding errors are proportional to
-/// the addends, so accuracy is measured against `max(|value|, scale)`.
+/// the addends, so accuracy is measured against `max(|value|, largest_addend)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Term {
     /// The value.
     pub value: f64,
     /// Largest magnitude among the addends.
-    pub scale: f64,
+    pub largest_addend: f64,
 }
 
 /// Everything about an activation at one point, in f64.

@@ -313,10 +313,13 @@ impl Activation for Xielu {
                 if alpha_p == 0.0 { beta } else { alpha_p * x },
             );
             return Evaluation {
-                y: Term { value: y, scale: x },
+                y: Term {
+                    value: y,
+                    largest_addend: x,
+                },
                 slope: Term {
                     value: slope,
-                    scale: slope.abs(),
+                    largest_addend: slope.abs(),
                 },
                 dparams: [x, 0.0, x],
             };
@@ -327,11 +330,11 @@ impl Activation for Xielu {
             return Evaluation {
                 y: Term {
                     value: square + linear,
-                    scale: square.abs().max(linear.abs()),
+                    largest_addend: square.abs().max(linear.abs()),
                 },
                 slope: Term {
                     value: rise + beta,
-                    scale: rise.abs().max(beta.abs()),
+                    largest_addend: rise.abs().max(beta.abs()),
                 },
                 dparams: [x * x, 0.0, x],
             };
@@ -380,10 +383,13 @@ impl Activation for Xielu {
             steep + beta
         };
         Evaluation {
-            y: Term { value: y, scale },
+            y: Term {
+                value: y,
+                largest_addend: scale,
+            },
             slope: Term {
                 value: slope,
-                scale: steep.abs().max(beta.abs()),
+                largest_addend: steep.abs().max(beta.abs()),
             },
             dparams: [0.0, q, dbeta],
         }
