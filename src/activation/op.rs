@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt::Debug;
 
 use crate::blocks::ActivationArgs;
+use crate::error::{Result, check_length};
 
 /// The most trainable scalars that an activation has.
 pub const MAX_PARAMS: usize = 3;
@@ -56,8 +57,19 @@ impl Signature {
         }
     }
 
+    /// Fails unless the op takes so many scalars.
+    pub(crate) fn check_params(&self, given: usize) -> Result<()> {
+        check_length("params", self.nearest_count(given), given)
+    }
+
+    /// Fails unless a call with so many scalars, which are checked, has so many gradients: one for each; those of
+    /// optional ones may be left out.
+    pub(crate) fn check_gradients(&self, params: usize, given: usize) -> Result<()> {
+        check_length("dparams", self.nearest_count(given).min(params), given)
+    }
+
     /// The number of scalars, if so many were given, or the nearest that the op takes.
-    pub(crate) fn nearest_count(&self, given: usize) -> usize {
+    fn nearest_count(&self, given: usize) -> usize {
         let most = self.params.len();
         given.clamp(most - self.optional, most)
     }

@@ -6,7 +6,7 @@ use super::segment::{Out, Tensors};
 use super::tensor::{Input, Output, Pair, PairMut};
 use crate::activation::{Activation, Gated, Order, Signature, for_each_activation, sealed};
 use crate::dtype::Element;
-use crate::error::{Result, check_length};
+use crate::error::Result;
 use crate::shape::Shape;
 
 macro_rules! dispatch {
@@ -100,7 +100,7 @@ impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
     /// [`Groups`](crate::Error::Groups). Nothing is written then.
     pub fn run(self) -> Result<()> {
         let Forward { op, x, params, y } = self;
-        check_params(op.signature(), params)?;
+        op.signature().check_params(params.len())?;
         let given = [x.as_ref().and_then(Input::given), y.given()];
         let shape = Shape::of(x.as_ref().map_or(y.len(), Input::len), &given);
         let written = if x.is_some() { "y" } else { "x" };
@@ -188,16 +188,11 @@ impl<T> Default for Also<'_, T> {
 
 impl<T> Also<'_, T> {
     fn check(&self, signature: &Signature, params: &[f32]) -> Result<()> {
-        check_params(signature, params)?;
-        // Those of optional parameters may be left out.
-        let least = signature.params.len() - signature.optional;
-        self.dparams.as_ref().map_or(Ok(()), |dparams| {
-            check_length(
-                "dparams",
-                dparams.len().clamp(least, params.len()),
-                dparams.len(),
-            )
-        })
+        signature.check_params(params.len())?;
+        match &self.dparams {
+            Some(dparams) => signature.check_gradients(params.len(), dparams.len()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -316,7 +311,7 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
             params,
             y,
         } = self;
-        check_params(op.signature(), params)?;
+        op.signature().check_params(params.len())?;
         let shape = Shape::of(x.len(), &[x.given(), v.given(), y.given()]);
         let tensors = Tensors {
             x: Some(x.check_rows("x", shape)?),
@@ -444,14 +439,6 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
         );
         Ok(())
     }
-}
-
-fn check_params(signature: &Signature, params: &[f32]) -> Result<()> {
-    check_length(
-        "params",
-        signature.nearest_count(params.len()),
-        params.len(),
-    )
 }
 
 fn write(gradients: Gradients, dparams: Option<&mut [f32]>, accumulate: bool) {

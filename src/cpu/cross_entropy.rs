@@ -27,7 +27,7 @@ use super::tensor::{Input, Output};
 use crate::blocks::{CrossEntropySummary, RowStats};
 use crate::dtype::{Convert, Element};
 use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Label, Normalizer, RowStatus, Shard};
+use crate::loss::cross_entropy::{CrossEntropy, Label, Normalizer, RowStatus, Shard, dloss_stride};
 use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
 use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
@@ -112,18 +112,6 @@ macro_rules! row_setters {
             tokens: Tokens<'a, I>,
         ) -> Self {
             self.rows.goldfish = Some((goldfish, Box::new(tokens)));
-            self
-        }
-    };
-}
-
-/// The setter of what gradients are of.
-macro_rules! shard_setter {
-    () => {
-        /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
-        /// of classes.
-        pub fn shard(mut self, shard: Shard) -> Self {
-            self.rows.shard = Some(shard);
             self
         }
     };
@@ -365,8 +353,14 @@ pub struct Backward<'a, T, L> {
 
 impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     row_setters!();
-    shard_setter!();
     dloss_setters!();
+
+    /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
+    /// of classes.
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.rows.shard = Some(shard);
+        self
+    }
 
     /// Computes the gradients.
     ///
@@ -400,7 +394,7 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
             shape,
         )?;
         plan.multiply(dloss, normalizer)?;
-        let stats = plan.merge(saved)?;
+        let stats = plan.merge(op, saved)?;
         let mut logits = logits.map(|logits| logits.rows());
         let tensors = dlogits
             .rows_mut()
@@ -528,7 +522,7 @@ impl<'a, L: Label> Finish<'a, L> {
         let plan = Plan::new(op, &rows, None)?;
         outputs.check(op, plan.targets.len())?;
         let divisor = plan.divisor(op, normalizer);
-        let mut stats = plan.merge(gathered)?;
+        let mut stats = plan.merge(op, gathered)?;
         if outputs.argmax.is_none() {
             stats.iter_mut().for_each(|stats| stats.argmax = u32::MAX);
         }
@@ -662,21 +656,7 @@ impl Plan {
     /// The upstream gradients, and what they are divided by.
     fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
         if let Some(Dloss { values, stride }) = dloss {
-            if stride.is_none() && values.len() != 1 {
-                check_length("dloss", self.targets.len(), values.len())?;
-            }
-            let stride = stride.unwrap_or(usize::from(values.len() != 1));
-            let needed = match self.targets.len() {
-                0 => Some(0),
-                n => stride.checked_mul(n - 1).and_then(|n| n.checked_add(1)),
-            };
-            if needed.is_none_or(|needed| needed > values.len()) {
-                return Err(Error::Length {
-                    what: "dloss",
-                    expected: needed.map_or(u64::MAX, |needed| needed as u64),
-                    got: values.len() as u64,
-                });
-            }
+            let stride = dloss_stride(stride, self.targets.len(), values.len())?;
             for (row, target) in self.targets.iter_mut().enumerate() {
                 target.upstream *= f64::from(values[row * stride]);
             }
@@ -688,12 +668,10 @@ impl Plan {
     }
 
     /// The stats of whole rows from what all ranks have saved.
-    fn merge(&self, saved: &[u8]) -> Result<Vec<RowStats>> {
+    fn merge(&self, op: &CrossEntropy, saved: &[u8]) -> Result<Vec<RowStats>> {
         let n = self.targets.len();
-        // Without rows there is nothing to be merged.
-        let bytes = n * RowStats::BYTES;
-        let ranks = saved.len().checked_div(bytes).unwrap_or(1);
-        check_length("saved", ranks.max(1) * bytes, saved.len())?;
+        let bytes = op.saved_bytes(n as u64) as usize;
+        check_length("saved", op.ranks(n, saved.len()) * bytes, saved.len())?;
         let stats = saved.as_chunks().0;
         let row = |row| {
             let of_ranks = stats.iter().skip(row).step_by(n).map(RowStats::from_bytes);

@@ -217,8 +217,7 @@ macro_rules! launch_also {
         let accumulate = $also.accumulate;
         let $y = ($also.y.as_mut().zip($y_rows)).map(|(y, rows)| $addresses.output_rows(y, rows));
         let out = ($also.gradients.as_mut()).map(|out| out.resolve(&mut $addresses));
-        let workspace_bytes = $workspace.as_ref().map_or(0, |w| w.len() as u64);
-        let workspace = $workspace.map_or(0, |workspace| $addresses.write(workspace));
+        let (workspace, workspace_bytes) = $addresses.workspace($workspace);
         let $dparams = out.as_ref().map(|out| raw::Dparams {
             out,
             accumulate,

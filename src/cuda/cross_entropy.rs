@@ -31,8 +31,8 @@ use super::raw::goldfish::IdType;
 use super::tensor::{Addresses, Input, Output};
 use crate::blocks::{CrossEntropySummary, LogitsMatrix, RowStats};
 use crate::dtype::Element;
-use crate::error::{Error, Result, check_length};
-use crate::loss::cross_entropy::{CrossEntropy, Label, Shard};
+use crate::error::{Result, check_length};
+use crate::loss::cross_entropy::{CrossEntropy, Label, Shard, dloss_stride};
 use crate::loss::goldfish::TokenId;
 use crate::shape::{Rows as Place, Shape};
 
@@ -219,46 +219,29 @@ struct Dloss<'a> {
     stride: Option<usize>,
 }
 
-impl Dloss<'_> {
-    fn stride(&self) -> usize {
-        self.stride.unwrap_or(usize::from(self.values.len() != 1))
-    }
-
-    fn check(&self, device: &Device, rows: usize) -> Result<()> {
-        let (stride, len) = (self.stride(), self.values.len());
-        self.values.check_line("dloss", device, len)?;
-        if self.stride.is_none() && len != 1 {
-            return check_length("dloss", rows, len);
-        }
-        let needed = match rows {
-            0 => Some(0),
-            rows => stride.checked_mul(rows - 1).and_then(|n| n.checked_add(1)),
-        };
-        match needed {
-            Some(needed) if needed <= len && (rows <= 1 || i64::try_from(stride).is_ok()) => Ok(()),
-            needed => Err(Error::Length {
-                what: "dloss",
-                expected: needed.map_or(u64::MAX, |n| n as u64),
-                got: len as u64,
-            }),
-        }
-    }
+/// Upstream gradients, checked, and the stride of their rows.
+fn check_dloss<'a>(
+    dloss: Option<Dloss<'a>>,
+    device: &Device,
+    rows: usize,
+) -> Result<Option<(Input<'a, f32>, usize)>> {
+    let Some(Dloss { values, stride }) = dloss else {
+        return Ok(None);
+    };
+    let len = values.len();
+    values.check_line("dloss", device, len)?;
+    Ok(Some((values, dloss_stride(stride, rows, len)?)))
 }
 
-fn check_dloss(dloss: &Option<Dloss<'_>>, device: &Device, rows: usize) -> Result<()> {
-    dloss
-        .as_ref()
-        .map_or(Ok(()), |dloss| dloss.check(device, rows))
-}
-
-fn upstream<'b>(dloss: &'b Option<Dloss<'_>>, addresses: &mut Addresses<'b>) -> raw::Upstream {
-    dloss
-        .as_ref()
-        .map_or(raw::Upstream::default(), |dloss| raw::Upstream {
-            dloss: Some(addresses.input(&dloss.values)),
-            // Too large a one is only accepted where there is no second row.
-            stride: i64::try_from(dloss.stride()).unwrap_or(0),
-        })
+fn upstream<'b>(
+    dloss: &'b Option<(Input<'_, f32>, usize)>,
+    addresses: &mut Addresses<'b>,
+) -> raw::Upstream {
+    (dloss.as_ref()).map_or(raw::Upstream::default(), |(values, stride)| raw::Upstream {
+        dloss: Some(addresses.input(values)),
+        // It is less than the number of elements of a buffer.
+        stride: *stride as i64,
+    })
 }
 
 /// The setters of what decides about rows.
@@ -367,9 +350,10 @@ fn scratch<'b>(
     workspace: Option<&'b mut cudarc::driver::CudaSlice<u8>>,
     addresses: &mut Addresses<'b>,
 ) -> raw::Scratch {
+    let (workspace, workspace_bytes) = addresses.workspace(workspace);
     raw::Scratch {
-        workspace_bytes: workspace.as_ref().map_or(0, |w| w.len() as u64),
-        workspace: workspace.map_or(0, |workspace| addresses.write(workspace)),
+        workspace,
+        workspace_bytes,
     }
 }
 
@@ -414,11 +398,11 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     /// Launches the call on the queue.
     ///
     /// # Errors
-    /// [`OutOfRange`](Error::OutOfRange), [`Classes`](Error::Classes) (no classes, or not those of the
-    /// logits), [`Length`](Error::Length) (a tensor is not as long as it must be), [`Shape`](Error::Shape),
-    /// [`Pitch`](Error::Pitch), [`TooLarge`](Error::TooLarge), [`Overlap`](Error::Overlap),
-    /// [`WrongContext`](Error::WrongContext), [`WrongThread`](Error::WrongThread), [`Workspace`](Error::Workspace),
-    /// or what loading and launching say. Nothing is written then.
+    /// [`OutOfRange`](crate::Error::OutOfRange), [`Classes`](crate::Error::Classes) (no classes, or not those of the
+    /// logits), [`Length`](crate::Error::Length) (a tensor is not as long as it must be), [`Shape`](crate::Error::Shape),
+    /// [`Pitch`](crate::Error::Pitch), [`TooLarge`](crate::Error::TooLarge), [`Overlap`](crate::Error::Overlap),
+    /// [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread),
+    /// [`Workspace`](crate::Error::Workspace), or what loading and launching say. Nothing is written then.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let Forward {
             op,
@@ -509,7 +493,7 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
         let shape = Shape::of_logits(output.given(), output.len(), n)?;
         let place = output.check("logits", device, shape)?;
         outputs.check(op, device, n)?;
-        check_dloss(&dloss, device, n)?;
+        let dloss = check_dloss(dloss, device, n)?;
         let mut addresses = Addresses::on(stream);
         let (outputs, normalizer) = outputs.resolve(&mut addresses);
         let forward = raw::Forward {
@@ -627,7 +611,7 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
         let place = dlogits.check(what, device, shape)?;
         let ranks = check_saved(op, &saved, device, n)?;
         divisor.check(device)?;
-        check_dloss(&dloss, device, n)?;
+        let dloss = check_dloss(dloss, device, n)?;
         let mut addresses = Addresses::on(stream);
         let dlogits = addresses.output_logits(&mut dlogits, place);
         let call = raw::Backward {
@@ -800,8 +784,7 @@ fn check_saved(
     rows: usize,
 ) -> Result<u64> {
     let bytes = op.saved_bytes(rows as u64) as usize;
-    // Without rows there is nothing to be merged.
-    let ranks = saved.len().checked_div(bytes).unwrap_or(1);
-    saved.check_line("saved", device, ranks.max(1) * bytes)?;
+    let ranks = op.ranks(rows, saved.len());
+    saved.check_line("saved", device, ranks * bytes)?;
     Ok(ranks as u64)
 }

@@ -293,10 +293,10 @@ impl<'a, I: TokenId> Mask<'a, I> {
         }
         let mut addresses = Addresses::on(stream);
         let tokens = tokens.resolve(&mut addresses);
-        let workspace_bytes = workspace.as_ref().map_or(0, |w| w.len() as u64);
+        let (workspace, workspace_bytes) = addresses.workspace(workspace);
         let counts = counts.as_mut().map(|out| raw::Counts {
             out: addresses.output(out),
-            workspace: workspace.map_or(0, |workspace| addresses.write(workspace)),
+            workspace,
             workspace_bytes,
         });
         let call = raw::Mask {

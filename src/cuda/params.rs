@@ -117,8 +117,7 @@ impl<'a, A: ?Sized, P> Params<'a, A, P> {
     }
 
     pub(super) fn check(&self, signature: &Signature, device: &Device) -> Result<()> {
-        let given = self.len();
-        check_length("params", signature.nearest_count(given), given)?;
+        signature.check_params(self.len())?;
         (self.scalars).check(signature.params, device, |param| {
             (param.stream(), param.len())
         })
@@ -153,8 +152,7 @@ impl<'a, A: ?Sized> Gradients<'a, A> {
         params: usize,
         device: &Device,
     ) -> Result<()> {
-        let given = self.scalars.len();
-        check_length("dparams", signature.nearest_count(given).min(params), given)?;
+        signature.check_gradients(params, self.scalars.len())?;
         (self.scalars).check(signature.gradients, device, |gradient| {
             (gradient.stream(), gradient.len())
         })

@@ -5,7 +5,7 @@
 
 use arrayvec::ArrayVec;
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::device::Device;
 use crate::blocks::{LogitsMatrix, Matrix};
@@ -173,6 +173,18 @@ impl<'a> Addresses<'a> {
         let (address, guard) = buffer.device_ptr_mut(self.stream);
         self.guards.push(guard);
         address
+    }
+
+    /// Of the workspace, and its bytes; 0 if there is none.
+    pub(super) fn workspace(
+        &mut self,
+        workspace: Option<&'a mut CudaSlice<u8>>,
+    ) -> (CUdeviceptr, u64) {
+        let Some(workspace) = workspace else {
+            return (0, 0);
+        };
+        let bytes = workspace.len() as u64;
+        (self.write(workspace), bytes)
     }
 
     /// Of a tensor that is read, whole; 0 if it is empty.

@@ -34,7 +34,7 @@
 mod reference;
 
 use crate::blocks::RowStats;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 
 use super::goldfish::TokenId;
 
@@ -113,6 +113,32 @@ impl Shard {
     }
 }
 
+/// Elements from the upstream gradient of one row to that of the next, in a buffer of `len`: what is given, or 0 for one
+/// element and 1 for one of each row. Where there is no second row it is 0, whatever is given.
+pub(crate) fn dloss_stride(given: Option<usize>, rows: usize, len: usize) -> Result<usize> {
+    let last = rows.saturating_sub(1);
+    let stride = match given {
+        Some(_) if last == 0 => 0,
+        Some(stride) => stride,
+        None if len == 1 => 0,
+        None => {
+            check_length("dloss", rows, len)?;
+            1
+        }
+    };
+    let needed = stride
+        .checked_mul(last)
+        .and_then(|n| n.checked_add(rows.min(1)));
+    match needed {
+        Some(needed) if needed <= len => Ok(stride),
+        needed => Err(Error::Length {
+            what: "dloss",
+            expected: needed.map_or(u64::MAX, |n| n as u64),
+            got: len as u64,
+        }),
+    }
+}
+
 impl Default for CrossEntropy {
     fn default() -> Self {
         CrossEntropy {
@@ -168,6 +194,12 @@ impl CrossEntropy {
     /// the same on every device, so that those of several ranks can be gathered: `[ranks, saved_bytes]`.
     pub fn saved_bytes(&self, rows: u64) -> u64 {
         rows.saturating_mul(RowStats::BYTES as u64)
+    }
+
+    /// How many ranks have saved `len` bytes of `rows` rows, rounded down but at least 1; of no rows nothing is saved.
+    pub(crate) fn ranks(&self, rows: usize, len: usize) -> usize {
+        let bytes = self.saved_bytes(rows as u64) as usize;
+        len.checked_div(bytes).unwrap_or(1).max(1)
     }
 
     /// Fails unless every option is in its range. All calls check it themselves.

@@ -15,7 +15,7 @@ use crate::cuda::entry::Entry;
 use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result, check_length};
+use crate::error::{Error, Result};
 use crate::geometry::Cut;
 
 /// How an activation is used.
@@ -352,11 +352,7 @@ impl Plan {
         let pitches: ArrayVec<_, { 2 * MAX_MATRICES }> =
             matrices.map(|(_, matrix)| matrix.pitch).collect();
         let shape = Shape::new(dtype, rows, cols, &pitches)?;
-        check_length(
-            "params",
-            signature.nearest_count(params.len()),
-            params.len(),
-        )?;
+        signature.check_params(params.len())?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
                 params: param_dtype.name(),
@@ -414,9 +410,7 @@ impl Plan {
             return Ok(None);
         };
         let signature = op.signature();
-        let least = signature.params.len() - signature.optional;
-        let count = dparams.out.len().clamp(least, common.params.len());
-        check_length("dparams", count, dparams.out.len())?;
+        signature.check_gradients(common.params.len(), dparams.out.len())?;
         let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
         let needed = workspace_bytes(op, common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
