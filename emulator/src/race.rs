@@ -6,7 +6,8 @@
 //! nothing is ever reset.
 //!
 //! An asynchronous store belongs to no thread: its stamp names the mbarrier that it completes bytes of, and
-//! only a wait for that phase orders it.
+//! only a wait for that phase orders it. Completing them is a release of the thread that sent it: whoever has
+//! waited also comes after what that thread did before.
 //!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
 //! schedule and found in another; of several readers at once none is taken to read between its arrival at the barrier
@@ -140,9 +141,18 @@ pub(crate) struct Meeting {
     pub landed: Landed,
 }
 
-/// Phases of mbarriers that are known to be complete: channel, and clock of the last completion.
+/// What a warp may know from mbarriers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// That a phase of the mbarrier of this [`channel`] is complete.
+    Phase(u64),
+    /// What a thread did before it sent an asynchronous store: its stamp at no time.
+    Sender(u64),
+}
+
+/// The last time of each.
 #[derive(Clone, Default)]
-pub(crate) struct Landed(Vec<(u64, u64)>);
+pub(crate) struct Landed(Vec<(Known, u64)>);
 
 impl Landed {
     pub fn clear(&mut self) {
@@ -151,20 +161,20 @@ impl Landed {
 
     /// Takes in what others know.
     pub fn learn(&mut self, other: &Landed) {
-        for &(channel, clock) in &other.0 {
-            self.complete(channel, clock);
+        for &(known, clock) in &other.0 {
+            self.note(known, clock);
         }
     }
 
-    pub fn complete(&mut self, channel: u64, clock: u64) {
-        match self.0.iter_mut().find(|(c, _)| *c == channel) {
+    pub fn note(&mut self, known: Known, clock: u64) {
+        match self.0.iter_mut().find(|(k, _)| *k == known) {
             Some((_, last)) => *last = clock.max(*last),
-            None => self.0.push((channel, clock)),
+            None => self.0.push((known, clock)),
         }
     }
 
-    fn since(&self, channel: u64, at: u64) -> bool {
-        self.0.iter().any(|&(c, clock)| c == channel && clock > at)
+    fn since(&self, known: Known, at: u64) -> bool {
+        self.0.iter().any(|&(k, clock)| k == known && clock > at)
     }
 }
 
@@ -240,7 +250,13 @@ impl Order<'_> {
         let at = clock_of(prev);
         let (block, thread) = who(prev);
         if is_asynchronous(prev) {
-            return self.landed.since(block, at);
+            return self.landed.since(Known::Phase(block), at);
+        }
+        if thread.is_some_and(|t| {
+            self.landed
+                .since(Known::Sender(stamp(0, block, t, false)), at)
+        }) {
+            return true;
         }
         if self.met.is_some_and(|met| met.covers(prev)) {
             return true;

@@ -1,7 +1,8 @@
 // The blocks of a cluster: their ranks, their barrier, and stores into the shared memory of a peer (sm_90).
 //
 // A store goes to a peer that has begun and not yet returned: the barrier of the cluster says so. What has
-// been stored may be read once the mbarrier beside it has counted its bytes.
+// been stored may be read once the mbarrier beside it has counted its bytes; what its sender did before is
+// done then too.
 #pragma once
 
 namespace xact {
@@ -33,11 +34,15 @@ __device__ inline unsigned clusters() {
 }
 
 // Every thread of the cluster arrives and later waits, by turns. What was done before the arrival is known
-// to whoever has waited.
+// to whoever has waited. The lanes of a warp do both together.
 __device__ inline void cluster_arrive() {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
 // A shared address of this block, as another instruction of this file takes it.
 __device__ inline unsigned shared_address(const void* p) {

@@ -95,12 +95,29 @@ __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[
     Pack<T> packs[XACT_PACKS][kInputs];
     long long first[XACT_PACKS];
     bool whole[XACT_PACKS];
+    // All packs whole, and all inputs aligned alike: one branch, and every load behind it. With a branch for
+    // each, ptxas waits for some of three 16-bit inputs before it asks for the others. A single input has
+    // none.
+    bool straight = kInputs > 1;
+#pragma unroll
+    for (int i = 1; i < kInputs; ++i) straight = straight && in[i].opaque_width() == 16;
 #pragma unroll
     for (int k = 0; k < XACT_PACKS; ++k) {
         const long long pack = index * (XACT_BLOCK * XACT_PACKS) + k * XACT_BLOCK + threadIdx.x;
         first[k] = pack * N - in[0].skew;
         whole[k] = first[k] >= 0 && first[k] + N <= cols;
-        if (whole[k]) {
+        straight = straight && whole[k];
+    }
+    if (straight) {
+#pragma unroll
+        for (int k = 0; k < XACT_PACKS; ++k) {
+#pragma unroll
+            for (int i = 0; i < kInputs; ++i) packs[k][i] = in[i].load_aligned(first[k]);
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < XACT_PACKS; ++k) {
+            if (!whole[k]) continue;
 #pragma unroll
             for (int i = 0; i < kInputs; ++i) packs[k][i] = in[i].load(first[k]);
         }

@@ -51,6 +51,13 @@ struct alignas(16) Pack {
 
     __device__ Pack() {}
 
+    __device__ void set(uint4 v) {
+        v4[0] = v.x;
+        v4[1] = v.y;
+        v4[2] = v.z;
+        v4[3] = v.w;
+    }
+
     // Rounds each value once to T.
     __device__ explicit Pack(const float (&in)[N]) {
 #pragma unroll
@@ -113,16 +120,23 @@ struct Row {
         const T* at = base + first;
         const unsigned width = opaque_width();
         if (width >= 16) {
-            p.v16 = load_vector(reinterpret_cast<const uint4*>(at));
+            p.set(load_vector(reinterpret_cast<const uint4*>(at)));
         } else if (width >= 8) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) p.v8[i] = load_vector(reinterpret_cast<const uint2*>(at) + i);
+            for (int i = 0; i < 2; ++i) {
+                const uint2 v = load_vector(reinterpret_cast<const uint2*>(at) + i);
+                p.v4[2 * i] = v.x;
+                p.v4[2 * i + 1] = v.y;
+            }
         } else if (sizeof(T) == 4 || width >= 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) p.v4[i] = reinterpret_cast<const unsigned*>(at)[i];
         } else {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) p.v2[i] = reinterpret_cast<const unsigned short*>(at)[i];
+            for (int i = 0; i < 4; ++i) {
+                const unsigned short* pair = reinterpret_cast<const unsigned short*>(at) + 2 * i;
+                p.v4[i] = __byte_perm(pair[0], pair[1], 0x5410);
+            }
         }
         return p;
     }
@@ -130,7 +144,7 @@ struct Row {
     // The same for the anchor's own row, whose width is 16 by construction.
     __device__ Pack<T> load_aligned(long long first) const {
         Pack<T> p;
-        p.v16 = load_vector(reinterpret_cast<const uint4*>(base + first));
+        p.set(load_vector(reinterpret_cast<const uint4*>(base + first)));
         return p;
     }
     __device__ void store_aligned(long long first, const Pack<T>& p) const {

@@ -398,13 +398,25 @@ struct RowGradient {
     float target;  // dz_t without cap'
 };
 
-template <bool kCap>
-__device__ inline RowGradient row_gradient(const Args& args, float weight, u64 row, const RowStats& stats) {
-    float g = weight;
-    if (args.dloss != 0) {
-        g *= reinterpret_cast<const float*>(args.dloss)[static_cast<long long>(row) * args.dloss_stride];
+// The scalars of a row that its gradient takes from memory. One thread needs them.
+struct Upstream {
+    float dloss = 1.0f;
+    float normalizer = 1.0f;
+
+    __device__ void load(const Args& args, u64 row, Fate fate) {
+        if (threadIdx.x != 0 || fate != Fate::Kept) return;
+        if (args.dloss != 0) {
+            dloss =
+                reinterpret_cast<const float*>(args.dloss)[static_cast<long long>(row) * args.dloss_stride];
+        }
+        if (args.normalizer != 0) normalizer = *reinterpret_cast<const float*>(args.normalizer);
     }
-    if (args.normalizer != 0) g /= *reinterpret_cast<const float*>(args.normalizer);
+};
+
+template <bool kCap>
+__device__ inline RowGradient row_gradient(const Args& args, float weight, const Upstream& upstream,
+                                           const RowStats& stats) {
+    const float g = weight * upstream.dloss / upstream.normalizer;
     const RowLoss loss(Cap<kCap>(args), stats);
     const float two_lambda_lse = args.z_loss != 0.0f ? 2.0f * args.z_loss * loss.lse() : 0.0f;
     const float per_class = args.label_smoothing / static_cast<float>(args.classes);
@@ -496,11 +508,14 @@ __device__ inline void for_each_item(const Args& args, Body body) {
     }
 }
 
-template <class T, bool kCap>
+// The stats of a part of a row, in thread 0. meanwhile() is called when the part has been read, before the
+// threads wait for each other: what it asks memory for comes in that time.
+template <class T, bool kCap, class Meanwhile>
 __device__ inline RowStats stats_of(const Args& args, const Row<T>& in, Pack<T>* kept, long long column,
-                                    Part part, Scratch& scratch) {
+                                    Part part, Scratch& scratch, Meanwhile meanwhile) {
     Stats<T, kCap> mine(args, in, kept, column);
     walk<T, kBatch<kCap>>(part, in.skew, args.cols, column, mine);
+    meanwhile();
     return block_stats(args, mine, part, scratch);
 }
 
@@ -528,7 +543,7 @@ __device__ inline void stats(const Args& args, Scratch& scratch) {
             const Row<T> in = logits_row<T>(args, row);
             const Part part = part_of(packs<T>(args.cols, in.skew), split, args.packs_per_split);
             with_cap(args, [&](auto cap) {
-                stats = stats_of<T, cap.value>(args, in, nullptr, target.column, part, scratch);
+                stats = stats_of<T, cap.value>(args, in, nullptr, target.column, part, scratch, [] {});
             });
         }
         if (threadIdx.x == 0) reinterpret_cast<RowStats*>(args.stats)[split * args.rows + row] = stats;
@@ -545,7 +560,9 @@ __device__ inline void gradient(const Args& args, RowGradient& shared) {
         if (target.fate != Fate::Kept) return write_unread(args, out, part, target.fate);
         with_cap(args, [&](auto cap) {
             if (threadIdx.x == 0) {
-                shared = row_gradient<cap.value>(args, target.weight, row, merged<cap.value>(args, row));
+                Upstream upstream;
+                upstream.load(args, row, target.fate);
+                shared = row_gradient<cap.value>(args, target.weight, upstream, merged<cap.value>(args, row));
             }
             __syncthreads();
             write_gradient<T, cap.value, false>(args, in, out, nullptr, target.column, part, shared);
@@ -563,12 +580,14 @@ __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& sh
         RowStats stats = no_stats();
         with_cap(args, [&](auto cap) {
             constexpr bool kCap = cap.value;
+            Upstream upstream;
             if (has_loss(args, target.fate)) {
-                stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch);
+                stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch,
+                                          [&] { upstream.load(args, row, target.fate); });
             }
             // Where the row was read, block_stats had its last barrier after the last read.
             if (target.fate != Fate::Kept) return write_unread(args, logits, part, target.fate);
-            if (threadIdx.x == 0) shared = row_gradient<kCap>(args, target.weight, row, stats);
+            if (threadIdx.x == 0) shared = row_gradient<kCap>(args, target.weight, upstream, stats);
             __syncthreads();
             write_gradient<T, kCap, true>(args, logits, logits, kept, target.column, part, shared);
         });
@@ -577,46 +596,93 @@ __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& sh
 }
 
 #if __CUDA_ARCH__ >= 900
-// What the blocks of a cluster tell each other of a row.
+// What the blocks of a cluster tell each other of a row. The rows that are read take turns at two sets of
+// slots, so that no barrier of the cluster stands between them: a lane that sends its stats of one row has
+// used what it had received of the row before, and whoever receives them may overwrite that with the row
+// after.
 struct Exchange {
     struct alignas(16) Slot {
         RowStats stats;
     };
 
-    Slot slots[XACT_MAX_CLUSTER];  // by the rank of who sent it
-    Mbarrier sent;                 // a phase is a row
+    Slot slots[2][XACT_MAX_CLUSTER];  // by the rank of who sent it
+    Mbarrier sent[2];                 // a phase is a row
 
-    // Sends a thread's stats to all blocks, to this one too, and returns those of the row: from the same
-    // slots in the same order everywhere, and so the same bits. The cluster has met since it last read them.
+    // By one thread, before an arrival at the barrier of the cluster.
+    __device__ void init() {
+        sent[0].init();
+        sent[1].init();
+    }
+
+    // By the first warp, for the rows that are read, `turn` counting them. Lane p sends the stats of lane 0
+    // to the block of rank p and receives that block's. Thread 0 has those of the row afterwards, and so have
+    // the other blocks': from the same stats in the same order, and so with the same bits.
     template <bool kCap>
-    __device__ RowStats all(const Args& args, const RowStats& mine, unsigned parity) {
+    __device__ RowStats all(const Args& args, const RowStats& mine, unsigned turn) {
         static_assert(sizeof(RowStats) == sizeof(uint4) + sizeof(unsigned), "what is sent is all of it");
+        static_assert(XACT_MAX_CLUSTER <= 32, "a lane for each");
+        constexpr unsigned kAll = 0xffffffffu;
+        const unsigned lane = threadIdx.x;
         const unsigned rank = cluster_rank();
         const unsigned size = cluster_size();
-        sent.expect(size * sizeof(RowStats));
-        const uint4 most = make_uint4(__float_as_uint(mine.max), __float_as_uint(mine.rest),
-                                      __float_as_uint(mine.target), __float_as_uint(mine.sum));
-#pragma unroll 1
-        for (unsigned peer = 0; peer < size; ++peer) {
-            const unsigned slot = peer_address(&slots[rank], peer);
-            const unsigned mbarrier = peer_address(&sent, peer);
+        Slot(&slots)[XACT_MAX_CLUSTER] = this->slots[turn % 2];
+        Mbarrier& sent = this->sent[turn % 2];
+        const uint4 most = make_uint4(__shfl_sync(kAll, __float_as_uint(mine.max), 0),
+                                      __shfl_sync(kAll, __float_as_uint(mine.rest), 0),
+                                      __shfl_sync(kAll, __float_as_uint(mine.target), 0),
+                                      __shfl_sync(kAll, __float_as_uint(mine.sum), 0));
+        const unsigned argmax = __shfl_sync(kAll, mine.argmax, 0);
+        if (lane == 0) sent.expect(size * sizeof(RowStats));
+        if (lane < size) {
+            const unsigned slot = peer_address(&slots[rank], lane);
+            const unsigned mbarrier = peer_address(&sent, lane);
             store_async(slot, most, mbarrier);
-            store_async(slot + sizeof(most), mine.argmax, mbarrier);
+            store_async(slot + sizeof(most), argmax, mbarrier);
         }
-        sent.wait(parity);
-        return merged<kCap>(args, size, [&](u64 p) -> const RowStats& { return slots[p].stats; });
+        sent.wait(turn / 2 % 2);
+        __syncwarp();
+        RowStats part = no_stats();
+        if (lane < size) part = slots[lane].stats;
+        return merged<kCap>(args, size, part);
+    }
+
+  private:
+    // merged() of the parts that the first lanes have, which share all but the sums.
+    template <bool kCap>
+    __device__ static RowStats merged(const Args& args, unsigned count, const RowStats& part) {
+        constexpr unsigned kAll = 0xffffffffu;
+        RowStats all = part;
+#pragma unroll
+        for (int offset = XACT_MAX_CLUSTER / 2; offset > 0; offset /= 2) {
+            all.max = fmaxf(all.max, __shfl_xor_sync(kAll, all.max, offset));
+        }
+        all.argmax = __reduce_min_sync(kAll, part.max == all.max ? part.argmax : kNoClass);
+        // A NaN is a target too.
+        const unsigned targets = __ballot_sync(kAll, part.target != -INFINITY);
+        all.target = __shfl_sync(kAll, part.target, targets == 0 ? 0 : 31 - __clz(targets));
+        const Cap<kCap> cap(args);
+        const float rebased = xact::rebased(part.rest, Base(cap(part.max)), Base(cap(all.max)));
+        Sum rest, sum;
+#pragma unroll
+        for (unsigned p = 0; p < XACT_MAX_CLUSTER; ++p) {
+            if (p >= count) break;
+            rest.add(__shfl_sync(kAll, rebased, p));
+            sum.add(__shfl_sync(kAll, part.sum, p));
+        }
+        all.rest = rest.value();
+        all.sum = sum.value();
+        return all;
     }
 };
 
-// A block keeps a part of the row. The barrier of the cluster is passed once per row that is read, from the
-// last look at the slots to the next row's stores into them, so that nobody waits for it there. The first
-// passage says that all mbarriers are initialised, the last that no peer is still needed.
+// A block keeps a part of the row. The barrier of the cluster is passed before the first exchange, when all
+// mbarriers are initialised, and after the last, when no peer is still needed.
 template <class T>
 __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& shared, Exchange& exchange,
                                Pack<T>* chip) {
-    if (threadIdx.x == 0) exchange.sent.init();
+    if (threadIdx.x == 0) exchange.init();
     cluster_arrive();
-    unsigned parity = 0;
+    unsigned turn = 0;
     for (u64 row = cluster_id(); row < args.rows; row += clusters()) {
         const Row<T> logits = logits_row<T>(args, row);
         const Part part =
@@ -629,21 +695,24 @@ __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& 
             __builtin_assume(kept != nullptr);
             // All blocks of the cluster find the same.
             if (has_loss(args, target.fate)) {
-                stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch);
-                cluster_wait();
-                if (threadIdx.x == 0) {
-                    stats = exchange.all<kCap>(args, stats, parity);
-                    shared = row_gradient<kCap>(args, target.weight, row, stats);
+                Upstream upstream;
+                stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch,
+                                          [&] { upstream.load(args, row, target.fate); });
+                if (turn == 0) cluster_wait();
+                if (threadIdx.x < 32) {
+                    stats = exchange.all<kCap>(args, stats, turn);
+                    if (threadIdx.x == 0) shared = row_gradient<kCap>(args, target.weight, upstream, stats);
                 }
-                parity ^= 1;
+                ++turn;
                 __syncthreads();
-                cluster_arrive();
             }
             if (target.fate != Fate::Kept) return write_unread(args, logits, part, target.fate);
             write_gradient<T, kCap, true>(args, logits, logits, kept, target.column, part, shared);
         });
         if (cluster_rank() == 0 && threadIdx.x == 0) reinterpret_cast<RowStats*>(args.stats)[row] = stats;
     }
+    if (turn == 0) cluster_wait();
+    cluster_arrive();
     cluster_wait();
 }
 #endif

@@ -12,7 +12,7 @@ use super::warp::{lanes_of, set};
 use super::{Launch, Step, Trap};
 use crate::lower::{Base, ClusterOp, Slot};
 use crate::memory::{FORBIDDEN, of_peer};
-use crate::race::{self, Landed, Meeting, Order};
+use crate::race::{self, Known, Landed, Meeting, Order};
 use crate::report::{Check, Finding};
 use crate::settings::Schedule;
 
@@ -36,6 +36,9 @@ pub(super) struct Mbarrier {
     phase: u64,
     waited: u64,
     completed: u64,
+    /// What the senders of this phase's stores have done and known, and the same of the phases that are complete.
+    arrived: Landed,
+    sent: Landed,
 }
 
 impl Mbarrier {
@@ -46,6 +49,7 @@ impl Mbarrier {
             self.phase += 1;
             self.pending = self.count;
             self.completed = race::tick();
+            self.sent.learn(&std::mem::take(&mut self.arrived));
         }
         complete
     }
@@ -233,6 +237,8 @@ impl Launch<'_> {
                 phase: 0,
                 waited: 0,
                 completed: 0,
+                arrived: Landed::default(),
+                sent: Landed::default(),
             });
             self.mbarriers += 1;
         }
@@ -271,7 +277,8 @@ impl Launch<'_> {
             let complete = m.phase & 1 != u64::from(parities[lane] & 1);
             if complete {
                 m.waited = m.phase;
-                warp.landed.complete(m.channel, m.completed);
+                warp.landed.note(Known::Phase(m.channel), m.completed);
+                warp.landed.learn(&m.sent);
             } else if !(may_give_up && self.rng.next().is_multiple_of(4)) {
                 warp.at_mbarrier |= 1 << lane;
                 continue;
@@ -460,6 +467,9 @@ impl Launch<'_> {
             block.shared.mark_written(at, 4);
         }
         let m = &mut block.mbarriers[m];
+        let sender = Known::Sender(race::stamp(0, store.block, store.thread, false));
+        m.arrived.note(sender, store.issued);
+        m.arrived.learn(&store.landed);
         m.bytes -= size as i64;
         if m.bytes < -MAX_BYTES {
             return Err(beyond(lane, m));

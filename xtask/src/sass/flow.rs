@@ -94,6 +94,11 @@ impl Flow {
         }
     }
 
+    /// The loads that must have come before the instruction can be issued.
+    pub fn needed(&self, instruction: &Instruction) -> Loads {
+        self.guard(instruction) | self.any(&Operands::of(instruction).reads)
+    }
+
     /// The loads that decide whether the instruction is executed or jumps.
     pub fn condition(&self, instruction: &Instruction) -> Loads {
         let conditions = instruction.operands.iter().filter_map(|o| register(o));

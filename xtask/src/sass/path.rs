@@ -12,7 +12,8 @@
 //!    A loop without outputs adds up instead: some value must depend on all its loads.
 //! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
 //!    be executed beside the way, until it is met again, is counted too: an upper bound.
-//! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant.
+//! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant. Only the loads in
+//!    flight are those of the candidate with the fewest.
 //!
 //! Every instruction on the path is issued and counted, predicated ones and the loop's own included.
 
@@ -47,6 +48,9 @@ pub struct Counts {
     pub conversions: usize,
     /// How many of all lie beside the path, behind branches on data.
     pub beside: usize,
+    /// The 128-bit loads that are issued before the first instruction that needs what one of them loads: the fewest of
+    /// all candidates.
+    pub in_flight: usize,
 }
 
 /// The hot path of a main loop.
@@ -104,11 +108,19 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
             work.packs * work.outputs
         );
     }
-    let paths = candidates
+    let paths: Vec<_> = candidates
         .iter()
-        .filter_map(|body| hot_path(code, body, work));
-    match paths.min_by_key(|path| path.counts.instructions) {
-        Some(path) => Ok(path),
+        .filter_map(|body| hot_path(code, body, work))
+        .collect();
+    let in_flight = paths.iter().map(|path| path.counts.in_flight).min();
+    match paths
+        .into_iter()
+        .min_by_key(|path| path.counts.instructions)
+    {
+        Some(mut path) => {
+            path.counts.in_flight = in_flight.unwrap_or_default();
+            Ok(path)
+        }
         None => bail!(
             "{} loops have {} 128-bit loads and {} 128-bit stores, but no way round executes them as {} \
              packs of their own",
@@ -309,22 +321,34 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
             way.push(state.0);
         }
         way.reverse();
-        if let Some(branches) = follow(code, &way, work) {
-            return Some(count(code, body, way, &branches));
+        if let Some(followed) = follow(code, &way, work) {
+            return Some(count(code, body, way, &followed));
         }
     }
     None
 }
 
+/// What the values along a way tell.
+struct Followed {
+    /// The places on the way of the branches on data.
+    branches: Vec<usize>,
+    /// As in [`Counts`].
+    in_flight: usize,
+}
+
 /// Follows the values along a way; `None` unless its loads and stores are those of one pack after the
-/// other. The places on the way of the branches on data.
-fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>> {
+/// other.
+fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Followed> {
     let mut flow = Flow::default();
     let mut stored: Vec<Loads> = Vec::new();
     let mut loads = 0;
+    let mut in_flight = None;
     let mut branches = Vec::new();
     for (place, &node) in way.iter().enumerate() {
         let instruction = &code[node];
+        if in_flight.is_none() && flow.needed(instruction) != 0 {
+            in_flight = Some(loads);
+        }
         if instruction.next.len() > 1 && flow.condition(instruction) != 0 {
             branches.push(place);
         }
@@ -345,7 +369,10 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Vec<usize>>
     } else {
         are_packs(&stored, work)
     };
-    complete.then_some(branches)
+    complete.then_some(Followed {
+        branches,
+        in_flight: in_flight.unwrap_or(loads),
+    })
 }
 
 /// Whether stores, each given by the loads that it depends on, are those of one pack after the other. A
@@ -362,11 +389,11 @@ fn are_packs(stored: &[Loads], work: Work) -> bool {
         })
 }
 
-/// Counts the way, and what lies beside it behind `branches`.
-fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, branches: &[usize]) -> HotPath {
+/// Counts the way, and what lies beside it behind branches on data.
+fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, followed: &Followed) -> HotPath {
     let on_way: HashSet<usize> = way.iter().copied().collect();
     let mut beside = BTreeSet::new();
-    for &place in branches {
+    for &place in &followed.branches {
         let ahead: HashSet<usize> = way[place + 1..].iter().copied().collect();
         let mut stack = code[way[place]].next.clone();
         while let Some(node) = stack.pop() {
@@ -384,6 +411,7 @@ fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, branches: &[usize])
             .filter(|base| matches!(*base, "F2F" | "F2I" | "I2F" | "FRND"))
             .count(),
         beside: beside.len(),
+        in_flight: followed.in_flight,
     };
     HotPath {
         counts,
@@ -438,6 +466,7 @@ mod tests {
             mufu: 1,
             conversions: 1,
             beside: 2,
+            in_flight: 2,
         };
         assert_eq!(path.counts, counts);
     }
@@ -473,6 +502,19 @@ mod tests {
             !are_packs(&[dx | 8, dv, dx << 3, dv << 3], work),
             "the second in the first"
         );
+    }
+
+    #[test]
+    fn a_load_behind_a_wait_is_not_in_flight() {
+        // The first pack's value is moved before the second's is asked for.
+        let function = fixture(|text| {
+            text.replace(
+                "               @P1 LDG.E.128 R8,",
+                "                   MOV R30, R4 ;\n        /*0118*/               @P1 LDG.E.128 R8,",
+            )
+        });
+        let path = main_loop(&function, WORK).expect("found");
+        assert_eq!(path.counts.in_flight, 1);
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub struct Resources {
 }
 
 /// An entry whose main loop is counted, as its name says:
-/// `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or cross-entropy's `stats` and `gradient`. (`fused`
-/// has both of their loops, one after the other.)
+/// `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or cross-entropy's `stats` and `gradient`, and of
+/// `fused` and `cluster`, which have both of their loops, the first.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     packs: u64,
@@ -51,6 +51,7 @@ impl Entry {
             "backward" => (geometry::PACKS, 2 + gated, 1 + gated),
             "stats" => (geometry::ROW_PACKS, 1, 0),
             "gradient" => (geometry::ROW_PACKS, 1, 1),
+            "fused" | "cluster" => (geometry::ROW_PACKS, 1, 0),
             _ => return None,
         };
         Some(Self {
@@ -84,6 +85,16 @@ impl Entry {
         self.packs * geometry::VECTOR_BYTES / self.element_bytes()
     }
 
+    /// Bytes that a thread should have asked for before it waits: all of a tile, [`BYTES_OF_INPUT`] of each input.
+    fn wanted_in_flight(&self) -> u64 {
+        (self.packs * geometry::VECTOR_BYTES).max(BYTES_OF_INPUT) * self.inputs as u64
+    }
+
+    /// And those that a multiprocessor should.
+    fn wanted_of_multiprocessor(&self) -> u64 {
+        if self.inputs > 1 { 48 << 10 } else { 32 << 10 }
+    }
+
     fn figures(&self, counts: Counts) -> Figures {
         let per_element = |count: usize| count as f64 / self.elements() as f64;
         Figures {
@@ -94,6 +105,16 @@ impl Entry {
         }
     }
 }
+
+/// Bytes of each input that a thread asks for before it waits: with the threads of a multiprocessor that registers
+/// allow, what keeps the memory of an H100 (32 KiB) and an H200 (48 KiB) busy.
+const BYTES_OF_INPUT: u64 = 32;
+
+/// Registers of a multiprocessor, of compute capability 8.0 to 12.1.
+const REGISTERS: u64 = 65_536;
+
+/// Registers are given to a warp of 32 threads by 256.
+const REGISTERS_STEP: u64 = 8;
 
 /// Per element.
 struct Figures {
@@ -156,6 +177,20 @@ impl Row {
             .is_some_and(|rest| rest.starts_with('_'))
     }
 
+    /// Threads of a multiprocessor that the registers allow, which has room for 2048.
+    fn threads(&self) -> u64 {
+        let of_thread = self.resources.registers.next_multiple_of(REGISTERS_STEP);
+        let blocks = REGISTERS / (of_thread * geometry::BLOCK);
+        (blocks * geometry::BLOCK).min(2048)
+    }
+
+    /// Bytes that a thread, and a multiprocessor, has asked for when it waits for the first time.
+    fn in_flight(&self) -> Option<[u64; 2]> {
+        let (_, counts) = self.main_loop.as_ref()?;
+        let of_thread = counts.in_flight as u64 * geometry::VECTOR_BYTES;
+        Some([of_thread, of_thread * self.threads()])
+    }
+
     /// The shares of each device's budget. They are of sm_90 alone.
     fn shares(&self) -> Option<[[f64; 2]; 2]> {
         let (entry, counts) = self.main_loop.as_ref()?;
@@ -170,6 +205,22 @@ impl Row {
         let spills = self.resources.spill_stores + self.resources.spill_loads;
         if spills > 0 {
             problems.push(format!("{at} spills registers"));
+        }
+        if let (Some((entry, _)), Some([of_thread, of_all])) = (&self.main_loop, self.in_flight()) {
+            let wanted = entry.wanted_in_flight();
+            if of_thread < wanted {
+                problems.push(format!(
+                    "{at}: a thread waits when it has asked for {of_thread} bytes, not {wanted}"
+                ));
+            }
+            let wanted = entry.wanted_of_multiprocessor();
+            if of_all < wanted {
+                problems.push(format!(
+                    "{at}: a multiprocessor asks for {:.0} KiB at once, not {}",
+                    of_all as f64 / 1024.0,
+                    wanted >> 10
+                ));
+            }
         }
         let is_bf16 = self
             .main_loop
@@ -201,6 +252,11 @@ impl Row {
             resources.stack,
             format!("{}/{}", resources.spill_stores, resources.spill_loads),
         );
+        let flight = self.in_flight();
+        for (place, unit, width) in [(0, 1, 6), (1, 1024, 6)] {
+            let cell = flight.map_or(String::new(), |bytes| (bytes[place] / unit).to_string());
+            let _ = write!(line, " {cell:>width$} |");
+        }
         let cells = match &self.main_loop {
             None => vec![String::new(); 4],
             Some((entry, counts)) => {
@@ -248,6 +304,9 @@ impl Row {
                 "bytes": figures.traffic,
             });
             value["upper_bound"] = json!(counts.beside > 0);
+            if let Some([of_thread, of_all]) = self.in_flight() {
+                value["bytes_in_flight"] = json!({"thread": of_thread, "multiprocessor": of_all});
+            }
             if let Some(shares) = self.shares() {
                 for (device, [instructions, mufu]) in [H100, H200].iter().zip(shares) {
                     value["budget_share"][device.name] =
@@ -260,8 +319,8 @@ impl Row {
 }
 
 const HEAD: &str = "\
-| entry                        | arch    | regs | shared | stack | spills | instr/e | MUFU/e | conv/e | B/e   | H100 %  | H200 %  |
-| ---------------------------- | ------- | ---: | -----: | ----: | -----: | ------: | -----: | -----: | ----: | ------: | ------: |
+| entry                        | arch    | regs | shared | stack | spills | flight | KiB/SM | instr/e | MUFU/e | conv/e | B/e   | H100 %  | H200 %  |
+| ---------------------------- | ------- | ---: | -----: | ----: | -----: | -----: | -----: | ------: | -----: | -----: | ----: | ------: | ------: |
 ";
 
 /// The table with its head.
@@ -292,10 +351,13 @@ pub fn golden(rows: &[Row], version: &str) -> String {
          {VERSION}{version}\n\
          \n\
          - shared, stack, spills (stores/loads): bytes\n\
+         - flight: bytes that a thread has asked for before the first instruction that waits for some of them, in \
+         the main loop below; KiB/SM: the same of all threads of a multiprocessor that the registers allow\n\
          - instr/e, MUFU/e, conv/e: instructions per element that a thread issues in the main loop, on the way \
          of whole, 16-byte aligned packs through the variant of the op with the fewest; all of them, those of \
          the special-function unit, and conversions. ≤: with both sides of branches on data\n\
-         - B/e: bytes per element, each input and output once\n\
+         - B/e: bytes per element, each input and output once; of cross-entropy's fused and cluster, these and the \
+         figures before are of the loop that reads the logits\n\
          - H100 %, H200 %: share of the time that memory needs for these bytes at its full speed, \
          instructions/MUFU\n\
          \n\
@@ -397,6 +459,7 @@ mod tests {
             ("xielu_forward_f32", 1, 1, 8),
             ("cross_entropy_stats_bf16", 1, 0, 2),
             ("cross_entropy_gradient_bf16", 1, 1, 4),
+            ("cross_entropy_cluster_bf16", 1, 0, 2),
         ] {
             let entry = Entry::parse(name).expect(name);
             let work = entry.work();
@@ -408,7 +471,6 @@ mod tests {
         }
         for name in [
             "xielu_dparams_bf16",
-            "cross_entropy_fused_bf16",
             "cross_entropy_finish",
             "forward_bf16",
             "xielu_forward_f64",
@@ -434,6 +496,7 @@ mod tests {
                     mufu: 16,
                     conversions: 0,
                     beside: 0,
+                    in_flight: 2,
                 };
                 (entry, counts)
             }),
@@ -452,6 +515,29 @@ mod tests {
                 assert!((share / expected - 1.0).abs() < 2e-3, "{share} {expected}");
             }
         }
+    }
+
+    #[test]
+    fn loads_that_wait_are_problems() {
+        // 64 registers: 1024 threads of 32 bytes.
+        let mut forward = row(16 * 20, 0);
+        forward.resources.registers = 64;
+        assert_eq!(forward.in_flight(), Some([32, 32 << 10]));
+        assert_eq!(forward.problems(), Vec::<String>::new());
+        // 768 threads are too few.
+        forward.resources.registers = 65;
+        let problems = forward.problems();
+        assert!(
+            problems.len() == 1 && problems[0].contains("24 KiB"),
+            "{problems:?}"
+        );
+        // One load of two.
+        let mut forward = row(16 * 20, 0);
+        if let Some((_, counts)) = &mut forward.main_loop {
+            counts.in_flight = 1;
+        }
+        let problems = forward.problems();
+        assert!(problems[0].contains("16 bytes, not 32"), "{problems:?}");
     }
 
     #[test]
