@@ -82,9 +82,8 @@ kernel_args! {
         pub(crate) seed: u64,
         /// Random, ProductAvalanche and Hash64: what is below is dropped.
         pub(crate) cut: u64,
-        /// ProductTable and DotTable: `table_len` bits, in u32 from the lowest bit on; 1 is dropped.
+        /// ProductTable and DotTable: GOLDFISH_TABLE_LEN bits, in u32 from the lowest bit on; 1 is dropped.
         pub(crate) bitmap: u64,
-        pub(crate) table_len: u64,
         /// DotTable: h u64, the oldest id's first.
         pub(crate) coefficients: u64,
         /// One of the GOLDFISH numbers.
@@ -95,6 +94,8 @@ kernel_args! {
         pub(crate) k: u32,
         /// Ids in a window.
         pub(crate) h: u32,
+        /// Hash64: what is added to the ids at the first distances from the label. Beyond, a kernel computes it.
+        pub(crate) places: [u64; 32],
     }
 
     /// What the entries of goldfish take. An output whose address is 0 is not written.
@@ -213,6 +214,9 @@ kernel_args! {
         pub(crate) chunks: u64,
         /// CrossEntropyTotals of each chunk of rows.
         pub(crate) totals: u64,
+        /// A u32, set to 0 by the kernel that reads the logits: `finish` counts the chunks that are done with it, and the
+        /// block that does the last one adds them up. If absent, `totals` does, unless there is one chunk.
+        pub(crate) chunks_done: u64,
         /// CrossEntropySummary.
         pub(crate) summary: u64,
         pub(crate) label_smoothing: f32,
@@ -244,6 +248,8 @@ kernel_numbers! {
     GOLDFISH_PRODUCT_AVALANCHE = 4,
     GOLDFISH_DOT_TABLE = 5,
     GOLDFISH_HASH64 = 6,
+    /// Entries of a table of Goldfish.
+    GOLDFISH_TABLE_LEN = 1000003,
     /// The types of ids and labels.
     ID_I32 = 0,
     ID_I64 = 1,

@@ -147,18 +147,24 @@ impl RowCut {
 
     /// How a cluster of at most `most` blocks shares a row of so many bytes (see [`RowCut::row_bytes`]), if it does:
     /// each block keeps a part in `room` bytes. The parts are those of this cut where they fit, and then the results have the same bits as
-    /// those of other kernels; else the fewest that fit.
+    /// those of other kernels; else the fewest that fit. With `least`, a cluster has at least so many blocks, as far as it may.
     ///
     /// More parts than a cluster has blocks are not merged into fewer: the rows are so few that the second read finds
     /// them in the L2 cache (at most 113 rows, 28 MiB of 131,072 16-bit logits), and their parts keep more of the
     /// device busy.
-    pub fn of_cluster(self, row_bytes: u64, room: u64, most: u64) -> Option<RowCut> {
+    pub fn of_cluster(
+        self,
+        row_bytes: u64,
+        room: u64,
+        most: u64,
+        least: Option<u64>,
+    ) -> Option<RowCut> {
         let steps = (row_bytes / VECTOR_BYTES).div_ceil(BLOCK);
         let fewest = steps.div_ceil((room / (BLOCK * VECTOR_BYTES)).max(1));
-        let cut = if self.part_bytes() <= room {
-            self
-        } else {
-            Self::of_parts(steps, fewest.next_power_of_two())
+        let cut = match least {
+            Some(least) => Self::of_parts(steps, fewest.max(least.min(most)).next_power_of_two()),
+            None if self.part_bytes() <= room => self,
+            None => Self::of_parts(steps, fewest.next_power_of_two()),
         };
         let fits = cut.part_bytes() <= room && cut.cluster_blocks() <= most;
         (fits && cut.splits > 1).then_some(cut)
@@ -235,7 +241,7 @@ mod tests {
         let parts_of = |most, rows, cols, bytes| {
             let cut = RowCut::new(rows, cols, bytes);
             let row_bytes = RowCut::row_bytes(cols, bytes);
-            let shared = cut.of_cluster(row_bytes, ROOM, most);
+            let shared = cut.of_cluster(row_bytes, ROOM, most, None);
             if let Some(shared) = shared {
                 assert!((2..=most).contains(&shared.cluster_blocks()));
                 assert!(shared.splits * shared.part_bytes() >= row_bytes);
@@ -278,6 +284,22 @@ mod tests {
         assert_eq!(parts(64, 131_072, 2), None);
         assert_eq!(parts(3, 5_000, 4), Some(3));
         assert_eq!(parts(3, 7, 2), None);
+        // More blocks than needed, but no more than there are.
+        let row_bytes = RowCut::row_bytes(128_256, 2);
+        let cut = RowCut::new(8192, 128_256, 2);
+        let with_least = |most, least| {
+            let shared = cut.of_cluster(row_bytes, ROOM, most, Some(least));
+            shared.map(|cut| cut.cluster_blocks())
+        };
+        for (most, least, want) in [
+            (8, 1, Some(4)),
+            (8, 5, Some(8)),
+            (8, 100, Some(8)),
+            (4, 8, Some(4)),
+            (2, 8, None),
+        ] {
+            assert_eq!(with_least(most, least), want, "{most} {least}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use support::inputs::{self, GRADIENTS, Random, VALUES};
 use support::run::{self, DPARAMS_BEFORE, How, Place};
 use support::same::bits;
 use xact::activation::{Named, Registered, Sample, Visitor};
+use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
 use xact::{Element, Gated, Order, Xielu};
 
@@ -258,14 +259,14 @@ fn gated_schedules<A: Gated + Registered, T: Element>(
     let sample = A::samples().remove(1);
     let n = 9_001;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
-    let run = |max_blocks| {
+    let run = |blocks| {
         let how = How {
-            max_blocks,
+            blocks,
             ..How::default()
         };
         run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
     };
-    let ([dx, dv], dparams) = run(None)?;
+    let ([dx, dv], dparams) = run(Blocks::All)?;
     let seeds = if full { 20 } else { 2 };
     let in_order = [Schedule::InOrder, Schedule::Reversed].into_iter();
     let schedules = in_order.chain((0..seeds).map(Schedule::Seeded));
@@ -274,9 +275,8 @@ fn gated_schedules<A: Gated + Registered, T: Element>(
             schedule,
             ..Settings::default()
         };
-        let max_blocks = NonZeroU32::new(blocks as u32);
-        let ([dx_again, dv_again], again) =
-            cuda_emulator::with_settings(settings, || run(max_blocks))?;
+        let blocks = NonZeroU32::new(blocks as u32).into();
+        let ([dx_again, dv_again], again) = cuda_emulator::with_settings(settings, || run(blocks))?;
         equal("dx", &dx_again, &dx)?;
         equal("dv", &dv_again, &dv)?;
         equal("dparams", &again, &dparams)?;
@@ -600,18 +600,15 @@ fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Ou
     let dy = Random(22).normal::<T>(n, 1.0);
     let run = |how: &How| run::backward(gpu, &sample.op, &sample.params, &x, &dy, how);
     let (dx, dparams) = run(&How::default())?;
-    for blocks in [1, 2, 3, 7, 1_000_000] {
+    let few = [1, 2, 3, 7, 1_000_000].map(|blocks| NonZeroU32::new(blocks).into());
+    for blocks in few.into_iter().chain([Blocks::Resident]) {
         let how = How {
-            max_blocks: NonZeroU32::new(blocks),
+            blocks,
             ..How::default()
         };
         let (dx_again, dparams_again) = run(&how)?;
-        equal(&format!("dx, {blocks} blocks"), &dx_again, &dx)?;
-        equal(
-            &format!("dparams, {blocks} blocks"),
-            &dparams_again,
-            &dparams,
-        )?;
+        equal(&format!("dx, {blocks:?}"), &dx_again, &dx)?;
+        equal(&format!("dparams, {blocks:?}"), &dparams_again, &dparams)?;
     }
     let (_, accumulated) = run(&How {
         accumulate: true,

@@ -821,7 +821,7 @@ fn raw_forward(
             cols: N as u64,
             params: &params,
             param_dtype: Dtype::F32,
-            max_blocks: None,
+            blocks: raw::Blocks::All,
         },
         x: Matrix::contiguous(x, N as u64),
         y: Matrix::contiguous(y, N as u64),
@@ -993,7 +993,7 @@ fn raw_backward_refuses_what_can_be_seen() {
                 cols: N as u64,
                 params: &at.params,
                 param_dtype: Dtype::F32,
-                max_blocks: None,
+                blocks: raw::Blocks::All,
             },
             x: row(at.x),
             dy: row(at.dy),
@@ -1125,7 +1125,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         cols: COLS as u64,
         params: &params,
         param_dtype: Dtype::F32,
-        max_blocks: None,
+        blocks: raw::Blocks::All,
     };
     let dense =
         |buffer: &CudaSlice<f32>| Matrix::contiguous(buffer.device_ptr(&stream).0, COLS as u64);

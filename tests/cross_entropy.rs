@@ -30,6 +30,7 @@ use support::same::bits;
 use xact::cpu::cross_entropy as cpu;
 use xact::loss::cross_entropy::Shard;
 use xact::loss::goldfish::Tokens;
+use xact::raw::Blocks;
 use xact::raw::goldfish::IdType;
 use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, RowStats, Strategy as Drops};
 
@@ -57,6 +58,11 @@ fn main() -> ExitCode {
         "clusters_are_no_larger_than_fit".into(),
         true,
         clusters_are_no_larger_than_fit,
+    );
+    table.add(
+        "blocks_of_a_cluster_are_a_choice".into(),
+        true,
+        blocks_of_a_cluster_are_a_choice,
     );
     table.add("goldfish_golden".into(), false, goldfish_golden);
     table.add(
@@ -253,7 +259,8 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
             in_place,
             labels: if narrow { IdType::I32 } else { IdType::I64 },
             all_outputs: true,
-            max_blocks: max_blocks.and_then(NonZeroU32::new),
+            blocks: max_blocks.and_then(NonZeroU32::new).into(),
+            cluster: None,
             groups: None,
         };
         let expected = loss::expected(&op, &batch, &[]);
@@ -322,15 +329,19 @@ fn places<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 },
                 How {
                     labels: IdType::I32,
-                    max_blocks: NonZeroU32::new(1),
+                    blocks: NonZeroU32::new(1).into(),
                     ..how
                 },
                 How {
-                    max_blocks: NonZeroU32::new(2),
+                    blocks: NonZeroU32::new(2).into(),
                     ..how
                 },
                 How {
-                    max_blocks: NonZeroU32::new(7),
+                    blocks: Blocks::Resident,
+                    ..how
+                },
+                How {
+                    blocks: NonZeroU32::new(7).into(),
                     dlogits: place(),
                     ..how
                 },
@@ -669,7 +680,7 @@ fn few_long_rows<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let got = checked(gpu, &op, &batch, How::default())?;
     for blocks in [1, 3] {
         let how = How {
-            max_blocks: NonZeroU32::new(blocks),
+            blocks: NonZeroU32::new(blocks).into(),
             ..How::default()
         };
         same("few blocks", &both(gpu, &op, &batch, how)?, &got)?;
@@ -908,21 +919,21 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 logits: Place { offset: 1, gap: 2 },
                 ..How::default()
             };
-            let run = |max_blocks| {
-                let how = How { max_blocks, ..how };
+            let run = |blocks| {
+                let how = How { blocks, ..how };
                 let mut uploaded = Uploaded::new(gpu, &batch, how);
                 if rows == ids.len() {
                     uploaded.goldfish = Some(fish.decision());
                 }
                 both_of(gpu, &op, &batch, &uploaded)
             };
-            let in_order = run(None)?;
+            let in_order = run(Blocks::All)?;
             for (i, &schedule) in schedules.iter().enumerate() {
                 let settings = Settings {
                     schedule,
                     ..Settings::default()
                 };
-                let blocks = NonZeroU32::new(3 * i as u32);
+                let blocks = NonZeroU32::new(3 * i as u32).into();
                 let again = cuda_emulator::with_settings(settings, || run(blocks))?;
                 same(&format!("{rows} x {cols}, {schedule:?}"), &again, &in_order)?;
             }
@@ -1103,6 +1114,52 @@ fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
         if rows <= 512 {
             let two = loss::forward_backward(gpu, &op, &batch, &uploaded)?;
             same("cluster", &got, &two)?;
+        }
+    }
+    Ok(())
+}
+
+/// A cluster has as many blocks as are asked for, and its rows take turns: within the bounds, with the same bits on every
+/// grid.
+fn blocks_of_a_cluster_are_a_choice(gpu: &Gpu, _full: bool) -> Outcome {
+    const ROWS: usize = 7;
+    const COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
+    let batch = three_of::<bf16>(ROWS, COLS);
+    let op = CrossEntropy::default();
+    let expected = loss::expected(&op, &batch, &[]);
+    for (cluster, blocks) in [
+        (None, 8),
+        (Some(1), 1),
+        (Some(2), 2),
+        (Some(3), 4),
+        (Some(99), 8),
+    ] {
+        let run = |grid, clusters: u32| {
+            let how = How {
+                blocks: grid,
+                cluster: cluster.and_then(NonZeroU32::new),
+                ..How::default()
+            };
+            let uploaded = Uploaded::new(gpu, &batch, how);
+            let (results, launches) =
+                cuda_emulator::record(|| loss::with_gradient(gpu, &op, &batch, &uploaded));
+            if blocks > 1 {
+                assert_eq!(named(&launches, "cluster")?.grid.0, clusters * blocks);
+            }
+            Ok::<_, Failed>(results?)
+        };
+        let got = run(Blocks::All, ROWS as u32)?;
+        within((cluster, blocks), loss::check(&op, &batch, &expected, &got))?;
+        for (grid, clusters) in [
+            (Blocks::Resident, ROWS as u32),
+            (Blocks::AtMost(NonZeroU32::MIN), 1),
+            (NonZeroU32::new(2 * blocks).into(), 2),
+        ] {
+            same(
+                &format!("{cluster:?}, {grid:?}"),
+                &run(grid, clusters)?,
+                &got,
+            )?;
         }
     }
     Ok(())

@@ -715,7 +715,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         weights: Some(ptr(&b.weights)),
         goldfish: None,
         shard: None,
-        max_blocks: None,
+        blocks: xact::raw::Blocks::All,
     };
     let logits = raw::Logits {
         dtype: Dtype::F32,
@@ -753,6 +753,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         let call = raw::ForwardWithGradient {
             forward,
             upstream: raw::Upstream::default(),
+            cluster: None,
         };
         // SAFETY: as above.
         unsafe { raw::forward_with_gradient(&device, stream.cu_stream(), &op(), &call) }

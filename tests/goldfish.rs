@@ -19,6 +19,7 @@ use xact::cuda::goldfish::{DeviceGoldfish, DeviceTokens, Mask, mask};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
 use xact::loss::goldfish::{TokenId, Tokens};
+use xact::raw::Blocks;
 use xact::raw::goldfish as raw;
 use xact::{Device, Error, Goldfish, Queue, Strategy};
 
@@ -131,7 +132,7 @@ fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
                 exempt,
                 how: How {
                     offset,
-                    max_blocks: NonZeroU32::new(max_blocks),
+                    blocks: NonZeroU32::new(max_blocks).into(),
                 },
             }
         },
@@ -204,18 +205,14 @@ fn every_grid_gives_the_same() {
     })
     .unwrap();
     let expected = goldfish.keep(&Tokens::row(&ids)).unwrap();
-    for max_blocks in [
-        None,
-        NonZeroU32::new(1),
-        NonZeroU32::new(2),
-        NonZeroU32::new(200),
-    ] {
+    let few = [1, 2, 200].map(|blocks| NonZeroU32::new(blocks).into());
+    for blocks in few.into_iter().chain([Blocks::All, Blocks::Resident]) {
         let how = How {
-            max_blocks,
+            blocks,
             ..How::default()
         };
         let mask = keep(&gpu, &goldfish, &Tokens::row(&ids), how).unwrap();
-        assert!(mask == expected, "{max_blocks:?}");
+        assert!(mask == expected, "{blocks:?}");
     }
 }
 
@@ -514,7 +511,7 @@ fn raw_calls_refuse_what_can_be_seen() {
             workspace: at(9),
             workspace_bytes: 32,
         }),
-        max_blocks: None,
+        blocks: Blocks::All,
     };
     let refused = |change: &dyn Fn(&mut raw::Mask<'_>), expected: Error| {
         let mut call = call;

@@ -345,6 +345,7 @@ impl<'a> Maker<'_, 'a> {
                     let both = loss::ForwardWithGradient {
                         forward: call.forward(turn),
                         upstream: loss::Upstream::default(),
+                        cluster: None,
                     };
                     // SAFETY: as in `plain`.
                     Ok(unsafe {
@@ -416,7 +417,7 @@ impl<'a> Maker<'_, 'a> {
                 keep: None,
                 weights: Some(weights.at(turn)),
                 counts: None,
-                max_blocks: None,
+                blocks: raw::Blocks::All,
             };
             // SAFETY: as in `plain`.
             Ok(unsafe { goldfish::mask(&gpu.device, gpu.stream.cu_stream(), &call) }?)
@@ -524,7 +525,7 @@ impl Loss {
                 weights: None,
                 goldfish: goldfish.map(|(fish, ids)| fish.decision(*ids, IdType::I64, self.rows)),
                 shard: None,
-                max_blocks: None,
+                blocks: raw::Blocks::All,
             },
             logits: loss::Logits {
                 dtype: self.dtype,
@@ -579,7 +580,7 @@ impl<A: Registered> Call<A> {
             cols: self.cols,
             params: &self.params,
             param_dtype: Dtype::F32,
-            max_blocks: None,
+            blocks: raw::Blocks::All,
         }
     }
 }

@@ -283,34 +283,28 @@ __device__ inline void backward(const ActivationArgs& args) {
     Op::template with<T>(args, [&](const auto& op) { run_backward<T, kForm>(args, op, scratch); });
 }
 
-// The second stage: one block adds the partials of each parameter in a fixed order.
+// The second stage: a block for each parameter adds its partials in a fixed order.
 template <class Op, class T>
 __device__ inline void dparams(const ActivationArgs& args) {
     constexpr int P = Op::kParams;
-    __shared__ float2 scratch[P][XACT_BLOCK / 32];
-    const float2* partials = reinterpret_cast<const float2*>(args.partials);
-    float totals[P];
+    __shared__ float2 scratch[XACT_BLOCK / 32];
 #pragma unroll
     for (int p = 0; p < P; ++p) {
-        totals[p] = 0.0f;
-        if (args.dparams[p] == 0) continue;
+        if (p != blockIdx.x || args.dparams[p] == 0) continue;
+        const float2* partials = reinterpret_cast<const float2*>(args.partials) + p * args.chunks;
         Sum sum;
         for (unsigned long long c = threadIdx.x; c < args.chunks; c += XACT_BLOCK) {
-            const float2 v = partials[p * args.chunks + c];
+            const float2 v = partials[c];
             sum.add(Sum(v.x, v.y));
         }
-        totals[p] = block_sum<XACT_BLOCK>(sum, scratch[p]).value();
-    }
-    if (threadIdx.x != 0) return;
-    Op::template with<T>(args, [&](const auto& op) {
-#pragma unroll
-        for (int p = 0; p < P; ++p) {
-            if (args.dparams[p] == 0) continue;
+        const float total = block_sum<XACT_BLOCK>(sum, scratch).value();
+        if (threadIdx.x != 0) return;
+        Op::template with<T>(args, [&](const auto& op) {
             float* out = reinterpret_cast<float*>(args.dparams[p]);
-            const float value = op.chain[p] * totals[p];
+            const float value = op.chain[p] * total;
             *out = args.accumulate ? *out + value : value;
-        }
-    });
+        });
+    }
 }
 
 }  // namespace xact

@@ -19,7 +19,9 @@
 //   gradient  RowStats of the parts of a row (or of the ranks) -> dlogits            one read, one write
 //   fused     both, a whole row per block; if it fits into shared memory             one read, one write
 //   cluster   both, a row per cluster, whose blocks keep its parts (sm_90)           one read, one write
-//   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows
+//   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows. The block that
+//   does
+//             the last chunk does what totals does, if there is a count of chunks by which it knows
 //   totals    the sums of all chunks -> Summary
 // The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
 //
@@ -498,6 +500,13 @@ __device__ inline void write_unread(const Args& args, const Row<T>& out, Part pa
     fill(out, part, args.cols, args.padded_cols, 0.0f);
 }
 
+// By one thread of the kernel that comes before finish.
+__device__ inline void no_chunk_is_done(const Args& args) {
+    if (args.chunks_done != 0 && blockIdx.x == 0 && threadIdx.x == 0) {
+        *reinterpret_cast<unsigned*>(args.chunks_done) = 0;
+    }
+}
+
 // Calls body(row, split) for the block's items.
 template <class Body>
 __device__ inline void for_each_item(const Args& args, Body body) {
@@ -536,6 +545,7 @@ __device__ inline void with_cap(const Args& args, F f) {
 
 template <class T>
 __device__ inline void stats(const Args& args, Scratch& scratch) {
+    no_chunk_is_done(args);
     for_each_item(args, [&](u64 row, u64 split) {
         RowStats stats = no_stats();
         const Target target = target_of<32>(args, row);
@@ -572,6 +582,7 @@ __device__ inline void gradient(const Args& args, RowGradient& shared) {
 
 template <class T>
 __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& shared, Pack<T>* chip) {
+    no_chunk_is_done(args);
     Pack<T>* kept = args.on_chip ? chip : nullptr;
     for_each_item(args, [&](u64 row, u64) {
         const Row<T> logits = logits_row<T>(args, row);
@@ -680,6 +691,7 @@ struct Exchange {
 template <class T>
 __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& shared, Exchange& exchange,
                                Pack<T>* chip) {
+    no_chunk_is_done(args);
     if (threadIdx.x == 0) exchange.init();
     cluster_arrive();
     unsigned turn = 0;
@@ -807,19 +819,6 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
     if (stats.argmax == target.label) totals.correct += 1;
 }
 
-__device__ inline void finish(const Args& args, Totals* scratch) {
-    for (u64 chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
-        const u64 begin = chunk * args.rows_per_chunk;
-        u64 end = begin + args.rows_per_chunk;
-        if (end > args.rows) end = args.rows;
-        Totals mine = no_totals();
-        for (u64 row = begin + threadIdx.x; row < end; row += XACT_BLOCK) finish_row(args, row, mine);
-        const Totals all = block_totals(mine, scratch);
-        if (threadIdx.x == 0) reinterpret_cast<Totals*>(args.totals)[chunk] = all;
-        __syncthreads();  // scratch may still be read
-    }
-}
-
 __device__ inline void totals(const Args& args, Totals* scratch) {
     Totals mine = no_totals();
     const Totals* chunks = reinterpret_cast<const Totals*>(args.totals);
@@ -846,6 +845,36 @@ __device__ inline void totals(const Args& args, Totals* scratch) {
     }
     out.mean = all.kept != 0 ? out.loss / out.normalizer : args.empty_is_nan ? NAN : 0.0f;
     *reinterpret_cast<CrossEntropySummary*>(args.summary) = out;
+}
+
+// Whether this block has done the last of the chunks: then it sees what all have left.
+__device__ inline bool is_last_chunk(const Args& args) {
+    if (args.summary == 0) return false;
+    if (args.chunks == 1) return true;
+    if (args.chunks_done == 0) return false;
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(reinterpret_cast<unsigned*>(args.chunks_done), 1u) == args.chunks - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+__device__ inline void finish(const Args& args, Totals* scratch) {
+    for (u64 chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
+        const u64 begin = chunk * args.rows_per_chunk;
+        u64 end = begin + args.rows_per_chunk;
+        if (end > args.rows) end = args.rows;
+        Totals mine = no_totals();
+        for (u64 row = begin + threadIdx.x; row < end; row += XACT_BLOCK) finish_row(args, row, mine);
+        const Totals all = block_totals(mine, scratch);
+        if (threadIdx.x == 0) reinterpret_cast<Totals*>(args.totals)[chunk] = all;
+        const bool last = is_last_chunk(args);
+        __syncthreads();  // scratch may still be read
+        if (last) totals(args, scratch);
+    }
 }
 
 }  // namespace xact

@@ -90,6 +90,15 @@ __device__ inline unsigned long long avalanche(unsigned long long a) {
     return (a + (a << 31)) & kMask;
 }
 
+// What Hash64 adds to the id at a distance from the label: the `distance`-th output of SplitMix64. A thread
+// that works alone takes it from the call, as its neighbours do; the lanes of a warp, each at a distance of
+// its own, would wait for each other there.
+template <int kLanes>
+__device__ inline unsigned long long goldfish_place_constant(const GoldfishArgs& args, unsigned distance) {
+    if (kLanes == 1 && distance < sizeof(args.places) / sizeof(args.places[0])) return args.places[distance];
+    return split_mix(args.seed, distance);
+}
+
 // The key of the window that ends at `index`. kLanes threads, one or a converged warp, share the work
 // and all get it.
 template <int kLanes>
@@ -107,7 +116,7 @@ __device__ inline unsigned long long goldfish_key(const GoldfishArgs& args, cons
         } else if (args.strategy == GOLDFISH_DOT_TABLE) {
             key += coefficients[args.h - 1 - j] * id;
         } else {
-            key += mix64(id + split_mix(args.seed, j));
+            key += mix64(id + goldfish_place_constant<kLanes>(args, j));
         }
     }
 #pragma unroll
@@ -150,10 +159,10 @@ __device__ inline bool goldfish_drops(const GoldfishArgs& args, unsigned long lo
             } else if (args.strategy == GOLDFISH_PRODUCT_AVALANCHE) {
                 drops = avalanche(key) < args.cut;
             } else {
-                // The key is signed, and the remainder is that of a floored division.
-                const long long len = args.table_len;
-                long long entry = static_cast<long long>(key) % len;
-                if (entry < 0) entry += len;
+                // The key is signed, and the remainder is that of a floored division, by a constant.
+                constexpr long long kLen = GOLDFISH_TABLE_LEN;
+                long long entry = static_cast<long long>(key) % kLen;
+                if (entry < 0) entry += kLen;
                 const unsigned* bitmap = reinterpret_cast<const unsigned*>(args.bitmap);
                 drops = (bitmap[entry / 32] >> (entry % 32)) & 1;
             }

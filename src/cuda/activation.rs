@@ -523,6 +523,6 @@ fn common<'a, T: Element, P: Element>(
         cols: shape.cols as u64,
         params,
         param_dtype: P::DTYPE,
-        max_blocks: None,
+        blocks: raw::Blocks::All,
     }
 }

@@ -139,7 +139,7 @@ impl<'a, L: Label> Rows<'a, L> {
                 decision(goldfish, tokens, addresses)
             }),
             shard: self.shard,
-            max_blocks: None,
+            blocks: super::raw::Blocks::All,
         }
     }
 }
@@ -506,6 +506,7 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
         let call = raw::ForwardWithGradient {
             forward,
             upstream: upstream(&dloss, &mut addresses),
+            cluster: None,
         };
         // SAFETY: as in `Forward::launch`; the logits are borrowed mutably.
         unsafe { raw::forward_with_gradient(device, stream.cu_stream(), op, &call) }

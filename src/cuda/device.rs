@@ -53,6 +53,7 @@ struct Inner {
     capability: u32,
     dynamic_shared_bytes: u32,
     shared_bytes_per_multiprocessor: u32,
+    multiprocessors: u32,
     modules: Mutex<HashMap<&'static str, Loaded>>,
     functions: RwLock<HashMap<Entry, Function>>,
 }
@@ -80,21 +81,22 @@ impl Inner {
         let (major, minor) = context
             .compute_capability()
             .map_err(|e| driver_error("asking for the compute capability", e))?;
-        let shared = |attribute| {
-            let bytes = context
+        let number = |attribute| {
+            let number = context
                 .attribute(attribute)
-                .map_err(|e| driver_error("asking for the size of shared memory", e))?;
-            Ok(bytes as u32)
+                .map_err(|e| driver_error("asking for an attribute of the device", e))?;
+            Ok(number as u32)
         };
         use sys::CUdevice_attribute as Attribute;
-        let of_block = shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let of_block = number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let of_multiprocessor =
-            shared(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
+            number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
         Ok(Inner {
             context: context.clone(),
             capability: (major * 10 + minor) as u32,
             dynamic_shared_bytes: of_block.saturating_sub(STATIC_SHARED_BYTES),
             shared_bytes_per_multiprocessor: of_multiprocessor,
+            multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             modules: Mutex::default(),
             functions: RwLock::default(),
         })
@@ -157,6 +159,11 @@ impl Device {
         (self.0.shared_bytes_per_multiprocessor / blocks)
             .saturating_sub(SYSTEM_SHARED_BYTES + STATIC_SHARED_BYTES)
             .min(self.0.dynamic_shared_bytes)
+    }
+
+    /// How many multiprocessors it has.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors
     }
 
     /// The device's name, such as `NVIDIA H100 80GB HBM3`.

@@ -305,7 +305,7 @@ impl<'a, I: TokenId> Mask<'a, I> {
             keep: keep.as_mut().map(|keep| addresses.output(keep)),
             weights: weights.as_mut().map(|weights| addresses.output(weights)),
             counts,
-            max_blocks: None,
+            blocks: super::raw::Blocks::All,
         };
         // SAFETY: all buffers are borrowed here, the outputs mutably, hold what the call says (an element for each
         // label as checked above, the others by their own lengths), and are of the device's context, as is the

@@ -31,6 +31,13 @@ impl Grid {
     }
 }
 
+/// How many blocks of `function` a multiprocessor holds at once, each with so much dynamic shared memory.
+pub(crate) fn active_blocks(function: &CudaFunction, shared_bytes: u32) -> Result<u32> {
+    function
+        .occupancy_max_active_blocks_per_multiprocessor(BLOCK as u32, shared_bytes as usize, None)
+        .map_err(|e| driver_error("asking for the room for blocks", e))
+}
+
 /// How many clusters of `grid.cluster` blocks of `function` the device runs at once; 0 if it has no room for one.
 pub(crate) fn active_clusters(function: &CudaFunction, grid: Grid) -> Result<u32> {
     let mut clusters = 0;

@@ -195,7 +195,7 @@ impl Strategy {
 }
 
 /// Entries of a table, a prime: `TABLE_SIZE` of the official code.
-pub const TABLE_LEN: usize = 1_000_003;
+pub const TABLE_LEN: usize = blocks::GOLDFISH_TABLE_LEN as usize;
 
 /// The seed of the tables and, with h added, of the coefficients: the 47th Fibonacci number, a prime.
 const SEED: u32 = 2_971_215_073;
@@ -486,7 +486,6 @@ impl Goldfish {
     pub(crate) fn set_args(&self, args: &mut GoldfishArgs) {
         args.k = self.strategy.k();
         args.h = self.strategy.h().unwrap_or(0);
-        args.table_len = TABLE_LEN as u64;
         args.strategy = match self.strategy {
             Strategy::Static { start, .. } => {
                 args.start = start;
@@ -504,6 +503,9 @@ impl Goldfish {
             Strategy::DotTable { .. } => blocks::GOLDFISH_DOT_TABLE,
             Strategy::Hash64 { k, seed, .. } => {
                 (args.seed, args.cut) = (mix(seed), cut64(k));
+                for (place, constant) in args.places.iter_mut().zip(SplitMix(args.seed)) {
+                    *place = constant;
+                }
                 blocks::GOLDFISH_HASH64
             }
         };

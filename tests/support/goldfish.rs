@@ -2,10 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::num::NonZeroU32;
-
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
 use xact::loss::goldfish::{Layout, TokenId, Tokens};
+use xact::raw::Blocks;
 use xact::raw::goldfish::{self, Counts, Decision, DeviceSlice, IdType, Mask};
 use xact::{Goldfish, Result};
 
@@ -63,7 +62,7 @@ fn id_bytes<I: TokenId>(ids: &[I]) -> Vec<u8> {
 pub struct How {
     /// Elements past a 16-byte boundary at which every buffer begins.
     pub offset: usize,
-    pub max_blocks: Option<NonZeroU32>,
+    pub blocks: Blocks,
 }
 
 /// The mask as the device makes it, checked to be the same in both forms and to agree with the counts.
@@ -125,7 +124,7 @@ pub fn keep<I: TokenId>(
             workspace: workspace.device_ptr(&gpu.stream).0,
             workspace_bytes,
         }),
-        max_blocks: how.max_blocks,
+        blocks: how.blocks,
     };
     // SAFETY: the buffers live until the downloads below, which wait for the stream.
     unsafe { goldfish::mask(&gpu.device, gpu.stream.cu_stream(), &call) }?;

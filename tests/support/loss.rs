@@ -8,7 +8,7 @@ use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use xact::loss::cross_entropy::Shard;
 use xact::raw::cross_entropy as raw;
 use xact::raw::goldfish::{Decision, DeviceSlice, IdType, Layout, Tokens};
-use xact::raw::{CUdeviceptr, Matrix};
+use xact::raw::{Blocks, CUdeviceptr, Matrix};
 use xact::{CrossEntropy, CrossEntropySummary, Element, Goldfish, Result, RowStats};
 
 use super::choose::Gpu;
@@ -26,7 +26,9 @@ pub struct How {
     pub labels: IdType,
     /// Ask for the per-row outputs that may be left out.
     pub all_outputs: bool,
-    pub max_blocks: Option<NonZeroU32>,
+    pub blocks: Blocks,
+    /// As in [`raw::ForwardWithGradient`].
+    pub cluster: Option<NonZeroU32>,
     /// Rows of a group; the gaps of `logits` and `dlogits` are then between the groups.
     pub groups: Option<usize>,
 }
@@ -56,7 +58,8 @@ impl Default for How {
             in_place: false,
             labels: IdType::I64,
             all_outputs: true,
-            max_blocks: None,
+            blocks: Blocks::All,
+            cluster: None,
             groups: None,
         }
     }
@@ -121,7 +124,7 @@ impl<'a> Uploaded<'a> {
             weights: self.weights.as_ref().map(|w| w.matrix(self.gpu).ptr),
             goldfish: self.goldfish,
             shard: self.shard,
-            max_blocks: self.how.max_blocks,
+            blocks: self.how.blocks,
         }
     }
 
@@ -384,6 +387,7 @@ pub fn with_gradient<T: Element>(
     let call = raw::ForwardWithGradient {
         forward,
         upstream: uploaded.upstream(),
+        cluster: how.cluster,
     };
     // SAFETY: the buffers live until the downloads below, which wait for the stream.
     unsafe { raw::forward_with_gradient(&gpu.device, gpu.stream.cu_stream(), op, &call) }?;
@@ -484,7 +488,11 @@ pub fn far_apart<T: Element>(gpu: &Gpu) -> std::result::Result<(), String> {
             // SAFETY: as above.
             unsafe { raw::backward(device, stream, &op, &call) }?;
         } else {
-            let call = raw::ForwardWithGradient { forward, upstream };
+            let call = raw::ForwardWithGradient {
+                forward,
+                upstream,
+                cluster: None,
+            };
             // SAFETY: as above.
             unsafe { raw::forward_with_gradient(device, stream, &op, &call) }?;
         }

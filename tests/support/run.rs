@@ -2,12 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::num::NonZeroU32;
-
 use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::activation::Registered;
 use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
-use xact::raw::{self, Matrix};
+use xact::raw::{self, Blocks, Matrix};
 use xact::{Dtype, Element, Gated, Order, Result};
 
 use super::choose::Gpu;
@@ -42,7 +40,7 @@ pub struct How {
     pub accumulate: bool,
     /// The backward writes y again; it is compared with that of the forward.
     pub emit_y: bool,
-    pub max_blocks: Option<NonZeroU32>,
+    pub blocks: Blocks,
 }
 
 impl Default for How {
@@ -57,7 +55,7 @@ impl Default for How {
             in_place: false,
             accumulate: false,
             emit_y: false,
-            max_blocks: None,
+            blocks: Blocks::All,
         }
     }
 }
@@ -146,7 +144,7 @@ fn common<'a, T: Element, P: Element>(
         cols: cols as u64,
         params,
         param_dtype: P::DTYPE,
-        max_blocks: how.max_blocks,
+        blocks: how.blocks,
     }
 }
 

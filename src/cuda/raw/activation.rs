@@ -2,12 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::num::NonZeroU32;
-
 use arrayvec::ArrayVec;
 
 use super::span::Span;
-use super::{CUdeviceptr, CUstream};
+use super::{Blocks, CUdeviceptr, CUstream};
 use crate::activation::{Activation, Gated, MAX_PARAMS, Order, SIGNATURES, Signature};
 use crate::blocks::{ActivationArgs, Matrix};
 use crate::cuda::device::Device;
@@ -93,9 +91,8 @@ pub struct Common<'a> {
     pub params: &'a [CUdeviceptr],
     /// Type of the parameters: [`Dtype::F32`], or that of the tensors.
     pub param_dtype: Dtype,
-    /// The most blocks to launch, to leave SMs to other work; `None` for the fastest. The result is
-    /// the same to the bit.
-    pub max_blocks: Option<NonZeroU32>,
+    /// How many blocks to launch.
+    pub blocks: Blocks,
 }
 
 /// The parameter gradients of a backward.
@@ -315,7 +312,7 @@ struct Buffers<'a> {
 struct Plan {
     stem: &'static str,
     shape: Shape,
-    max_blocks: Option<NonZeroU32>,
+    blocks: Blocks,
     args: ActivationArgs,
     /// What is read and written so far, for the checks that follow.
     read: ArrayVec<Span, { MAX_MATRICES + MAX_PARAMS }>,
@@ -340,7 +337,7 @@ impl Plan {
             cols,
             params,
             param_dtype,
-            max_blocks,
+            blocks,
         } = common;
         let outputs = || {
             buffers
@@ -392,7 +389,7 @@ impl Plan {
         Ok(Plan {
             stem: signature.name,
             shape,
-            max_blocks,
+            blocks,
             args,
             read: inputs.into_iter().chain(scalars).collect(),
             written,
@@ -454,17 +451,21 @@ impl Plan {
         let load = |task| device.function(Entry::new(self.stem, task, Some(self.shape.dtype)));
         // All are loaded before anything is launched, so that a failure to load writes nothing.
         let (task, sums) = (load(task)?, sums.map(load).transpose()?);
-        let chunks = u32::try_from(self.shape.cut.chunks).expect("at most MAX_CHUNKS");
+        let chunks = self.shape.cut.chunks;
         if chunks > 0 {
-            let blocks = self.max_blocks.map_or(chunks, |max| chunks.min(max.get()));
+            let grid = self
+                .blocks
+                .grid(device, &task, chunks, Grid::of_blocks(0))?;
             // SAFETY: the block of parameters is that of an activation's entries, filled for this task;
             // the caller vouches for the buffers and the stream.
-            unsafe { launch(device, stream, &task, Grid::of_blocks(blocks), &self.args) }?;
+            unsafe { launch(device, stream, &task, grid, &self.args) }?;
         }
         if let Some(sums) = sums {
+            // A block for each; those of parameters without a gradient do nothing.
+            let blocks = self.args.dparams.len() as u32;
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
-            unsafe { launch(device, stream, &sums, Grid::of_blocks(1), &self.args) }?;
+            unsafe { launch(device, stream, &sums, Grid::of_blocks(blocks), &self.args) }?;
         }
         Ok(())
     }

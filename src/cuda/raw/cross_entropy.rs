@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 
 use super::goldfish::{self, Decision, IdType};
 use super::span::Span;
-use super::{CUdeviceptr, CUstream};
+use super::{Blocks, CUdeviceptr, CUstream};
 use crate::blocks::{
     self, CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Matrix, RowStats,
 };
@@ -78,6 +78,9 @@ const WORD: u64 = 4;
 const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
 const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
 
+/// Bytes of the count of chunks, with which the workspace begins: a u32, and what aligns the totals behind it.
+const COUNT_BYTES: u64 = 8;
+
 /// What decides about rows, in all calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
@@ -94,9 +97,8 @@ pub struct Rows<'a> {
     pub goldfish: Option<Decision<'a>>,
     /// Set where the columns are those of one rank of several.
     pub shard: Option<Shard>,
-    /// The most blocks to launch, if a cluster has not more; `None` for the fastest. The result is the same to the
-    /// bit.
-    pub max_blocks: Option<NonZeroU32>,
+    /// How many blocks to launch.
+    pub blocks: Blocks,
 }
 
 /// The logits of a rank: of the last columns of a row that are no classes, nothing is read.
@@ -168,6 +170,9 @@ pub struct ForwardWithGradient<'a> {
     pub forward: Forward<'a>,
     /// The upstream gradients, `[N] f32` or `[1] f32`.
     pub upstream: Upstream,
+    /// Where clusters share rows, at least how many blocks a row has, up to a power of two and to what the device holds.
+    /// `None` for as few as the row fits into. Another number may give other bits, within the same bounds.
+    pub cluster: Option<NonZeroU32>,
 }
 
 /// Gradients from stats.
@@ -227,7 +232,8 @@ pub fn workspace_bytes(rows: u64) -> u64 {
     let stats = rows
         .saturating_add(SPLIT_BLOCKS)
         .saturating_mul(STATS_BYTES);
-    let bytes = stats.saturating_add(RowChunks::new(rows).chunks_bound * TOTALS_BYTES);
+    let totals = RowChunks::new(rows).chunks_bound * TOTALS_BYTES;
+    let bytes = stats.saturating_add(COUNT_BYTES + totals);
     bytes.checked_next_multiple_of(8).unwrap_or(u64::MAX)
 }
 
@@ -262,8 +268,7 @@ pub unsafe fn forward(
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
         plan.stats(device, stream, &stats)?;
-        plan.finish(device, stream, &finish)?;
-        plan.totals(device, stream, &totals)
+        plan.summary(device, stream, &finish, &totals)
     }
 }
 
@@ -286,7 +291,11 @@ pub unsafe fn forward_with_gradient(
     op: &CrossEntropy,
     call: &ForwardWithGradient<'_>,
 ) -> Result<()> {
-    let ForwardWithGradient { forward, upstream } = call;
+    let ForwardWithGradient {
+        forward,
+        upstream,
+        cluster,
+    } = call;
     let logits = &forward.logits;
     let mut plan = Plan::new(op, &forward.rows)?;
     plan.read_logits(op, logits, true)?;
@@ -297,15 +306,14 @@ pub unsafe fn forward_with_gradient(
     plan.check()?;
     let dtype = logits.dtype;
     let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
-    let cluster = plan.cluster(device, dtype)?;
+    let cluster = plan.cluster(device, dtype, *cluster)?;
     if cluster.is_none() && plan.cut.splits > 1 {
         let stats = device.function(stats_entry(dtype))?;
         let gradient = device.function(gradient_entry(dtype))?;
         // SAFETY: the caller vouches for the buffers and the stream.
         return unsafe {
             plan.stats(device, stream, &stats)?;
-            plan.finish(device, stream, &finish)?;
-            plan.totals(device, stream, &totals)?;
+            plan.summary(device, stream, &finish, &totals)?;
             plan.args.parts = plan.args.stats;
             plan.args.part_count = 1;
             plan.gradient(device, stream, &gradient)
@@ -323,9 +331,9 @@ pub unsafe fn forward_with_gradient(
         ) {
             // What divides the gradients is counted before them.
             plan.args.part_count = 0;
-            plan.finish(device, stream, &finish)?;
-            plan.totals(device, stream, &totals)?;
+            plan.summary(device, stream, &finish, &totals)?;
         }
+        plan.args.chunks_done = plan.chunks_done;
         if let Some((function, cut)) = &cluster {
             plan.clusters(device, stream, function, *cut)?;
         }
@@ -334,8 +342,7 @@ pub unsafe fn forward_with_gradient(
         }
         plan.args.parts = plan.args.stats;
         plan.args.part_count = 1;
-        plan.finish(device, stream, &finish)?;
-        plan.totals(device, stream, &totals)
+        plan.summary(device, stream, &finish, &totals)
     }
 }
 
@@ -420,10 +427,7 @@ pub unsafe fn finish(
     plan.check()?;
     let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     // SAFETY: the caller vouches for the buffers and the stream.
-    unsafe {
-        plan.finish(device, stream, &finish)?;
-        plan.totals(device, stream, &totals)
-    }
+    unsafe { plan.summary(device, stream, &finish, &totals) }
 }
 
 /// Labels, weights, logits, stats, normaliser, dloss, and what Goldfish reads.
@@ -435,9 +439,11 @@ const MAX_WRITTEN: usize = 8;
 struct Plan {
     args: CrossEntropyArgs,
     cut: RowCut,
-    max_blocks: Option<NonZeroU32>,
+    blocks: Blocks,
     /// Where the stats of the parts of rows go, if there are several.
     partials: CUdeviceptr,
+    /// Where the chunks that are done are counted, if there are several.
+    chunks_done: CUdeviceptr,
     read: ArrayVec<Span, MAX_READ>,
     written: ArrayVec<Span, MAX_WRITTEN>,
     /// Index in `read` of the logits, which dlogits may be.
@@ -466,8 +472,9 @@ impl Plan {
                 ..CrossEntropyArgs::default()
             },
             cut: RowCut::new(rows.rows, 0, WORD),
-            max_blocks: rows.max_blocks,
+            blocks: rows.blocks,
             partials: 0,
+            chunks_done: 0,
             read: ArrayVec::new(),
             written: ArrayVec::new(),
             logits: None,
@@ -638,8 +645,11 @@ impl Plan {
         }
         // It holds u64, and its size is a multiple of theirs.
         self.write("the workspace", scratch.workspace, needed / 8, 8, 8)?;
-        self.args.totals = scratch.workspace;
-        self.partials = scratch.workspace + self.args.chunks * TOTALS_BYTES;
+        self.args.totals = scratch.workspace + COUNT_BYTES;
+        self.partials = self.args.totals + self.args.chunks * TOTALS_BYTES;
+        if self.args.chunks > 1 {
+            self.chunks_done = scratch.workspace;
+        }
         if self.args.stats == 0 {
             self.args.stats = self.partials + SPLIT_BLOCKS * STATS_BYTES;
         }
@@ -714,11 +724,13 @@ impl Plan {
         blocks: u64,
         args: &CrossEntropyArgs,
     ) -> Result<()> {
-        let grid = Grid::of_blocks(self.limited(blocks));
+        let shape = Grid::of_blocks(0);
         // SAFETY: the caller vouches for all.
-        unsafe { self.launch_grid(device, stream, function, grid, args) }
+        unsafe { self.launch_grid(device, stream, function, (blocks, shape), args) }
     }
 
+    /// A block, or a cluster of `shape`, for each piece of work.
+    ///
     /// # Safety
     /// As for `launch`.
     unsafe fn launch_grid(
@@ -726,25 +738,24 @@ impl Plan {
         device: &Device,
         stream: CUstream,
         function: &Function,
-        grid: Grid,
+        (pieces, shape): (u64, Grid),
         args: &CrossEntropyArgs,
     ) -> Result<()> {
-        if grid.blocks == 0 {
+        if pieces == 0 {
             return Ok(());
         }
+        let grid = self.blocks.grid(device, function, pieces, shape)?;
         // SAFETY: the block of parameters is that of all entries of the op; the caller vouches for the rest.
         unsafe { launch(device, stream, function, grid, args) }
     }
 
-    /// The blocks to launch where there is work for so many: at most the widest grid that CUDA takes; they stride
-    /// over the rest.
-    fn limited(&self, blocks: u64) -> u32 {
-        let blocks = blocks.min(i32::MAX as u64) as u32;
-        self.max_blocks.map_or(blocks, |max| blocks.min(max.get()))
-    }
-
-    /// How clusters share the rows, if they do.
-    fn cluster(&self, device: &Device, dtype: Dtype) -> Result<Option<(Function, RowCut)>> {
+    /// How clusters of at least so many blocks share the rows, if they do.
+    fn cluster(
+        &self,
+        device: &Device,
+        dtype: Dtype,
+        least: Option<NonZeroU32>,
+    ) -> Result<Option<(Function, RowCut)>> {
         let entry = cluster_entry(dtype);
         if !device.has(entry)? {
             return Ok(None);
@@ -753,7 +764,8 @@ impl Plan {
         let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
         let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
         let most = function.largest_cluster;
-        let cut = self.cut.of_cluster(row_bytes, u64::from(room), most);
+        let least = least.map(|least| least.get().into());
+        let cut = (self.cut).of_cluster(row_bytes, u64::from(room), most, least);
         Ok(cut.map(|cut| (function, cut)))
     }
 
@@ -764,6 +776,7 @@ impl Plan {
         stream: CUstream,
         function: &Function,
     ) -> Result<()> {
+        self.args.chunks_done = self.chunks_done;
         let mut args = self.args;
         if self.cut.splits > 1 {
             args.stats = self.partials;
@@ -785,9 +798,23 @@ impl Plan {
         unsafe { self.launch(device, stream, function, args.chunks, &args) }
     }
 
-    unsafe fn totals(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
+    /// The results of rows, and the summary: one launch where there is one chunk of rows, or where a kernel before
+    /// has set the count of those that are done to 0, so that the block which does the last adds up all.
+    unsafe fn summary(
+        &self,
+        device: &Device,
+        stream: CUstream,
+        finish: &Function,
+        totals: &Function,
+    ) -> Result<()> {
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch(device, stream, function, 1, &self.args) }
+        unsafe {
+            self.finish(device, stream, finish)?;
+            if self.args.chunks == 1 || self.args.chunks_done != 0 {
+                return Ok(());
+            }
+            self.launch(device, stream, totals, 1, &self.args)
+        }
     }
 
     unsafe fn gradient(
@@ -812,12 +839,12 @@ impl Plan {
         let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
         let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
         args.on_chip = u32::from(on_chip);
-        let grid = Grid {
+        let shape = Grid {
             shared_bytes: if on_chip { row_bytes as u32 } else { 0 },
-            ..Grid::of_blocks(self.limited(args.rows))
+            ..Grid::of_blocks(0)
         };
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch_grid(device, stream, function, grid, &args) }
+        unsafe { self.launch_grid(device, stream, function, (args.rows, shape), &args) }
     }
 
     unsafe fn clusters(
@@ -830,17 +857,13 @@ impl Plan {
         let mut args = self.args;
         args.splits = cut.splits;
         args.packs_per_split = cut.packs_per_split;
-        let cluster = cut.cluster_blocks() as u32;
-        // Whole clusters, and one at least, unless there is nothing to do.
-        let clusters = self.limited(args.rows.saturating_mul(u64::from(cluster))) / cluster;
-        let clusters = clusters.max(u32::from(args.rows > 0));
-        let grid = Grid {
-            blocks: clusters * cluster,
-            cluster,
+        let shape = Grid {
+            blocks: 0,
+            cluster: cut.cluster_blocks() as u32,
             shared_bytes: cut.part_bytes() as u32,
         };
         // SAFETY: the caller vouches for the buffers and the stream.
-        unsafe { self.launch_grid(device, stream, function, grid, &args) }
+        unsafe { self.launch_grid(device, stream, function, (args.rows, shape), &args) }
     }
 }
 

@@ -2,12 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::num::NonZeroU32;
-
 use arrayvec::ArrayVec;
 
 use super::span::Span;
-use super::{CUdeviceptr, CUstream};
+use super::{Blocks, CUdeviceptr, CUstream};
 use crate::blocks::{self, GoldfishArgs, GoldfishMaskArgs};
 use crate::cuda::device::Device;
 use crate::cuda::entry::Entry;
@@ -233,8 +231,8 @@ pub struct Mask<'a> {
     pub weights: Option<CUdeviceptr>,
     /// If given, how many there are of each.
     pub counts: Option<Counts>,
-    /// The most blocks to launch; `None` for the fastest. The result is the same.
-    pub max_blocks: Option<NonZeroU32>,
+    /// How many blocks to launch.
+    pub blocks: Blocks,
 }
 
 /// Blocks of the mask kernel.
@@ -263,10 +261,13 @@ pub fn workspace_bytes(labels: u64) -> u64 {
 pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result<()> {
     let labels = call.labels;
     let (goldfish, read) = call.decision.args(labels)?;
-    let blocks = blocks(labels);
-    let blocks = call
-        .max_blocks
-        .map_or(blocks, |max| blocks.min(max.get().into()));
+    // Both are loaded before anything is launched, so that a failure to load writes nothing.
+    let mask = device.function(MASK)?;
+    let counts = call.counts.map(|_| device.function(COUNTS)).transpose()?;
+    let grid = call
+        .blocks
+        .grid(device, &mask, blocks(labels), Grid::of_blocks(0))?;
+    let blocks = u64::from(grid.blocks);
     let mut args = GoldfishMaskArgs {
         goldfish,
         labels,
@@ -302,14 +303,10 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
             output.disjoint_from(other)?;
         }
     }
-    // Both are loaded before anything is launched, so that a failure to load writes nothing.
-    let mask = device.function(MASK)?;
-    let counts = call.counts.map(|_| device.function(COUNTS)).transpose()?;
     if blocks > 0 && !written.is_empty() {
-        let blocks = u32::try_from(blocks).expect("at most MAX_CHUNKS");
         // SAFETY: the parameters are those of goldfish's entries; the caller vouches for the buffers and the
         // stream.
-        unsafe { launch(device, stream, &mask, Grid::of_blocks(blocks), &args) }?;
+        unsafe { launch(device, stream, &mask, grid, &args) }?;
     }
     if let Some(counts) = &counts {
         // SAFETY: as above; the stream orders it after the pass that writes the counts of the blocks, of which

@@ -9,6 +9,7 @@
 //! output may belong to anything else of the call.
 
 pub(super) mod activation;
+mod blocks;
 pub mod cross_entropy;
 pub mod goldfish;
 mod span;
@@ -17,6 +18,7 @@ pub use activation::{
     Backward, Common, Dparams, Forward, GatedBackward, GatedForward, backward, forward,
     gated_backward, gated_forward, partials, workspace_bytes,
 };
+pub use blocks::Blocks;
 pub use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
 pub use crate::blocks::Matrix;

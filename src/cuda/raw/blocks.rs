@@ -1,0 +1,60 @@
+//! How many blocks a launch has, where there is a choice.
+
+use std::num::NonZeroU32;
+
+use crate::cuda::device::{Device, Function};
+use crate::cuda::grid::{Grid, active_blocks, active_clusters};
+use crate::error::Result;
+
+/// The most blocks that a kernel is launched with; they take the pieces of work by turns. The result is the same to the
+/// bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Blocks {
+    /// One for each piece of work: the hardware hands out new ones as others return.
+    #[default]
+    All,
+    /// So many, to leave multiprocessors to other work. Where clusters share rows, one cluster at least.
+    AtMost(NonZeroU32),
+    /// As many as the device holds at once: persistent blocks.
+    Resident,
+}
+
+impl From<Option<NonZeroU32>> for Blocks {
+    fn from(most: Option<NonZeroU32>) -> Blocks {
+        most.map_or(Blocks::All, Blocks::AtMost)
+    }
+}
+
+impl Blocks {
+    /// A grid of whole clusters for `pieces` of work, one for each cluster: at most the widest that CUDA takes.
+    /// `shape` has no blocks yet.
+    pub(super) fn grid(
+        self,
+        device: &Device,
+        function: &Function,
+        pieces: u64,
+        shape: Grid,
+    ) -> Result<Grid> {
+        let widest = i32::MAX as u32 / shape.cluster;
+        let most = match self {
+            Blocks::All => widest,
+            Blocks::AtMost(blocks) => blocks.get() / shape.cluster,
+            Blocks::Resident if shape.cluster > 1 => {
+                let one = Grid {
+                    blocks: shape.cluster,
+                    ..shape
+                };
+                active_clusters(&function.function, one)?
+            }
+            Blocks::Resident => {
+                device.multiprocessors() * active_blocks(&function.function, shape.shared_bytes)?
+            }
+        };
+        let clusters = pieces.min(most.clamp(1, widest).into()) as u32;
+        Ok(Grid {
+            blocks: clusters * shape.cluster,
+            ..shape
+        })
+    }
+}
