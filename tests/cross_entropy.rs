@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         true,
         clusters_are_no_larger_than_fit,
     );
+    table.add("launches".into(), true, launches);
     table.add(
         "blocks_of_a_cluster_are_a_choice".into(),
         true,
@@ -1117,6 +1118,38 @@ fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// What calls launch: sums over the chunks of rows, 256 each, take no launch of their own where a kernel comes before.
+fn launches(gpu: &Gpu, _full: bool) -> Outcome {
+    const CLUSTER_COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
+    let plain = CrossEntropy::default().normalizer(Normalizer::None);
+    let kept = CrossEntropy::default();
+    for (op, rows, cols, want) in [
+        (plain, 600, 33, &["fused", "finish"] as &[_]),
+        (plain, 7, CLUSTER_COLS, &["cluster", "finish"]),
+        (kept, 600, 33, &["finish", "totals", "fused", "finish"]),
+        (kept, 7, CLUSTER_COLS, &["finish", "cluster", "finish"]),
+        (kept, 7, 33, &["finish", "fused", "finish"]),
+    ] {
+        let batch = three_of::<bf16>(rows, cols);
+        let uploaded = Uploaded::new(gpu, &batch, How::default());
+        let (results, launches) =
+            cuda_emulator::record(|| loss::with_gradient(gpu, &op, &batch, &uploaded));
+        results?;
+        assert_eq!(tasks(&launches), want, "in place, {rows} x {cols}");
+        let (results, launches) =
+            cuda_emulator::record(|| loss::forward_backward(gpu, &op, &batch, &uploaded));
+        results?;
+        assert_eq!(tasks(&launches), ["stats", "finish", "gradient"], "{rows}");
+    }
+    Ok(())
+}
+
+/// The tasks of launches, in their order.
+fn tasks(launches: &[LaunchReport]) -> Vec<&str> {
+    let names = launches.iter().map(|launch| launch.kernel.as_str());
+    names.filter_map(|name| name.split('_').nth(2)).collect()
 }
 
 /// A cluster has as many blocks as are asked for, and its rows take turns: within the bounds, with the same bits on every
