@@ -194,7 +194,7 @@ fn the_rows_fit_into_the_time() {
         rows.len()
     );
     assert!(
-        all < 220.0 && quick < 30.0 && few < 5.0,
+        all < 200.0 && quick < 20.0 && few < 5.0,
         "{all} s, {quick} s, {few} s"
     );
     assert_eq!(rows.len(), 6);
@@ -708,4 +708,33 @@ fn the_page_says_what_matters() {
         page::of(&parts).lines().count() < 70,
         "more than a minute's reading"
     );
+}
+
+/// What `run.sh` names is there: rows and kernels to profile, calls of clusters to watch.
+#[test]
+fn the_script_names_what_there_is() {
+    let script = include_str!("../xtask/bundle/run.sh");
+    let between = |start: &str| {
+        let (_, rest) = script.split_once(start).expect(start);
+        rest.split('\'').next().expect("a quoted text")
+    };
+    let profiles: Vec<_> = between("profiles='").lines().collect();
+    assert_eq!(profiles.len(), 8);
+    for line in profiles {
+        let (kernel, name) = line.split_once(' ').expect("a kernel and a row");
+        let found = rows::all()
+            .into_iter()
+            .find(|row| row.name().starts_with(name));
+        let found = found.unwrap_or_else(|| panic!("no row {name}"));
+        // A row so small is no cluster's.
+        if !kernel.contains("cluster") {
+            let gpu = gpu();
+            let (done, launches) = cuda_emulator::record(|| measure::profile(&gpu, &found.tiny()));
+            done.expect("launches");
+            assert!(launches.iter().any(|l| l.kernel == kernel), "{line}");
+        }
+    }
+    let dump = Dump::of(&gpu(), true, between("clusters='"));
+    let entries: Vec<_> = dump.calls.iter().flat_map(|call| &call.entries).collect();
+    assert!(entries.iter().any(|e| e.contains("cluster")), "{entries:?}");
 }
