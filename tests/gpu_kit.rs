@@ -31,7 +31,7 @@ use std::sync::LazyLock;
 use clocks::{Clocks, Sampler};
 use compare::{Call, Comparison, Dump, Output, never_launched};
 use devices::Goal;
-use measure::{Machine, Measured, Memory, Speed};
+use measure::{Bench, Machine, Measured, Memory, Speed};
 use report::Parts;
 use rows::Row;
 use serde_json::json;
@@ -708,6 +708,52 @@ fn the_page_says_what_matters() {
         page::of(&parts).lines().count() < 70,
         "more than a minute's reading"
     );
+}
+
+/// How the bench times, with the emulator's clock: every kind of row goes through, beside its yardstick.
+#[test]
+fn a_row_is_timed_beside_its_yardstick() {
+    let gpu = gpu();
+    let machine = Machine {
+        l2_bytes: 1 << 12,
+        ..Machine::of(&gpu).expect("a machine")
+    };
+    // Of an H100: emulated or not, its data sheet's.
+    assert_eq!(machine.memory, Memory::Sheet(3350.0));
+    let mut bench = Bench::new(&gpu, &machine, 3, 1 << 16).expect("a bench");
+    let mut speed = Speed {
+        clocks: None,
+        yardsticks: bench.yardsticks().expect("yardsticks"),
+        rows: Vec::new(),
+        without: Vec::new(),
+        machine,
+    };
+    for name in [
+        "xielu plain backward bf16 20480x8192",
+        "cross_entropy plain forward bf16 8192x131072",
+        "cross_entropy plain fused f32 8192x131072",
+        "cross_entropy plain backward f16 8192x131072",
+        "goldfish hash64 mask i64 16384x4096",
+    ] {
+        let tiny = row(&format!("{name} scale 1 masked 0%")).tiny();
+        let found = bench.measure(&tiny).expect("a time").expect("it fits");
+        assert!(Yardstick::of(&tiny).contains(&found.yardstick), "{found:?}");
+        assert!(found.ms_min <= found.ms && found.ms <= found.ms_max && found.ms_min > 0.0);
+        assert!(found.yardstick_ms > 0.0 && found.turns >= 3 && found.samples == 3);
+        speed.rows.push(found);
+    }
+    let kinds: Vec<_> = speed.yardsticks.iter().map(|(which, _)| *which).collect();
+    assert_eq!(kinds, Yardstick::ALL);
+    assert!(speed.yardsticks.iter().all(|(_, gb_per_s)| *gb_per_s > 0.0));
+    let text = serde_json::to_string(&speed).expect("JSON");
+    assert_eq!(
+        serde_json::from_str::<Speed>(&text)
+            .expect("what was written")
+            .rows
+            .len(),
+        5
+    );
+    assert!(report::speed_in_words(&speed).contains("nothing here samples it"));
 }
 
 /// What `run.sh` names is there: rows and kernels to profile, calls of clusters to watch.

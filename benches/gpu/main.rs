@@ -186,7 +186,7 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
     }
     let machine = Machine::of(&gpu)?;
     let sampler = Sampler::of(&gpu)?;
-    let mut bench = Bench::new(&gpu, &machine, arguments.samples)?;
+    let mut bench = Bench::new(&gpu, &machine, arguments.samples, measure::YARDSTICK_BYTES)?;
     let (free, _) = gpu.device.context().mem_get_info()?;
     let plan = |row| measure::seconds(row, &machine, free as u64, arguments.samples);
     let planned: f64 = rows.iter().map(plan).sum();

@@ -24,10 +24,10 @@ const SAMPLE_MS: f64 = 4.0;
 /// The most calls of a graph.
 const CALLS: f64 = 2000.0;
 /// Bytes of each of the yardsticks' two buffers: several times any L2 cache.
-const YARDSTICK_BYTES: u64 = 1 << 30;
-/// Bytes of the copy before each sample, during which the host launches its graph: a tenth of a millisecond at least,
-/// at twice the bytes and the 4.8 TB/s of an H200.
-const LEAD_BYTES: u64 = YARDSTICK_BYTES / 4;
+pub const YARDSTICK_BYTES: u64 = 1 << 30;
+/// The part of a buffer that is copied before each sample, during which the host launches its graph: a tenth of a
+/// millisecond at least, at twice the bytes and the 4.8 TB/s of an H200.
+const LEAD: u64 = 4;
 /// Milliseconds that memory needs for a row below which its launches decide: a call has one to five, each with some
 /// microseconds of its own, and a share of a yardstick would say nothing of the kernel.
 const LAUNCHES_MS: f64 = 0.01;
@@ -202,7 +202,7 @@ pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
         _ => (calls.max(SAMPLE_MS / 1e3), 0.0),
     };
     let yardstick = SAMPLE_MS / 1e3;
-    let lead = 2.0 * LEAD_BYTES as f64 / BYTES_PER_S;
+    let lead = 2.0 * (YARDSTICK_BYTES / LEAD) as f64 / BYTES_PER_S;
     let trials = (3 * TRIALS) as f64 * (lead + yardstick);
     APART
         + trials
@@ -236,11 +236,12 @@ struct Beside<'a> {
 }
 
 impl<'a> Bench<'a> {
-    pub fn new(gpu: &'a Gpu, machine: &Machine, samples: usize) -> Result<Bench<'a>> {
+    /// A bench whose yardsticks have buffers of `bytes` bytes.
+    pub fn new(gpu: &'a Gpu, machine: &Machine, samples: usize, bytes: u64) -> Result<Bench<'a>> {
         gpu.device.preload()?;
         // A prime number: no two turns and no two rows hold the same.
         let mut tiles = Tiles::new(gpu, 4_194_301);
-        let yardsticks = Yardsticks::new(gpu, &mut tiles, YARDSTICK_BYTES)?;
+        let yardsticks = Yardsticks::new(gpu, &mut tiles, bytes)?;
         yardsticks.check()?;
         Ok(Bench {
             gpu,
@@ -253,10 +254,14 @@ impl<'a> Bench<'a> {
 
     /// GB/s of every yardstick on whole buffers: medians of samples in turn.
     pub fn yardsticks(&self) -> Result<Vec<(Yardstick, f64)>> {
-        // What a call may take decides how many make a sample, and no more.
-        let once = 2.0 * YARDSTICK_BYTES as f64 / 2e9;
+        let whole = |which: Yardstick| which.passes() * self.yardsticks.bytes();
+        let timed = |which| {
+            let once = self.beside(which, whole(which), SAMPLE_MS)?;
+            let once = self.elapsed(&once.queued)? * once.per_ms;
+            self.beside(which, whole(which), once)
+        };
         let all: Vec<_> = (Yardstick::ALL.into_iter())
-            .map(|which| self.beside(which, which.passes() * YARDSTICK_BYTES, once))
+            .map(timed)
             .collect::<Result<_>>()?;
         let mut found = vec![Vec::new(); all.len()];
         for _ in 0..self.samples {
@@ -265,8 +270,8 @@ impl<'a> Bench<'a> {
             }
         }
         let speed = |(beside, found): (&Beside<'_>, &mut Vec<f64>)| {
-            let bytes = beside.yardstick.passes() * YARDSTICK_BYTES;
-            (beside.yardstick, bytes as f64 / median(found) / 1e6)
+            let bytes = whole(beside.yardstick) as f64;
+            (beside.yardstick, bytes / median(found) / 1e6)
         };
         Ok(all.iter().zip(&mut found).map(speed).collect())
     }
@@ -329,8 +334,8 @@ impl<'a> Bench<'a> {
         if let Queued::Graph(graph) = queued {
             graph.upload()?;
         }
-        self.yardsticks
-            .queue(Yardstick::StreamCopy, 0, LEAD_BYTES)?;
+        let lead = self.yardsticks.bytes() / LEAD;
+        self.yardsticks.queue(Yardstick::StreamCopy, 0, lead)?;
         start.record(stream)?;
         match queued {
             Queued::Graph(graph) => graph.launch()?,

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use xact::cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, LaunchConfig, PushKernelArg};
 use xact::cudarc::nvrtc::Ptx;
+use xact::raw::CUdeviceptr;
 use xact::{Dtype, loss};
 
 use crate::rows::Row;
@@ -81,7 +82,9 @@ pub struct Yardsticks<'a> {
     copy: CudaFunction,
     read: CudaFunction,
     buffers: [CudaSlice<u8>; 2],
-    sink: CudaSlice<u32>,
+    _sink: CudaSlice<u32>,
+    /// Where they are. To ask while a graph is captured would wait for events from outside of it.
+    at: [CUdeviceptr; 3],
 }
 
 impl<'a> Yardsticks<'a> {
@@ -94,12 +97,16 @@ impl<'a> Yardsticks<'a> {
             tiles.fill(base, len, Dtype::Bf16, 1.0)?;
             Ok(slice)
         };
+        let (buffers, sink) = ([random()?, random()?], gpu.stream.alloc_zeros::<u32>(1)?);
+        let [from, to] = [0, 1].map(|i: usize| buffers[i].device_ptr(&gpu.stream).0);
+        let at = [from, to, sink.device_ptr(&gpu.stream).0];
         Ok(Yardsticks {
             gpu,
-            buffers: [random()?, random()?],
+            at,
+            buffers,
             copy: module.load_function("yardstick_copy")?,
             read: module.load_function("yardstick_read")?,
-            sink: gpu.stream.alloc_zeros(1)?,
+            _sink: sink,
         })
     }
 
@@ -113,7 +120,8 @@ impl<'a> Yardsticks<'a> {
     pub fn queue(&self, which: Yardstick, offset: u64, part: u64) -> Result<()> {
         assert!(offset % VECTOR == 0 && part % VECTOR == 0 && offset + part <= self.bytes());
         let Gpu { stream, .. } = self.gpu;
-        let [from, to] = [0, 1].map(|i| self.buffers[i].device_ptr(stream).0 + offset);
+        let [from, to, sink] = self.at;
+        let (from, to) = (from + offset, to + offset);
         let (vectors, blocks) = (part / VECTOR, u32::try_from(part.div_ceil(BLOCK_BYTES))?);
         let shape = LaunchConfig {
             grid_dim: (blocks, 1, 1),
@@ -137,7 +145,6 @@ impl<'a> Yardsticks<'a> {
                 unsafe { launch.launch(shape) }?;
             }
             Yardstick::ReadKernel => {
-                let sink = self.sink.device_ptr(stream).0;
                 // Any number: four vectors of random words seldom add up to it.
                 let never = 0x9e37_79b9u32;
                 let mut launch = stream.launch_builder(&self.read);

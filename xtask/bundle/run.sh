@@ -287,7 +287,7 @@ run_ncu() {
     while read -r kernel row; do
         name="ncu ${row% bf16*}"
         if [ $stand_in = 1 ]; then
-            step "$name" 60 "$programs/gpu" profile --smoke "$row"
+            step "${name/ncu/launch}" 60 "$programs/gpu" profile --smoke "$row"
             continue
         fi
         counters "$kernel" "$row"
