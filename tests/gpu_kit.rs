@@ -768,6 +768,10 @@ fn the_script_names_what_there_is() {
     assert_eq!(profiles.len(), 8);
     for line in profiles {
         let (kernel, name) = line.split_once(' ').expect("a kernel and a row");
+        assert!(
+            xact::cuda::entry_names().iter().any(|n| n == kernel),
+            "{kernel}"
+        );
         let found = rows::all()
             .into_iter()
             .find(|row| row.name().starts_with(name));

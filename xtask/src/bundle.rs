@@ -334,6 +334,7 @@ case $1 in
     dump) for last; do :; done; echo 'of the device' >"$last" ;;
     profile) echo '    DRAM Throughput     %      91.2' ;;
     compare) cat "$2" "$3" >>"$CALLS" ;;
+    load) echo "cache ${CUDA_CACHE_PATH#"$TMPDIR"}, off: ${CUDA_CACHE_DISABLE-no}" >>"$CALLS" ;;
 esac
 echo done"#,
             );
@@ -341,7 +342,10 @@ echo done"#,
                 .write(&format!("{BUNDLE}/version.txt"), "xact of a test\n");
             stub.tool("python3", "exit 1");
             stub.tool("compute-sanitizer", "shift 4; exec \"$@\"");
-            stub.tool("ncu", "while [ ! -x \"$1\" ]; do shift; done; exec \"$@\"");
+            stub.tool(
+                "ncu",
+                "echo \"ncu $*\" >>\"$CALLS\"; while [ ! -x \"$1\" ]; do shift; done; exec \"$@\"",
+            );
             stub.tool("nvidia-smi", "echo 1755");
             stub
         }
@@ -443,6 +447,11 @@ echo done"#,
             "gpu 1 profile xsilu gated1 backward",
             "gpu 1 dump --small ",
             "--only cross_entropy/f32/fused/plain, shared rows ",
+            // The clocks that the device has by itself, and of several kernels the one that is meant.
+            "ncu --clock-control none ",
+            "--kernel-name regex:^cross_entropy_cluster_bf16$ ",
+            // A cache of the run's own, which is there for the second time of loading.
+            "/cuda-cache, off: no\n",
         ] {
             assert!(calls.contains(call), "{call}: {calls}");
         }
