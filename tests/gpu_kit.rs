@@ -253,7 +253,13 @@ fn yardsticks_move_what_they_are_divided_by() {
     let yardsticks = Yardsticks::new(&gpu, &mut tiles, 1 << 17).expect("yardsticks");
     yardsticks.check().expect("copies that copy");
     for which in [Yardstick::CopyKernel, Yardstick::ReadKernel] {
-        for (offset, part) in [(0, 16), (16, 1 << 14), (0, 3 * (1 << 14) + 272), (48, 4096)] {
+        for (offset, part) in [
+            (0, 16),
+            (16, (1 << 14) - 16),
+            (16, 1 << 14),
+            (0, 3 * (1 << 14) + 272),
+            (48, 4096),
+        ] {
             let (queued, launches) =
                 cuda_emulator::record(|| yardsticks.queue(which, offset, part));
             queued.expect("a launch");
@@ -317,14 +323,17 @@ fn clocks_are_sampled_until_nobody_asks() {
 #[test]
 fn a_profile_is_plain_launches_of_one_row() {
     let gpu = gpu();
-    let tiny = row("xielu compat forward bf16 20480x8192 scale 1 masked 0%").tiny();
-    let (done, launches) = cuda_emulator::record(|| measure::profile(&gpu, &tiny));
-    done.expect("launches");
-    let kernels: Vec<_> = launches
-        .iter()
-        .map(|launch| launch.kernel.as_str())
-        .collect();
-    assert_eq!(kernels, ["xielu_forward_bf16"; 3]);
+    let launches = |form| {
+        let name = format!("xielu {form} forward bf16 20480x8192 scale 1 masked 0%");
+        let tiny = row(&name).tiny();
+        let (done, launches) = cuda_emulator::record(|| measure::profile(&gpu, &tiny));
+        done.expect("launches");
+        let kernels: Vec<_> = launches.iter().map(|l| l.kernel.as_str()).collect();
+        assert_eq!(kernels, ["xielu_forward_bf16"; 3]);
+        launches[0].by_opcode.clone()
+    };
+    // The clamped formula is another path of the kernel.
+    assert_ne!(launches("plain"), launches(rows::COMPAT));
 }
 
 /// Every row runs, writes its output, and moves the bytes that its speed is computed from.
