@@ -33,6 +33,8 @@ const LEAD: u64 = 4;
 const LAUNCHES_MS: f64 = 0.01;
 /// Samples of each copy by which the fastest is found.
 const TRIALS: usize = 2;
+/// Random numbers that fill buffers again and again: a prime, so that no two turns and no two rows hold the same.
+const TILE: usize = 4_194_301;
 /// The part of the free memory that a row may take.
 const MEMORY: f64 = 0.9;
 /// The most samples of a row that is there only to complete the grid.
@@ -239,8 +241,7 @@ impl<'a> Bench<'a> {
     /// A bench whose yardsticks have buffers of `bytes` bytes.
     pub fn new(gpu: &'a Gpu, machine: &Machine, samples: usize, bytes: u64) -> Result<Bench<'a>> {
         gpu.device.preload()?;
-        // A prime number: no two turns and no two rows hold the same.
-        let mut tiles = Tiles::new(gpu, 4_194_301);
+        let mut tiles = Tiles::new(gpu, TILE);
         let yardsticks = Yardsticks::new(gpu, &mut tiles, bytes)?;
         yardsticks.check()?;
         Ok(Bench {
@@ -425,7 +426,7 @@ pub fn smoke_yardsticks(gpu: &Gpu) -> Result<()> {
 
 /// Launches a row once on the buffers of each turn, by plain launches that a profiler sees one by one.
 pub fn profile(gpu: &Gpu, row: &Row) -> Result<()> {
-    let mut tiles = Tiles::new(gpu, 4_194_301);
+    let mut tiles = Tiles::new(gpu, TILE.min((row.rows * row.cols) as usize));
     let work = work::prepare(gpu, &mut tiles, row, TURNS as usize)?;
     restore(&work)?;
     gpu.stream.synchronize()?;

@@ -22,7 +22,7 @@
 #   peers       PyTorch, Triton, Liger-Kernel and QuACK beside ours
 #   geometries  other geometries of the kernels, if the bundle was packed with --tuning
 #   suite       the tests of cross-entropy and of the activations
-# and, only where they are named, every-row, every-test and every-sanitizer: all that there is, in 4, 4 and 8 minutes.
+# and, only where they are named, every-row, every-test and every-sanitizer: all that there is of each.
 #
 # Writes page.md, which is for a minute's reading, report.md, results.json, two plots, and failures.txt if anything
 # failed. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says why. The
