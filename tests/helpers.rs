@@ -139,7 +139,7 @@ fn the_emulator_is_the_model_that_is_asked_for() {
     // It takes the kernels for sm_90, and runs them.
     let gpu = open(choice("emulated:b200").expect("a device")).expect("the emulator");
     assert!(gpu.emulated && gpu.name.contains("B200"), "{}", gpu.name);
-    let (op, params) = (Xsilu::default(), [0.0]);
+    let (op, params) = (Xsilu, [0.0]);
     let y = run::forward(&gpu, &op, &params, &[2.0f32], &run::How::default()).expect("a forward");
     let exact = op.evaluate(&[0.0], 2.0).y.value;
     assert!((f64::from(y[0]) - exact).abs() < 1e-6, "{y:?}");

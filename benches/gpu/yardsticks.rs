@@ -118,7 +118,8 @@ impl<'a> Yardsticks<'a> {
     /// Queues one: `part` bytes from `offset` on are read and, if it copies, written to the other buffer. Both numbers
     /// are multiples of [`VECTOR`].
     pub fn queue(&self, which: Yardstick, offset: u64, part: u64) -> Result<()> {
-        assert!(offset % VECTOR == 0 && part % VECTOR == 0 && offset + part <= self.bytes());
+        assert!(offset.is_multiple_of(VECTOR) && part.is_multiple_of(VECTOR));
+        assert!(offset + part <= self.bytes());
         let Gpu { stream, .. } = self.gpu;
         let [from, to, sink] = self.at;
         let (from, to) = (from + offset, to + offset);
