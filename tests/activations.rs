@@ -2,7 +2,7 @@
 //! lengths and alignments, rows with a pitch, in place, determinism, traffic. The table is made from
 //! the registry, so a new op is tested by existing.
 //!
-//! `XACT_DEVICE=auto|gpu|emulated` chooses the device; `XACT_FULL=1` runs everything there is.
+//! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` chooses the device; `XACT_FULL=1` runs everything there is.
 
 mod support;
 

@@ -10,6 +10,7 @@ fn pages_link_to_what_is_there() {
     for page in [
         "README.md",
         "docs/accuracy.md",
+        "docs/gpu-day.md",
         "docs/performance.md",
         "docs/pitfalls.md",
     ] {

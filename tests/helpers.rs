@@ -2,11 +2,11 @@
 
 mod support;
 
-use support::choose::Choice;
-use support::inputs;
+use support::choose::{Choice, open};
 use support::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
+use support::{inputs, run};
 use xact::activation::Registered;
-use xact::{Activation, Xgelu, Xielu};
+use xact::{Activation, Xgelu, Xielu, Xsilu};
 
 fn axis(scale: Scale, min: f64, max: f64) -> Axis {
     Axis {
@@ -115,7 +115,32 @@ fn where_a_gpu_is_required_nothing_is_emulated() {
         for required in [false, true] {
             assert_eq!(Choice::Gpu.emulates(present, required), Ok(false));
         }
-        assert_eq!(Choice::Emulated.emulates(present, false), Ok(true));
-        assert!(Choice::Emulated.emulates(present, true).is_err());
+        assert_eq!(Choice::Emulated(0).emulates(present, false), Ok(true));
+        assert!(Choice::Emulated(0).emulates(present, true).is_err());
     }
+}
+
+#[test]
+fn the_emulator_is_the_model_that_is_asked_for() {
+    let choice = |text: &str| text.parse::<Choice>();
+    for (text, ordinal) in [
+        ("emulated", 0),
+        ("emulated:H100", 0),
+        ("emulated:a100", 1),
+        ("emulated:h200", 3),
+        ("emulated:b200", 4),
+    ] {
+        assert_eq!(choice(text), Ok(Choice::Emulated(ordinal)), "{text}");
+    }
+    let said = choice("emulated:v100").expect_err("no such device");
+    assert!(said.contains("NVIDIA H200 (emulated)"), "{said}");
+    assert!(choice("h200").is_err());
+
+    // It takes the kernels for sm_90, and runs them.
+    let gpu = open(choice("emulated:b200").expect("a device")).expect("the emulator");
+    assert!(gpu.emulated && gpu.name.contains("B200"), "{}", gpu.name);
+    let (op, params) = (Xsilu, [0.0]);
+    let y = run::forward(&gpu, &op, &params, &[2.0f32], &run::How::default()).expect("a forward");
+    let exact = op.evaluate(&[0.0], 2.0).y.value;
+    assert!((f64::from(y[0]) - exact).abs() < 1e-6, "{y:?}");
 }

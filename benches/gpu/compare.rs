@@ -60,24 +60,25 @@ pub struct Output {
     pub bytes: Vec<u8>,
 }
 
+/// The name of a call.
+fn name_of(words: [&str; 4]) -> String {
+    words.join("/")
+}
+
 impl Call {
     fn name(&self) -> String {
-        let Call {
-            op,
-            dtype,
-            direction,
-            params,
-            ..
-        } = self;
-        format!("{op}/{dtype}/{direction}/{params}")
+        name_of([&self.op, &self.dtype, &self.direction, &self.params])
     }
 }
 
 /// `gpu dump`.
-pub fn dump(file: &Path, small: bool) -> Result<ExitCode> {
+pub fn dump(file: &Path, small: bool, only: &str) -> Result<ExitCode> {
     let gpu = Choice::from_env().and_then(open)?;
-    let dump = Dump::of(&gpu, small);
-    if gpu.emulated {
+    let dump = Dump::of(&gpu, small, only);
+    if dump.calls.is_empty() {
+        return Err(format!("no call's name begins with {only}").into());
+    }
+    if gpu.emulated && only.is_empty() {
         let missing = never_launched(&dump);
         if !missing.is_empty() {
             return Err(format!("no call launches {}", missing.join(", ")).into());
@@ -107,12 +108,14 @@ pub fn never_launched(dump: &Dump) -> Vec<&'static str> {
 }
 
 impl Dump {
-    /// Runs every call.
-    pub fn of(gpu: &Gpu, small: bool) -> Dump {
+    /// Runs every call whose name begins with `only`.
+    pub fn of(gpu: &Gpu, small: bool, only: &str) -> Dump {
         let mut dumper = Dumper {
             gpu,
-            // An odd number, so that every sign, exponent and last bit occurs.
-            stride: if small { 61 } else { 1 },
+            // Odd numbers, so that every sign, exponent and last bit occurs: the tests run all values, and this file is
+            // carried from one machine to another.
+            stride: if small { 61 } else { 11 },
+            only,
             calls: Vec::new(),
         };
         xact::activation::for_each(&mut dumper);
@@ -288,16 +291,22 @@ impl Comparison {
         for name in &self.unpaired {
             text += &format!("Only one device has {name}.\n");
         }
+        text += &self.counts();
+        text += "\n";
+        text
+    }
+
+    /// How many tensors are as they must be.
+    pub fn counts(&self) -> String {
         let count = |is: fn(&Compared) -> bool| self.tensors.iter().filter(|t| is(t)).count();
-        text += &format!(
-            "{} tensors: {} must be the same, {} are; {} failed, {} unpaired.\n",
+        format!(
+            "{} tensors: {} must be the same, {} are; {} failed, {} unpaired.",
             self.tensors.len(),
             count(|t| t.exact),
             count(|t| t.same == t.elements),
             count(|t| !t.ok),
             self.unpaired.len(),
-        );
-        text
+        )
     }
 }
 
@@ -352,6 +361,8 @@ struct Dumper<'a> {
     gpu: &'a Gpu,
     /// The distance of one 16-bit input from the next; of f32 in proportion.
     stride: usize,
+    /// How the names of calls begin that are made.
+    only: &'a str,
     calls: Vec<Call>,
 }
 
@@ -389,6 +400,9 @@ impl Dumper<'_> {
         run: impl FnOnce() -> R,
         outputs: impl FnOnce(R) -> (bool, Vec<Output>),
     ) {
+        if !name_of([op, dtype, direction, params]).starts_with(self.only) {
+            return;
+        }
         let (results, launches) = if self.gpu.emulated {
             let (results, launches) = cuda_emulator::record(run);
             (results, Some(launches))

@@ -1,27 +1,33 @@
-//! The kernels on a GPU: milliseconds, bytes per second, the share of a copy's in the same run and of the data
+//! The kernels on a GPU: milliseconds, bytes per second, the share of a yardstick's in the same run and of the data
 //! sheet's.
 //!
 //! ```text
 //! cargo bench --bench gpu -- [--quick] [--op NAME] [--dtype NAME] [--json FILE]
+//! cargo bench --bench gpu -- profile "xielu plain forward bf16"        # plain launches, for ncu
 //! ```
 //!
 //! Without a GPU it says so and ends with exit status 0, or 1 if `XACT_REQUIRE_GPU=1`: an emulated device has no
 //! speed. `--smoke` runs every row once at a tiny size on any device and times nothing.
 
+mod clocks;
 mod compare;
+mod devices;
 mod measure;
+mod page;
 mod report;
 mod rows;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod work;
+mod yardsticks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use measure::{Bench, Machine, Measured};
+use clocks::Sampler;
+use measure::{Bench, Machine, Speed};
 use rows::Row;
 use serde_json::json;
 use support::choose::{Choice, Gpu, gpu_required, open};
@@ -32,7 +38,7 @@ use xact::{activation, loss};
 /// How often the results are written while rows are measured.
 const WRITTEN_EVERY: Duration = Duration::from_secs(2);
 
-/// Time the kernels on a GPU beside a copy, and what goes with it on a machine that has one
+/// Time the kernels on a GPU beside copies of as many bytes, and what goes with it on a machine that has one
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -59,6 +65,9 @@ struct Measure {
     /// Only the rows that peers run too
     #[arg(long)]
     peers: bool,
+    /// Only the six rows that stand for all
+    #[arg(long)]
+    representative: bool,
     /// Samples of each row, but for the many of the grid
     #[arg(long, default_value_t = 11)]
     samples: usize,
@@ -78,6 +87,16 @@ struct Measure {
 
 #[derive(Subcommand)]
 enum Job {
+    /// Load every kernel, and say how long that takes
+    Load,
+    /// Launch one row plainly, without a graph and a few times, for a profiler such as ncu
+    Profile {
+        /// Its name, or how it begins: of several the first of `--list`
+        row: String,
+        /// At a tiny size, on any device
+        #[arg(long)]
+        smoke: bool,
+    },
     /// Run every kernel entry on one device and write what it computes
     Dump {
         /// A safetensors file
@@ -85,6 +104,9 @@ enum Job {
         /// Few of the inputs, for slow observers such as compute-sanitizer
         #[arg(long)]
         small: bool,
+        /// Only calls whose name, op/type/direction/parameters, begins like this
+        #[arg(long, value_name = "NAME", default_value = "")]
+        only: String,
     },
     /// Compare what two devices computed: bit for bit, or within the bounds of approximate instructions
     Compare {
@@ -96,7 +118,7 @@ enum Job {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Join the results of a run of the GPU bundle into Markdown, JSON and plots
+    /// Join the results of a run of the GPU bundle into one page, a report, JSON and plots
     Report {
         /// The folder of the run's parts
         parts: PathBuf,
@@ -109,7 +131,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.job {
         None => run(&arguments.measure),
-        Some(Job::Dump { file, small }) => compare::dump(&file, small),
+        Some(Job::Load) => load(),
+        Some(Job::Profile { row, smoke }) => profile(&row, smoke),
+        Some(Job::Dump { file, small, only }) => compare::dump(&file, small, &only),
         Some(Job::Compare {
             emulated,
             device,
@@ -131,6 +155,7 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
             && is(&arguments.dtype, &row.dtype)
             && (row.quick || !arguments.quick)
             && (row.peers || !arguments.peers)
+            && (row.representative || !arguments.representative)
     });
     if arguments.list {
         let named = rows.iter().map(|row| {
@@ -160,40 +185,82 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let machine = Machine::of(&gpu)?;
-    let mut bench = Bench::new(&gpu, &machine, arguments.samples)?;
+    let sampler = Sampler::of(&gpu)?;
+    let mut bench = Bench::new(&gpu, &machine, arguments.samples, measure::YARDSTICK_BYTES)?;
     let (free, _) = gpu.device.context().mem_get_info()?;
     let plan = |row| measure::seconds(row, &machine, free as u64, arguments.samples);
     let planned: f64 = rows.iter().map(plan).sum();
     eprintln!("{} rows, some {planned:.0} s", rows.len());
     let begin = Instant::now();
     let bar = progress::bar(rows.len());
-    let (mut measured, mut without) = (Vec::new(), Vec::new());
+    let mut speed = Speed {
+        machine,
+        clocks: None,
+        yardsticks: bench.yardsticks()?,
+        rows: Vec::new(),
+        without: Vec::new(),
+    };
     let mut written = begin;
     for (i, row) in rows.iter().enumerate() {
         bar.set_message(row.name());
         let late = arguments
             .seconds
             .is_some_and(|most| begin.elapsed().as_secs_f64() > most);
-        match (!late).then(|| bench.measure(row)) {
-            Some(Ok(Some(found))) => measured.push(found),
-            Some(Ok(None)) => without.push((row.name(), "does not fit into the memory".to_owned())),
-            Some(Err(e)) => without.push((row.name(), format!("FAILED: {e}"))),
-            None => without.push((row.name(), "FAILED: no time left".to_owned())),
-        }
+        let why_not = match (!late).then(|| bench.measure(row)) {
+            Some(Ok(Some(found))) => {
+                speed.rows.push(found);
+                None
+            }
+            Some(Ok(None)) => Some("does not fit into the memory".to_owned()),
+            Some(Err(e)) => Some(format!("FAILED: {e}")),
+            None => Some("FAILED: no time left".to_owned()),
+        };
+        speed.without.extend(why_not.map(|why| (row.name(), why)));
+        speed.clocks = sampler.as_ref().and_then(Sampler::so_far);
         // Now and then, in case that the process is ended, and at the end.
         if let Some(path) = &arguments.json
             && (i + 1 == rows.len() || written.elapsed() > WRITTEN_EVERY)
         {
-            let found = json!({ "machine": machine, "rows": measured, "without": without });
-            files::replace(path, serde_json::to_string_pretty(&found)?.as_bytes())?;
+            files::replace(path, serde_json::to_string_pretty(&speed)?.as_bytes())?;
             written = Instant::now();
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    progress::print(&in_words(&machine, &measured, &without));
-    let failed = without.iter().any(|(_, why)| why.starts_with("FAILED"));
-    Ok(ExitCode::from(u8::from(failed)))
+    progress::print(&report::speed_in_words(&speed));
+    let failed = speed.without.iter();
+    let failed = failed.filter(|(_, why)| why.starts_with("FAILED")).count();
+    println!("{} rows measured, {failed} failed.", speed.rows.len());
+    Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+fn load() -> Result<ExitCode> {
+    let begin = Instant::now();
+    let gpu = Choice::from_env().and_then(open)?;
+    let opened = begin.elapsed();
+    gpu.device.preload()?;
+    println!(
+        "{}: every kernel loaded in {:.2} s, after {:.2} s to open the device",
+        gpu.name,
+        (begin.elapsed() - opened).as_secs_f64(),
+        opened.as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn profile(name: &str, smoke: bool) -> Result<ExitCode> {
+    let mut rows = rows::all().into_iter();
+    let row = rows.find(|row| row.name().starts_with(name));
+    let row = row.ok_or_else(|| format!("no row begins with {name}: --list names them"))?;
+    let row = if smoke { row.tiny() } else { row };
+    let gpu = Choice::from_env().and_then(open)?;
+    no_event_tracking(&gpu);
+    if gpu.emulated && !smoke {
+        return Err(format!("{} has no speed: --smoke only launches", gpu.name).into());
+    }
+    measure::profile(&gpu, &row)?;
+    println!("launched on {}: {}", gpu.name, row.name());
+    Ok(ExitCode::SUCCESS)
 }
 
 #[allow(unsafe_code)]
@@ -207,6 +274,7 @@ fn smoke(gpu: &Gpu, rows: Vec<Row>) -> Result<ExitCode> {
     tiny.sort_by_key(Row::name);
     tiny.dedup_by_key(|row| row.name());
     gpu.device.preload()?;
+    measure::smoke_yardsticks(gpu)?;
     let mut failed = 0;
     for row in &tiny {
         if !measure::smoke(gpu, row)? {
@@ -220,21 +288,4 @@ fn smoke(gpu: &Gpu, rows: Vec<Row>) -> Result<ExitCode> {
         gpu.name
     );
     Ok(ExitCode::from(u8::from(failed > 0)))
-}
-
-/// The table, and what it means.
-fn in_words(machine: &Machine, rows: &[Measured], without: &[(String, String)]) -> String {
-    let mut text = format!(
-        "{}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by its memory clock and bus. Medians; bytes are each input once \
-         and each output\nonce; the copy is cuMemcpyDtoDAsync of as many bytes, alternated with each row.\n",
-        report::speeds(machine, rows),
-        machine.device,
-        machine.sms,
-        machine.l2_bytes as f64 / 1e6,
-        machine.sheet_gb_per_s,
-    );
-    for (name, why) in without {
-        text += &format!("{name}: {why}\n");
-    }
-    text
 }

@@ -2,17 +2,20 @@
 //!
 //! The calls of a sample are a CUDA graph, so that the host's part is not in the figure, and take turns on
 //! buffers that together exceed the L2 cache twice, so that none finds its input there. Every sample is beside
-//! one of a copy of as many bytes, in turn, so that the clocks of the moment meet both; of each the median counts.
+//! one of a yardstick of as many bytes, in turn, so that the clocks of the moment meet both; of each the median counts.
 
 use serde::{Deserialize, Serialize};
+use xact::cudarc::driver::CudaGraph;
 use xact::cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use xact::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr};
 
+use crate::clocks::Clocks;
+use crate::devices;
 use crate::rows::Row;
 use crate::support::choose::Gpu;
 use crate::work::{self, Result, Tiles, Work};
+use crate::yardsticks::{VECTOR, Yardstick, Yardsticks};
 
 /// Fewest turns, so that a cache with another policy than LRU does not help either.
 const TURNS: u64 = 3;
@@ -20,11 +23,18 @@ const TURNS: u64 = 3;
 const SAMPLE_MS: f64 = 4.0;
 /// The most calls of a graph.
 const CALLS: f64 = 2000.0;
-/// Bytes of each of the copy's two buffers: several times any L2 cache.
-const COPY_BYTES: u64 = 1 << 30;
-/// Bytes of the copy before each sample, during which the host launches its graph: a tenth of a millisecond at least,
-/// at twice the bytes and the 4.8 TB/s of an H200.
-const LEAD_BYTES: u64 = COPY_BYTES / 4;
+/// Bytes of each of the yardsticks' two buffers: several times any L2 cache.
+pub const YARDSTICK_BYTES: u64 = 1 << 30;
+/// The part of a buffer that is copied before each sample, during which the host launches its graph: a tenth of a
+/// millisecond at least, at twice the bytes and the 4.8 TB/s of an H200.
+const LEAD: u64 = 4;
+/// Milliseconds that memory needs for a row below which its launches decide: a call has one to five, each with some
+/// microseconds of its own, and a share of a yardstick would say nothing of the kernel.
+const LAUNCHES_MS: f64 = 0.01;
+/// Samples of each copy by which the fastest is found.
+const TRIALS: usize = 2;
+/// Random numbers that fill buffers again and again: a prime, so that no two turns and no two rows hold the same.
+const TILE: usize = 4_194_301;
 /// The part of the free memory that a row may take.
 const MEMORY: f64 = 0.9;
 /// The most samples of a row that is there only to complete the grid.
@@ -36,8 +46,35 @@ pub struct Machine {
     pub device: String,
     pub l2_bytes: u64,
     pub sms: u64,
-    /// By memory clock and bus width, two transfers a clock: the data sheet's figure.
-    pub sheet_gb_per_s: f64,
+    /// The highest clock of the multiprocessors.
+    pub most_mhz: f64,
+    pub memory: Memory,
+}
+
+/// What the device's memory is to move, in GB/s.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Memory {
+    /// By the data sheet.
+    Sheet(f64),
+    /// By memory clock and bus width, two transfers a clock, where no data sheet is known: some per cent more than those
+    /// say.
+    ClockAndBus(f64),
+}
+
+impl Memory {
+    pub fn gb_per_s(self) -> f64 {
+        match self {
+            Memory::Sheet(speed) | Memory::ClockAndBus(speed) => speed,
+        }
+    }
+
+    /// Whose figure it is.
+    pub fn source(self) -> &'static str {
+        match self {
+            Memory::Sheet(_) => "data sheet",
+            Memory::ClockAndBus(_) => "clock and bus",
+        }
+    }
 }
 
 impl Machine {
@@ -46,16 +83,32 @@ impl Machine {
         let ask = |attribute| gpu.device.context().attribute(attribute).map(|v| v as u64);
         let clock_khz = ask(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
         let bits = ask(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        let by_clock = 2.0 * clock_khz as f64 * 1e3 * bits as f64 / 8.0 / 1e9;
         Ok(Machine {
             device: gpu.name.clone(),
             l2_bytes: ask(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             sms: ask(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            sheet_gb_per_s: 2.0 * clock_khz as f64 * 1e3 * bits as f64 / 8.0 / 1e9,
+            most_mhz: ask(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as f64 / 1e3,
+            memory: devices::sheet_gb_per_s(&gpu.name)
+                .map_or(Memory::ClockAndBus(by_clock), Memory::Sheet),
         })
     }
 }
 
-/// What was found.
+/// A run of the bench.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    pub machine: Machine,
+    /// `None` where nothing samples them.
+    pub clocks: Option<Clocks>,
+    /// Each, and the GB/s that it moves.
+    pub yardsticks: Vec<(Yardstick, f64)>,
+    pub rows: Vec<Measured>,
+    /// Names of rows that have no figure, and why.
+    pub without: Vec<(String, String)>,
+}
+
+/// What was found of a row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     #[serde(flatten)]
@@ -65,8 +118,9 @@ pub struct Measured {
     pub ms: f64,
     pub ms_min: f64,
     pub ms_max: f64,
-    /// Milliseconds of a copy that moves as many bytes (reads half of them, writes half).
-    pub copy_ms: f64,
+    /// What it is held against, and the milliseconds in which that moves as many bytes.
+    pub yardstick: Yardstick,
+    pub yardstick_ms: f64,
     pub samples: usize,
     /// Calls of a sample, and buffers on which they take turns.
     pub calls: usize,
@@ -78,9 +132,32 @@ impl Measured {
         self.row.bytes as f64 / self.ms / 1e6
     }
 
-    /// How near it is to the copy's speed; nothing of a row that moves no bytes.
-    pub fn share_of_copy(&self) -> Option<f64> {
-        (self.row.bytes > 0).then(|| self.copy_ms / self.ms)
+    /// How near it is to its yardstick's speed; nothing of a row that moves no bytes.
+    pub fn share(&self) -> Option<f64> {
+        (self.row.bytes > 0).then(|| self.yardstick_ms / self.ms)
+    }
+
+    /// Whether its launches take longer than its bytes.
+    pub fn is_bound_by_launches(&self) -> bool {
+        self.yardstick_ms < LAUNCHES_MS
+    }
+
+    /// The time of a call: in µs where launches decide.
+    pub fn time(&self) -> String {
+        if self.is_bound_by_launches() {
+            format!("{:.2} µs", 1e3 * self.ms)
+        } else {
+            format!("{:.4} ms", self.ms)
+        }
+    }
+
+    /// The share for a table.
+    pub fn share_in_words(&self) -> String {
+        match self.share() {
+            _ if self.is_bound_by_launches() => "by launches".to_owned(),
+            Some(share) => format!("{:.1} %", 100.0 * share),
+            None => String::new(),
+        }
     }
 }
 
@@ -126,12 +203,14 @@ pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
         "fused" => (calls, filled),
         _ => (calls.max(SAMPLE_MS / 1e3), 0.0),
     };
-    let copy = SAMPLE_MS / 1e3;
-    let lead = 2.0 * LEAD_BYTES as f64 / BYTES_PER_S;
+    let yardstick = SAMPLE_MS / 1e3;
+    let lead = 2.0 * (YARDSTICK_BYTES / LEAD) as f64 / BYTES_PER_S;
+    let trials = (3 * TRIALS) as f64 * (lead + yardstick);
     APART
+        + trials
         + filled
         + 2.0 * (lead + calls + restored)
-        + samples * (2.0 * lead + sample + restored + copy)
+        + samples * (2.0 * lead + sample + restored + yardstick)
 }
 
 /// Times rows on a real device.
@@ -140,21 +219,62 @@ pub struct Bench<'a> {
     tiles: Tiles<'a>,
     l2_bytes: u64,
     samples: usize,
-    copy: [CudaSlice<u8>; 2],
+    yardsticks: Yardsticks<'a>,
+}
+
+/// What is timed between two events.
+enum Queued<'a> {
+    Graph(CudaGraph),
+    /// Calls that the host makes one by one.
+    Calls(Box<dyn Fn() -> Result<()> + 'a>),
+}
+
+/// A sample of a yardstick.
+struct Beside<'a> {
+    yardstick: Yardstick,
+    queued: Queued<'a>,
+    /// What a millisecond of it is of one that moves the bytes that were asked for.
+    per_ms: f64,
 }
 
 impl<'a> Bench<'a> {
-    pub fn new(gpu: &'a Gpu, machine: &Machine, samples: usize) -> Result<Bench<'a>> {
+    /// A bench whose yardsticks have buffers of `bytes` bytes.
+    pub fn new(gpu: &'a Gpu, machine: &Machine, samples: usize, bytes: u64) -> Result<Bench<'a>> {
         gpu.device.preload()?;
-        let buffer = || gpu.stream.alloc_zeros::<u8>(COPY_BYTES as usize);
+        let mut tiles = Tiles::new(gpu, TILE);
+        let yardsticks = Yardsticks::new(gpu, &mut tiles, bytes)?;
+        yardsticks.check()?;
         Ok(Bench {
             gpu,
-            // A prime number: no two turns and no two rows hold the same.
-            tiles: Tiles::new(gpu, 4_194_301),
+            tiles,
             l2_bytes: machine.l2_bytes,
             samples,
-            copy: [buffer()?, buffer()?],
+            yardsticks,
         })
+    }
+
+    /// GB/s of every yardstick on whole buffers: medians of samples in turn.
+    pub fn yardsticks(&self) -> Result<Vec<(Yardstick, f64)>> {
+        let whole = |which: Yardstick| which.passes() * self.yardsticks.bytes();
+        let timed = |which| {
+            let once = self.beside(which, whole(which), SAMPLE_MS)?;
+            let once = self.elapsed(&once.queued)? * once.per_ms;
+            self.beside(which, whole(which), once)
+        };
+        let all: Vec<_> = (Yardstick::ALL.into_iter())
+            .map(timed)
+            .collect::<Result<_>>()?;
+        let mut found = vec![Vec::new(); all.len()];
+        for _ in 0..self.samples {
+            for (found, beside) in found.iter_mut().zip(&all) {
+                found.push(self.elapsed(&beside.queued)? * beside.per_ms);
+            }
+        }
+        let speed = |(beside, found): (&Beside<'_>, &mut Vec<f64>)| {
+            let bytes = whole(beside.yardstick) as f64;
+            (beside.yardstick, bytes / median(found) / 1e6)
+        };
+        Ok(all.iter().zip(&mut found).map(speed).collect())
     }
 
     /// `None` if the device's memory does not hold what the row needs.
@@ -166,7 +286,7 @@ impl<'a> Bench<'a> {
         };
         let samples = samples(row, self.samples);
         let work = work::prepare(self.gpu, &mut self.tiles, row, turns as usize)?;
-        let all = graph(self.gpu, work.turns, |turn| (work.launch)(turn))?;
+        let all = Queued::Graph(graph(self.gpu, work.turns, |turn| (work.launch)(turn))?);
         restore(&work)?;
         self.elapsed(&all)?;
         restore(&work)?;
@@ -179,13 +299,13 @@ impl<'a> Bench<'a> {
                 .max(1.0),
         };
         let calls = rounds as usize * work.turns;
-        let op = graph(self.gpu, calls, |i| (work.launch)(i % work.turns))?;
-        let copy = self.copy_graph(row.bytes.max(1), once)?;
-        let (mut op_ms, mut copy_ms) = (Vec::new(), Vec::new());
+        let op = Queued::Graph(graph(self.gpu, calls, |i| (work.launch)(i % work.turns))?);
+        let beside = self.fastest(Yardstick::of(row), row.bytes.max(1), once)?;
+        let (mut op_ms, mut yardstick_ms) = (Vec::new(), Vec::new());
         for _ in 0..samples {
             restore(&work)?;
             op_ms.push(self.elapsed(&op)? / calls as f64);
-            copy_ms.push(self.elapsed(&copy.graph)? * copy.per_ms);
+            yardstick_ms.push(self.elapsed(&beside.queued)? * beside.per_ms);
         }
         self.gpu.stream.synchronize()?;
         op_ms.sort_by(f64::total_cmp);
@@ -195,54 +315,80 @@ impl<'a> Bench<'a> {
             ms: median(&mut op_ms),
             ms_min: op_ms[0],
             ms_max: op_ms[op_ms.len() - 1],
-            copy_ms: median(&mut copy_ms),
+            yardstick: beside.yardstick,
+            yardstick_ms: median(&mut yardstick_ms),
             samples,
             calls,
             turns: work.turns,
         }))
     }
 
-    /// Milliseconds of a graph. An idle device would pass the first event at once, and the time in which the host
-    /// launches the graph, which grows with its nodes, would count.
-    fn elapsed(&self, graph: &CudaGraph) -> Result<f64> {
+    /// Milliseconds of what is queued. An idle device would pass the first event at once, and the time in which the
+    /// host launches a graph, which grows with its nodes, would count.
+    fn elapsed(&self, queued: &Queued<'_>) -> Result<f64> {
         let Gpu { device, stream, .. } = self.gpu;
         let event = || {
             let flags = CUevent_flags::CU_EVENT_DEFAULT;
             device.context().new_event(Some(flags))
         };
         let [start, end] = [event()?, event()?];
-        graph.upload()?;
-        let [from, to] = [0, 1].map(|i| self.copy[i].device_ptr(stream).0);
-        work::copy(self.gpu, to, from, LEAD_BYTES)?;
+        if let Queued::Graph(graph) = queued {
+            graph.upload()?;
+        }
+        let lead = self.yardsticks.bytes() / LEAD;
+        self.yardsticks.queue(Yardstick::StreamCopy, 0, lead)?;
         start.record(stream)?;
-        graph.launch()?;
+        match queued {
+            Queued::Graph(graph) => graph.launch()?,
+            Queued::Calls(queue) => queue()?,
+        }
         end.record(stream)?;
         Ok(f64::from(start.elapsed_ms(&end)?))
     }
 
-    /// Copies that move `bytes` bytes each, half of them read and half written; as many as take as long as a sample
-    /// of the row, of which a call takes `once` milliseconds.
-    fn copy_graph(&self, bytes: u64, once: f64) -> Result<Copies> {
-        let [from, to] = [0, 1].map(|i| self.copy[i].device_ptr(&self.gpu.stream).0);
-        let part = (bytes / 2).clamp(1, COPY_BYTES);
-        let places = (COPY_BYTES / part.next_multiple_of(256)).max(1);
-        let per_part = once * 2.0 * part as f64 / bytes as f64;
-        let count = (SAMPLE_MS / per_part).ceil().clamp(1.0, CALLS) as usize;
-        let graph = graph(self.gpu, count, |i| {
-            let offset = (i as u64 % places) * part.next_multiple_of(256);
-            work::copy(self.gpu, to + offset, from + offset, part)
-        })?;
-        Ok(Copies {
-            graph,
-            per_ms: bytes as f64 / (2.0 * part as f64 * count as f64),
+    /// The fastest of some yardsticks at so many bytes.
+    fn fastest(&self, of: &[Yardstick], bytes: u64, once: f64) -> Result<Beside<'_>> {
+        let mut fastest = None;
+        for &which in of {
+            let beside = self.beside(which, bytes, once)?;
+            let mut ms = f64::INFINITY;
+            for _ in 0..if of.len() > 1 { TRIALS } else { 0 } {
+                ms = ms.min(self.elapsed(&beside.queued)? * beside.per_ms);
+            }
+            if fastest.as_ref().is_none_or(|&(least, _)| ms < least) {
+                fastest = Some((ms, beside));
+            }
+        }
+        Ok(fastest.ok_or("no yardstick")?.1)
+    }
+
+    /// A yardstick that moves `bytes` bytes, as often as it takes to fill a sample's time if a call of the row takes
+    /// `once` milliseconds.
+    fn beside(&self, which: Yardstick, bytes: u64, once: f64) -> Result<Beside<'_>> {
+        let buffer = self.yardsticks.bytes();
+        let part = (bytes / which.passes())
+            .clamp(1, buffer)
+            .next_multiple_of(VECTOR);
+        let stride = part.next_multiple_of(256);
+        let places = (buffer / stride).max(1);
+        let moved = which.passes() * part;
+        let count = (SAMPLE_MS / (once * moved as f64 / bytes as f64))
+            .ceil()
+            .clamp(1.0, CALLS) as usize;
+        let one = move |i: usize| {
+            self.yardsticks
+                .queue(which, i as u64 % places * stride, part)
+        };
+        let queued = match which {
+            Yardstick::StreamCopy => Queued::Calls(Box::new(move || (0..count).try_for_each(one))),
+            _ => Queued::Graph(graph(self.gpu, count, one)?),
+        };
+        Ok(Beside {
+            yardstick: which,
+            queued,
+            per_ms: bytes as f64 / (moved as f64 * count as f64),
         })
     }
-}
-
-struct Copies {
-    graph: CudaGraph,
-    /// What a millisecond of the graph is of one copy of the bytes that were asked for.
-    per_ms: f64,
 }
 
 fn restore(work: &Work<'_>) -> Result<()> {
@@ -271,6 +417,22 @@ pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     f64::midpoint(values[(n - 1) / 2], values[n / 2])
+}
+
+/// Runs the yardsticks at a tiny size; times nothing.
+pub fn smoke_yardsticks(gpu: &Gpu) -> Result<()> {
+    Yardsticks::new(gpu, &mut Tiles::new(gpu, 1021), 1 << 16)?.check()
+}
+
+/// Launches a row once on the buffers of each turn, by plain launches that a profiler sees one by one.
+pub fn profile(gpu: &Gpu, row: &Row) -> Result<()> {
+    let mut tiles = Tiles::new(gpu, TILE.min((row.rows * row.cols) as usize));
+    let work = work::prepare(gpu, &mut tiles, row, TURNS as usize)?;
+    restore(&work)?;
+    gpu.stream.synchronize()?;
+    (0..work.turns).try_for_each(&work.launch)?;
+    gpu.stream.synchronize()?;
+    Ok(())
 }
 
 /// Runs a row once at a tiny size, and says if it wrote its output; times nothing.

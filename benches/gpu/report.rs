@@ -11,23 +11,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::compare::Comparison;
-use crate::measure::{Machine, Measured, median};
+use crate::devices::Goal;
+use crate::measure::{Machine, Measured, Speed, median};
+use crate::page;
 use crate::rows::Row;
 use crate::support::files;
 use crate::support::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
 use crate::support::table::table;
 use crate::work::Result;
 
-/// A file that `gpu --json` wrote.
-#[derive(Debug, Deserialize)]
-pub struct Speed {
-    pub machine: Machine,
-    pub rows: Vec<Measured>,
-    /// Names of rows that have no figure, and why.
-    pub without: Vec<(String, String)>,
-}
-
-/// A file that `benches/peers/torch_gpu.py` wrote: one round.
+/// A file that `benches/peers/torch_gpu.py` wrote.
 #[derive(Debug, Deserialize)]
 pub struct Peers {
     /// Of torch, triton and what else was found; `null` for what was not.
@@ -43,8 +36,6 @@ pub struct Peer {
     pub peer: String,
     /// `null` if it failed.
     pub ms: Option<f64>,
-    /// Of a copy of as many bytes in that process.
-    pub copy_ms: Option<f64>,
     pub error: Option<String>,
 }
 
@@ -64,16 +55,18 @@ pub fn write(parts: &Path, out: &Path) -> Result<ExitCode> {
     let parts = Parts::read(parts)?;
     fs::create_dir_all(out)?;
     let put = |name: &str, text: &str| files::replace(&out.join(name), text.as_bytes());
+    let page = page::of(&parts);
+    put("page.md", &page)?;
     put("report.md", &parts.markdown())?;
     put(
         "results.json",
         &serde_json::to_string_pretty(&parts.json())?,
     )?;
     if let Some(speed) = &parts.speed {
-        put("share_of_copy.svg", &share_of_copy(speed))?;
+        put("shares.svg", &shares(speed))?;
         put("roofline.svg", &roofline(speed)?)?;
     }
-    print!("{}", parts.verdict());
+    print!("{page}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -83,13 +76,15 @@ pub struct Parts {
     pub steps: Vec<Step>,
     /// What the machine says of itself.
     pub machine: String,
-    /// SM clocks in MHz over the benches.
-    pub clocks: Vec<f64>,
+    /// Its clocks and power, by nvidia-smi.
+    pub facts: String,
+    /// What ncu said of the profiled rows.
+    pub profiles: String,
     pub speed: Option<Speed>,
     pub comparison: Option<Comparison>,
-    /// Rounds of ours and of the peers, in turn.
+    /// Ours before and after the peers.
     pub ours: Vec<Speed>,
-    pub peers: Vec<Peers>,
+    pub peers: Option<Peers>,
     /// By the name of the geometry.
     pub tuning: BTreeMap<String, Speed>,
 }
@@ -113,9 +108,8 @@ impl Parts {
             match (stem, extension) {
                 ("steps", "tsv") => parts.steps = steps(&text)?,
                 ("machine", "txt") => parts.machine = text.trim().to_owned(),
-                ("clocks", "csv") => {
-                    parts.clocks = text.lines().filter_map(|l| l.trim().parse().ok()).collect();
-                }
+                ("facts", "txt") => parts.facts = text.trim().to_owned(),
+                ("ncu", "txt") => parts.profiles = text.trim().to_owned(),
                 ("speed", "json") => {
                     parts.speed = Some(serde_json::from_str(&text).map_err(of_json)?);
                 }
@@ -127,10 +121,8 @@ impl Parts {
                         .ours
                         .push(serde_json::from_str(&text).map_err(of_json)?);
                 }
-                (stem, "json") if stem.starts_with("peers-") => {
-                    parts
-                        .peers
-                        .push(serde_json::from_str(&text).map_err(of_json)?);
+                ("peers", "json") => {
+                    parts.peers = Some(serde_json::from_str(&text).map_err(of_json)?);
                 }
                 (stem, "json") if stem.starts_with("tuning-") => {
                     let speed = serde_json::from_str(&text).map_err(of_json)?;
@@ -185,100 +177,68 @@ impl Parts {
             );
         }
         if let Some(speed) = &self.speed {
-            let _ = write!(
-                text,
-                "\n## Speed\n\n{}",
-                speeds(&speed.machine, &speed.rows)
-            );
-            text += "\nMedians of alternated samples; bytes are each input once and each output once; the copy is \
-                     `cuMemcpyDtoDAsync` of as many bytes in the same run.\n";
-            for (name, why) in &speed.without {
-                let _ = writeln!(text, "{name}: {why}");
-            }
-            let mut clocks = self.clocks.clone();
-            if !clocks.is_empty() {
-                let middle = median(&mut clocks);
-                let _ = writeln!(
-                    text,
-                    "SM clock while the benches ran: {} to {} MHz, median {middle}.",
-                    clocks[0],
-                    clocks[clocks.len() - 1]
-                );
-            }
-            text += "\n![share of a copy](share_of_copy.svg)\n\n![roofline](roofline.svg)\n";
+            let _ = write!(text, "\n## Speed\n\n{}", speed_in_words(speed));
+            text += "\n![shares](shares.svg)\n\n![roofline](roofline.svg)\n";
         }
-        if !self.peers.is_empty() {
-            let _ = write!(text, "\n## Peers\n\n{}", self.peers_in_words());
+        if let Some(peers) = &self.peers {
+            let _ = write!(text, "\n## Peers\n\n{}", self.peers_in_words(peers));
         }
         if !self.tuning.is_empty() {
             let _ = write!(text, "\n## Geometry\n\n{}", self.tuning_in_words());
+        }
+        for (head, said) in [("Profiles", &self.profiles), ("Device", &self.facts)] {
+            if !said.is_empty() {
+                let _ = write!(text, "\n## {head}\n\n```text\n{said}\n```\n");
+            }
         }
         text
     }
 
     /// Everything as JSON.
     pub fn json(&self) -> Value {
-        let speed =
-            |s: &Speed| json!({ "machine": s.machine, "rows": s.rows, "without": s.without });
-        let versions: Vec<_> = self.peers.iter().map(|p| &p.versions).collect();
         json!({
             "steps": self.steps,
             "machine": self.machine,
-            "sm_clocks_mhz": self.clocks,
-            "speed": self.speed.as_ref().map(speed),
+            "speed": self.speed,
             "comparison": self.comparison,
             "peers": self.peer_rows(),
-            "peer_versions": versions.first(),
-            "tuning": self.tuning.iter().map(|(name, s)| (name.clone(), speed(s))).collect::<BTreeMap<_, _>>(),
+            "peer_versions": self.peers.as_ref().map(|peers| &peers.versions),
+            "tuning": self.tuning,
         })
     }
 
-    /// A line for each of our rows and each peer that runs it: medians over the rounds.
-    fn peer_rows(&self) -> Vec<PeerRow> {
-        let ours = |name: &str| -> Vec<&Measured> {
-            let rows = self.ours.iter().flat_map(|speed| &speed.rows);
-            rows.filter(|row| row.name == name).collect()
-        };
-        let peers = || self.peers.iter().flat_map(|round| &round.rows);
-        let mut pairs: Vec<(&str, &str)> = Vec::new();
-        for row in peers() {
-            let pair = (row.name.as_str(), row.peer.as_str());
-            if !pairs.contains(&pair) {
-                pairs.push(pair);
+    /// A line for each of our rows and each peer that runs it; of ours the median.
+    pub fn peer_rows(&self) -> Vec<PeerRow> {
+        let middle = |mut values: Vec<f64>| (!values.is_empty()).then(|| median(&mut values));
+        let rows = self.peers.iter().flat_map(|peers| &peers.rows);
+        rows.map(|theirs| {
+            let ours = self.ours.iter().flat_map(|speed| &speed.rows);
+            let ours: Vec<_> = ours.filter(|row| row.name == theirs.name).collect();
+            PeerRow {
+                row: theirs.name.clone(),
+                peer: theirs.peer.clone(),
+                ms: middle(ours.iter().map(|row| row.ms).collect()),
+                yardstick_ms: middle(ours.iter().map(|row| row.yardstick_ms).collect()),
+                peer_ms: theirs.ms,
+                error: theirs.error.clone(),
             }
-        }
-        let middle = |values: Vec<f64>| (!values.is_empty()).then(|| median(&mut values.clone()));
-        pairs
-            .into_iter()
-            .map(|(name, peer)| {
-                let theirs = || peers().filter(|row| row.name == name && row.peer == peer);
-                let ours = ours(name);
-                PeerRow {
-                    row: name.to_owned(),
-                    peer: peer.to_owned(),
-                    ms: middle(ours.iter().map(|row| row.ms).collect()),
-                    copy_ms: middle(ours.iter().map(|row| row.copy_ms).collect()),
-                    peer_ms: middle(theirs().filter_map(|row| row.ms).collect()),
-                    peer_copy_ms: middle(theirs().filter_map(|row| row.copy_ms).collect()),
-                    error: theirs().find_map(|row| row.error.clone()),
-                }
-            })
-            .collect()
+        })
+        .collect()
     }
 
-    fn peers_in_words(&self) -> String {
+    fn peers_in_words(&self, peers: &Peers) -> String {
         let heads = [
             "row",
             "xact ms",
-            "of copy",
+            "of yardstick",
             "peer",
             "peer ms",
-            "of copy",
+            "its share",
             "times as fast",
         ];
         let mut table = table(&heads, &heads);
-        let percent = |copy: Option<f64>, ms: Option<f64>| match (copy, ms) {
-            (Some(copy), Some(ms)) => format!("{:.0} %", 100.0 * copy / ms),
+        let percent = |yardstick: Option<f64>, ms: Option<f64>| match (yardstick, ms) {
+            (Some(yardstick), Some(ms)) => format!("{:.0} %", 100.0 * yardstick / ms),
             _ => String::new(),
         };
         let time = |ms: Option<f64>| ms.map_or("none".to_owned(), |ms| format!("{ms:.4}"));
@@ -286,32 +246,24 @@ impl Parts {
             table.add_row([
                 row.row.clone(),
                 time(row.ms),
-                percent(row.copy_ms, row.ms),
+                percent(row.yardstick_ms, row.ms),
                 row.peer.clone(),
                 row.error.clone().unwrap_or_else(|| time(row.peer_ms)),
-                percent(row.peer_copy_ms, row.peer_ms),
+                percent(row.yardstick_ms, row.peer_ms),
                 row.ratio().map_or(String::new(), |r| format!("{r:.2}")),
             ]);
         }
-        let versions = self.peers.first().map(|round| {
-            let known = round.versions.iter();
-            known
-                .map(|(name, version)| {
-                    format!("{name} {}", version.as_deref().unwrap_or("not there"))
-                })
-                .collect::<Vec<_>>()
-                .join(", ")
-        });
+        let known = peers.versions.iter();
+        let versions: Vec<_> = known
+            .map(|(name, version)| format!("{name} {}", version.as_deref().unwrap_or("not there")))
+            .collect();
         format!(
-            "{table}\n\nMedians over {} rounds of ours and {} of theirs, in turn on the same device, each beside a copy in its own \
-             process. {}.\n",
-            self.ours.len(),
-            self.peers.len(),
-            versions.unwrap_or_default()
+            "{table}\n\nOurs before and after theirs on the same device, shares of the yardstick of our row. {}.\n",
+            versions.join(", ")
         )
     }
 
-    /// The share of the copy of every row under every geometry.
+    /// The share of the yardstick of every row under every geometry.
     fn tuning_in_words(&self) -> String {
         let geometries: Vec<_> = self.tuning.keys().map(String::as_str).collect();
         let heads = [&["row"][..], &geometries, &["best"]].concat();
@@ -325,7 +277,7 @@ impl Parts {
         for name in rows {
             let share = |speed: &Speed| {
                 let row = speed.rows.iter().find(|row| row.name == name)?;
-                row.share_of_copy()
+                row.share()
             };
             let shares: Vec<_> = self.tuning.values().map(share).collect();
             let best = (0..shares.len()).max_by(|&a, &b| {
@@ -338,7 +290,7 @@ impl Parts {
             table.add_row([name.to_owned()].into_iter().chain(cells).chain([best]));
         }
         format!(
-            "{table}\n\nShares of a copy in the same process; `src/geometry.rs` says what the names mean.\n"
+            "{table}\n\nShares of the yardstick in the same process; `src/geometry.rs` says what the names mean.\n"
         )
     }
 }
@@ -349,9 +301,8 @@ pub struct PeerRow {
     pub row: String,
     pub peer: String,
     pub ms: Option<f64>,
-    pub copy_ms: Option<f64>,
+    pub yardstick_ms: Option<f64>,
     pub peer_ms: Option<f64>,
-    pub peer_copy_ms: Option<f64>,
     /// Why the peer has no time.
     pub error: Option<String>,
 }
@@ -381,7 +332,83 @@ fn steps(text: &str) -> Result<Vec<Step>> {
     text.lines().map(step).collect()
 }
 
-/// The tables of speeds: what is in the grid alone is there as the share of a copy.
+/// What a run of the bench found.
+pub fn speed_in_words(speed: &Speed) -> String {
+    let machine = &speed.machine;
+    let mut text = format!(
+        "{}\n\n{}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by {}. Medians of samples in turn; bytes are each input once \
+         and each output\nonce. A cross-entropy that writes no gradient is held against the kernel that only reads, all \
+         else against the fastest of\nthe copies at as many bytes, which the column names. Where memory takes less time \
+         than launches, the time is in µs\nand no share is given.\n",
+        yardsticks(speed),
+        speeds(machine, &speed.rows),
+        machine.device,
+        machine.sms,
+        machine.l2_bytes as f64 / 1e6,
+        machine.memory.gb_per_s(),
+        machine.memory.source(),
+    );
+    let _ = writeln!(text, "{}", clocks_in_words(speed));
+    let goals = goals(speed);
+    if !goals.is_empty() {
+        let heads = ["goal of", "goal", "measured", "verdict"];
+        let mut table = table(&heads, &heads[2..3]);
+        for (found, goal) in goals {
+            let [goal_in_words, measured] = goal.in_words(found);
+            table.add_row([
+                found.name.clone(),
+                goal_in_words,
+                measured,
+                verdict(goal.is_met(found)).to_owned(),
+            ]);
+        }
+        let _ = write!(text, "\n{table}\n");
+    }
+    for (name, why) in &speed.without {
+        let _ = writeln!(text, "{name}: {why}");
+    }
+    text
+}
+
+/// Of a goal.
+pub fn verdict(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "MISSED" }
+}
+
+/// The rows that have a goal on their device.
+pub fn goals(speed: &Speed) -> Vec<(&Measured, Goal)> {
+    let rows = speed.rows.iter();
+    rows.filter_map(|found| Some((found, Goal::of(&speed.machine.device, &found.row)?)))
+        .collect()
+}
+
+/// The table of the yardsticks.
+pub fn yardsticks(speed: &Speed) -> comfy_table::Table {
+    let memory = speed.machine.memory;
+    let of = format!("of {}", memory.source());
+    let heads = ["yardstick", "GB/s", of.as_str()];
+    let mut table = table(&heads, &heads[1..]);
+    for (yardstick, gb_per_s) in &speed.yardsticks {
+        table.add_row([
+            yardstick.name().to_owned(),
+            format!("{gb_per_s:.0}"),
+            format!("{:.1} %", 100.0 * gb_per_s / memory.gb_per_s()),
+        ]);
+    }
+    table
+}
+
+pub fn clocks_in_words(speed: &Speed) -> String {
+    match speed.clocks {
+        Some(clocks) => format!(
+            "SM clock while it ran: {} to {} MHz, median {}.",
+            clocks.least, clocks.most, clocks.median
+        ),
+        None => "SM clock: nothing here samples it.".to_owned(),
+    }
+}
+
+/// The tables of speeds: what is in the grid alone is there as the share of a yardstick.
 pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
     let alone = |found: &&Measured| found.row.completes_the_grid();
     let mut text = format!(
@@ -403,12 +430,16 @@ pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
         grids.entry(name).or_default().push(found);
     }
     for (name, rows) in grids {
-        let _ = write!(text, "\n{name}, share of a copy:\n\n{}\n", grid(&rows));
+        let _ = write!(
+            text,
+            "\n{name}, share of the yardstick:\n\n{}\n",
+            grid(&rows)
+        );
     }
     text
 }
 
-/// The share of a copy by the number of rows, downwards, and of columns.
+/// The share of the yardstick, or the time if launches decide, by the number of rows, downwards, and of columns.
 fn grid(rows: &[&Measured]) -> comfy_table::Table {
     let counts: BTreeSet<_> = rows.iter().map(|found| found.row.rows).collect();
     let columns: BTreeSet<_> = rows.iter().map(|found| found.row.cols).collect();
@@ -422,7 +453,11 @@ fn grid(rows: &[&Measured]) -> comfy_table::Table {
         let share = |cols: &u64| {
             let mut found = rows.iter();
             let found = found.find(|found| (found.row.rows, found.row.cols) == (count, *cols))?;
-            Some(format!("{:.1} %", 100.0 * found.share_of_copy()?))
+            Some(if found.is_bound_by_launches() {
+                found.time()
+            } else {
+                found.share_in_words()
+            })
         };
         let shares = columns.iter().map(|cols| share(cols).unwrap_or_default());
         table.add_row([count.to_string()].into_iter().chain(shares));
@@ -435,7 +470,8 @@ fn speed_table<'a>(
     machine: &Machine,
     rows: impl Iterator<Item = &'a Measured>,
 ) -> comfy_table::Table {
-    let numbers = ["shape", "ms", "GB/s", "of copy", "of data sheet"];
+    let of = format!("of {}", machine.memory.source());
+    let numbers = ["shape", "time", "GB/s", "share", of.as_str()];
     let heads = [
         "op",
         "form",
@@ -443,10 +479,11 @@ fn speed_table<'a>(
         "type",
         "shape",
         "input",
-        "ms",
+        "time",
         "GB/s",
-        "of copy",
-        "of data sheet",
+        "share",
+        "yardstick",
+        of.as_str(),
     ];
     let mut table = table(&heads, &numbers);
     for found in rows {
@@ -463,20 +500,23 @@ fn speed_table<'a>(
             row.dtype.clone(),
             format!("{} × {}", row.rows, row.cols),
             input,
-            format!("{:.4}", found.ms),
+            found.time(),
             format!("{:.0}", found.gb_per_s()),
-            found
-                .share_of_copy()
-                .map_or(String::new(), |s| format!("{:.1} %", 100.0 * s)),
-            format!("{:.1} %", 100.0 * found.gb_per_s() / machine.sheet_gb_per_s),
+            found.share_in_words(),
+            found.yardstick.name().to_owned(),
+            format!(
+                "{:.1} %",
+                100.0 * found.gb_per_s() / machine.memory.gb_per_s()
+            ),
         ]);
     }
     table
 }
 
-/// Bars of the quick rows: what share of a copy's speed each has.
-fn share_of_copy(speed: &Speed) -> String {
-    let rows = speed.rows.iter().filter(|found| found.row.quick);
+/// Bars of the quick rows: what share of its yardstick's speed each has.
+fn shares(speed: &Speed) -> String {
+    let rows = speed.rows.iter();
+    let rows = rows.filter(|found| found.row.quick && !found.is_bound_by_launches());
     let bars = rows.filter_map(|found| {
         let row = &found.row;
         Some(Bar {
@@ -484,14 +524,15 @@ fn share_of_copy(speed: &Speed) -> String {
                 "{} {} {}, {} × {}",
                 row.op, row.form, row.direction, row.rows, row.cols
             ),
-            value: 100.0 * found.share_of_copy()?,
+            value: 100.0 * found.share()?,
             colour: colour_of(&row.direction),
         })
     });
     plot::bars(
-        "Share of a copy's speed, per cent",
+        "Share of the yardstick's speed, per cent",
         &[format!(
-            "{}. Bytes are each input once and each output once.",
+            "{}. Bytes are each input once and each output once; cross-entropy forward is held against a kernel that \
+             only reads, all else against the fastest copy.",
             speed.machine.device
         )],
         &bars.collect::<Vec<_>>(),
@@ -534,11 +575,13 @@ fn entry(found: &Measured) -> String {
 fn roofline(speed: &Speed) -> Result<String> {
     /// Instructions that an SM of compute capability 8.0 and 9.0 issues in a clock, counted by thread.
     const LANES: f64 = 128.0;
-    /// The boost clock that the budgets are made with, in GHz.
-    const GHZ: f64 = 1.755;
     let per_byte = instructions_per_byte()?;
     let machine = &speed.machine;
-    let issued = machine.sms as f64 * LANES * GHZ;
+    let (mhz, whose) = match speed.clocks {
+        Some(clocks) => (clocks.median, "median of the run"),
+        None => (machine.most_mhz, "the device's highest"),
+    };
+    let issued = machine.sms as f64 * LANES * mhz / 1e3;
     let x = Axis {
         label: "instructions per byte".to_owned(),
         scale: Scale::Linear,
@@ -549,10 +592,10 @@ fn roofline(speed: &Speed) -> Result<String> {
         label: "GB/s".to_owned(),
         scale: Scale::Linear,
         min: 0.0,
-        max: (machine.sheet_gb_per_s * 1.1).ceil(),
+        max: (machine.memory.gb_per_s() * 1.1).ceil(),
     };
     let issue = Line {
-        name: "issue of instructions / at 1.755 GHz".to_owned(),
+        name: format!("issue of instructions / at {mhz:.0} MHz, {whose}"),
         colour: colour::SKY,
         points: (1..=120)
             .map(|i| f64::from(i) / 10.0)
@@ -584,7 +627,10 @@ fn roofline(speed: &Speed) -> Result<String> {
             x: x.clone(),
             y: y.clone(),
             lines: [issue.clone()].into_iter().chain(points).collect(),
-            level: (machine.sheet_gb_per_s, "memory, data sheet".to_owned()),
+            level: (
+                machine.memory.gb_per_s(),
+                format!("memory, {}", machine.memory.source()),
+            ),
         }
     };
     let mut ops: Vec<&str> = Vec::new();

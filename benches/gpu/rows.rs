@@ -11,8 +11,8 @@ use crate::support::inputs::Random;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub op: String,
-    /// `plain`, `gated1` or `gated2`; the strategy of a mask; of a cross-entropy `plain`, or `goldfish` if it decides
-    /// itself which rows are dropped.
+    /// `plain`, `gated1` or `gated2`, or `compat`, the clamped formula of xIELU; the strategy of a mask; of a cross-entropy
+    /// `plain`, or `goldfish` if it decides itself which rows are dropped.
     pub form: String,
     /// `forward`, `backward`, `backward+y` (which gives the output again), `fused` (cross-entropy with its gradient in
     /// place) or `mask`.
@@ -33,6 +33,9 @@ pub struct Row {
     pub quick: bool,
     /// Whether peers run it too.
     pub peers: bool,
+    /// Of the six that stand for all: of one, two and three inputs, and of logits, in both directions. Each compiler
+    /// and each geometry takes seconds for a row, and has no more.
+    pub representative: bool,
 }
 
 impl Row {
@@ -87,9 +90,9 @@ impl Row {
             // One f32 for each id; the places of the labels alone decide, or the ids too.
             ("mask", "static" | "random") => rows * cols * 4,
             ("mask", _) => all + rows * cols * 4,
-            ("forward", "plain") => 2 * all,
-            ("forward", _) | ("backward", "plain") => 3 * all,
-            ("backward+y", "plain") => 4 * all,
+            ("forward", "plain" | COMPAT) => 2 * all,
+            ("forward", _) | ("backward", "plain" | COMPAT) => 3 * all,
+            ("backward+y", "plain" | COMPAT) => 4 * all,
             ("backward", _) => 5 * all,
             _ => 6 * all,
         };
@@ -175,6 +178,10 @@ pub const FUSED_GOLDFISH: Strategy = Strategy::Hash64 {
     seed: 0,
 };
 
+/// The form with the clamp of Hugging Face and Megatron, with which Apertus was trained, and the sample that has it.
+pub const COMPAT: &str = "compat";
+pub const COMPAT_SAMPLE: &str = "autograd";
+
 /// Every row, first what matters most: should the time run out, that has been measured.
 pub fn all() -> Vec<Row> {
     let mut list = List(Vec::new());
@@ -210,6 +217,7 @@ impl List {
             grid: false,
             quick: false,
             peers: false,
+            representative: false,
         };
         self.0.push(row.of_shape(rows, cols));
         self.0.last_mut().expect("just added")
@@ -221,10 +229,11 @@ impl List {
                 for (i, &shape) in shapes.iter().enumerate() {
                     let bf16 = dtype == Dtype::Bf16;
                     let row = self.add([op, form, direction, dtype.name()], shape);
-                    row.quick = i == 0 && bf16 && direction != "backward+y";
-                    // A compiler takes seconds for each, and the two orders are alike to it.
-                    row.peers = row.quick && form != "gated2"
-                        || i == 0 && op == "xielu" && direction != "backward+y";
+                    row.quick = i == 0 && bf16;
+                    let peer = ["plain", "gated1"].contains(&form) && direction != "backward+y";
+                    row.peers = row.quick && peer;
+                    row.representative = row.peers
+                        && [("xielu", "plain"), ("xsilu", "gated1")].contains(&(op, form));
                 }
             }
         }
@@ -241,12 +250,15 @@ impl List {
                     for cols in VOCABULARIES {
                         let row = self.add(names("plain"), [rows, cols]);
                         row.grid = true;
-                        // Liger's anchor and QuACK's; one vocabulary that is not a multiple of 8.
-                        row.quick = bf16 && rows == ROWS && [128_256, VOCABULARY].contains(&cols);
-                        row.peers = row.quick
-                            || bf16 && (rows, cols) == (ROWS, 50_257)
-                            || bf16 && (rows, cols, direction) == (16_384, VOCABULARY, "forward")
-                            || (rows, cols) == (ROWS, VOCABULARY) && direction != "backward";
+                        // Liger's anchor and QuACK's; one vocabulary that is not a multiple of 8; so few rows that
+                        // launches decide.
+                        let anchor = rows == ROWS && [128_256, VOCABULARY].contains(&cols)
+                            || (rows, cols, direction) == (16_384, VOCABULARY, "forward");
+                        let small = (rows, cols) == (16, VOCABULARY) && direction != "backward";
+                        row.quick = bf16 && (anchor || small);
+                        row.peers = bf16 && (anchor || (rows, cols) == (ROWS, 50_257));
+                        row.representative =
+                            row.peers && (rows, cols) == (ROWS, 128_256) && direction != "backward";
                     }
                 }
                 self.add(names("goldfish"), [ROWS, VOCABULARY]).quick =
@@ -280,6 +292,9 @@ impl List {
 impl Visitor for List {
     fn visit<A: Registered>(&mut self) {
         self.activation(A::NAME, "plain", &ACTIVATION_SHAPES);
+        if A::samples().iter().any(|s| s.name == COMPAT_SAMPLE) {
+            self.activation(A::NAME, COMPAT, &ACTIVATION_SHAPES[..1]);
+        }
     }
 
     fn visit_gated<A: Gated + Registered>(&mut self) {

@@ -43,7 +43,7 @@ impl<'a> Tiles<'a> {
     }
 
     /// Fills `bytes` bytes.
-    fn fill(&mut self, to: CUdeviceptr, bytes: u64, dtype: Dtype, scale: f64) -> Result<()> {
+    pub fn fill(&mut self, to: CUdeviceptr, bytes: u64, dtype: Dtype, scale: f64) -> Result<()> {
         let tile = match self.made.entry((dtype, scale.to_bits())) {
             std::collections::hash_map::Entry::Occupied(tile) => tile.into_mut(),
             std::collections::hash_map::Entry::Vacant(place) => {
@@ -549,7 +549,7 @@ impl Loss {
     }
 }
 
-/// What all calls of an activation have: its first sample, which has initial parameters.
+/// What all calls of an activation have: its first sample, which has initial parameters, or that of the clamped formula.
 struct Call<A> {
     op: A,
     dtype: Dtype,
@@ -560,7 +560,10 @@ struct Call<A> {
 
 impl<A: Registered> Call<A> {
     fn new(maker: &mut Maker<'_, '_>) -> Result<Call<A>> {
-        let sample = A::samples().swap_remove(0);
+        let compat = maker.row.form == rows::COMPAT;
+        let mut samples = A::samples().into_iter();
+        let sample = samples.find(|s| !compat || s.name == rows::COMPAT_SAMPLE);
+        let sample = sample.ok_or("no such form")?;
         let params = sample.params.iter();
         Ok(Call {
             op: sample.op,
@@ -616,7 +619,7 @@ impl Sums {
 
 impl Visitor for Maker<'_, '_> {
     fn visit<A: Registered>(&mut self) {
-        if A::NAME == self.row.op && self.row.form == "plain" {
+        if A::NAME == self.row.op && ["plain", rows::COMPAT].contains(&self.row.form.as_str()) {
             self.made = Some(self.plain::<A>());
         }
     }

@@ -1,12 +1,12 @@
 """Times what PyTorch and its neighbours do in the place of our kernels, for the rows of `gpu --peers --list`.
 
-    python torch_gpu.py --rows rows.json --out FOLDER [--rounds 3] [--ours "gpu --peers --json {}"]
+    python torch_gpu.py --rows rows.json --out FOLDER [--ours "gpu --peers --json {}"]
 
-Of each row: the formula of its authors (torch_cpu.py) in eager PyTorch and under torch.compile, whose kernels are
-Triton's; for xIELU and cross-entropy Triton kernels written by hand (triton_peer.py); for cross-entropy Liger-Kernel
-and QuACK where they can be imported. Before each round `--ours` is run, so that both alternate on one device; the
-round's files are `ours-N.json` and `peers-N.json`. Every time is the median of samples that alternate with a copy of
-as many bytes. Inputs take turns on buffers that together exceed the L2 cache twice.
+Of each row: for xIELU and cross-entropy Triton kernels written by hand (triton_peer.py); for cross-entropy Liger-Kernel
+and QuACK where they can be imported; the formula of its authors (torch_cpu.py) in eager PyTorch; and last, of the rows
+that stand for all, the same under torch.compile, which takes seconds for each. `--ours` is run before and after, so
+that both meet the clocks of the device. The files are `ours-1.json`, `ours-2.json` and `peers.json`. Every time is the
+median of samples. Inputs are random, and take turns on buffers that together exceed the L2 cache twice.
 
 A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too
 (Triton's kernels with TRITON_INTERPRET=1), and times nothing.
@@ -39,7 +39,6 @@ DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "liger_kernel": "liger-ke
 SAMPLES = 11
 # Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
 SAMPLE_MS = 4.0
-COPY_BYTES = 1 << 30
 
 
 class Turns:
@@ -179,21 +178,28 @@ def make_quack(row, turns, device):
     return Turns(turns, lambda turn: cross_entropy_fwd(logits[turn], labels, return_dx=with_dx))
 
 
-def peers_of(row, device):
-    """Names and makers of those that compute a row."""
-    is_loss = row["op"] == "cross_entropy"
-    make = make_torch_loss if is_loss else make_activation
-    yield "torch eager", lambda turns, device: make(row, turns, device, False)
-    yield "torch.compile", lambda turns, device: make(row, turns, device, True)
+def peers_of(rows, device):
+    """Rows, and the names and makers of those that compute them: first what compiles nothing."""
     # Without a GPU Triton has its interpreter, if it is asked for.
     can_triton = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    for name, module, make_other, computes in [
-        ("Triton", "triton", make_triton, can_triton and (is_loss or row["op"] == "xielu")),
-        ("Liger-Kernel", "liger_kernel", make_liger, can_triton and is_loss),
-        ("QuACK", "quack", make_quack, device.type == "cuda" and is_loss),
-    ]:
-        if computes and version(module) is not None:
-            yield name, lambda turns, device, make=make_other: make(row, turns, device)
+    for row in rows:
+        is_loss = row["op"] == "cross_entropy"
+        for name, module, make, computes in [
+            ("Triton", "triton", make_triton, can_triton and (is_loss or row["op"] == "xielu")),
+            ("Liger-Kernel", "liger_kernel", make_liger, can_triton and is_loss),
+            ("QuACK", "quack", make_quack, device.type == "cuda" and is_loss),
+        ]:
+            if computes and version(module) is not None:
+                yield row, name, make
+        yield row, "torch eager", lambda *of: make_torch(*of, False)
+    for row in rows:
+        if row["representative"]:
+            yield row, "torch.compile", lambda *of: make_torch(*of, True)
+
+
+def make_torch(row, turns, device, compiled):
+    make = make_torch_loss if row["op"] == "cross_entropy" else make_activation
+    return make(row, turns, device, compiled)
 
 
 def version(module):
@@ -222,10 +228,10 @@ def elapsed(run, count):
 
 
 def measure(row, make, device):
-    """Milliseconds of a call and of a copy of as many bytes."""
+    """Milliseconds of a call."""
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     turns = max(3, math.ceil(2 * l2 / max(row["bytes"], 1)))
-    work = make(turns, device)
+    work = make(row, turns, device)
     if work is None:
         return None
     for _ in range(3):
@@ -235,62 +241,49 @@ def measure(row, make, device):
     once = elapsed(work.call, work.turns) / work.turns
     rounds = 1 if work.overwritten else max(1, math.ceil(SAMPLE_MS / (once * work.turns)))
     calls = rounds * work.turns
-    part = min(max(row["bytes"] // 2, 1), COPY_BYTES)
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    places = COPY_BYTES // part
-
-    def copy(i):
-        at = (i % places) * part
-        target[at : at + part].copy_(source[at : at + part])
-
-    copies = min(2000, max(1, math.ceil(SAMPLE_MS / (once * 2 * part / max(row["bytes"], 1)))))
-    times, copy_times = [], []
+    times = []
     for _ in range(SAMPLES):
         work.restore()
         times.append(elapsed(lambda i: work.call(i % work.turns), calls) / calls)
-        copy_times.append(elapsed(copy, copies) / copies * row["bytes"] / (2 * part))
-    return statistics.median(times), statistics.median(copy_times)
+    return statistics.median(times)
 
 
-def one_round(rows, device, smoke, deadline, save):
+def measure_all(rows, device, smoke, deadline, save):
     """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
     found = []
-    for row in rows:
-        for peer, make in peers_of(row, device):
-            result = {"name": row["name"], "peer": peer, "ms": None, "copy_ms": None, "error": None}
-            if time.monotonic() > deadline:
-                result["error"] = "no time left"
-                found.append(result)
-                continue
-            try:
-                if smoke:
-                    work = make(2, device)
-                    if work is None:
-                        continue
-                    work.try_all()
-                else:
-                    times = measure(row, make, device)
-                    if times is None:
-                        continue
-                    result["ms"], result["copy_ms"] = times
-            except Exception as error:  # a peer that fails is a line of the table, not the end of it
-                result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+    for row, peer, make in peers_of(rows, device):
+        result = {"name": row["name"], "peer": peer, "ms": None, "error": None}
+        if time.monotonic() > deadline:
+            result["error"] = "no time left"
             found.append(result)
-            save(found)
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            continue
+        try:
+            if smoke:
+                work = make(row, 2, device)
+                if work is None:
+                    continue
+                work.try_all()
+            else:
+                result["ms"] = measure(row, make, device)
+                if result["ms"] is None:
+                    continue
+        except Exception as error:  # a peer that fails is a line of the table, not the end of it
+            result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        found.append(result)
+        save(found)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    save(found)
     return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=pathlib.Path, required=True, help="what `gpu --peers --list` printed")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder for the rounds' files")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder for the files")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further row after that")
-    parser.add_argument("--ours", help="command to run before each round; {} is the file that it is to write")
+    parser.add_argument("--ours", help="command to run before and after; {} is the file that it is to write")
     parser.add_argument("--site", help="a folder of packages, for those that are not installed")
     parser.add_argument("--smoke", action="store_true", help="run every row once at a tiny size, time nothing")
     arguments = parser.parse_args()
@@ -311,24 +304,24 @@ def main():
     if hasattr(torch._functorch.config, "donated_buffer"):
         torch._functorch.config.donated_buffer = False
     versions = {module: version(module) for module in DISTRIBUTIONS}
-    failed = 0
-    for number in range(1, arguments.rounds + 1):
+
+    def ours(number):
         if arguments.ours:
-            command = [word.replace("{}", str(arguments.out / f"ours-{number}.json")) for word in shlex.split(arguments.ours)]
+            file = str(arguments.out / f"ours-{number}.json")
+            command = [word.replace("{}", file) for word in shlex.split(arguments.ours)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
-        def save(found, number=number):
-            text = json.dumps({"versions": versions, "rows": found}, indent=1)
-            # Whole or not at all, should the time run out while it is written.
-            partial = arguments.out / "peers.partial"
-            partial.write_text(text)
-            partial.rename(arguments.out / f"peers-{number}.json")
+    def save(found):
+        text = json.dumps({"versions": versions, "rows": found}, indent=1)
+        # Whole or not at all, should the time run out while it is written.
+        partial = arguments.out / "peers.partial"
+        partial.write_text(text)
+        partial.rename(arguments.out / "peers.json")
 
-        found = one_round(rows, device, arguments.smoke, deadline, save)
-        save(found)
-        failed += sum(row["error"] is not None for row in found)
-        if time.monotonic() > deadline:
-            break
+    ours(1)
+    found = measure_all(rows, device, arguments.smoke, deadline, save)
+    ours(2)
+    failed = sum(row["error"] is not None for row in found)
     print(f"{len(found)} rows of peers, {failed} without a time; {versions}")
     return 1 if arguments.smoke and failed else 0
 

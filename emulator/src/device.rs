@@ -36,8 +36,18 @@ const H100: Profile = Profile {
     params: 32_764,
 };
 
+/// The H100 with more and faster memory.
+const H200: Profile = Profile {
+    name: "NVIDIA H200 (emulated)",
+    memory: 141_000_000_000,
+    l2: 60 << 20,
+    memory_clock_khz: 3_201_000,
+    bus_bits: 6144,
+    ..H100
+};
+
 /// Devices by ordinal.
-pub(crate) static DEVICES: [Profile; 3] = [
+pub(crate) static DEVICES: [Profile; 5] = [
     H100,
     Profile {
         name: "NVIDIA A100-SXM4-80GB (emulated)",
@@ -61,7 +71,25 @@ pub(crate) static DEVICES: [Profile; 3] = [
         gpc_multiprocessors: 2,
         ..H100
     },
+    H200,
+    // As an H100 in what is not said here, shared memory above all.
+    Profile {
+        name: "NVIDIA B200 (emulated)",
+        compute: (10, 0),
+        multiprocessors: 148,
+        memory: 180_000_000_000,
+        l2: 126 << 20,
+        clock_khz: 1_965_000,
+        memory_clock_khz: 3_996_000,
+        bus_bits: 8192,
+        ..H100
+    },
 ];
+
+/// The names of the devices, by ordinal.
+pub fn device_names() -> impl Iterator<Item = &'static str> {
+    DEVICES.iter().map(|device| device.name)
+}
 
 /// Driver version that `cuDriverGetVersion` gives, and the newest PTX version that it takes.
 pub(crate) const DRIVER_VERSION: i32 = 13000;

@@ -1,8 +1,8 @@
 //! A stand-in for the CUDA driver that executes PTX on the CPU.
 //!
 //! [`install`] puts it in the place of `libcuda.so`. From then on whatever uses the CUDA driver API
-//! in this process, cudarc for instance, finds three devices: an H100 (ordinal 0), an A100 (1),
-//! and the two multiprocessors of an H100 that a limit may leave (2).
+//! in this process, cudarc for instance, finds five devices: an H100 (ordinal 0), an A100 (1),
+//! the two multiprocessors of an H100 that a limit may leave (2), an H200 (3) and a B200 (4).
 //! The same PTX that a GPU gets is parsed and executed, instruction by instruction, with exact IEEE
 //! arithmetic. It runs where no GPU is, and sees what a GPU hides: see [`Check`] for the bugs that it
 //! reports, [`Settings`] for the freedoms of a GPU that it can take, [`LaunchReport`] for what it
@@ -45,6 +45,7 @@ mod settings;
 mod shadow;
 mod traffic;
 
+pub use device::device_names;
 pub use driver::in_driver_call;
 pub use driver::module::substitute;
 pub use install::{InstallError, install};

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{config, device, function, module};
-use cuda_emulator::{Schedule, Settings, install, record, with_settings};
+use cuda_emulator::{Schedule, Settings, device_names, install, record, with_settings};
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaContext, CudaStream, DevicePtr, DriverError, LaunchConfig, PushKernelArg, result,
@@ -29,18 +29,21 @@ fn error<T>(r: Result<T, DriverError>) -> CUresult {
 #[test]
 fn devices() {
     install().unwrap();
-    assert_eq!(CudaContext::device_count().unwrap(), 3);
-    assert!(CudaContext::new(3).is_err());
+    assert_eq!(CudaContext::device_count().unwrap(), 5);
+    assert!(CudaContext::new(5).is_err());
     for (i, (name, compute, sms, shared)) in [
         ("H100", (9, 0), 132, 227 << 10),
         ("A100", (8, 0), 108, 163 << 10),
         ("H100", (9, 0), 2, 227 << 10),
+        ("H200", (9, 0), 132, 227 << 10),
+        ("B200", (10, 0), 148, 227 << 10),
     ]
     .into_iter()
     .enumerate()
     {
         let ctx = CudaContext::new(i).unwrap();
         assert!(ctx.name().unwrap().contains(name) && ctx.name().unwrap().ends_with("(emulated)"));
+        assert_eq!(device_names().nth(i), Some(ctx.name().unwrap().as_str()));
         assert_eq!(ctx.compute_capability().unwrap(), compute);
         use sys::CUdevice_attribute_enum::*;
         assert_eq!(

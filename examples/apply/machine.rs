@@ -27,7 +27,7 @@ impl Machine {
                 eprintln!("device: {}", Cpu::name());
                 return Ok(Machine::Cpu);
             }
-            Backend::Emulated => Choice::Emulated,
+            Backend::Emulated => Choice::Emulated(0),
             Backend::Gpu => Choice::Gpu,
             Backend::Auto => Choice::Auto,
         };

@@ -17,8 +17,8 @@ pub enum Choice {
     Auto,
     /// A real device or an error.
     Gpu,
-    /// The emulator.
-    Emulated,
+    /// The emulator, and the ordinal of its device.
+    Emulated(usize),
 }
 
 impl FromStr for Choice {
@@ -28,10 +28,29 @@ impl FromStr for Choice {
         match s {
             "auto" => Ok(Choice::Auto),
             "gpu" => Ok(Choice::Gpu),
-            "emulated" => Ok(Choice::Emulated),
-            other => Err(format!("{other} is not auto, gpu or emulated")),
+            "emulated" => Ok(Choice::Emulated(0)),
+            other => match other.strip_prefix("emulated:") {
+                Some(model) => emulated_model(model).map(Choice::Emulated),
+                None => Err(format!(
+                    "{other} is not auto, gpu, emulated or emulated:MODEL, such as emulated:h200"
+                )),
+            },
         }
     }
+}
+
+/// The ordinal of the emulator's first device of a model.
+fn emulated_model(model: &str) -> Result<usize, String> {
+    let is_it = |name: &str| {
+        let mut words = name.split([' ', '-']);
+        words.any(|word| word.eq_ignore_ascii_case(model))
+    };
+    cuda_emulator::device_names()
+        .position(is_it)
+        .ok_or_else(|| {
+            let names: Vec<_> = cuda_emulator::device_names().collect();
+            format!("the emulator has no {model}, but {}", names.join(", "))
+        })
 }
 
 impl Choice {
@@ -47,10 +66,10 @@ impl Choice {
     pub fn emulates(self, present: bool, required: bool) -> Result<bool, String> {
         match self {
             Choice::Gpu => Ok(false),
-            Choice::Emulated if required => {
+            Choice::Emulated(_) if required => {
                 Err("XACT_REQUIRE_GPU=1 forbids the emulated device".to_owned())
             }
-            Choice::Emulated => Ok(true),
+            Choice::Emulated(_) => Ok(true),
             Choice::Auto => Ok(!present && !required),
         }
     }
@@ -95,7 +114,11 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
             Ok(emulated)
         })
         .clone()?;
-    let device = Device::new(0).map_err(|e| e.to_string())?;
+    let ordinal = match choice {
+        Choice::Emulated(ordinal) => ordinal,
+        Choice::Auto | Choice::Gpu => 0,
+    };
+    let device = Device::new(ordinal).map_err(|e| e.to_string())?;
     // A stream of its own: the default stream cannot be captured.
     let stream = device
         .context()

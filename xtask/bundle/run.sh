@@ -2,25 +2,59 @@
 # Everything that a GPU can tell about xact, on a machine with an NVIDIA driver and without Rust. `cargo xtask
 # gpu-bundle` packs this script with the programs that it runs.
 #
-#   run.sh [--quick] [--tuning] [--limit SECONDS] [--out FOLDER] [--stand-in]
+#   run.sh [--day 1|2] [--only PART,...] [--order PART,...] [--limit SECONDS] [--out FOLDER] [--stand-in]
 #
-#   --quick     in under 3 minutes, not 9: fewer rows, one round of peers, one sanitizer
-#   --tuning    time every geometry in the bundle, and nothing else
+#   --day       half of what a first day needs, in under 6 minutes: 1 says whether it is right and how fast it is, 2 how
+#               it compares
+#   --only      these parts alone
+#   --order     these parts before the others
 #   --limit     begin nothing that does not fit into this many seconds
 #   --out       where the results go (results/ beside this script)
 #   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing, and takes its time
 #
-# Writes report.md, results.json, two plots, and failures.txt if anything failed. Exit status 1 if anything failed; a
-# step that the machine has no means for is "not run" and says why. The programs are unpacked under TMPDIR, in which
-# torch.compile does not take spaces.
+# The parts, as they follow each other:
+#   facts       clocks and power of the device
+#   load        the time of loading every kernel, first without the driver's cache of compiled code, then with it
+#   dump        every kernel entry, and its results beside those that the emulator had when the bundle was packed
+#   speed       the yardsticks, and the few rows that matter most
+#   ncu         eight kernels under Nsight Compute
+#   sanitizer   compute-sanitizer: memcheck of every entry, racecheck of the clusters
+#   peers       PyTorch, Triton, Liger-Kernel and QuACK beside ours
+#   geometries  other geometries of the kernels, if the bundle was packed with --tuning
+#   suite       the tests of cross-entropy and of the activations
+# and, only where they are named, every-row, every-test and every-sanitizer: all that there is of each.
+#
+# Writes page.md, which is for a minute's reading, report.md, results.json, two plots, and failures.txt if anything
+# failed. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says why. The
+# programs are unpacked under TMPDIR, in which torch.compile does not take spaces.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-quick=0 tuning=0 stand_in=0 limit='' out=$here/results
+day_1='facts load dump speed ncu sanitizer' day_2='peers geometries suite'
+known="$day_1 $day_2 every-row every-test every-sanitizer"
+parts_wanted="$day_1 $day_2" first='' stand_in=0 limit='' out=$here/results
+
+# The parts of a list with commas.
+listed() {
+    local part
+    for part in ${1//,/ }; do
+        [[ " $known " = *" $part "* ]] || { echo "no part $part: there are $known" >&2 && exit 2; }
+    done
+}
 while [ $# -gt 0 ]; do
     case $1 in
-        --quick) quick=1 ;;
-        --tuning) tuning=1 ;;
+        --day)
+            case ${2:-} in
+                1) parts_wanted=$day_1 ;;
+                2) parts_wanted=$day_2 ;;
+                *) echo '--day takes 1 or 2' >&2 && exit 2 ;;
+            esac
+            # Under 6 minutes, with what it takes to end.
+            limit=${limit:-340}
+            shift
+            ;;
+        --only) listed "${2:?}" && parts_wanted=${2//,/ } && shift ;;
+        --order) listed "${2:?}" && first=${2//,/ } && shift ;;
         --stand-in) stand_in=1 ;;
         --limit) limit=${2:?} && shift ;;
         --out) out=${2:?} && shift ;;
@@ -28,23 +62,24 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# The emulator executes every instruction: on two cores the suite takes it a quarter of an hour.
-[ -n "$limit" ] || limit=$([ $stand_in = 1 ] && echo 3600 || { [ $quick = 1 ] && echo 170 || echo 530; })
+# The emulator executes every instruction: on two cores a suite takes it minutes.
+limit=${limit:-$([ $stand_in = 1 ] && echo 3600 || echo 700)}
+order=$first
+for part in $parts_wanted; do
+    [[ " $order " = *" $part "* ]] || order+=" $part"
+done
 
 # What an earlier run left would be taken for this one's.
-mkdir -p "$out" && rm -f "$out"/{report.md,results.json,share_of_copy.svg,roofline.svg,failures.txt} &&
+mkdir -p "$out" && rm -f "$out"/{page.md,report.md,results.json,shares.svg,roofline.svg,failures.txt,device.safetensors.gz} &&
     : 2>/dev/null >"$out/failures.txt" && rm "$out/failures.txt" || {
     echo "cannot write to $out: name another folder with --out" >&2
     exit 1
 }
 
 work=$(mktemp -d)
-background=()
 cleanup() {
-    local status=$? pid
-    # A background process that is stopped before it has begun comes here too.
-    [ "$BASHPID" = $$ ] || return
-    for pid in ${background[@]+"${background[@]}"} ${running:-}; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    local status=$?
+    [ -z "${running:-}" ] || { kill "$running" 2>/dev/null && wait "$running" 2>/dev/null; }
     rm -rf "$work"
     exit $status
 }
@@ -55,7 +90,18 @@ trap 'exit 143' TERM
 mkdir -p "$work/parts" "$work/logs"
 parts=$work/parts steps=$work/parts/steps.tsv
 : >"$steps"
-tar -xzf "$here/programs.tar.gz" -C "$work" || exit 1
+# Not every image has xz, but one with PyTorch has python3.
+unpacked() {
+    if command -v xz >/dev/null; then
+        xz -dc "$1"
+    else
+        python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1"
+    fi
+}
+unpacked "$here/programs.tar.xz" | tar -xf - -C "$work" || {
+    echo "cannot unpack $here/programs.tar.xz: it takes tar, and xz or python3" >&2
+    exit 1
+}
 programs=$work/programs
 
 if [ $stand_in = 1 ]; then
@@ -64,13 +110,15 @@ if [ $stand_in = 1 ]; then
 else
     export XACT_DEVICE=gpu XACT_REQUIRE_GPU=1
 fi
+# What the driver has compiled: one of this run, which begins empty.
+export CUDA_CACHE_PATH=$work/cuda-cache
 
 # A line of the summary: name, outcome, seconds, note.
 failed=0
 line() {
     [ "$2" != FAILED ] || { failed=1 && echo "== $1: $4" >>"$out/failures.txt"; }
     printf '%s\t%s\t%s\t%s\n' "$@" >>"$steps"
-    printf '%-28s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
+    printf '%-32s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
 
 # So many seconds, or those that are left.
@@ -81,9 +129,21 @@ within() {
 
 not_run() { line "$1" 'not run' 0 "$2"; }
 
-# step NAME SECONDS COMMAND...: runs it for at most so long. The note is what it says of its results, or its last line.
+log_of() { echo "$work/logs/${1//[^a-z0-9]/-}.log"; }
+
+# What a log says of its results, or else its last line.
+results='^ *(test result|left out|========= ERROR SUMMARY|Duration |DRAM Throughput |Issue Slots Busy |Achieved Occupancy )'
+note_of() {
+    local note
+    note=$(grep -E "$results" "$1" | tr -s ' \n' ' ')
+    [ -n "$note" ] || note=$(grep -v '^$' "$1" | tail -n 1)
+    printf '%s' "$note" | tr '\t' ' ' | cut -c 1-200
+}
+
+# step NAME SECONDS COMMAND...: runs it for at most so long.
 step() {
-    local name=$1 most log=$work/logs/${1// /-}.log start=$SECONDS status note
+    local name=$1 most log start=$SECONDS status note
+    log=$(log_of "$1")
     most=$(within "$2")
     shift 2
     if [ "$most" -lt 5 ]; then
@@ -95,9 +155,7 @@ step() {
     wait "$running"
     status=$?
     running=
-    note=$(grep -E '^(test result|left out|========= ERROR SUMMARY)' "$log" | tr '\n' ' ')
-    [ -n "$note" ] || note=$(grep -v '^$' "$log" | tail -n 1)
-    note=$(printf '%s' "$note" | tr '\t' ' ' | cut -c 1-160)
+    note=$(note_of "$log")
     if [ $status = 124 ] || [ $status = 137 ]; then
         note="stopped after $((SECONDS - start)) s. $note"
     elif [ $status = 0 ] && grep -Eq '^test result: .* [1-9][0-9]* ignored' "$log"; then
@@ -112,6 +170,39 @@ step() {
     return 1
 }
 
+# probe NAME COMMAND...: whether a tool can watch a device here, which sandboxes such as gVisor do not let it; if not,
+# the summary says why.
+probe() {
+    local name=$1 tool=$2 log why most
+    log=$(log_of "probe $1")
+    shift
+    if ! command -v "$tool" >/dev/null; then
+        not_run "$name" "there is no $tool"
+        return 1
+    fi
+    if [ $stand_in = 1 ]; then
+        not_run "$name" 'the stand-in is no device'
+        return 1
+    fi
+    most=$(within 40)
+    if [ "$most" -lt 5 ]; then
+        line "$name" FAILED 0 'no time left'
+        return 1
+    fi
+    timeout -k 5 "$most" "$@" >"$log" 2>&1 &
+    running=$!
+    wait "$running"
+    local status=$?
+    running=
+    # Some end with 0 although they watched nothing.
+    why=$(grep -iE 'not supported|failed to init|no kernels were profiled|ERR_NVGPUCTRPERM|unable to|internal .*error' "$log" |
+        head -n 1 | sed 's/^[= ]*//')
+    if [ -n "$why" ] || { [ $status != 0 ] && ! grep -q 'ERROR SUMMARY: [1-9]' "$log"; }; then
+        not_run "$name" "$tool does not work here: ${why:-$(note_of "$log")}"
+        return 1
+    fi
+}
+
 {
     date -u '+%Y-%m-%d %H:%M UTC'
     if command -v nvidia-smi >/dev/null; then
@@ -123,60 +214,124 @@ step() {
 } >"$parts/machine.txt" 2>&1
 cat "$parts/machine.txt"
 
-# Samples the SM clock until the bench ends.
-clocks() {
-    command -v nvidia-smi >/dev/null || return 0
-    nvidia-smi --query-gpu=clocks.sm --format=csv,noheader,nounits -lms 250 >"$parts/clocks.csv" 2>/dev/null &
-    clock_pid=$!
-    background+=("$clock_pid")
-}
-no_clocks() {
-    [ -z "${clock_pid:-}" ] || kill "$clock_pid" 2>/dev/null
-    clock_pid=
-}
-
-suite() {
-    local name most=240
-    [ $stand_in = 0 ] || most=$limit
-    for name in $(cat "$programs/tests.txt"); do
-        step "suite $name" "$most" "$programs/$name"
-    done
-}
-
-comparison() {
-    local said
-    if wait "$emulated_pid"; then
-        step 'dump of the device' 60 "$programs/gpu" dump "$work/device.safetensors" &&
-            step 'emulator and device' 60 "$programs/gpu" compare "$work/emulated.safetensors" \
-                "$work/device.safetensors" --json "$parts/compare.json"
+run_facts() {
+    if command -v nvidia-smi >/dev/null; then
+        step 'facts' 20 sh -c 'nvidia-smi -q -d CLOCK,POWER >"$1"' sh "$parts/facts.txt"
     else
-        said=$(tail -n 1 "$work/logs/emulated.log" | tr '\t' ' ')
-        line 'dump of the emulator' FAILED 0 "${said:-it says nothing}"
+        not_run 'facts' 'there is no nvidia-smi'
     fi
 }
 
-speed() {
+run_load() {
+    # The second finds what the first has left in the cache.
+    step 'load cold' 60 "$programs/gpu" load
+    step 'load warm' 30 "$programs/gpu" load
+}
+
+run_dump() {
+    local device=$work/device.safetensors
+    step 'dump of the device' 60 "$programs/gpu" dump "$device" &&
+        step 'emulator and device' 40 "$programs/gpu" compare "$work/emulated.safetensors" "$device" \
+            --json "$parts/compare.json" && return
+    # For a closer look elsewhere.
+    [ ! -f "$device" ] || gzip -c "$device" >"$out/device.safetensors.gz"
+}
+
+# speed_of NAME SECONDS ARGUMENT...: rows that would begin too late are named as such.
+speed_of() {
+    local name=$1 most
+    most=$(within "$2")
+    shift 2
+    step "$name" "$most" "$programs/gpu" --json "$parts/speed.json" --seconds $((most > 10 ? most - 10 : 0)) "$@"
+}
+run_speed() {
     if [ $stand_in = 1 ]; then
         step 'speed' "$limit" "$programs/gpu" --smoke
-        return
+    else
+        speed_of 'speed' 60 --quick
     fi
-    local most
-    most=$(within $([ $quick = 1 ] && echo 45 || echo 210))
-    # Rows that would begin too late are named as such.
-    local arguments=(--json "$parts/speed.json" --seconds $((most > 10 ? most - 10 : 0)))
-    [ $quick = 0 ] || arguments+=(--quick)
-    clocks
-    step 'speed' "$most" "$programs/gpu" "${arguments[@]}"
-    no_clocks
+}
+run_every-row() {
+    if [ $stand_in = 1 ]; then
+        not_run 'every row' 'the speed of a stand-in has them all'
+    else
+        speed_of 'every row' 240
+    fi
 }
 
-peers() {
+# What ncu looks at: a kernel, and the row that launches it.
+profiles='xielu_forward_bf16 xielu plain forward bf16 20480x8192
+xielu_backward_bf16 xielu plain backward bf16 20480x8192
+xielu_backward_bf16 xielu compat backward bf16 20480x8192
+xgelu_forward_bf16 xgelu plain forward bf16 20480x8192
+xsilu_gated1_forward_bf16 xsilu gated1 forward bf16 8192x32768
+xsilu_gated1_backward_bf16 xsilu gated1 backward bf16 8192x32768
+cross_entropy_stats_bf16 cross_entropy plain forward bf16 16384x131072
+cross_entropy_cluster_bf16 cross_entropy plain fused bf16 8192x128256'
+# Counters of one launch of a kernel, the second: the first may meet a device that is not warm.
+counters() {
+    local kernel=$1 section sections=()
+    shift
+    for section in SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats WarpStateStats Occupancy; do
+        sections+=(--section "$section")
+    done
+    ncu_command=(ncu --clock-control none "${sections[@]}" --kernel-name "regex:^$kernel\$" --launch-skip 1 --launch-count 1
+        "$programs/gpu" profile "$@")
+}
+run_ncu() {
+    local kernel row name ncu_command works=0
+    read -r kernel row <<<"$profiles"
+    counters "$kernel" --smoke "$row"
+    probe 'ncu' "${ncu_command[@]}" && works=1
+    [ $works = 1 ] || [ $stand_in = 1 ] || return
+    while read -r kernel row; do
+        name="ncu ${row% bf16*}"
+        if [ $stand_in = 1 ]; then
+            step "${name/ncu/launch}" 60 "$programs/gpu" profile --smoke "$row"
+            continue
+        fi
+        counters "$kernel" "$row"
+        step "$name" 30 "${ncu_command[@]}"
+        { echo "== $row" && cat "$(log_of "$name")"; } >>"$parts/ncu.txt" 2>/dev/null
+    done <<<"$profiles"
+}
+
+# sanitize TOOL SECONDS COMMAND...: under a tool of compute-sanitizer, which finds nothing.
+sanitize() {
+    local name=$1 most=$2
+    shift 2
+    step "$name" "$most" compute-sanitizer --tool "${name%% *}" --error-exitcode 1 "$@"
+}
+can_sanitize() {
+    probe 'compute-sanitizer' compute-sanitizer --tool memcheck --error-exitcode 1 "$programs/gpu" profile --smoke \
+        'goldfish hash64 mask i32'
+}
+# Rows that clusters share: where blocks wait for each other.
+clusters='cross_entropy/f32/fused/plain, shared rows'
+run_sanitizer() {
+    can_sanitize || return
+    # Every entry, on few of the comparison's inputs.
+    sanitize memcheck 70 "$programs/gpu" dump --small "$work/sanitized.safetensors"
+    sanitize racecheck 50 "$programs/gpu" dump --small --only "$clusters" "$work/sanitized.safetensors"
+}
+run_every-sanitizer() {
+    local tool
+    can_sanitize || return
+    for tool in memcheck racecheck initcheck synccheck; do
+        sanitize "$tool" 90 "$programs/gpu" dump --small "$work/sanitized.safetensors"
+    done
+    # Offsets, pitches and lengths around every boundary.
+    sanitize 'memcheck places' 60 "$programs/cross_entropy" places
+    sanitize 'memcheck lengths' 60 "$programs/activations" lengths_and_alignments
+}
+
+run_peers() {
     if ! python3 -c 'import torch' 2>/dev/null; then
         not_run 'peers' 'python3 has no torch'
         return
     fi
     if compgen -G "$here/wheels/*.whl" >/dev/null; then
-        step 'wheels of peers' 60 python3 -m pip install --quiet --no-index --no-deps --target "$work/site" \
+        step 'wheels of peers' 30 python3 -m pip install --quiet --no-index --no-deps --target "$work/site" \
             "$here"/wheels/*.whl
     fi
     export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
@@ -188,74 +343,51 @@ peers() {
     fi
     local ours most
     ours=("$programs/gpu" --peers)
-    [ $quick = 0 ] || ours+=(--quick)
     "${ours[@]}" --list >"$work/rows.json"
-    most=$(within $([ $quick = 1 ] && echo 75 || echo 150))
-    [ $stand_in = 0 ] || most=$(within "$limit")
-    # A row that has begun may take half a minute: a compiler's first.
-    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 35 ? most - 35 : 0)))
+    most=$(within $([ $stand_in = 1 ] && echo "$limit" || echo 130))
+    # A row that has begun may take half a minute, a compiler's first, and ours follow.
+    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 45 ? most - 45 : 0)))
     if [ $stand_in = 1 ]; then
-        arguments+=(--smoke --rounds 1)
+        arguments+=(--smoke)
     else
-        arguments+=(--rounds $([ $quick = 1 ] && echo 1 || echo 3))
         arguments+=(--ours "$(printf '%q ' "${ours[@]}" --json) {}")
     fi
     step 'peers' "$most" python3 "$here/torch_gpu.py" "${arguments[@]}"
 }
 
-sanitizers() {
-    local tool
-    if ! command -v compute-sanitizer >/dev/null; then
-        not_run 'compute-sanitizer' 'it is not installed'
-        return
-    fi
-    for tool in memcheck racecheck initcheck synccheck; do
-        # Every entry, on few of the comparison's inputs.
-        step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$programs/gpu" dump --small "$work/$tool.safetensors"
-        [ $quick = 0 ] || return
-    done
-    # Offsets, pitches and lengths around every boundary.
-    step 'memcheck places' 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$programs/cross_entropy" places
-    step 'memcheck lengths' 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$programs/activations" \
-        lengths_and_alignments
-}
-
-geometries() {
+run_geometries() {
     local folder name
     if ! compgen -G "$programs/tuning/*/gpu" >/dev/null; then
-        line 'tuning' FAILED 0 'the bundle was packed without --tuning'
+        not_run 'geometries' 'the bundle was packed without --tuning'
         return
     fi
-    clocks
     for folder in "$programs"/tuning/*/; do
         name=$(basename "$folder")
         if [ $stand_in = 1 ]; then
-            step "geometry $name" 120 "$folder/gpu" --quick --smoke
+            step "geometry $name" 120 "$folder/gpu" --representative --smoke
         else
-            step "geometry $name" 120 "$folder/gpu" --quick --json "$parts/tuning-$name.json"
+            step "geometry $name" 30 "$folder/gpu" --representative --json "$parts/tuning-$name.json"
         fi
     done
-    no_clocks
 }
 
-if ! step 'device' 60 "$programs/gpu" --smoke --op goldfish; then
-    tail -n 3 "$work/logs/device.log" 2>/dev/null
-elif [ $tuning = 1 ]; then
-    geometries
+tests() {
+    local name most=240
+    [ $stand_in = 0 ] || most=$limit
+    for name in "$@"; do
+        step "suite $name" "$most" "$programs/$name"
+    done
+}
+run_suite() { tests cross_entropy activations; }
+run_every-test() { tests $(cat "$programs/tests.txt"); }
+
+if CUDA_CACHE_DISABLE=1 step 'device' 60 "$programs/gpu" --smoke --op goldfish; then
+    for part in $order; do "run_$part"; done
 else
-    # On the CPU, while the device is busy with the suite. For 0 seconds would be for ever.
-    timeout -k 5 $(($(within "$limit") + 1)) env -u XACT_REQUIRE_GPU XACT_DEVICE=emulated "$programs/gpu" dump \
-        "$work/emulated.safetensors" >"$work/logs/emulated.log" 2>&1 &
-    emulated_pid=$!
-    background+=("$emulated_pid")
-    suite
-    comparison
-    speed
-    peers
-    sanitizers
+    tail -n 3 "$(log_of device)" 2>/dev/null
 fi
 
-# Not by way of `step`: the summary holds every step.
+# Not by way of `step`: the summary holds every step. It ends with the page.
+echo
 "$programs/gpu" report "$parts" "$out" || exit 1
 exit $failed

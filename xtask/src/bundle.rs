@@ -1,5 +1,5 @@
 //! Packs what a machine with a GPU and without Rust needs to run everything: the programs, the script that runs them,
-//! and the peers.
+//! what the emulator computes, and the peers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,16 @@ const BENCH: &str = "gpu";
 /// the image has nvidia-cutlass-dsl too, whose library alone is 92 MB, and apache-tvm-ffi, torch-c-dlpack-ext, einops.
 const WHEELS: [&str; 2] = ["liger-kernel==0.8.5", "quack-kernels==0.6.5"];
 
-/// The most that a bundle may weigh, so that it can be carried anywhere: 60 MiB.
-const MOST_BYTES: u64 = 60 << 20;
+/// The most that a bundle may weigh, so that it can be carried anywhere: 64 MiB.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// The architectures for which the crate embeds machine code beside its PTX, so that no minute of a GPU goes into the
+/// driver's compiler: in what everything runs with, and in the bench under each geometry.
+const ARCHITECTURES: &str = "80;90;100;120";
+const ARCHITECTURES_OF_GEOMETRIES: &str = "90;100";
+
+/// What the emulator computes, in the archive beside the programs.
+const EMULATED: &str = "emulated.safetensors";
 
 /// The geometries that `--tuning` compares with the present one: a name, and numbers of src/geometry.rs.
 const GEOMETRIES: [(&str, &[(&str, u64)]); 9] = [
@@ -102,6 +110,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let messages = build(
         Command::new(steps::cargo()).current_dir(&folders.root),
         &TESTS,
+        ARCHITECTURES,
     )?;
     for (kind, name) in TESTS
         .map(|name| ("test", name))
@@ -123,13 +132,13 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         }
     }
     run_quietly(
-        Command::new("tar")
-            .arg("-czf")
-            .arg(bundle.join("programs.tar.gz"))
-            .arg("-C")
-            .arg(&stage)
-            .arg("programs"),
+        Command::new(programs.join(BENCH))
+            .arg("dump")
+            .arg(stage.join(EMULATED))
+            .env("XACT_DEVICE", "emulated")
+            .env_remove("XACT_REQUIRE_GPU"),
     )?;
+    pack(&stage, &bundle)?;
     fs::remove_dir_all(&stage)?;
     write_executable(&bundle.join("run.sh"), RUN)?;
     for peer in ["torch_gpu.py", "triton_peer.py", "torch_cpu.py"] {
@@ -155,8 +164,31 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the bench and some tests; what cargo says.
-fn build(cargo: &mut Command, tests: &[&str]) -> anyhow::Result<String> {
+/// Packs the programs and what the emulator computes into `programs.tar.xz`. The programs of the geometries are nearly
+/// alike, which a window of kilobytes, as gzip's, would not see.
+fn pack(stage: &Path, bundle: &Path) -> anyhow::Result<()> {
+    let mut tar = Command::new("tar")
+        .args(["-cf", "-", "-C"])
+        .arg(stage)
+        .args(["programs", EMULATED])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("tar does not start")?;
+    let stream = tar.stdout.take().context("tar has no output")?;
+    let archive = fs::File::create(bundle.join("programs.tar.xz"))?;
+    run_quietly(
+        Command::new("xz")
+            .args(["-9", "--stdout"])
+            .stdin(stream)
+            .stdout(archive),
+    )?;
+    let status = tar.wait()?;
+    ensure!(status.success(), "tar: {status}");
+    Ok(())
+}
+
+/// Builds the bench and some tests, with machine code for some architectures; what cargo says.
+fn build(cargo: &mut Command, tests: &[&str], architectures: &str) -> anyhow::Result<String> {
     let output = cargo
         .args([
             "test",
@@ -170,6 +202,7 @@ fn build(cargo: &mut Command, tests: &[&str]) -> anyhow::Result<String> {
         .args(tests.iter().flat_map(|test| ["--test", test]))
         .arg("--message-format=json-render-diagnostics")
         .env(REQUIRE.0, REQUIRE.1)
+        .env("XACT_CUDA_ARCHS", architectures)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -195,7 +228,7 @@ fn with_geometry(
         .env("CARGO_TARGET_DIR", folders.target.join("tuning/target"))
         // The copy has no toolkit of its own.
         .env("NVCC", nvcc);
-    let messages = build(&mut cargo, &[])?;
+    let messages = build(&mut cargo, &[], ARCHITECTURES_OF_GEOMETRIES)?;
     let program = cargo_messages::executable(&messages, "bench", BENCH);
     program.context("cargo did not say where the bench is")
 }
@@ -289,17 +322,30 @@ mod tests {
                 "stage/programs/tests.txt",
                 "api\nactivations\ncross_entropy\n",
             );
-            // Remembers how it was called, and copies the summary where the report would be.
+            stub.0
+                .write(&format!("stage/{EMULATED}"), "of the emulator\n");
+            // Remembers how it was called, fails where it is told to, and copies the summary where the report would be.
             stub.program(
                 "gpu",
                 r#"echo "$XACT_DEVICE ${XACT_REQUIRE_GPU-} $*" >>"$CALLS"
-case $1 in report) cp "$2"/* "$3" ;; esac
+case "$*" in ${FAIL:-nothing}) echo broken; exit 1 ;; esac
+case $1 in
+    report) cp "$2"/* "$3"; echo 'the page' ;;
+    dump) for last; do :; done; echo 'of the device' >"$last" ;;
+    profile) echo '    DRAM Throughput     %      91.2' ;;
+    compare) cat "$2" "$3" >>"$CALLS" ;;
+    load) echo "cache ${CUDA_CACHE_PATH#"$TMPDIR"}, off: ${CUDA_CACHE_DISABLE-no}" >>"$CALLS" ;;
+esac
 echo done"#,
             );
             stub.0
                 .write(&format!("{BUNDLE}/version.txt"), "xact of a test\n");
             stub.tool("python3", "exit 1");
             stub.tool("compute-sanitizer", "shift 4; exec \"$@\"");
+            stub.tool(
+                "ncu",
+                "echo \"ncu $*\" >>\"$CALLS\"; while [ ! -x \"$1\" ]; do shift; done; exec \"$@\"",
+            );
             stub.tool("nvidia-smi", "echo 1755");
             stub
         }
@@ -320,11 +366,8 @@ echo done"#,
         fn script(&self, arguments: &[&str]) -> Command {
             let folder = self.0.path();
             write_executable(&folder.join(BUNDLE).join("run.sh"), RUN).expect("the script");
-            let archive = folder.join(BUNDLE).join("programs.tar.gz");
             fs::create_dir_all(folder.join("tmp of a test")).expect("a folder");
-            let mut tar = Command::new("tar");
-            tar.arg("-czf").arg(archive).arg("-C");
-            run_quietly(tar.arg(folder.join("stage")).arg("programs")).expect("tar");
+            pack(&folder.join("stage"), &folder.join(BUNDLE)).expect("an archive");
             let path = std::env::var("PATH").expect("PATH");
             let mut script = Command::new(folder.join(BUNDLE).join("run.sh"));
             script
@@ -353,79 +396,205 @@ echo done"#,
         }
     }
 
-    const ALL: [&str; 14] = [
-        "device: passed",
-        "suite api: passed",
-        "suite activations: passed",
-        "suite cross_entropy: passed",
+    const DEVICE: &str = "device: passed";
+    const DAY_1: [&str; 16] = [
+        "facts: passed",
+        "load cold: passed",
+        "load warm: passed",
         "dump of the device: passed",
         "emulator and device: passed",
         "speed: passed",
-        "peers: not run",
+        "ncu xielu plain forward: passed",
+        "ncu xielu plain backward: passed",
+        "ncu xielu compat backward: passed",
+        "ncu xgelu plain forward: passed",
+        "ncu xsilu gated1 forward: passed",
+        "ncu xsilu gated1 backward: passed",
+        "ncu cross_entropy plain forward: passed",
+        "ncu cross_entropy plain fused: passed",
         "memcheck: passed",
         "racecheck: passed",
-        "initcheck: passed",
-        "synccheck: passed",
-        "memcheck places: passed",
-        "memcheck lengths: passed",
+    ];
+    const DAY_2: [&str; 4] = [
+        "peers: not run",
+        "geometries: not run",
+        "suite cross_entropy: passed",
+        "suite activations: passed",
     ];
 
-    #[test]
-    fn a_run_does_everything_on_the_device() {
-        let stub = Stub::new();
-        let output = stub.run(&[]);
-        assert!(output.status.success(), "{output:?}");
-        assert_eq!(stub.outcomes(), ALL);
-        let calls = stub.calls();
-        // The emulator computes its part although the machine requires a GPU of everything else.
-        assert!(calls.contains("emulated  dump "), "{calls}");
-        for call in [
-            "gpu 1 dump ",
-            "gpu 1 compare ",
-            "gpu 1 --json ",
-            "gpu 1 dump --small ",
-        ] {
-            assert!(calls.contains(call), "{call}: {calls}");
-        }
-        assert!(!stub.0.path().join("results/failures.txt").exists());
+    /// The device, and then these.
+    fn after_device(outcomes: &[&[&str]]) -> Vec<String> {
+        let all = [&[DEVICE], outcomes.concat().as_slice()].concat();
+        all.into_iter().map(str::to_owned).collect()
     }
 
     #[test]
-    fn a_quick_run_does_less() {
+    fn a_run_does_everything_on_the_device_and_speed_before_the_suite() {
         let stub = Stub::new();
-        assert!(stub.run(&["--quick"]).status.success());
-        assert_eq!(stub.outcomes(), ALL[..9]);
-        assert!(stub.calls().contains("--quick"), "{}", stub.calls());
+        let output = stub.run(&[]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stub.outcomes(), after_device(&[&DAY_1, &DAY_2]));
+        let calls = stub.calls();
+        assert!(!calls.contains("emulated "), "{calls}");
+        for call in [
+            "gpu 1 load",
+            "gpu 1 dump ",
+            "gpu 1 compare ",
+            // What was packed, and what the device has written.
+            "of the emulator\nof the device\n",
+            "gpu 1 --json ",
+            "--quick",
+            "gpu 1 profile xsilu gated1 backward",
+            "gpu 1 dump --small ",
+            "--only cross_entropy/f32/fused/plain, shared rows ",
+            // The clocks that the device has by itself, and of several kernels the one that is meant.
+            "ncu --clock-control none ",
+            "--kernel-name regex:^cross_entropy_cluster_bf16$ ",
+            // A cache of the run's own, which is there for the second time of loading.
+            "/cuda-cache, off: no\n",
+        ] {
+            assert!(calls.contains(call), "{call}: {calls}");
+        }
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.trim_end().ends_with("the page\ndone"), "{said}");
+        // What ncu counts is in its line.
+        assert!(said.contains("DRAM Throughput % 91.2"), "{said}");
+        for left in ["failures.txt", "device.safetensors.gz"] {
+            assert!(!stub.0.path().join("results").join(left).exists(), "{left}");
+        }
+    }
+
+    #[test]
+    fn a_day_is_two_runs() {
+        let stub = Stub::new();
+        assert!(stub.run(&["--day", "1"]).status.success());
+        assert_eq!(stub.outcomes(), after_device(&[&DAY_1]));
+        assert!(stub.run(&["--day", "2"]).status.success());
+        assert_eq!(stub.outcomes(), after_device(&[&DAY_2]));
+        assert_eq!(stub.run(&["--day", "3"]).status.code(), Some(2));
+        // Each with the seconds that its end takes.
+        let limit = RUN
+            .split_once("limit=${limit:-")
+            .expect("the limit of a day");
+        let limit: u32 = limit
+            .1
+            .split('}')
+            .next()
+            .expect("a number")
+            .parse()
+            .expect("a number");
+        assert!((300..350).contains(&limit));
+    }
+
+    #[test]
+    fn parts_are_chosen_and_ordered() {
+        let suite = ["suite cross_entropy: passed", "suite activations: passed"];
+        for (arguments, expected) in [
+            (&["--only", "facts,suite"][..], [&DAY_1[..1], &suite]),
+            (
+                &["--only", "facts,suite", "--order", "suite"],
+                [&suite, &DAY_1[..1]],
+            ),
+        ] {
+            let stub = Stub::new();
+            assert!(stub.run(arguments).status.success());
+            assert_eq!(stub.outcomes(), after_device(&expected));
+        }
+        let stub = Stub::new();
+        assert!(stub.run(&["--order", "suite,speed"]).status.success());
+        let outcomes = stub.outcomes();
+        assert_eq!(outcomes[..4], after_device(&[&suite, &["speed: passed"]]));
+        assert_eq!(outcomes.len(), 1 + DAY_1.len() + DAY_2.len());
+        let output = stub.run(&["--only", "facts,siute"]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains("no part siute") && said.contains("suite every-row"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_takes_long_is_there_for_whoever_names_it() {
+        let stub = Stub::new();
+        let output = stub.run(&["--only", "every-test,every-row,every-sanitizer"]);
+        assert!(output.status.success(), "{output:?}");
+        let expected = [
+            "suite api: passed",
+            "suite activations: passed",
+            "suite cross_entropy: passed",
+            "every row: passed",
+            "memcheck: passed",
+            "racecheck: passed",
+            "initcheck: passed",
+            "synccheck: passed",
+            "memcheck places: passed",
+            "memcheck lengths: passed",
+        ];
+        assert_eq!(stub.outcomes(), after_device(&[&expected]));
+        assert!(!stub.calls().contains("--quick"), "{}", stub.calls());
     }
 
     #[test]
     fn a_stand_in_is_not_timed() {
         let stub = Stub::new();
+        stub.program("tuning/present/gpu", "echo \"tuning $*\" >>\"$CALLS\"");
         assert!(stub.run(&["--stand-in"]).status.success());
         let calls = stub.calls();
-        assert!(calls.contains("emulated  --smoke"), "{calls}");
+        for call in [
+            "emulated  --smoke",
+            "emulated  load",
+            "emulated  dump ",
+            "emulated  profile --smoke xgelu",
+            "tuning --representative --smoke",
+        ] {
+            assert!(calls.contains(call), "{call}: {calls}");
+        }
         assert!(
-            !calls.contains("gpu 1") && !calls.contains("speed.json"),
+            !calls.contains("gpu 1") && !calls.contains(".json --"),
             "{calls}"
         );
+        let outcomes = stub.outcomes();
+        for not_run in ["ncu: not run", "compute-sanitizer: not run"] {
+            assert!(outcomes.iter().any(|o| o == not_run), "{outcomes:?}");
+        }
     }
 
+    /// Whichever step it is.
     #[test]
     fn what_fails_is_named_and_the_rest_still_runs() {
-        for (name, body) in [
-            (
-                "api",
-                "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'",
-            ),
-            ("api", "echo 'thread panicked'; exit 101"),
+        for (calls, at) in [
+            ("load", &[1, 2][..]),
+            ("compare *", &[4]),
+            ("--json *", &[5]),
+            ("profile xgelu*", &[9]),
+            ("dump --small /*", &[14]),
+            ("dump --small --only *", &[15]),
         ] {
             let stub = Stub::new();
-            stub.program(name, body);
-            let output = stub.run(&["--quick"]);
-            assert_eq!(output.status.code(), Some(1), "{output:?}");
-            let mut expected = ALL.map(str::to_owned);
-            expected[1] = "suite api: FAILED".to_owned();
-            assert_eq!(stub.outcomes(), expected[..9]);
+            let mut script = stub.script(&["--day", "1"]);
+            let output = script.env("FAIL", calls).output().expect("bash");
+            assert_eq!(output.status.code(), Some(1), "{calls}: {output:?}");
+            let mut expected = after_device(&[&DAY_1]);
+            for at in at {
+                expected[1 + at] = DAY_1[*at].replace("passed", "FAILED");
+            }
+            assert_eq!(stub.outcomes(), expected, "{calls}");
+            let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
+            assert!(failures.expect("failures").contains("broken"), "{calls}");
+            // What the device computed is kept for a closer look, where nobody has had one.
+            let kept = stub.0.path().join("results/device.safetensors.gz");
+            assert_eq!(kept.exists(), calls.starts_with("compare"), "{calls}");
+        }
+        for body in [
+            "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured'",
+            "echo 'thread panicked'; exit 101",
+        ] {
+            let stub = Stub::new();
+            stub.program("cross_entropy", body);
+            assert_eq!(stub.run(&["--only", "suite"]).status.code(), Some(1));
+            let expected = ["suite cross_entropy: FAILED", "suite activations: passed"];
+            assert_eq!(stub.outcomes(), after_device(&[&expected]));
             let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
             let said = body.split('\'').nth(1).expect("quoted");
             assert!(failures.expect("failures").contains(said));
@@ -433,37 +602,87 @@ echo done"#,
     }
 
     #[test]
-    fn what_the_sanitizer_or_the_comparison_finds_fails() {
-        for (tool, body, failed) in [
-            ("tools/compute-sanitizer", "[ $2 != initcheck ]", 10),
+    fn a_dump_that_fails_is_not_compared() {
+        let stub = Stub::new();
+        let mut script = stub.script(&["--only", "dump"]);
+        let output = script.env("FAIL", "dump *").output().expect("bash");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let expected = after_device(&[&["dump of the device: FAILED"]]);
+        assert_eq!(stub.outcomes(), expected);
+    }
+
+    /// Where a sandbox lets no tool watch the device, that is no failure of ours.
+    #[test]
+    fn tools_that_do_not_work_here_are_not_run_and_say_why() {
+        let not_supported = "echo '========= Error: Device not supported. See the documentation.'";
+        for (tool, part, name, body, reason) in [
             (
-                "stage/programs/gpu",
-                "[ $1 != compare ] || exit 1; case $1 in report) cp \"$2\"/* \"$3\" ;; esac",
-                5,
+                "compute-sanitizer",
+                "sanitizer",
+                "compute-sanitizer",
+                Some(format!("{not_supported}; exit 1")),
+                "Error: Device not supported",
+            ),
+            (
+                "compute-sanitizer",
+                "every-sanitizer",
+                "compute-sanitizer",
+                Some(format!(
+                    "{not_supported}; echo '========= ERROR SUMMARY: 0 errors'"
+                )),
+                "Error: Device not supported",
+            ),
+            (
+                "compute-sanitizer",
+                "sanitizer",
+                "compute-sanitizer",
+                None,
+                "there is no compute-sanitizer",
+            ),
+            (
+                "ncu",
+                "ncu",
+                "ncu",
+                Some(
+                    "echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 9"
+                        .to_owned(),
+                ),
+                "LibraryNotLoaded",
             ),
         ] {
             let stub = Stub::new();
-            stub.0.script(tool, body);
-            assert_eq!(stub.run(&[]).status.code(), Some(1));
-            let outcomes = stub.outcomes();
-            let at: Vec<_> = (0..ALL.len()).filter(|&i| outcomes[i] != ALL[i]).collect();
-            assert_eq!(at, [failed], "{outcomes:?}");
-            assert!(outcomes[failed].ends_with("FAILED"));
+            match body {
+                Some(body) => stub.tool(tool, &body),
+                None => fs::remove_file(stub.0.path().join("tools").join(tool)).expect("a tool"),
+            }
+            let output = stub.run(&["--only", part]);
+            assert!(output.status.success(), "{output:?}");
+            let expected = after_device(&[&[&format!("{name}: not run")]]);
+            assert_eq!(stub.outcomes(), expected, "{reason}");
+            let steps = fs::read_to_string(stub.0.path().join("results/steps.tsv"));
+            let steps = steps.expect("a summary");
+            assert!(steps.contains(reason), "{steps}");
         }
+        // What it finds is a failure, in the probe's program too.
+        let stub = Stub::new();
+        stub.tool(
+            "compute-sanitizer",
+            "echo '========= ERROR SUMMARY: 3 errors'; exit 1",
+        );
+        assert_eq!(stub.run(&["--only", "sanitizer"]).status.code(), Some(1));
+        let expected = ["memcheck: FAILED", "racecheck: FAILED"];
+        assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 
     #[test]
     fn without_a_device_nothing_else_is_tried() {
         let stub = Stub::new();
-        stub.program(
-            "gpu",
-            "case $1 in report) cp \"$2\"/* \"$3\" ;; *) echo 'error: no driver'; exit 1 ;; esac",
-        );
-        let output = stub.run(&[]);
+        let mut script = stub.script(&[]);
+        let output = script.env("FAIL", "--smoke *").output().expect("bash");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_eq!(stub.outcomes(), ["device: FAILED"]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(said.contains("no driver"), "{said}");
+        assert!(said.contains("broken"), "{said}");
     }
 
     #[test]
@@ -474,41 +693,73 @@ echo done"#,
 echo "python $*" >>"$CALLS"
 while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/')"; shift; done"#;
             stub.tool("python3", &python.replace("TRITON", triton));
-            let output = stub.run(&["--quick"]);
+            let output = stub.run(&["--only", "peers"]);
             assert!(output.status.success(), "{output:?}");
-            let peers = &stub.outcomes()[7..9];
-            assert_eq!(peers[0], format!("peer in Triton: {outcome}"));
-            assert_eq!(peers[1], "peers: passed");
+            let expected = [&format!("peer in Triton: {outcome}"), "peers: passed"];
+            assert_eq!(stub.outcomes(), after_device(&[&expected]));
             // Ours, as the script calls it.
-            assert!(stub.calls().contains("gpu 1 --peers --quick --json json"));
-            assert!(stub.calls().contains("--rounds 1"), "{}", stub.calls());
+            assert!(stub.calls().contains("gpu 1 --peers --json json"));
+            assert!(stub.calls().contains("--seconds "), "{}", stub.calls());
         }
     }
 
+    /// An image without xz has python3.
     #[test]
-    fn without_a_sanitizer_the_run_says_so() {
+    fn the_programs_are_unpacked_by_what_there_is() {
         let stub = Stub::new();
-        fs::remove_file(stub.0.path().join("tools/compute-sanitizer")).expect("a tool");
-        assert!(stub.run(&[]).status.success());
-        assert_eq!(stub.outcomes()[8..], ["compute-sanitizer: not run"]);
+        let mut script = stub.script(&["--only", "facts"]);
+        let only = stub.0.path().join("only these");
+        fs::create_dir(&only).expect("a folder");
+        let find = |name: &str| {
+            let mut find = Command::new("sh");
+            let found = find
+                .args(["-c", "command -v \"$0\"", name])
+                .output()
+                .expect("sh");
+            PathBuf::from(String::from_utf8(found.stdout).expect("a path").trim())
+        };
+        for name in [
+            "bash", "sh", "env", "cat", "cp", "cut", "date", "dirname", "grep", "head", "mkdir",
+            "mktemp", "rm", "sed", "sleep", "tail", "tar", "timeout", "tr",
+        ] {
+            std::os::unix::fs::symlink(find(name), only.join(name)).expect("a link");
+        }
+        let output = script.env("PATH", &only).output().expect("bash");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("xz or python3"));
+        let python = Command::new("python3")
+            .args(["-c", "import sys; print(sys.executable)"])
+            .output()
+            .expect("python3");
+        let python = String::from_utf8(python.stdout).expect("a path");
+        std::os::unix::fs::symlink(python.trim(), only.join("python3")).expect("a link");
+        let output = script.output().expect("bash");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stub.outcomes(), after_device(&[&["facts: not run"]]));
     }
 
     #[test]
     fn what_hangs_is_stopped() {
         let stub = Stub::new();
-        stub.program("api", "sleep 600");
-        assert_eq!(stub.run(&["--limit", "6"]).status.code(), Some(1));
-        assert_eq!(stub.outcomes()[1], "suite api: FAILED");
+        stub.program("cross_entropy", "sleep 600");
+        let arguments = ["--only", "suite", "--limit", "6"];
+        assert_eq!(stub.run(&arguments).status.code(), Some(1));
+        let expected = ["suite cross_entropy: FAILED", "suite activations: FAILED"];
+        assert_eq!(stub.outcomes(), after_device(&[&expected]));
         let steps = fs::read_to_string(stub.0.path().join("results/steps.tsv"));
-        assert!(steps.expect("a summary").contains("stopped after"));
+        let steps = steps.expect("a summary");
+        assert!(
+            steps.contains("stopped after") && steps.contains("no time left"),
+            "{steps}"
+        );
     }
 
     #[test]
     fn no_step_outlives_the_run() {
         let stub = Stub::new();
-        stub.program("api", "echo $$ >\"$CALLS.pid\"; exec sleep 600");
+        stub.program("cross_entropy", "echo $$ >\"$CALLS.pid\"; exec sleep 600");
         let mut run = stub
-            .script(&[])
+            .script(&["--only", "suite"])
             .stdout(Stdio::null())
             .spawn()
             .expect("bash");
@@ -537,14 +788,21 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
     #[test]
     fn a_second_run_leaves_nothing_of_the_first() {
         let stub = Stub::new();
-        stub.program("api", "exit 1");
-        assert!(!stub.run(&["--quick"]).status.success());
-        for old in ["roofline.svg", "report.md"] {
+        stub.program("activations", "exit 1");
+        assert!(!stub.run(&["--only", "suite"]).status.success());
+        let old = [
+            "roofline.svg",
+            "shares.svg",
+            "report.md",
+            "page.md",
+            "device.safetensors.gz",
+        ];
+        for old in old {
             stub.0.write(&format!("results/{old}"), "old");
         }
-        stub.program("api", PASSED);
-        assert!(stub.run(&["--quick"]).status.success());
-        for old in ["roofline.svg", "report.md", "failures.txt"] {
+        stub.program("activations", PASSED);
+        assert!(stub.run(&["--only", "suite"]).status.success());
+        for old in old.into_iter().chain(["failures.txt"]) {
             assert!(!stub.0.path().join("results").join(old).exists(), "{old}");
         }
     }
@@ -562,22 +820,17 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
     #[test]
     fn geometries_are_timed_one_by_one() {
         let stub = Stub::new();
-        assert_eq!(stub.run(&["--tuning"]).status.code(), Some(1));
-        assert_eq!(stub.outcomes(), ["device: passed", "tuning: FAILED"]);
         for name in ["packs-1", "present"] {
             stub.program(
                 &format!("tuning/{name}/gpu"),
-                "echo \"NAME $*\" >>\"$CALLS\"",
+                "echo \"tuning $*\" >>\"$CALLS\"",
             );
         }
-        assert!(stub.run(&["--tuning"]).status.success());
-        let all = [
-            "device: passed",
-            "geometry packs-1: passed",
-            "geometry present: passed",
-        ];
-        assert_eq!(stub.outcomes(), all);
-        assert!(stub.calls().contains("--quick --json "), "{}", stub.calls());
+        assert!(stub.run(&["--only", "geometries"]).status.success());
+        let expected = ["geometry packs-1: passed", "geometry present: passed"];
+        assert_eq!(stub.outcomes(), after_device(&[&expected]));
+        let calls = stub.calls();
+        assert!(calls.contains("tuning --representative --json "), "{calls}");
     }
 
     #[test]
@@ -592,20 +845,6 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
         );
         let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
         assert_eq!(failures.expect("failures"), "== device: no time left\n");
-    }
-
-    #[test]
-    fn a_dump_of_the_emulator_that_hangs_ends_with_the_time() {
-        let stub = Stub::new();
-        stub.program(
-            "gpu",
-            "case $XACT_DEVICE-$1 in emulated-dump) exec sleep 600 ;; *-report) cp \"$2\"/* \"$3\" ;; *) sleep 8 ;; esac",
-        );
-        let begin = Instant::now();
-        assert_eq!(stub.run(&["--limit", "14"]).status.code(), Some(1));
-        // 14 and what the machine adds; not 8 more, those of the step before.
-        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
-        assert_eq!(stub.outcomes()[4], "dump of the emulator: FAILED");
     }
 
     #[test]

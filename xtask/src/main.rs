@@ -101,11 +101,13 @@ enum Job {
     },
     /// Pack everything that is to run on a GPU, for a machine that has one and no Rust
     ///
-    /// Builds the tests that open a device, the bench and what compares devices, and writes target/gpu-bundle: a
-    /// folder of under 60 MiB. There, `run.sh` runs the suite, compute-sanitizer, the comparison of emulator and
-    /// device, the bench and the peers, in under 9 minutes (`--quick`: 3), and writes a report. Needs tar.
+    /// Builds the tests that open a device, the bench and what compares devices, with machine code for every
+    /// architecture, runs every entry on the emulator, and writes target/gpu-bundle: a folder of at most 64 MiB. There,
+    /// `run.sh` compares the device with the emulator, times the kernels and their peers, profiles, and runs
+    /// compute-sanitizer and the tests; `--day 1` and `--day 2` are the halves of that, under 6 minutes each. It ends
+    /// with a page that says how it went. docs/gpu-day.md has it by the minute. Needs tar and xz.
     GpuBundle {
-        /// Also the bench under other geometries, for `run.sh --tuning`; builds the kernels for each
+        /// Also the bench under other geometries, which `run.sh` times; builds the kernels for each
         #[arg(long)]
         tuning: bool,
         /// Also wheels of peers from PyPI, for what a PyTorch image does not hold
