@@ -713,6 +713,11 @@ fn the_page_says_what_matters() {
         parts.tuning.insert(name.to_owned(), speed);
     }
     has(&parts, &["packs-4", FORWARD, "80.0 to 90.9 %"]);
+    for (name, ms) in [("present", 0.5), ("cluster-8", 0.4)] {
+        let speed = speed_of("a device", &[(GRADIENT, ms)]);
+        parts.choices.insert(name.to_owned(), speed);
+    }
+    has(&parts, &[GRADIENT, "The choice cluster-8 (run.sh) brings"]);
     assert!(
         page::of(&parts).lines().count() < 70,
         "more than a minute's reading"

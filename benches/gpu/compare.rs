@@ -519,10 +519,10 @@ impl Dumper<'_> {
     }
 
     fn cross_entropy<T: Element>(&mut self) {
-        // Rows that a block has to itself, that a cluster shares where there are clusters, and that are cut between
+        // Rows that a block has to itself, more than a block finishes, that a cluster shares where there are clusters, and that are cut between
         // more blocks; none a whole number of packs.
         for (name, rows, cols) in [
-            ("many rows", 40, 1001),
+            ("many rows", 260, 163),
             ("shared rows", 3, 5_003),
             ("long rows", 3, 20_011),
         ] {

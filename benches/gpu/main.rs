@@ -21,6 +21,7 @@ mod support;
 mod work;
 mod yardsticks;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use clocks::Sampler;
 use measure::{Bench, Machine, Speed};
-use rows::Row;
+use rows::{Chosen, Row};
 use serde_json::json;
 use support::choose::{Choice, Gpu, gpu_required, open};
 use support::{files, progress};
@@ -68,6 +69,15 @@ struct Measure {
     /// Only the six rows that stand for all
     #[arg(long)]
     representative: bool,
+    /// Only the rows on which choices of a launch are tried
+    #[arg(long)]
+    choices: bool,
+    /// Launch as many blocks as the device holds at once, not one for each piece of work
+    #[arg(long)]
+    resident: bool,
+    /// Spread the rows of logits that clusters share over at least so many blocks, not over as few as hold them
+    #[arg(long, value_name = "BLOCKS")]
+    cluster: Option<NonZeroU32>,
     /// Samples of each row, but for the many of the grid
     #[arg(long, default_value_t = 11)]
     samples: usize,
@@ -156,7 +166,14 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
             && (row.quick || !arguments.quick)
             && (row.peers || !arguments.peers)
             && (row.representative || !arguments.representative)
+            && (row.choices || !arguments.choices)
     });
+    for row in &mut rows {
+        row.chosen = Chosen {
+            resident: arguments.resident,
+            cluster: arguments.cluster,
+        };
+    }
     if arguments.list {
         let named = rows.iter().map(|row| {
             let mut named = json!(row);

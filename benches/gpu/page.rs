@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::devices::Goal;
 use crate::measure::{Measured, Speed};
-use crate::report::{self, Parts, PeerRow, verdict};
+use crate::report::{self, PRESENT, Parts, PeerRow, verdict};
 use crate::support::table::table;
 
 /// The most lines of a list.
@@ -213,16 +213,17 @@ fn next(parts: &Parts) -> Vec<String> {
             row.peer
         ));
     }
-    next.extend(better_geometries(parts));
+    next.extend(better(&parts.choices, "The choice", "run.sh"));
+    next.extend(better(&parts.tuning, "Geometry", "xtask/src/bundle.rs"));
     if next.is_empty() {
         next.push("Nothing stands out: docs/gpu-day.md says where the figures go.".to_owned());
     }
     next
 }
 
-/// Rows that another geometry makes faster.
-fn better_geometries(parts: &Parts) -> Vec<String> {
-    let Some(present) = parts.tuning.get("present") else {
+/// Rows that are faster otherwise than as they are.
+fn better(tried: &BTreeMap<String, Speed>, kind: &str, home: &str) -> Vec<String> {
+    let Some(present) = tried.get(PRESENT) else {
         return Vec::new();
     };
     let best = |found: &Measured| {
@@ -230,13 +231,12 @@ fn better_geometries(parts: &Parts) -> Vec<String> {
             let row = speed.rows.iter().find(|row| row.name == found.name)?;
             row.share()
         };
-        let others = parts.tuning.iter();
-        let others = others.filter_map(|(name, speed)| Some((of(speed)?, name)));
+        let others = (tried.iter()).filter_map(|(name, speed)| Some((of(speed)?, name)));
         let (share, name) = others.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
         let present = found.share()?;
         (share > present * (1.0 + WORTH)).then(|| {
             format!(
-                "Geometry {name} (xtask/src/bundle.rs) brings {} from {:.1} to {:.1} %.",
+                "{kind} {name} ({home}) brings {} from {:.1} to {:.1} %.",
                 found.name,
                 100.0 * present,
                 100.0 * share

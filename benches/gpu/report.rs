@@ -85,8 +85,10 @@ pub struct Parts {
     /// Ours before and after the peers.
     pub ours: Vec<Speed>,
     pub peers: Option<Peers>,
-    /// By the name of the geometry.
+    /// By the name of the geometry, [`PRESENT`] among them.
     pub tuning: BTreeMap<String, Speed>,
+    /// By what launches chose, [`PRESENT`] among them.
+    pub choices: BTreeMap<String, Speed>,
 }
 
 impl Parts {
@@ -124,10 +126,16 @@ impl Parts {
                 ("peers", "json") => {
                     parts.peers = Some(serde_json::from_str(&text).map_err(of_json)?);
                 }
-                (stem, "json") if stem.starts_with("tuning-") => {
-                    let speed = serde_json::from_str(&text).map_err(of_json)?;
-                    let geometry = stem["tuning-".len()..].to_owned();
-                    parts.tuning.insert(geometry, speed);
+                (stem, "json") => {
+                    for (kind, tried) in [
+                        ("tuning-", &mut parts.tuning),
+                        ("choice-", &mut parts.choices),
+                    ] {
+                        if let Some(name) = stem.strip_prefix(kind) {
+                            let speed = serde_json::from_str(&text).map_err(of_json)?;
+                            tried.insert(name.to_owned(), speed);
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -183,8 +191,13 @@ impl Parts {
         if let Some(peers) = &self.peers {
             let _ = write!(text, "\n## Peers\n\n{}", self.peers_in_words(peers));
         }
-        if !self.tuning.is_empty() {
-            let _ = write!(text, "\n## Geometry\n\n{}", self.tuning_in_words());
+        for (head, tried, names) in [
+            ("Choices of launches", &self.choices, "`run.sh`"),
+            ("Geometry", &self.tuning, "`xtask/src/bundle.rs`"),
+        ] {
+            if !tried.is_empty() {
+                let _ = write!(text, "\n## {head}\n\n{}", tried_in_words(tried, names));
+            }
         }
         for (head, said) in [("Profiles", &self.profiles), ("Device", &self.facts)] {
             if !said.is_empty() {
@@ -203,6 +216,7 @@ impl Parts {
             "comparison": self.comparison,
             "peers": self.peer_rows(),
             "peer_versions": self.peers.as_ref().map(|peers| &peers.versions),
+            "choices": self.choices,
             "tuning": self.tuning,
         })
     }
@@ -262,37 +276,39 @@ impl Parts {
             versions.join(", ")
         )
     }
+}
 
-    /// The share of the yardstick of every row under every geometry.
-    fn tuning_in_words(&self) -> String {
-        let geometries: Vec<_> = self.tuning.keys().map(String::as_str).collect();
-        let heads = [&["row"][..], &geometries, &["best"]].concat();
-        let mut table = table(&heads, &geometries);
-        let mut rows: Vec<&str> = Vec::new();
-        for row in self.tuning.values().flat_map(|speed| &speed.rows) {
-            if !rows.contains(&row.name.as_str()) {
-                rows.push(&row.name);
-            }
+/// What is there to compare with.
+pub const PRESENT: &str = "present";
+
+/// The share of the yardstick of every row, as it is and with other numbers.
+fn tried_in_words(tried: &BTreeMap<String, Speed>, names: &str) -> String {
+    let keys: Vec<_> = tried.keys().map(String::as_str).collect();
+    let heads = [&["row"][..], &keys, &["best"]].concat();
+    let mut table = table(&heads, &keys);
+    let mut rows: Vec<&str> = Vec::new();
+    for row in tried.values().flat_map(|speed| &speed.rows) {
+        if !rows.contains(&row.name.as_str()) {
+            rows.push(&row.name);
         }
-        for name in rows {
-            let share = |speed: &Speed| {
-                let row = speed.rows.iter().find(|row| row.name == name)?;
-                row.share()
-            };
-            let shares: Vec<_> = self.tuning.values().map(share).collect();
-            let best = (0..shares.len()).max_by(|&a, &b| {
-                f64::total_cmp(&shares[a].unwrap_or(0.0), &shares[b].unwrap_or(0.0))
-            });
-            let cells = shares.iter().map(|share| {
-                share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share))
-            });
-            let best = best.map_or(String::new(), |best| geometries[best].to_owned());
-            table.add_row([name.to_owned()].into_iter().chain(cells).chain([best]));
-        }
-        format!(
-            "{table}\n\nShares of the yardstick in the same process; `src/geometry.rs` says what the names mean.\n"
-        )
     }
+    for name in rows {
+        let share = |speed: &Speed| {
+            let row = speed.rows.iter().find(|row| row.name == name)?;
+            row.share()
+        };
+        let shares: Vec<_> = tried.values().map(share).collect();
+        let best = (0..shares.len())
+            .max_by(|&a, &b| f64::total_cmp(&shares[a].unwrap_or(0.0), &shares[b].unwrap_or(0.0)));
+        let cells = shares
+            .iter()
+            .map(|share| share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share)));
+        let best = best.map_or(String::new(), |best| keys[best].to_owned());
+        table.add_row([name.to_owned()].into_iter().chain(cells).chain([best]));
+    }
+    format!(
+        "{table}\n\nShares of the yardstick in the same process; {names} says what the names mean.\n"
+    )
 }
 
 /// One of our rows beside one peer.
@@ -540,21 +556,34 @@ fn shares(speed: &Speed) -> String {
     )
 }
 
-/// Instructions per byte of the main loops, by entry: of `cargo xtask sass`, for sm_90.
+/// Instructions per byte of the main loops, by entry: of `cargo xtask sass`, for sm_90. What has two loops is left out:
+/// its figures there are of the first.
 fn instructions_per_byte() -> Result<BTreeMap<String, f64>> {
     let golden = include_str!("../../tests/golden/sass.md");
+    let mut lines = golden
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let heads = lines.next().ok_or("tests/golden/sass.md has no table")?;
+    let column = |name: &str| {
+        let at = heads.iter().position(|head| *head == name);
+        at.ok_or_else(|| format!("tests/golden/sass.md has no column {name}"))
+    };
+    let (entry, arch) = (column("entry")?, column("arch")?);
+    let (instructions, bytes) = (column("instr/e")?, column("B/e")?);
     let mut found = BTreeMap::new();
-    for line in golden.lines() {
-        let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        // entry, arch, regs, shared, stack, spills, instr/e, MUFU/e, conv/e, B/e
-        let [_, entry, "sm_90", _, _, _, _, instructions, _, _, bytes, ..] = cells[..] else {
-            continue;
-        };
-        if bytes.is_empty() {
+    for cells in lines.filter(|cells| cells[arch] == "sm_90" && !cells[bytes].is_empty()) {
+        if ["_fused_", "_cluster_"]
+            .iter()
+            .any(|two| cells[entry].contains(two))
+        {
             continue;
         }
-        let instructions: f64 = instructions.trim_start_matches('≤').trim().parse()?;
-        found.insert(entry.to_owned(), instructions / bytes.parse::<f64>()?);
+        let of_element: f64 = cells[instructions].trim_start_matches('≤').trim().parse()?;
+        found.insert(
+            cells[entry].to_owned(),
+            of_element / cells[bytes].parse::<f64>()?,
+        );
     }
     Ok(found)
 }

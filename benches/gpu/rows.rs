@@ -1,8 +1,11 @@
 //! What is measured. The only home of the shapes: peers take them from `--list`.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 use xact::activation::{self, Registered, Visitor};
 use xact::loss::goldfish::Tokens;
+use xact::raw::Blocks;
 use xact::{Dtype, Gated, Goldfish, Strategy, loss};
 
 use crate::support::inputs::Random;
@@ -36,6 +39,30 @@ pub struct Row {
     /// Of the six that stand for all: of one, two and three inputs, and of logits, in both directions. Each compiler
     /// and each geometry takes seconds for a row, and has no more.
     pub representative: bool,
+    /// Of those on which choices of a launch are tried: what a cluster shares, in four blocks and in eight, and a
+    /// backward.
+    pub choices: bool,
+    /// What its launches choose; not part of its name.
+    pub chosen: Chosen,
+}
+
+/// What a launch may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// As many blocks as the device holds at once, which take the work by turns.
+    pub resident: bool,
+    /// At least so many blocks of a cluster; `None` for as few as a row of logits fits into.
+    pub cluster: Option<NonZeroU32>,
+}
+
+impl Chosen {
+    pub fn blocks(self) -> Blocks {
+        if self.resident {
+            Blocks::Resident
+        } else {
+            Blocks::All
+        }
+    }
 }
 
 impl Row {
@@ -218,6 +245,8 @@ impl List {
             quick: false,
             peers: false,
             representative: false,
+            choices: false,
+            chosen: Chosen::default(),
         };
         self.0.push(row.of_shape(rows, cols));
         self.0.last_mut().expect("just added")
@@ -234,6 +263,7 @@ impl List {
                     row.peers = row.quick && peer;
                     row.representative = row.peers
                         && [("xielu", "plain"), ("xsilu", "gated1")].contains(&(op, form));
+                    row.choices = row.representative && (form, direction) == ("plain", "backward");
                 }
             }
         }
@@ -259,6 +289,10 @@ impl List {
                         row.peers = bf16 && (anchor || (rows, cols) == (ROWS, 50_257));
                         row.representative =
                             row.peers && (rows, cols) == (ROWS, 128_256) && direction != "backward";
+                        row.choices = bf16
+                            && direction == "fused"
+                            && rows == ROWS
+                            && [128_256, 262_144].contains(&cols);
                     }
                 }
                 self.add(names("goldfish"), [ROWS, VOCABULARY]).quick =

@@ -14,7 +14,7 @@ use xact::{
     CrossEntropy, CrossEntropySummary, Dtype, Element, Gated, Goldfish, Order, RowStats, Strategy,
 };
 
-use crate::rows::{self, Row, random_ids};
+use crate::rows::{self, Chosen, Row, random_ids};
 use crate::support::choose::Gpu;
 use crate::support::inputs::Random;
 
@@ -345,7 +345,7 @@ impl<'a> Maker<'_, 'a> {
                     let both = loss::ForwardWithGradient {
                         forward: call.forward(turn),
                         upstream: loss::Upstream::default(),
-                        cluster: None,
+                        cluster: call.chosen.cluster,
                     };
                     // SAFETY: as in `plain`.
                     Ok(unsafe {
@@ -417,7 +417,7 @@ impl<'a> Maker<'_, 'a> {
                 keep: None,
                 weights: Some(weights.at(turn)),
                 counts: None,
-                blocks: raw::Blocks::All,
+                blocks: row.chosen.blocks(),
             };
             // SAFETY: as in `plain`.
             Ok(unsafe { goldfish::mask(&gpu.device, gpu.stream.cu_stream(), &call) }?)
@@ -468,6 +468,7 @@ struct Loss {
     dtype: Dtype,
     rows: u64,
     cols: u64,
+    chosen: Chosen,
     labels: CUdeviceptr,
     /// With the ids of the rows.
     goldfish: Option<(Fish, CUdeviceptr)>,
@@ -504,6 +505,7 @@ impl Loss {
             dtype,
             rows: row.rows,
             cols: row.cols,
+            chosen: row.chosen,
             labels: maker.constant(bytemuck::cast_slice(&labels))?,
             goldfish,
             logits: maker.input(dtype)?,
@@ -525,7 +527,7 @@ impl Loss {
                 weights: None,
                 goldfish: goldfish.map(|(fish, ids)| fish.decision(*ids, IdType::I64, self.rows)),
                 shard: None,
-                blocks: raw::Blocks::All,
+                blocks: self.chosen.blocks(),
             },
             logits: loss::Logits {
                 dtype: self.dtype,
@@ -555,6 +557,7 @@ struct Call<A> {
     dtype: Dtype,
     rows: u64,
     cols: u64,
+    chosen: Chosen,
     params: Vec<CUdeviceptr>,
 }
 
@@ -570,6 +573,7 @@ impl<A: Registered> Call<A> {
             dtype: maker.dtype()?,
             rows: maker.row.rows,
             cols: maker.row.cols,
+            chosen: maker.row.chosen,
             params: params
                 .map(|p| maker.constant(&p.to_le_bytes()))
                 .collect::<Result<_>>()?,
@@ -583,7 +587,7 @@ impl<A: Registered> Call<A> {
             cols: self.cols,
             params: &self.params,
             param_dtype: Dtype::F32,
-            blocks: raw::Blocks::All,
+            blocks: self.chosen.blocks(),
         }
     }
 }

@@ -17,6 +17,7 @@
 #   load        the time of loading every kernel, first without the driver's cache of compiled code, then with it
 #   dump        every kernel entry, and its results beside those that the emulator had when the bundle was packed
 #   speed       the yardsticks, and the few rows that matter most
+#   choices     clusters of eight blocks, persistent blocks, and both, beside what launches choose
 #   ncu         eight kernels under Nsight Compute
 #   sanitizer   compute-sanitizer: memcheck of every entry, racecheck of the clusters
 #   peers       PyTorch, Triton, Liger-Kernel and QuACK beside ours
@@ -30,7 +31,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-day_1='facts load dump speed ncu sanitizer' day_2='peers geometries suite'
+day_1='facts load dump speed choices ncu sanitizer' day_2='peers geometries suite'
 known="$day_1 $day_2 every-row every-test every-sanitizer"
 parts_wanted="$day_1 $day_2" first='' stand_in=0 limit='' out=$here/results
 
@@ -257,6 +258,23 @@ run_every-row() {
     else
         speed_of 'every row' 240
     fi
+}
+
+# What launches may choose, by name; the results are within the same bounds.
+run_choices() {
+    local name arguments
+    while read -r name arguments; do
+        # Words.
+        # shellcheck disable=SC2086
+        if [ $stand_in = 1 ]; then
+            step "choice $name" 60 "$programs/gpu" --choices $arguments --smoke
+        else
+            step "choice $name" 15 "$programs/gpu" --choices $arguments --json "$parts/choice-$name.json"
+        fi
+    done <<<'present
+cluster-8 --cluster 8
+resident --resident
+resident-cluster-8 --resident --cluster 8'
 }
 
 # What ncu looks at: a kernel, and the row that launches it.

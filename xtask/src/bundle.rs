@@ -397,13 +397,17 @@ echo done"#,
     }
 
     const DEVICE: &str = "device: passed";
-    const DAY_1: [&str; 16] = [
+    const DAY_1: [&str; 20] = [
         "facts: passed",
         "load cold: passed",
         "load warm: passed",
         "dump of the device: passed",
         "emulator and device: passed",
         "speed: passed",
+        "choice present: passed",
+        "choice cluster-8: passed",
+        "choice resident: passed",
+        "choice resident-cluster-8: passed",
         "ncu xielu plain forward: passed",
         "ncu xielu plain backward: passed",
         "ncu xielu compat backward: passed",
@@ -444,6 +448,7 @@ echo done"#,
             "of the emulator\nof the device\n",
             "gpu 1 --json ",
             "--quick",
+            "gpu 1 --choices --resident --cluster 8 --json ",
             "gpu 1 profile xsilu gated1 backward",
             "gpu 1 dump --small ",
             "--only cross_entropy/f32/fused/plain, shared rows ",
@@ -567,9 +572,10 @@ echo done"#,
             ("load", &[1, 2][..]),
             ("compare *", &[4]),
             ("--json *", &[5]),
-            ("profile xgelu*", &[9]),
-            ("dump --small /*", &[14]),
-            ("dump --small --only *", &[15]),
+            ("--choices --resident --json *", &[8]),
+            ("profile xgelu*", &[13]),
+            ("dump --small /*", &[18]),
+            ("dump --small --only *", &[19]),
         ] {
             let stub = Stub::new();
             let mut script = stub.script(&["--day", "1"]);
