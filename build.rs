@@ -2,7 +2,8 @@
 //!
 //! Without nvcc the crate still builds: `images.rs` then holds no image and the reason why, and the
 //! first GPU call returns `Error::KernelsNotBuilt`. `XACT_REQUIRE_NVCC=1` makes that a build error.
-//! An nvcc that is present but fails always is one.
+//! An nvcc that is present but fails always is one. `XACT_CUDA_ARCHS` says for which architectures machine code is
+//! assembled from that PTX, which `cubins.rs` embeds.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use nvcc::Surroundings;
 mod compile;
 #[path = "build/constants.rs"]
 mod constants;
+#[path = "build/cubin.rs"]
+mod cubin;
 #[path = "src/geometry.rs"]
 mod geometry;
 #[path = "build/nvcc.rs"]
@@ -122,14 +125,17 @@ fn build() -> Result<(), String> {
         .iter()
         .chain(&nvcc::HOMES)
         .chain(&NVCC_VARIABLES)
+        .chain(&[cubin::VARIABLE])
     {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let folder = |name: &str| PathBuf::from(env::var_os(name).expect("cargo sets it"));
     let out = folder("OUT_DIR");
     if env::var_os("DOCS_RS").is_some() {
-        return write_images(&out, &[], "this is a documentation build");
+        return write_nothing(&out, "this is a documentation build");
     }
+    let architectures = env::var_os(cubin::VARIABLE).unwrap_or_default();
+    let architectures = cubin::asked_for(&architectures.to_string_lossy())?;
     let root = folder("CARGO_MANIFEST_DIR");
     let surroundings = Surroundings::of_this_process(&root, own_homes(&root, &out));
     let search = nvcc::find(&surroundings)?;
@@ -141,8 +147,11 @@ fn build() -> Result<(), String> {
         // Most changes of src/activation, say, change nothing that nvcc sees.
         let (key, known) = (key(&nvcc)?, out.join("key"));
         if fs::read_to_string(&known).is_ok_and(|known| known == key) {
-            return Ok(());
+            return embed_cubins(&nvcc, &out, &key, &architectures);
         }
+        // Until all is written, what was compiled before is known no longer.
+        let _ = fs::remove_file(&known);
+        let _ = fs::remove_file(out.join(CUBINS_KEY));
         let images =
             compile_all(&nvcc, &out).map_err(|message| {
                 match nvcc::check_host_compiler(&surroundings) {
@@ -151,10 +160,12 @@ fn build() -> Result<(), String> {
                 }
             })?;
         write_images(&out, &images, "")?;
-        return write(&known, &key);
+        write(&known, &key)?;
+        return embed_cubins(&nvcc, &out, &key, &architectures);
     }
     // What was compiled before, if anything was, is embedded no longer.
     let _ = fs::remove_file(out.join("key"));
+    let _ = fs::remove_file(out.join(CUBINS_KEY));
     let reason = reason(&root);
     // Asked for only here, so that kernels once compiled do not depend on it.
     println!("cargo::rerun-if-env-changed=XACT_REQUIRE_NVCC");
@@ -170,7 +181,7 @@ fn build() -> Result<(), String> {
         }
     }
     println!("cargo::warning=xact is built without its CUDA kernels: {reason}");
-    write_images(&out, &[], &reason)
+    write_nothing(&out, &reason)
 }
 
 /// What the images depend on: the compiler, what it is told, and what it reads.
@@ -281,15 +292,7 @@ const IMAGES: &str = "kernels";
 
 /// Compiles every kernel file for every target, as many at a time as cargo was told to.
 fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
-    let folder = out.join(IMAGES);
-    // OUT_DIR outlives this run: without this, files of kernels that are gone would stay.
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(format!("{}: {error}", folder.display()));
-        }
-        _ => {}
-    }
-    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let folder = empty_folder(out, IMAGES)?;
     write(
         &folder.join("args.cuh"),
         &(args::header() + &args::numbers()),
@@ -304,6 +307,29 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
                 .collect::<Vec<_>>()
         })
         .collect();
+    in_parallel(&jobs, |(source, target)| {
+        compile(nvcc, source, target, &folder)
+    })
+}
+
+/// An empty folder in OUT_DIR, which outlives this run: files of kernels that are gone would stay.
+fn empty_folder(out: &Path, name: &str) -> Result<PathBuf, String> {
+    let folder = out.join(name);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(format!("{}: {error}", folder.display()));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Does jobs, as many at a time as cargo was told to; all results in their order, or all errors.
+fn in_parallel<J: Sync, T: Send + Sync>(
+    jobs: &[J],
+    work: impl Fn(&J) -> Result<T, String> + Sync,
+) -> Result<Vec<T>, String> {
     let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
     let next = AtomicUsize::new(0);
     let done: Vec<_> = jobs.iter().map(|_| OnceLock::new()).collect();
@@ -312,24 +338,24 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((source, target)) = jobs.get(index) else {
+                    let Some(job) = jobs.get(index) else {
                         return;
                     };
-                    let result = compile(nvcc, source, target, &folder);
-                    done[index].set(result).ok().expect("each job is done once");
+                    let is_first = done[index].set(work(job)).is_ok();
+                    assert!(is_first, "each job is done once");
                 }
             });
         }
     });
-    let (mut images, mut errors) = (Vec::new(), Vec::new());
+    let (mut results, mut errors) = (Vec::new(), Vec::new());
     for result in done {
         match result.into_inner().expect("every job is done") {
-            Ok(image) => images.push(image),
+            Ok(result) => results.push(result),
             Err(error) => errors.push(error),
         }
     }
     if errors.is_empty() {
-        Ok(images)
+        Ok(results)
     } else {
         Err(errors.join("\n"))
     }
@@ -407,7 +433,12 @@ fn lower_version(
     for &version in older.chain([&stamped]) {
         let lowered = compile::with_version(text, version).ok_or_else(no_version)?;
         write(path, &lowered)?;
-        match run(&mut target.assembler(nvcc, path, &cubin)) {
+        match run(&mut compile::assembler(
+            nvcc,
+            path,
+            &cubin,
+            target.capability,
+        )) {
             Ok(_) => {
                 fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))?;
                 return Ok((version.to_owned(), stamped.to_owned()));
@@ -445,6 +476,91 @@ fn write_images(out: &Path, images: &[Image], note: &str) -> Result<(), String> 
     }
     let _ = writeln!(text, "];\npub static BUILD_NOTE: &str = {note:?};");
     write(&out.join("images.rs"), &text)
+}
+
+/// Where compressed machine code is, inside OUT_DIR.
+const CUBINS: &str = "cubins";
+
+/// What the machine code was made from, inside OUT_DIR.
+const CUBINS_KEY: &str = "cubins.key";
+
+/// Assembles the images of [`IMAGES`] for every architecture that takes them, and writes `cubins.rs`. `images_key` says
+/// what the images depend on: asking for other architectures compiles none of them again.
+fn embed_cubins(
+    nvcc: &Path,
+    out: &Path,
+    images_key: &str,
+    architectures: &[u32],
+) -> Result<(), String> {
+    let script = "build/cubin.rs";
+    let script = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
+    let (key, known) = (
+        format!("{architectures:?}\n{script}{images_key}"),
+        out.join(CUBINS_KEY),
+    );
+    if fs::read_to_string(&known).is_ok_and(|known| known == key) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&known);
+    let folder = empty_folder(out, CUBINS)?;
+    let mut cubins = Vec::new();
+    let mut toolkit = String::new();
+    if !architectures.is_empty() {
+        let listed = run(&mut cubin::lister(nvcc))?;
+        cubin::check_available(architectures, &listed, compile::TARGETS[0].capability)?;
+        toolkit = nvcc::release(nvcc)?;
+        let images = list(&out.join(IMAGES))?;
+        let jobs: Vec<_> = architectures
+            .iter()
+            .flat_map(|&architecture| {
+                let images = cubin::images_for(&images, architecture).into_iter();
+                images.map(move |ptx| (ptx, architecture))
+            })
+            .collect();
+        cubins = in_parallel(&jobs, |&(ptx, architecture)| {
+            assemble(nvcc, ptx, architecture, &folder)
+        })?;
+    }
+    let mut text = String::from("pub static CUBINS: &[Cubin] = &[\n");
+    for (stem, target, architecture, file) in cubins {
+        // The path is relative to this file.
+        let path = format!("{CUBINS}/{file}");
+        let _ = writeln!(
+            text,
+            "    Cubin {{ stem: {stem:?}, architecture: {architecture}, target: {target}, toolkit: {toolkit:?}, lzip: include_bytes!({path:?}) }},",
+        );
+    }
+    text += "];\n";
+    write(&out.join("cubins.rs"), &text)?;
+    write(&known, &key)
+}
+
+/// Stem, target and architecture of an image's machine code, and the name of the file that holds it, compressed.
+fn assemble(
+    nvcc: &Path,
+    ptx: &Path,
+    architecture: u32,
+    folder: &Path,
+) -> Result<(String, u32, u32, String), String> {
+    let (stem, target) = cubin::image_name(ptx).expect("the name of an image");
+    let cubin = folder.join(format!("{stem}.sm_{architecture}.cubin"));
+    run(&mut compile::assembler(nvcc, ptx, &cubin, architecture))?;
+    let failed = |e: io::Error| format!("{}: {e}", cubin.display());
+    let bytes = fs::read(&cubin).map_err(failed)?;
+    let file = format!("{stem}.sm_{architecture}.cubin.lz");
+    let compressed = cubin::compress(&bytes).map_err(failed)?;
+    fs::write(folder.join(&file), compressed).map_err(failed)?;
+    fs::remove_file(&cubin).map_err(failed)?;
+    Ok((stem, target, architecture, file))
+}
+
+/// No images and no machine code, and why.
+fn write_nothing(out: &Path, note: &str) -> Result<(), String> {
+    write_images(out, &[], note)?;
+    write(
+        &out.join("cubins.rs"),
+        "pub static CUBINS: &[Cubin] = &[];\n",
+    )
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! How a kernel file becomes PTX.
+//! How a kernel file becomes PTX, and PTX machine code.
 //!
 //! One file for all who compile: `build.rs` and `cargo xtask mutants` include it, so that a mutant differs from
 //! what ships in its source alone.
@@ -67,19 +67,19 @@ impl Target {
         command.arg(source).arg("-o").arg(ptx);
         command
     }
+}
 
-    /// nvcc, told to assemble PTX: it knows where its assembler is, which need not be beside it.
-    pub fn assembler(&self, nvcc: &Path, ptx: &Path, cubin: &Path) -> Command {
-        let mut command = Command::new(nvcc);
-        command
-            .arg("-cubin")
-            .arg("-Wno-deprecated-gpu-targets")
-            .arg(format!("-arch=sm_{}", self.capability))
-            .arg(ptx)
-            .arg("-o")
-            .arg(cubin);
-        command
-    }
+/// nvcc, told to assemble PTX for an architecture: it knows where its assembler is, which need not be beside it.
+pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Command {
+    let mut command = Command::new(nvcc);
+    command
+        .arg("-cubin")
+        .arg("-Wno-deprecated-gpu-targets")
+        .arg(format!("-arch=sm_{architecture}"))
+        .arg(ptx)
+        .arg("-o")
+        .arg(cubin);
+    command
 }
 
 /// nvcc's PTX with another version, and without a hint to ptxas about which bytes of a load are used, which PTX

@@ -7,6 +7,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Variables that name a toolkit folder, in the order in which they are tried.
 pub const HOMES: [&str; 4] = [
@@ -152,6 +153,36 @@ fn unlinked(nvcc: PathBuf) -> PathBuf {
         Ok(real) if !has_parts(&nvcc) && has_parts(&real) => real,
         _ => nvcc,
     }
+}
+
+/// The release of an nvcc, such as `13.0.88`, which is also that of its assembler.
+///
+/// # Errors
+/// It does not run, or does not say.
+pub fn release(nvcc: &Path) -> Result<String, String> {
+    let output = Command::new(nvcc)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("{} --version: {e}", nvcc.display()))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        return Err(format!(
+            "{} --version: {}\n{}",
+            nvcc.display(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        ));
+    }
+    parse_release(&said)
+        .ok_or_else(|| format!("{} --version says no release:\n{said}", nvcc.display()))
+}
+
+/// `13.0.88` from `Cuda compilation tools, release 13.0, V13.0.88`.
+pub fn parse_release(said: &str) -> Option<String> {
+    let line = said.lines().find(|line| line.contains("release "))?;
+    let (_, release) = line.rsplit_once(", V")?;
+    Some(release.trim().to_owned())
 }
 
 /// Checks that nvcc will find a host C++ compiler, which it runs even to write PTX.

@@ -39,6 +39,13 @@ pub enum Error {
         /// The oldest that the kernels were compiled for.
         oldest: u32,
     },
+    /// The driver loads none of the images of a kernel file.
+    NotLoaded {
+        /// The stem of the file, such as `xielu`.
+        kernel: &'static str,
+        /// For each image that was tried its name, the name of the driver's error, and what the driver's compiler says.
+        log: String,
+    },
     /// A tensor does not have the length that the call needs.
     Length {
         /// The argument.
@@ -208,6 +215,11 @@ impl fmt::Display for Error {
                 device % 10,
                 oldest / 10,
                 oldest % 10
+            ),
+            Error::NotLoaded { kernel, log } => write!(
+                f,
+                "the CUDA driver loads none of the images of the kernel {kernel}; update the driver, or build xact \
+                 with the CUDA toolkit of the driver's version:\n{log}"
             ),
             Error::Length {
                 what,

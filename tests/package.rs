@@ -4,15 +4,16 @@
 
 #![cfg(unix)]
 
-#[allow(dead_code)] // the build script and xtask use all of it
-#[path = "../build/nvcc.rs"]
-mod nvcc;
+#[path = "support/toolkit.rs"]
+mod toolkit;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{env, fs};
+
+use toolkit::nvcc;
 
 /// The program: the reference is called, and a device asked for.
 const PROGRAM: &str = r#"
@@ -71,16 +72,7 @@ fn the_package_holds_what_a_build_needs_and_no_more() {
 
 #[test]
 fn a_program_has_the_kernels() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // CARGO_TARGET_TMPDIR is `<target>/tmp`.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target folder");
-    let homes = [target, &root.join("target")].map(nvcc::own_home);
-    let surroundings = nvcc::Surroundings::of_this_process(root, homes.into());
-    let search = nvcc::find(&surroundings).expect("the variables are right");
-    let (nvcc, _) = search.found.expect("nvcc: cargo xtask toolkit");
-
+    let nvcc = toolkit::find();
     let program = Program::new("with-nvcc", &unpacked("with-nvcc"), true);
     let output = program
         .cargo("run")
@@ -162,7 +154,7 @@ fn a_program_without_the_cuda_feature_has_the_references_alone() {
         .output();
     let tree = names(&success(tree).stdout);
     assert!(tree.contains("half"), "{tree:?}");
-    for absent in ["arrayvec", "cudarc", "libloading"] {
+    for absent in ["arrayvec", "cudarc", "libloading", "lzma-rust2"] {
         assert!(!tree.contains(absent), "{tree:?}");
     }
 }
@@ -182,6 +174,7 @@ fn the_dependencies_are_few() {
         "half",
         "libloading",
         "libm",
+        "lzma-rust2",
         "rayon",
         "xact",
     ];
@@ -216,7 +209,7 @@ fn xact_alone_is_built_with_the_features_of_the_workspace() {
 /// elsewhere.
 fn cargo(job: &str) -> Command {
     let mut command = Command::new(env!("CARGO"));
-    let meant = ["NVCC", "XACT_REQUIRE_NVCC", "DOCS_RS"];
+    let meant = ["NVCC", "XACT_REQUIRE_NVCC", "XACT_CUDA_ARCHS", "DOCS_RS"];
     for name in meant.iter().chain(&nvcc::HOMES) {
         command.env_remove(name);
     }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+#[path = "support/toolkit.rs"]
+mod toolkit;
+
 /// The new op, and the one that it is a copy of.
 const NEW: &str = "xdummy";
 const OLD: &str = "xsilu";
@@ -125,7 +128,7 @@ fn a_fifth_activation() {
             ])
             .current_dir(&copy_of)
             .env("CARGO_TARGET_DIR", copy_of.join("target"))
-            .env("NVCC", nvcc(root))
+            .env("NVCC", toolkit::find())
             .env_remove("XACT_FULL")
             .output()
             .expect("cargo starts");
@@ -138,21 +141,4 @@ fn a_fifth_activation() {
         );
     }
     let _ = fs::remove_dir_all(copy_of.join("target"));
-}
-
-#[allow(dead_code)] // the build script and xtask use all of it
-#[path = "../build/nvcc.rs"]
-mod search;
-
-/// The compiler of this build.
-fn nvcc(root: &Path) -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target folder");
-    let homes = [target, &root.join("target")].map(search::own_home);
-    let surroundings = search::Surroundings::of_this_process(root, homes.into());
-    let found = search::find(&surroundings)
-        .expect("the variables are right")
-        .found;
-    found.expect("nvcc: cargo xtask toolkit").0
 }

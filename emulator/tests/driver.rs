@@ -114,6 +114,12 @@ fn modules_are_refused_with_a_reason() {
         load(&h100, "hello".into()),
         CUresult::CUDA_ERROR_INVALID_IMAGE
     );
+    // Machine code.
+    let cubin = Ptx::from_binary([&b"\x7fELF\x02\x01\x01"[..], &[0; 57]].concat());
+    assert_eq!(
+        error(h100.load_module(cubin)),
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+    );
     // The log of cuModuleLoadDataEx names line and text.
     let bad = std::ffi::CString::new(text.replace("add.u32", "frobnicate.u32")).unwrap();
     let mut log = [0u8; 256];

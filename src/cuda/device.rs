@@ -3,34 +3,21 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, sys};
 use cudarc::nvrtc::Ptx;
 
-use super::driver::{driver, driver_error, driver_version};
+use super::driver::{
+    driver, driver_error, driver_version, load_log, speaks_of_image, version_text,
+};
 use super::entry::Entry;
 use super::grid::{Grid, active_clusters};
+use super::image::{BUILD_NOTE, Candidate, KERNELS, Kernels, candidates};
+use super::slots::Slots;
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, MAX_CLUSTER};
-
-/// A kernel file compiled for one virtual architecture.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Image {
-    /// Stem of the file, and of its entries.
-    pub stem: &'static str,
-    /// Compute capability times ten.
-    pub target: u32,
-    /// PTX version of the text.
-    pub version: &'static str,
-    /// PTX version nvcc had written before it was lowered.
-    pub nvcc_version: &'static str,
-    /// The text.
-    pub ptx: &'static str,
-}
-
-include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Shared memory of a block that is left to what the compiler places there.
 const STATIC_SHARED_BYTES: u32 = 1024;
@@ -54,7 +41,9 @@ struct Inner {
     dynamic_shared_bytes: u32,
     shared_bytes_per_multiprocessor: u32,
     multiprocessors: u32,
-    modules: Mutex<HashMap<&'static str, Loaded>>,
+    /// Where what is loaded comes from.
+    kernels: Kernels,
+    modules: Slots<Loaded>,
     functions: RwLock<HashMap<Entry, Function>>,
 }
 
@@ -72,12 +61,18 @@ pub(crate) struct Function {
 #[derive(Clone, Debug)]
 struct Loaded {
     module: Arc<CudaModule>,
-    /// As in [`Image`].
-    target: u32,
+    candidate: Candidate,
+}
+
+/// Why an image is not on the device.
+enum Refusal {
+    /// It could not be decompressed.
+    Unreadable(String),
+    ByDriver(sys::CUresult),
 }
 
 impl Inner {
-    fn new(context: &Arc<CudaContext>) -> Result<Inner> {
+    fn new(context: &Arc<CudaContext>, kernels: Kernels) -> Result<Inner> {
         let (major, minor) = context
             .compute_capability()
             .map_err(|e| driver_error("asking for the compute capability", e))?;
@@ -97,7 +92,8 @@ impl Inner {
             dynamic_shared_bytes: of_block.saturating_sub(STATIC_SHARED_BYTES),
             shared_bytes_per_multiprocessor: of_multiprocessor,
             multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            modules: Mutex::default(),
+            kernels,
+            modules: Slots::new(kernels.images.iter().map(|image| image.stem)),
             functions: RwLock::default(),
         })
     }
@@ -126,8 +122,15 @@ impl Device {
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].
     pub fn from_context(context: &Arc<CudaContext>) -> Result<Device> {
-        static ALL: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
         check_built()?;
+        Device::with_kernels(context, KERNELS)
+    }
+
+    /// As [`from_context`](Device::from_context), which from now on gives this device too; if the context has none yet, it
+    /// loads these kernels and not those that are embedded. For tests of the loader.
+    #[doc(hidden)]
+    pub fn with_kernels(context: &Arc<CudaContext>, kernels: Kernels) -> Result<Device> {
+        static ALL: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
         driver()?;
         // A poisoned lock means that another thread panicked between two changes; the list is whole.
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,7 +142,7 @@ impl Device {
         {
             return Ok(Device(inner));
         }
-        let inner = Arc::new(Inner::new(context)?);
+        let inner = Arc::new(Inner::new(context, kernels)?);
         all.push(Arc::downgrade(&inner));
         Ok(Device(inner))
     }
@@ -206,7 +209,7 @@ impl Device {
 
     /// Whether the best image that the device and the driver take has the entry.
     pub(crate) fn has(&self, entry: Entry) -> Result<bool> {
-        Ok(self.loaded(entry.stem)?.target >= entry.min_target)
+        Ok(self.loaded(entry.stem)?.candidate.target() >= entry.min_target)
     }
 
     /// The entry, loaded if it is not yet.
@@ -220,9 +223,13 @@ impl Device {
         {
             return Ok(found.clone());
         }
-        let function = self
-            .loaded(entry.stem)?
-            .module
+        let module = self.loaded(entry.stem)?.module;
+        // It may have been loaded in another thread.
+        self.0
+            .context
+            .bind_to_thread()
+            .map_err(|e| driver_error("finding a kernel in its module", e))?;
+        let function = module
             .load_function(&entry.name())
             .map_err(|e| driver_error("finding a kernel in its module", e))?;
         if entry.dynamic_shared {
@@ -258,10 +265,6 @@ impl Device {
     }
 
     fn find_largest_cluster(&self, function: &CudaFunction) -> Result<u64> {
-        self.0
-            .context
-            .bind_to_thread()
-            .map_err(|e| driver_error("asking for the room for clusters", e))?;
         let mut blocks = MAX_CLUSTER as u32;
         while blocks > 1 {
             let grid = Grid {
@@ -278,34 +281,77 @@ impl Device {
     }
 
     fn loaded(&self, stem: &'static str) -> Result<Loaded> {
-        let mut modules = self
-            .0
-            .modules
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = modules.get(stem) {
-            return Ok(loaded.clone());
-        }
-        let mut refused = None;
-        for image in images_for(IMAGES, stem, self.0.capability)? {
-            match self.0.context.load_module(Ptx::from_src(image.ptx)) {
-                Ok(module) => {
-                    let target = image.target;
-                    let loaded = Loaded { module, target };
-                    modules.insert(stem, loaded.clone());
-                    return Ok(loaded);
-                }
-                // The image of an older target is of an older version, too.
-                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-                    refused = Some(image.version);
+        self.0.modules.get(stem, || self.load(stem))
+    }
+
+    /// Loads the best of what there is of a stem that the device and the driver take.
+    fn load(&self, stem: &'static str) -> Result<Loaded> {
+        let inner = &self.0;
+        let driver = driver_version();
+        let mut refused = Vec::new();
+        for candidate in candidates(inner.kernels, stem, inner.capability, driver)? {
+            let code = match candidate {
+                Candidate::Cubin(cubin) => match cubin.bytes() {
+                    Ok(bytes) => Ptx::from_binary(bytes),
+                    Err(why) => {
+                        refused.push((candidate, Refusal::Unreadable(why)));
+                        continue;
+                    }
+                },
+                Candidate::Ptx(image) => Ptx::from_src(image.ptx),
+            };
+            match inner.context.load_module(code) {
+                Ok(module) => return Ok(Loaded { module, candidate }),
+                Err(e) if speaks_of_image(e.0) => {
+                    refused.push((candidate, Refusal::ByDriver(e.0)));
                 }
                 Err(e) => return Err(driver_error("loading a kernel", e)),
             }
         }
-        Err(Error::DriverTooOld {
-            ptx: refused.unwrap_or_default(),
-            driver: driver_version(),
+        // The image of the oldest target is of the oldest version.
+        if let Some((Candidate::Ptx(image), Refusal::ByDriver(error))) = refused.last()
+            && *error == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        {
+            return Err(Error::DriverTooOld {
+                ptx: image.version,
+                driver: version_text(driver),
+            });
+        }
+        let log: Vec<String> = refused
+            .into_iter()
+            .map(|(candidate, refusal)| self.explain(candidate, refusal))
+            .collect();
+        Err(Error::NotLoaded {
+            kernel: stem,
+            log: log.join("\n"),
         })
+    }
+
+    /// Why an image was not loaded, in a line or more.
+    fn explain(&self, candidate: Candidate, refusal: Refusal) -> String {
+        let name = candidate.name();
+        match refusal {
+            Refusal::Unreadable(why) => format!("{name}: damaged ({why})"),
+            Refusal::ByDriver(error) => {
+                // Of machine code the compiler says nothing.
+                let log = match candidate {
+                    Candidate::Ptx(image) => CString::new(image.ptx).ok(),
+                    Candidate::Cubin(_) => None,
+                };
+                let log = log.map(|text| load_log(&self.0.context, &text));
+                match log.filter(|log| !log.is_empty()) {
+                    Some(log) => format!("{name}: {error:?}\n{log}"),
+                    None => format!("{name}: {error:?}"),
+                }
+            }
+        }
+    }
+
+    /// What of the embedded kernels is loaded, such as `xielu.sm_90.cubin` or `goldfish.sm_80.ptx`, for tests and tools.
+    #[doc(hidden)]
+    pub fn loaded_images(&self) -> Vec<String> {
+        let loaded = self.0.modules.made().into_iter();
+        loaded.map(|loaded| loaded.candidate.name()).collect()
     }
 
     /// Fails unless the buffer `what`, allocated on `stream`, is of this device's context: of the same
@@ -319,59 +365,10 @@ impl Device {
     }
 }
 
-/// The images of a stem that a device of this compute capability (times ten) takes, the newest first; at least
-/// one.
-fn images_for<'a>(images: &'a [Image], stem: &str, capability: u32) -> Result<Vec<&'a Image>> {
-    let of_stem = || images.iter().filter(|image| image.stem == stem);
-    let mut taken: Vec<_> = of_stem()
-        .filter(|image| image.target <= capability)
-        .collect();
-    taken.sort_by_key(|image| std::cmp::Reverse(image.target));
-    if taken.is_empty() {
-        return Err(Error::DeviceTooOld {
-            device: capability,
-            oldest: of_stem().map(|image| image.target).min().unwrap_or(0),
-        });
-    }
-    Ok(taken)
-}
-
 fn check_built() -> Result<()> {
-    if IMAGES.is_empty() {
+    if KERNELS.images.is_empty() {
         Err(Error::KernelsNotBuilt { reason: BUILD_NOTE })
     } else {
         Ok(())
-    }
-}
-
-/// The embedded kernels, for tests and tools; empty if the crate was built without nvcc.
-#[doc(hidden)]
-pub fn images() -> &'static [Image] {
-    IMAGES
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_image_comes_first_and_a_device_may_be_too_old() {
-        let image = |stem, target| Image {
-            stem,
-            target,
-            version: "",
-            nvcc_version: "",
-            ptx: "",
-        };
-        let images = [image("a", 80), image("b", 80), image("a", 90)];
-        let targets = |stem, capability| {
-            let images = images_for(&images, stem, capability).map_err(|e| e.to_string())?;
-            Ok::<_, String>(images.iter().map(|i| i.target).collect::<Vec<_>>())
-        };
-        assert_eq!(targets("a", 100), Ok(vec![90, 80]));
-        assert_eq!(targets("a", 90), Ok(vec![90, 80]));
-        assert_eq!(targets("a", 86), Ok(vec![80]));
-        assert_eq!(targets("b", 90), Ok(vec![80]));
-        assert!(targets("a", 75).is_err());
     }
 }

@@ -25,11 +25,13 @@ mod driver;
 mod entry;
 pub mod goldfish;
 mod grid;
+mod image;
 mod launch;
 mod params;
 mod preload;
 mod queue;
 pub mod raw;
+mod slots;
 mod tensor;
 
 pub use activation::{
@@ -39,7 +41,7 @@ pub use activation::{
 pub use cudarc;
 pub use device::Device;
 #[doc(hidden)]
-pub use device::{Image, images};
+pub use image::{Cubin, Image, Kernels, cubins, images};
 pub use params::{Gradients, Params};
 #[doc(hidden)]
 pub use preload::entry_names;

@@ -1,5 +1,9 @@
 //! Every kernel, loaded before it is needed.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use super::device::Device;
 use super::entry::Entry;
 use super::raw::{activation, cross_entropy, goldfish};
@@ -19,18 +23,84 @@ pub fn entry_names() -> Vec<String> {
 }
 
 impl Device {
-    /// Loads every kernel now, on to the device, so that later launches load nothing: needed before a
-    /// stream capture, and it moves the time of the PTX compilation to where you want it.
+    /// Loads every kernel now, on to the device, so that later launches load nothing: needed before a stream capture,
+    /// and it moves the time of loading to where you want it. Machine code, where the build embedded some that the
+    /// device and the driver take (`XACT_CUDA_ARCHS`), loads as it is; PTX is compiled by the driver, the kernel files
+    /// in as many threads as there are cores.
     ///
     /// # Errors
     /// As a launch: [`Driver`](crate::Error::Driver), [`DriverTooOld`](crate::Error::DriverTooOld),
-    /// [`DeviceTooOld`](crate::Error::DeviceTooOld).
+    /// [`DeviceTooOld`](crate::Error::DeviceTooOld), [`NotLoaded`](crate::Error::NotLoaded). Of several the first in the
+    /// order of the kernels.
     pub fn preload(&self) -> Result<()> {
+        let mut files: Vec<Vec<Entry>> = Vec::new();
         for entry in entries() {
-            if self.has(entry)? {
-                self.force_load(&self.function(entry)?)?;
+            let is_of = |file: &&mut Vec<Entry>| file.iter().any(|e| e.stem == entry.stem);
+            match files.iter_mut().find(is_of) {
+                Some(file) => file.push(entry),
+                None => files.push(vec![entry]),
             }
         }
-        Ok(())
+        in_threads(&files, |file| {
+            file.iter().try_for_each(|entry| {
+                if self.has(*entry)? {
+                    self.force_load(&self.function(*entry)?)?;
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+/// Does jobs in this thread and, where they can be had, others, up to the number of cores; the first error in the order
+/// of the jobs.
+fn in_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<()> + Sync) -> Result<()> {
+    let results: Vec<_> = jobs.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work_off = || {
+        while let Some((job, result)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            jobs.get(index).zip(results.get(index))
+        } {
+            // Nobody else has this number.
+            let _ = result.set(work(job));
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 1..cores.min(jobs.len()) {
+            // If there is no thread to be had, those that run do its jobs.
+            let _ = thread::Builder::new().spawn_scoped(scope, work_off);
+        }
+        work_off();
+    });
+    results
+        .into_iter()
+        .filter_map(OnceLock::into_inner)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn every_job_is_done_and_the_first_error_is_that_of_the_first_job() {
+        let jobs: Vec<u64> = (0..20).collect();
+        let done = AtomicUsize::new(0);
+        let work = |job: &u64| {
+            done.fetch_add(1, Ordering::Relaxed);
+            match job {
+                7 | 3 | 19 => Err(Error::Offsets { at: *job }),
+                _ => Ok(()),
+            }
+        };
+        for _ in 0..10 {
+            assert_eq!(in_threads(&jobs, work), Err(Error::Offsets { at: 3 }));
+        }
+        assert_eq!(done.into_inner(), 200);
+        assert_eq!(in_threads(&jobs[..3], |_| Ok(())), Ok(()));
+        assert_eq!(in_threads(&jobs[..0], |_| Err(Error::WrongThread)), Ok(()));
     }
 }

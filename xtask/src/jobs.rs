@@ -46,7 +46,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     let without_features = format!("test --package xact --no-default-features {without_features}");
     let accuracy =
         format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
-    let steps = [
+    let mut steps = vec![
         Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
         Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
         Step::cargo("clippy --workspace --all-targets -- -D warnings").needs("clippy", "clippy"),
@@ -61,6 +61,11 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
     ];
+    if full {
+        // Last, since it builds the crate anew.
+        let machine_code = Step::cargo("test --package xact --test cubins --test loading");
+        steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
+    }
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
     let summary = steps::run(&steps, &[REQUIRE]);
     println!("\n{summary}");

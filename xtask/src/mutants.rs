@@ -500,9 +500,8 @@ impl Bench {
             let mut targets = compile::TARGETS.iter();
             let target = targets.find(|target| name == target.file(&op_of(&path)));
             let cubin = path.with_extension("cubin");
-            let mut command = target
-                .context("a target")?
-                .assembler(&self.nvcc, &path, &cubin);
+            let architecture = target.context("a target")?.capability;
+            let mut command = compile::assembler(&self.nvcc, &path, &cubin, architecture);
             let output = command.output().context("nvcc does not start")?;
             if !output.status.success() {
                 return Ok(Some(words(&String::from_utf8_lossy(&output.stderr))));

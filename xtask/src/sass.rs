@@ -1,6 +1,9 @@
 //! What the kernels cost as machine code: registers, spills, and of the main loop the bytes in flight and the
 //! instructions per element, held against the budget of memory-bound work and against a golden file.
 
+#[path = "../../build/cubin.rs"]
+#[allow(dead_code)] // of the build script's own use
+mod cubin;
 mod flow;
 mod listing;
 mod path;
@@ -10,7 +13,7 @@ mod table;
 #[allow(dead_code)] // of the crate's own use
 pub mod geometry;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,8 +26,12 @@ use crate::toolkit::{self, Toolkit, discovery};
 use crate::{cargo_messages, steps};
 use table::{Entry, Row};
 
-/// The real architectures that are looked at: A100, H100 and H200, B200.
-const ARCHITECTURES: [u32; 3] = [80, 90, 100];
+/// The real architectures whose instructions are looked at: A100, H100 and H200, B200. Of the others that machine code is
+/// embedded for only the resources are: registers, and that none is spilled.
+const LISTED: [u32; 3] = [80, 90, 100];
+
+/// The most that the machine code of all of them may take in the crate, compressed.
+const MOST_BYTES: usize = 4_000_000;
 
 /// What the command line asks for.
 pub struct Options {
@@ -61,6 +68,15 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         print!("{}", table::text(&rows));
     }
     eprintln!("The listings and the hot paths are in {}.", work.display());
+    if options.op.is_none() {
+        let bytes = embedded_bytes(&kernels, &work)?;
+        eprintln!("Machine code of all architectures: {bytes} bytes, compressed.");
+        if bytes > MOST_BYTES {
+            problems.push(format!(
+                "the machine code takes {bytes} bytes in the crate, more than {MOST_BYTES}"
+            ));
+        }
+    }
     let golden = golden_path(&folders.root);
     if options.update {
         // Figures that are not known are not written; those that are too high are, and reported.
@@ -184,28 +200,6 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Stem and target of an image, from `xielu.sm_80.ptx`.
-fn image_name(ptx: &Path) -> Option<(String, u32)> {
-    let name = ptx.file_name()?.to_str()?;
-    let (stem, target) = name.strip_suffix(".ptx")?.split_once(".sm_")?;
-    Some((stem.to_owned(), target.parse().ok()?))
-}
-
-/// The images that an architecture takes: of each stem that of the newest target.
-fn images_for(kernels: &[PathBuf], architecture: u32) -> Vec<&PathBuf> {
-    let mut newest = BTreeMap::new();
-    for ptx in kernels {
-        let Some((stem, target)) = image_name(ptx) else {
-            continue;
-        };
-        let best = newest.entry(stem).or_insert((0, ptx));
-        if (best.0..=architecture).contains(&target) {
-            *best = (target, ptx);
-        }
-    }
-    newest.into_values().map(|(_, ptx)| ptx).collect()
-}
-
 /// Assembles and looks at every kernel file for every architecture, in parallel. Rows in order, and
 /// the main loops that were not found, in words.
 fn measure(
@@ -215,10 +209,10 @@ fn measure(
     work: &Path,
 ) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
     fs::create_dir_all(work).with_context(|| work.display().to_string())?;
-    let jobs: Vec<_> = ARCHITECTURES
+    let jobs: Vec<_> = cubin::ALL
         .iter()
         .flat_map(|&architecture| {
-            let images = images_for(kernels, architecture);
+            let images = cubin::images_for(kernels, architecture);
             images.into_iter().map(move |ptx| (ptx, architecture))
         })
         .collect();
@@ -264,7 +258,7 @@ fn look_at(
     work: &Path,
 ) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
     // The target it was compiled for is not the one it is assembled for.
-    let (stem, _) = image_name(ptx).with_context(|| ptx.display().to_string())?;
+    let (stem, _) = cubin::image_name(ptx).with_context(|| ptx.display().to_string())?;
     let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
     let (_, said) = output(
         Command::new(nvcc)
@@ -281,6 +275,15 @@ fn look_at(
             .arg(&cubin),
     )?;
     let resources = table::resources(&said)?;
+    if !LISTED.contains(&architecture) {
+        let rows = resources.into_iter().map(|(entry, resources)| Row {
+            entry,
+            architecture,
+            resources,
+            main_loop: None,
+        });
+        return Ok((rows.collect(), Vec::new()));
+    }
     // It also warns about what is no concern here.
     let (text, _) = output(Command::new(nvdisasm).arg("-c").arg(&cubin))?;
     fs::write(cubin.with_extension("sass"), &text).context("the listing cannot be written")?;
@@ -318,6 +321,20 @@ fn look_at(
     Ok((rows, problems))
 }
 
+/// The bytes of the assembled kernel files as `XACT_CUDA_ARCHS=all` embeds them.
+fn embedded_bytes(kernels: &[PathBuf], work: &Path) -> anyhow::Result<usize> {
+    let mut bytes = 0;
+    for architecture in cubin::ALL {
+        for ptx in cubin::images_for(kernels, architecture) {
+            let (stem, _) = cubin::image_name(ptx).with_context(|| ptx.display().to_string())?;
+            let path = work.join(format!("{stem}.sm_{architecture}.cubin"));
+            let code = fs::read(&path).with_context(|| path.display().to_string())?;
+            bytes += cubin::compress(&code)?.len();
+        }
+    }
+    Ok(bytes)
+}
+
 /// Runs a command; what it wrote to stdout and to stderr.
 fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
     let output = command
@@ -330,25 +347,4 @@ fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
         bail!("{command:?} failed ({}):\n{stdout}{stderr}", output.status);
     }
     Ok((stdout, stderr))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_architecture_takes_the_newest_image_of_each_stem() {
-        let kernels = ["a.sm_80.ptx", "b.sm_80.ptx", "b.sm_90.ptx"].map(PathBuf::from);
-        let names = |architecture| {
-            let images = images_for(&kernels, architecture);
-            images.iter().map(|ptx| ptx.to_str()).collect::<Vec<_>>()
-        };
-        let (old, new) = (
-            [Some("a.sm_80.ptx"), Some("b.sm_80.ptx")],
-            Some("b.sm_90.ptx"),
-        );
-        assert_eq!(names(80), old);
-        assert_eq!(names(90), [old[0], new]);
-        assert_eq!(names(100), [old[0], new]);
-    }
 }

@@ -133,31 +133,9 @@ fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The release of an nvcc, from `nvcc --version`.
+/// As [`discovery::release`].
 fn version_of(nvcc: &Path) -> anyhow::Result<String> {
-    let output = Command::new(nvcc)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{} --version", nvcc.display()))?;
-    if !output.status.success() {
-        bail!(
-            "{} --version: {}\n{}",
-            nvcc.display(),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text)
-        .with_context(|| format!("{} --version says no release:\n{text}", nvcc.display()))
-}
-
-/// `13.0.88` from `Cuda compilation tools, release 13.0, V13.0.88`.
-fn parse_version(text: &str) -> Option<String> {
-    let line = text.lines().find(|line| line.contains("release "))?;
-    let (_, version) = line.rsplit_once(", V")?;
-    Some(version.trim().to_owned())
+    discovery::release(nvcc).map_err(Error::msg)
 }
 
 /// What to do when nvcc cannot be installed, and what works without it.
@@ -199,15 +177,6 @@ fn packages_exist_here() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_release_is_read_from_nvcc() {
-        let text = "nvcc: NVIDIA (R) Cuda compiler driver\n\
-            Cuda compilation tools, release 13.0, V13.0.88\n\
-            Build cuda_13.0.r13.0/compiler.36424714_0\n";
-        assert_eq!(parse_version(text).as_deref(), Some("13.0.88"));
-        assert_eq!(parse_version("not nvcc"), None);
-    }
 
     #[test]
     fn the_other_ways_name_the_pinned_packages() {

@@ -203,7 +203,7 @@ pub(crate) fn load(text: &str, device: usize) -> Result<Module, (Error, String)>
 }
 
 /// # Safety
-/// `image` is null or points to PTX text that ends with a 0 byte.
+/// `image` is null or points to PTX text that ends with a 0 byte, or to a cubin or fatbin.
 unsafe fn load_image(to: *mut Handle, image: *const c_void) -> Result<(), (Error, String)> {
     let plain = |e: Error| (e, String::new());
     let device = context::current().map_err(plain)?;
@@ -213,13 +213,18 @@ unsafe fn load_image(to: *mut Handle, image: *const c_void) -> Result<(), (Error
     }
     // SAFETY: by this function's contract. A cubin or fatbin has a 0 byte as well, in its header.
     let bytes = unsafe { CStr::from_ptr(image.cast()) };
+    if bytes.to_bytes().starts_with(b"\x7fELF") {
+        // Machine code, of another device than this one, whose machine code is PTX. A driver's log is of its compiler,
+        // which has no part in this.
+        return Err(plain(Error::NO_BINARY_FOR_GPU));
+    }
     let text = bytes
         .to_str()
         .map_err(|_| (Error::INVALID_IMAGE, "not PTX text".to_string()))?;
     if !text.contains(".version") {
         return Err((
             Error::INVALID_IMAGE,
-            "not PTX text; cubins and fatbins are not supported".into(),
+            "not PTX text; fatbins are not supported".into(),
         ));
     }
     let module = load(text, device)?;

@@ -13,7 +13,8 @@ fn modules_and_functions() {
         CString::new(increment().to_str().unwrap().replace(from, to)).unwrap()
     };
     for (error, text) in [
-        (INVALID_IMAGE, CString::new("\u{7f}ELF").unwrap()),
+        (INVALID_IMAGE, CString::new("hello").unwrap()),
+        (NO_BINARY_FOR_GPU, CString::new("\u{7f}ELF").unwrap()),
         (INVALID_PTX, text("add.u32", "add.f99")),
         (UNSUPPORTED_PTX_VERSION, text("7.8", "99.0")),
         (NO_BINARY_FOR_GPU, text("sm_80", "sm_90")),

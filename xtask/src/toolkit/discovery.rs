@@ -177,4 +177,13 @@ mod tests {
         let error = check(&[("PATH", "{}/both"), ("NVCC_CCBIN", "g++-99")]).expect_err("wrong");
         assert!(error.starts_with("NVCC_CCBIN="), "{error}");
     }
+
+    #[test]
+    fn the_release_is_read_from_nvcc() {
+        let text = "nvcc: NVIDIA (R) Cuda compiler driver\n\
+            Cuda compilation tools, release 13.0, V13.0.88\n\
+            Build cuda_13.0.r13.0/compiler.36424714_0\n";
+        assert_eq!(parse_release(text).as_deref(), Some("13.0.88"));
+        assert_eq!(parse_release("not nvcc"), None);
+    }
 }
