@@ -1,3 +1,5 @@
+// docs.rs builds with a nightly compiler and this cfg: every item then says which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(feature = "cuda", doc = include_str!("../README.md"))]
 #![cfg_attr(
     not(feature = "cuda"),
@@ -10,6 +12,9 @@
 pub mod accuracy {}
 pub mod activation;
 mod blocks;
+#[cfg(doc)]
+#[doc = include_str!("../docs/building.md")]
+pub mod building {}
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -18,6 +23,9 @@ mod error;
 #[cfg(feature = "cuda")]
 mod geometry;
 pub mod loss;
+#[cfg(all(doc, feature = "cuda"))]
+#[doc = include_str!("../docs/losses.md")]
+pub mod losses {}
 /// Speeds that were measured, and how: `docs/performance.md` of the repository.
 #[cfg(doc)]
 #[doc = include_str!("../docs/performance.md")]

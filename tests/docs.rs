@@ -1,27 +1,93 @@
-//! The pages that are shown away from the repository: on docs.rs, and of the package.
+//! What is read away from the repository (on docs.rs, and in the package), and the pages at its front door.
 
 use std::fs;
 use std::path::Path;
 
-/// A link into the repository would lead nowhere there.
+/// Shown on docs.rs or in the package, where a link into the repository would lead nowhere.
+const PUBLISHED: [&str; 7] = [
+    "README.md",
+    "docs/accuracy.md",
+    "docs/building.md",
+    "docs/gpu-day.md",
+    "docs/losses.md",
+    "docs/performance.md",
+    "docs/pitfalls.md",
+];
+
+/// Read in the repository.
+const OF_THE_REPOSITORY: [&str; 4] = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+];
+
+/// Where the placeholder for the address of the repository is at home.
+const PLACEHOLDER: &str = "https://example.invalid";
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+/// The targets of a page's links.
+fn links(page: &str) -> Vec<String> {
+    let text = read(page);
+    let targets = text.split("](").skip(1);
+    let targets = targets.map(|rest| rest.split([')', '\n']).next().unwrap_or_default());
+    targets.map(str::to_owned).collect()
+}
+
 #[test]
 fn pages_link_to_what_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for page in [
-        "README.md",
-        "docs/accuracy.md",
-        "docs/gpu-day.md",
-        "docs/performance.md",
-        "docs/pitfalls.md",
-    ] {
-        let text = fs::read_to_string(root.join(page)).unwrap();
-        for (_, rest) in text
-            .match_indices("](")
-            .map(|(at, _)| text.split_at(at + 2))
-        {
-            let target = rest.split([')', '\n']).next().unwrap_or_default();
+    let files = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/");
+    for page in PUBLISHED {
+        for target in links(page) {
             let is_absolute = target.starts_with("https://") || target.starts_with('#');
             assert!(is_absolute, "{page}: {target}");
+            if let Some(file) = target.strip_prefix(files) {
+                assert!(root.join(file).exists(), "{page}: there is no {file}");
+            }
         }
     }
+    for page in OF_THE_REPOSITORY {
+        for target in links(page) {
+            let is_there = target.starts_with("https://") || root.join(&target).exists();
+            assert!(is_there, "{page}: there is no {target}");
+        }
+    }
+}
+
+/// Cargo.toml has it, marked; whoever replaces it there is told where else it stands.
+#[test]
+fn the_address_of_the_repository_is_one() {
+    assert_eq!(
+        env!("CARGO_PKG_REPOSITORY"),
+        env!("CARGO_PKG_HOMEPAGE"),
+        "Cargo.toml"
+    );
+    let pages = PUBLISHED.iter().chain(&OF_THE_REPOSITORY);
+    for page in pages.chain(&["Cargo.toml"]) {
+        for (at, _) in read(page).match_indices(PLACEHOLDER) {
+            let rest = &read(page)[at..];
+            assert!(
+                rest.starts_with(env!("CARGO_PKG_REPOSITORY")),
+                "{page} names another address of the repository than Cargo.toml: {}",
+                rest.lines().next().unwrap_or_default()
+            );
+        }
+    }
+}
+
+/// Whoever names cudarc beside xact copies the line from README.md.
+#[test]
+fn readme_has_the_features_of_cudarc_that_the_manifest_has() {
+    let features = |file| {
+        let text = read(file);
+        let (_, line) = text.split_once("\ncudarc = {").expect("a line of cudarc");
+        let (_, list) = line.split_once("features = [").expect("its features");
+        list.split(']').next().map(str::to_owned)
+    };
+    assert_eq!(features("README.md"), features("Cargo.toml"));
 }

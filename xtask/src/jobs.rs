@@ -1,6 +1,8 @@
 //! The jobs, one function each.
 
 use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, bail};
@@ -28,14 +30,7 @@ pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
 pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
     eprintln!("{}", toolkit.describe());
-    let tests = |line: &str| {
-        let step = Step::cargo(line);
-        if full {
-            step.variable("XACT_FULL", "1")
-        } else {
-            step
-        }
-    };
+    let tests = |line: &str| tests(full, line);
     // Without the default features the tests would do again what they did, the sweeps of whole types among them;
     // what differs is the CPU backend, in one thread. Every kernel file has rows in README.md.
     let (without_features, accuracy) = if full {
@@ -46,13 +41,8 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     let without_features = format!("test --package xact --no-default-features {without_features}");
     let accuracy =
         format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
-    let mut steps = vec![
-        Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
-        Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
-        Step::cargo("clippy --workspace --all-targets -- -D warnings").needs("clippy", "clippy"),
-        // Without the kernels other code is dead, and other imports are unused.
-        Step::cargo("clippy --package xact --no-default-features --all-targets -- -D warnings")
-            .needs("clippy", "clippy"),
+    let mut steps = formatting_and_lints(folders, "--all-targets");
+    steps.extend([
         tests("test --workspace"),
         tests("test --package xact --no-default-features --lib --test reference"),
         tests(&without_features),
@@ -60,19 +50,112 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         Step::cargo(&accuracy),
         Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
-    ];
+    ]);
     if full {
         // Last, since it builds the crate anew.
         let machine_code = Step::cargo("test --package xact --test cubins --test loading");
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
     }
+    run(&steps)
+}
+
+/// Formatting, and lints of what is built without the tests.
+pub fn check(folders: &Folders) -> anyhow::Result<ExitCode> {
+    eprintln!("{}", toolkit::ensure(folders)?.describe());
+    run(&formatting_and_lints(folders, "--lib --bins"))
+}
+
+/// The tests of one op: the files that are named after it, and of the others what has its name.
+pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCode> {
+    let ops = ops(&folders.root)?;
+    if !ops.iter().any(|known| known == op) {
+        bail!("no op is called {op}: there are {}", ops.join(", "));
+    }
+    eprintln!("{}", toolkit::ensure(folders)?.describe());
+    let files = stems(&folders.root.join("tests"), "rs")?;
+    let (own, others): (Vec<String>, Vec<String>) =
+        files.into_iter().partition(|file| file.contains(op));
+    let of = |files: &[String]| files.iter().map(|file| format!(" --test {file}")).collect();
+    let (own, others): (String, String) = (of(&own), of(&others));
+    let mut steps = vec![tests(
+        full,
+        &format!("test --package xact --lib{others} -- {op}"),
+    )];
+    if !own.is_empty() {
+        steps.push(tests(full, &format!("test --package xact{own}")));
+    }
+    run(&steps)
+}
+
+/// The public API against its golden file.
+pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
+    eprintln!("{}", toolkit::ensure(folders)?.describe());
+    let mut step = Step::cargo("test --package xact --test public_api");
+    if golden_update {
+        step = step.variable("XACT_GOLDEN_UPDATE", "1");
+    }
+    run(&[step])
+}
+
+/// What `test` and `check` begin with; `targets` are those that are linted.
+fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
+    let clippy = |packages: &str| {
+        Step::cargo(&format!("clippy {packages} {targets} -- -D warnings"))
+            .needs("clippy", "clippy")
+    };
+    vec![
+        Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
+        Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
+        clippy("--workspace"),
+        // Without the kernels other code is dead, and other imports are unused.
+        clippy("--package xact --no-default-features"),
+    ]
+}
+
+/// A step of tests; `full` is exhaustive.
+fn tests(full: bool, line: &str) -> Step {
+    let step = Step::cargo(line);
+    if full {
+        step.variable("XACT_FULL", "1")
+    } else {
+        step
+    }
+}
+
+/// Runs the steps and prints how they went.
+fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
-    let summary = steps::run(&steps, &[REQUIRE]);
+    let summary = steps::run(steps, &[REQUIRE]);
     println!("\n{summary}");
     match summary.failed() {
         Some(step) => bail!("this step failed: {step}"),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The ops, which are the kernel files.
+fn ops(root: &Path) -> anyhow::Result<Vec<String>> {
+    let kernels = root.join("kernels");
+    let mut ops = Vec::new();
+    for folder in fs::read_dir(&kernels).with_context(|| kernels.display().to_string())? {
+        ops.extend(stems(&folder?.path(), "cu")?);
+    }
+    ops.sort();
+    Ok(ops)
+}
+
+/// The names of the files with this extension, without it.
+fn stems(folder: &Path, extension: &str) -> anyhow::Result<Vec<String>> {
+    let mut stems = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == extension) {
+            let stem = path.file_stem().context("a file without a name")?;
+            stems.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    stems.sort();
+    Ok(stems)
 }
 
 /// An example of the crate, built for speed: the emulator executes every instruction.
@@ -110,6 +193,15 @@ pub fn code(status: ExitStatus) -> u8 {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ops_are_the_kernel_files() {
+        let scratch = crate::testing::Scratch::new();
+        for file in ["loss/b.cu", "activation/a.cu", "common/c.cuh"] {
+            scratch.write(&format!("kernels/{file}"), "");
+        }
+        assert_eq!(ops(scratch.path()).expect("readable"), ["a", "b"]);
+    }
 
     #[test]
     fn exit_statuses_are_passed_on() {

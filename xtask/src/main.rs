@@ -42,12 +42,29 @@ enum Job {
     /// target/cuda-toolkit uninstalls it.
     #[command(verbatim_doc_comment)]
     Toolkit,
+    /// Check formatting, and lint the library, the emulator and the tools: what to run while working
+    ///
+    /// Under a minute where little changed since the last time. Tests, examples and benches are compiled and linted by
+    /// `test`.
+    Check,
     /// Run every check and test: what CI runs, under 10 minutes on 2 cores
     Test {
         /// Test exhaustively (sets XACT_FULL=1), all tests also without the default features, and check all of
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
+        /// Only the tests of this op, without the other checks: those whose name or file has it, such as xielu,
+        /// cross_entropy or goldfish
+        #[arg(long, value_name = "NAME")]
+        op: Option<String>,
+    },
+    /// Compare the public API with tests/golden/public_api.txt
+    ///
+    /// `test` does it too. Needs the Rust that tests/public_api.rs names.
+    Api {
+        /// Write the golden file
+        #[arg(long)]
+        golden_update: bool,
     },
     /// Format every Rust and CUDA source
     ///
@@ -157,7 +174,10 @@ fn main() -> ExitCode {
     let job = Arguments::parse().job;
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
-        Job::Test { full } => jobs::test(&folders, full),
+        Job::Check => jobs::check(&folders),
+        Job::Test { full, op: None } => jobs::test(&folders, full),
+        Job::Test { full, op: Some(op) } => jobs::test_op(&folders, full, &op),
+        Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
         Job::Sass {
             golden_update,
@@ -236,6 +256,7 @@ mod tests {
         for given in [
             &["tset"][..],
             &["test", "--fulll"],
+            &["test", "--op"],
             &["toolkit", "here"],
             &[],
         ] {
