@@ -53,8 +53,7 @@ enum Job {
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
-        /// Only the tests of this op, without the other checks: those whose name or file has it, such as xielu,
-        /// cross_entropy or goldfish
+        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those whose name or file has it
         #[arg(long, value_name = "NAME")]
         op: Option<String>,
     },
