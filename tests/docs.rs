@@ -1,7 +1,8 @@
 //! What is read away from the repository (on docs.rs, and in the package), and the pages at its front door.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Shown on docs.rs or in the package, where a link into the repository would lead nowhere.
 const PUBLISHED: [&str; 7] = [
@@ -80,6 +81,24 @@ fn the_address_of_the_repository_is_one() {
     }
 }
 
+#[test]
+fn readme_installs_this_version_with_the_least_rust() {
+    let minor = concat!(
+        env!("CARGO_PKG_VERSION_MAJOR"),
+        ".",
+        env!("CARGO_PKG_VERSION_MINOR")
+    );
+    for line in [
+        format!("\nxact = \"{minor}\"\n"),
+        format!("Rust {} and later", env!("CARGO_PKG_RUST_VERSION")),
+    ] {
+        assert!(
+            read("README.md").contains(&line),
+            "README.md has no {line:?}"
+        );
+    }
+}
+
 /// Whoever names cudarc beside xact copies the line from README.md.
 #[test]
 fn readme_has_the_features_of_cudarc_that_the_manifest_has() {
@@ -90,4 +109,39 @@ fn readme_has_the_features_of_cudarc_that_the_manifest_has() {
         list.split(']').next().map(str::to_owned)
     };
     assert_eq!(features("README.md"), features("Cargo.toml"));
+}
+
+/// Its list is where a reviewer looks.
+#[test]
+fn architecture_names_every_file_with_unsafe_code() {
+    fn list(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                list(&path, files);
+            } else if read(path.to_str().expect("UTF-8")).contains("allow(unsafe_code)") {
+                files.push(path);
+            }
+        }
+    }
+    let mut files = Vec::new();
+    list(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut files,
+    );
+    let page = read("ARCHITECTURE.md");
+    let (_, section) = page
+        .split_once("## Where unsafe code is")
+        .expect("a section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let named: BTreeSet<&str> = section.split('`').skip(1).step_by(2).collect();
+    let found: BTreeSet<String> = files
+        .iter()
+        .map(|file| {
+            file.strip_prefix(env!("CARGO_MANIFEST_DIR"))
+                .expect("of ours")
+        })
+        .map(|file| file.to_str().expect("UTF-8").to_owned())
+        .collect();
+    assert_eq!(named, found.iter().map(|file| &**file).collect());
 }
