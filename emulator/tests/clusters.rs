@@ -75,9 +75,9 @@ ret;
 }
 "#;
 
-/// Blocks of a cluster; rows, of which a cluster does one and the other two.
+/// Blocks of a cluster; rows, of which a cluster does three and the other four.
 const CLUSTER: u32 = 4;
-const ROWS: usize = 3;
+const ROWS: usize = 7;
 const COLS: usize = 64 * CLUSTER as usize;
 
 fn element(i: usize) -> u32 {
@@ -106,10 +106,60 @@ fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     (stream.clone_dtoh(&buffer).unwrap(), finding)
 }
 
+/// The rows take turns at two sets of slots, and no barrier of the cluster stands between them: who has received the
+/// stores of the row before from all knows that all have read those of the row before that.
+fn by_turns() -> String {
+    let mut text = KERNEL.to_string();
+    for (from, to) in [
+        (".align 16 .b8 slots[64]", ".align 128 .b8 slots[128]"),
+        (".align 8 .b8 bar[8]", ".align 16 .b8 bar[16]"),
+        ("mov.u32 %r9, 0;", "mov.u32 %r9, 0; mov.u32 %r30, 0;"),
+        (
+            "mbarrier.init.shared::cta.b64 [%r7], 1; // init",
+            "mbarrier.init.shared::cta.b64 [%r7], 1; mbarrier.init.shared::cta.b64 [%r7+8], 1;",
+        ),
+        (
+            PEERS,
+            "setp.ne.u32 %p8, %r30, 0; @%p8 bra MET; barrier.cluster.wait.acquire.aligned; MET:",
+        ),
+        (MERGED, ""),
+        (
+            "xor.b32 %r9, %r9, 1; // flip",
+            "xor.b32 %r7, %r7, 8; xor.b32 %r8, %r8, 64; // turn
+            add.u32 %r30, %r30, 1; shr.u32 %r9, %r30, 1; and.b32 %r9, %r9, 1;",
+        ),
+        (
+            END,
+            "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
+        ),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{from}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
 #[test]
 fn blocks_of_a_cluster_exchange_their_sums() {
+    exchanges_sums(KERNEL);
+}
+
+#[test]
+fn blocks_of_a_cluster_exchange_their_sums_by_turns() {
+    exchanges_sums(&by_turns());
+    // One set of slots for all turns, and one of mbarriers.
+    for turn in ["xor.b32 %r8, %r8, 64;", "xor.b32 %r7, %r7, 8;"] {
+        let text = by_turns().replace(turn, "");
+        for schedule in SCHEDULES {
+            let (_, finding) = run(&text, schedule);
+            assert!(finding.is_some(), "{turn} {schedule:?}");
+        }
+    }
+}
+
+fn exchanges_sums(text: &str) {
     for schedule in SCHEDULES.into_iter().chain((3..40).map(Schedule::Seeded)) {
-        let (data, finding) = run(KERNEL, schedule);
+        let (data, finding) = run(text, schedule);
         assert!(finding.is_none(), "{schedule:?}: {}", finding.unwrap());
         for (row, data) in data.chunks(COLS).enumerate() {
             let old = |i| element(row * COLS + i);
