@@ -1517,7 +1517,15 @@ fn errors_say_what_to_do() {
     assert!(text.contains("10.2") && text.contains("7.0") && text.contains("update the driver"));
     let text = Error::NoDriver {
         tried: "libcuda.so".into(),
+        why: "invalid ELF header".into(),
     }
     .to_string();
-    assert!(text.contains("libcuda.so") && text.contains("CPU reference"));
+    for word in [
+        "libcuda.so",
+        "invalid ELF header",
+        "--gpus all",
+        "CPU reference",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
 }
