@@ -154,6 +154,10 @@ fn build() -> Result<(), String> {
     }
     if let Some((nvcc, _)) = search.found {
         println!("cargo::rerun-if-changed={}", nvcc.display());
+        if !architectures.is_empty() {
+            let listed = run(&mut cubin::lister(&nvcc))?;
+            cubin::check_available(&architectures, &listed, compile::TARGETS[0].capability)?;
+        }
         return compile_all(&nvcc, &out, &architectures).map_err(|message| {
             let remedy = nvcc::remedy(&message).map(str::to_owned);
             let cause = remedy.or_else(|| nvcc::check_host_compiler(&surroundings).err());
@@ -535,8 +539,6 @@ fn embed_cubins(
     let mut cubins = Vec::new();
     let mut toolkit = String::new();
     if !architectures.is_empty() {
-        let listed = run(&mut cubin::lister(nvcc))?;
-        cubin::check_available(architectures, &listed, compile::TARGETS[0].capability)?;
         toolkit = nvcc::release(nvcc)?;
         let script = "build/cubin.rs";
         let script = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;

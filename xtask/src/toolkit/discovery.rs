@@ -1,5 +1,6 @@
 //! Finds nvcc and its host compiler with the very code of xact's build script.
 
+#[allow(dead_code)] // the build script uses all of it
 #[path = "../../../build/nvcc.rs"]
 mod nvcc;
 
