@@ -88,7 +88,8 @@ fn element(i: usize) -> u32 {
 fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     let (ctx, stream) = device(0);
     let f = function(&ctx, text);
-    let data: Vec<u32> = (0..ROWS * COLS).map(element).collect();
+    // And a word of each block for each row.
+    let data: Vec<u32> = (0..ROWS * (COLS + CLUSTER as usize)).map(element).collect();
     let buffer = stream.clone_htod(&data).unwrap();
     let (mut address, mut rows) = (buffer.device_ptr(&stream).0, ROWS as u32);
     let mut params = [(&raw mut address).cast(), (&raw mut rows).cast()];
@@ -103,7 +104,9 @@ fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     });
     let finding = reports[0].finding.clone();
     assert_eq!(status.is_err(), finding.is_some());
-    (stream.clone_dtoh(&buffer).unwrap(), finding)
+    let mut data = stream.clone_dtoh(&buffer).unwrap();
+    data.truncate(ROWS * COLS);
+    (data, finding)
 }
 
 /// The rows take turns at two sets of slots, and no barrier of the cluster stands between them: who has received the
@@ -274,6 +277,25 @@ const MERGED: &str = "barrier.cluster.arrive.release.aligned; // merged";
 const END: &str = "barrier.cluster.wait.acquire.aligned; // end";
 
 const BUGS: &[Bug] = &[
+    Bug {
+        name: "what a peer wrote before it sent is taken for published",
+        edits: &[
+            (
+                "shl.b32 %r17, %r4, 4; // expected",
+                "shl.b32 %r17, %r4, 4;
+                mad.lo.u32 %r33, %r5, %r4, %r3; add.u32 %r33, %r33, 1792;
+                mul.wide.u32 %rd5, %r33, 4; add.s64 %rd5, %rd1, %rd5; st.global.u32 [%rd5], %r14;",
+            ),
+            (
+                "@!%p4 bra WAIT; // again",
+                "@!%p4 bra WAIT;
+                xor.b32 %r34, %r3, 1; mad.lo.u32 %r34, %r5, %r4, %r34; add.u32 %r34, %r34, 1792;
+                mul.wide.u32 %rd6, %r34, 4; add.s64 %rd6, %rd1, %rd6; ld.global.u32 %r35, [%rd6];",
+            ),
+        ],
+        checks: &[Check::GlobalRace],
+        says: "with nothing between them that orders the two",
+    },
     Bug {
         name: "there is no barrier of the cluster",
         edits: &[(BEGIN, ""), (PEERS, ""), (MERGED, ""), (END, "")],
