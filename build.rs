@@ -6,15 +6,18 @@
 //! assembled from that PTX, which `cubins.rs` embeds.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
+use cache::Cache;
 use compile::Target;
 use nvcc::Surroundings;
 
+#[path = "build/cache.rs"]
+mod cache;
 #[path = "build/compile.rs"]
 mod compile;
 #[path = "build/constants.rs"]
@@ -121,11 +124,17 @@ fn build() -> Result<(), String> {
         return Ok(());
     }
     println!("cargo::rerun-if-changed=kernels");
-    for variable in ["DOCS_RS", "NVCC", "PATH"]
-        .iter()
-        .chain(&nvcc::HOMES)
-        .chain(&NVCC_VARIABLES)
-        .chain(&[cubin::VARIABLE])
+    for variable in [
+        "DOCS_RS",
+        "NVCC",
+        "PATH",
+        "CUDARC_CUDA_VERSION",
+        "XACT_WORKSPACE",
+    ]
+    .iter()
+    .chain(&nvcc::HOMES)
+    .chain(&NVCC_VARIABLES)
+    .chain(&[cubin::VARIABLE])
     {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -138,41 +147,30 @@ fn build() -> Result<(), String> {
     let architectures = cubin::asked_for(&architectures.to_string_lossy())?;
     let root = folder("CARGO_MANIFEST_DIR");
     let surroundings = Surroundings::of_this_process(&root, own_homes(&root, &out));
+    nvcc::check_bindings(&surroundings)?;
     let search = nvcc::find(&surroundings)?;
     for note in &search.ignored {
         println!("cargo::warning={note}");
     }
     if let Some((nvcc, _)) = search.found {
         println!("cargo::rerun-if-changed={}", nvcc.display());
-        // Most changes of src/activation, say, change nothing that nvcc sees.
-        let (key, known) = (key(&nvcc)?, out.join("key"));
-        if fs::read_to_string(&known).is_ok_and(|known| known == key) {
-            return embed_cubins(&nvcc, &out, &key, &architectures);
+        if !architectures.is_empty() {
+            let listed = run(&mut cubin::lister(&nvcc))?;
+            cubin::check_available(&architectures, &listed, compile::TARGETS[0].capability)?;
         }
-        // Until all is written, what was compiled before is known no longer.
-        let _ = fs::remove_file(&known);
-        let _ = fs::remove_file(out.join(CUBINS_KEY));
-        let images =
-            compile_all(&nvcc, &out).map_err(|message| {
-                match nvcc::check_host_compiler(&surroundings) {
-                    Ok(()) => message,
-                    Err(cause) => format!("{message}\n{cause}"),
-                }
-            })?;
-        write_images(&out, &images, "")?;
-        write(&known, &key)?;
-        return embed_cubins(&nvcc, &out, &key, &architectures);
+        return compile_all(&nvcc, &out, &architectures).map_err(|message| {
+            let remedy = nvcc::remedy(&message).map(str::to_owned);
+            let cause = remedy.or_else(|| nvcc::check_host_compiler(&surroundings).err());
+            cause.map_or(message.clone(), |cause| format!("{message}\n{cause}"))
+        });
     }
-    // What was compiled before, if anything was, is embedded no longer.
-    let _ = fs::remove_file(out.join("key"));
-    let _ = fs::remove_file(out.join(CUBINS_KEY));
-    let reason = reason(&root);
+    let reason = reason(&root, &search.ignored);
     // Asked for only here, so that kernels once compiled do not depend on it.
     println!("cargo::rerun-if-env-changed=XACT_REQUIRE_NVCC");
     if required()? {
         return Err(format!("XACT_REQUIRE_NVCC=1, but {reason}"));
     }
-    if is_checkout(&root) {
+    if is_own_workspace(&root) {
         // Cargo runs the script again each time while one of these does not exist, and so notices when one
         // begins to.
         for home in &surroundings.own {
@@ -184,39 +182,63 @@ fn build() -> Result<(), String> {
     write_nothing(&out, &reason)
 }
 
-/// What the images depend on: the compiler, what it is told, and what it reads.
-fn key(nvcc: &Path) -> Result<String, String> {
+/// What tells one nvcc from another.
+fn identity(nvcc: &Path) -> Result<String, String> {
     let metadata = fs::metadata(nvcc).map_err(|e| format!("{}: {e}", nvcc.display()))?;
-    let variables = NVCC_VARIABLES.map(env::var_os);
-    let mut key = format!(
-        "{} {} {:?} {variables:?} {:?}\n{}{}{}",
+    Ok(format!(
+        "{} {} {:?}",
         nvcc.display(),
         metadata.len(),
-        metadata.modified().ok(),
-        geometry::DEFINES,
-        args::header(),
-        args::numbers(),
-        constants::header()?,
-    );
-    let scripts = ["build.rs", "build/compile.rs", "build/constants.rs"].map(PathBuf::from);
-    for path in files(Path::new("kernels"))?.into_iter().chain(scripts) {
-        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        key += &format!("{}\n{text}", path.display());
-    }
-    Ok(key)
+        metadata.modified().ok()
+    ))
 }
 
-/// Every file below a folder, in a fixed order.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut found = Vec::new();
-    for path in list(folder)? {
-        if path.is_dir() {
-            found.extend(files(&path)?);
-        } else {
-            found.push(path);
+/// What a command is told, beside the files that it reads and writes.
+fn told(command: &Command) -> String {
+    let ccbin = env::var_os("NVCC_CCBIN");
+    let flags: Vec<_> = command.get_envs().collect();
+    let arguments: Vec<_> = command.get_args().collect();
+    format!("{ccbin:?} {flags:?} {arguments:?}")
+}
+
+/// What a source and all that it includes come to, without comments; `generated` are headers by their names.
+fn code(source: &Path, generated: &[(&str, String)]) -> Result<String, String> {
+    let mut text = String::new();
+    let mut files = vec![source.to_owned()];
+    let mut next = 0;
+    while let Some(file) = files.get(next).cloned() {
+        next += 1;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let made = generated.iter().find(|(made, _)| *made == name);
+        let read = || fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()));
+        let part = cache::without_comments(&made.map_or_else(read, |(_, text)| Ok(text.clone()))?);
+        let included = part
+            .lines()
+            .filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+        for name in included {
+            let path = file.with_file_name("").join(name);
+            let path = path
+                .components()
+                .fold(PathBuf::new(), |path, part| match part {
+                    Component::ParentDir => path.parent().map(Path::to_owned).unwrap_or_default(),
+                    part => path.join(part),
+                });
+            let is_generated = |path: &Path| {
+                let name = path.file_name().unwrap_or_default();
+                generated.iter().any(|(made, _)| name == *made)
+            };
+            let path = if is_generated(&path) {
+                PathBuf::from(name)
+            } else {
+                path
+            };
+            if !files.contains(&path) {
+                files.push(path);
+            }
         }
+        text += &format!("{name}\n{part}");
     }
-    Ok(found)
+    Ok(text)
 }
 
 /// What a folder holds, in a fixed order.
@@ -243,9 +265,11 @@ fn required() -> Result<bool, String> {
     }
 }
 
-/// Whether this is the repository, and not the published crate.
-fn is_checkout(root: &Path) -> bool {
-    root.join("xtask").is_dir()
+/// Whether what is built is xact's own workspace, and not one that depends on it, be it on a checkout: `.cargo/config.toml`
+/// says so, which cargo reads where it is called.
+fn is_own_workspace(root: &Path) -> bool {
+    let named = env::var_os("XACT_WORKSPACE").map(PathBuf::from);
+    named.is_some_and(|named| named.components().eq(root.components()))
 }
 
 /// Where `cargo xtask toolkit` may have installed a toolkit.
@@ -255,22 +279,23 @@ fn own_homes(root: &Path, out: &Path) -> Vec<PathBuf> {
     let mut targets: Vec<&Path> = out.ancestors().skip(4).take(3).collect();
     // Where `build.build-dir` moves OUT_DIR out of the target folder.
     let usual = root.join("target");
-    if is_checkout(root) && !targets.contains(&usual.as_path()) {
+    if is_own_workspace(root) && !targets.contains(&usual.as_path()) {
         targets.push(&usual);
     }
     targets.into_iter().map(nvcc::own_home).collect()
 }
 
 /// Why there is no nvcc, and what to do.
-fn reason(root: &Path) -> String {
+fn reason(root: &Path, ignored: &[String]) -> String {
     // Cargo notices a changed variable, but not a new file in one of the usual folders.
-    let remedy = if is_checkout(root) {
+    let remedy = if is_own_workspace(root) {
         "run `cargo xtask toolkit`, or set NVCC to its path, and build again"
     } else {
         "install the CUDA toolkit, set CUDA_HOME to its folder, and build again"
     };
+    let ignored: String = ignored.iter().map(|note| format!(" ({note})")).collect();
     format!(
-        "no nvcc was found when xact was compiled (in NVCC, {}, PATH or the usual folders); {remedy}",
+        "no nvcc was found when xact was compiled (in NVCC, {}, PATH or the usual folders){ignored}; {remedy}",
         nvcc::HOMES.join(", ")
     )
 }
@@ -290,26 +315,56 @@ struct Image {
 /// Where the images are, inside OUT_DIR.
 const IMAGES: &str = "kernels";
 
-/// Compiles every kernel file for every target, as many at a time as cargo was told to.
-fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<Image>, String> {
+/// Compiles every kernel file for every target and assembles them for some architectures, as many at a time as cargo was
+/// told to and only what was not compiled before, and writes `images.rs` and `cubins.rs`.
+fn compile_all(nvcc: &Path, out: &Path, architectures: &[u32]) -> Result<(), String> {
     let folder = empty_folder(out, IMAGES)?;
-    write(
-        &folder.join("args.cuh"),
-        &(args::header() + &args::numbers()),
-    )?;
-    write(&folder.join("constants.cuh"), &constants::header()?)?;
-    let jobs: Vec<_> = sources()?
-        .into_iter()
-        .flat_map(|source| {
-            let text = fs::read_to_string(&source).unwrap_or_default();
-            Target::of(&text)
-                .map(|target| (source.clone(), target))
-                .collect::<Vec<_>>()
+    let generated = [
+        ("args.cuh", args::header() + &args::numbers()),
+        ("constants.cuh", constants::header()?),
+    ];
+    for (name, text) in &generated {
+        write(&folder.join(name), text)?;
+    }
+    let mut jobs = Vec::new();
+    for source in sources()? {
+        let text = fs::read_to_string(&source).map_err(|e| format!("{}: {e}", source.display()))?;
+        let code = code(&source, &generated)?;
+        let targets = Target::of(&text);
+        jobs.extend(targets.map(|target| (source.clone(), target, code.clone())));
+    }
+    // What takes longest begins first.
+    jobs.sort_by_key(|(.., code)| std::cmp::Reverse(code.len()));
+    // How a text is lowered is in these, and in no flag.
+    let mut identity = identity(nvcc)?;
+    for script in ["build.rs", "build/compile.rs"] {
+        identity += &fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
+    }
+    let cache = Cache::beside(out);
+    let mut images = in_parallel(&jobs, |(source, target, code)| {
+        let name = target.file(stem(source));
+        let command = |headers: &Path, ptx: &Path| {
+            target.compiler(nvcc, source, headers, &geometry::DEFINES, ptx)
+        };
+        let told = told(&command(Path::new("headers"), Path::new("ptx")));
+        let kept = cache.get(&format!("{identity}\n{told}\n{code}"), || {
+            let path = folder.join(&name);
+            compile(nvcc, &mut command(&folder, &path), target, &path).map(String::into_bytes)
+        })?;
+        let text = String::from_utf8(kept).map_err(|e| format!("{name}: {e}"))?;
+        let (nvcc_version, ptx) = text.split_once('\n').unwrap_or_default();
+        write(&folder.join(&name), ptx)?;
+        Ok(Image {
+            stem: stem(source).to_owned(),
+            target: target.capability,
+            version: compile::version(ptx).unwrap_or_default().to_owned(),
+            nvcc_version: nvcc_version.to_owned(),
+            file: name,
         })
-        .collect();
-    in_parallel(&jobs, |(source, target)| {
-        compile(nvcc, source, target, &folder)
-    })
+    })?;
+    images.sort_by(|a, b| (&a.stem, a.target).cmp(&(&b.stem, b.target)));
+    write_images(out, &images, "")?;
+    embed_cubins(nvcc, out, &identity, &cache, architectures)
 }
 
 /// An empty folder in OUT_DIR, which outlives this run: files of kernels that are gone would stay.
@@ -395,33 +450,27 @@ fn stem(source: &Path) -> &str {
     stem.expect("a .cu file of an op")
 }
 
-fn compile(nvcc: &Path, source: &Path, target: &Target, folder: &Path) -> Result<Image, String> {
-    let stem = stem(source);
-    let file = target.file(stem);
-    let path = folder.join(&file);
-    let said = run(&mut target.compiler(nvcc, source, folder, &geometry::DEFINES, &path))?;
+/// The PTX that a command writes to `path`, lowered, after a line with the version that nvcc gave it.
+fn compile(
+    nvcc: &Path,
+    command: &mut Command,
+    target: &Target,
+    path: &Path,
+) -> Result<String, String> {
+    let said = run(command)?;
     for line in said.lines().filter(|line| !line.trim().is_empty()) {
         println!("cargo::warning={line}");
     }
-    let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let (version, nvcc_version) = lower_version(nvcc, &text, target, &path)?;
-    Ok(Image {
-        stem: stem.to_owned(),
-        target: target.capability,
-        version,
-        nvcc_version,
-        file,
-    })
+    let read = || fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let text = read()?;
+    compile::check_target(&text, target).map_err(|e| format!("{}: {e}", path.display()))?;
+    let nvcc_version = lower_version(nvcc, &text, target, path)?;
+    Ok(format!("{nvcc_version}\n{}", read()?))
 }
 
 /// nvcc stamps its own PTX version on its output, and a driver older than nvcc refuses that. Writes the
-/// text to `path` with the oldest version with which it still assembles; returns that and nvcc's.
-fn lower_version(
-    nvcc: &Path,
-    text: &str,
-    target: &Target,
-    path: &Path,
-) -> Result<(String, String), String> {
+/// text to `path` with the oldest version with which it still assembles; returns nvcc's.
+fn lower_version(nvcc: &Path, text: &str, target: &Target, path: &Path) -> Result<String, String> {
     let no_version = || format!("{}: nvcc wrote no .version", path.display());
     let stamped = compile::version(text).ok_or_else(no_version)?;
     let older = VERSIONS
@@ -433,15 +482,12 @@ fn lower_version(
     for &version in older.chain([&stamped]) {
         let lowered = compile::with_version(text, version).ok_or_else(no_version)?;
         write(path, &lowered)?;
-        match run(&mut compile::assembler(
-            nvcc,
-            path,
-            &cubin,
-            target.capability,
-        )) {
+        let mut assembler = compile::assembler(nvcc, path, &cubin, target.capability);
+        // Nobody runs it.
+        match run(assembler.arg("-Xptxas=-O0")) {
             Ok(_) => {
                 fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))?;
-                return Ok((version.to_owned(), stamped.to_owned()));
+                return Ok(stamped.to_owned());
             }
             Err(message) => refused = message,
         }
@@ -481,34 +527,21 @@ fn write_images(out: &Path, images: &[Image], note: &str) -> Result<(), String> 
 /// Where compressed machine code is, inside OUT_DIR.
 const CUBINS: &str = "cubins";
 
-/// What the machine code was made from, inside OUT_DIR.
-const CUBINS_KEY: &str = "cubins.key";
-
-/// Assembles the images of [`IMAGES`] for every architecture that takes them, and writes `cubins.rs`. `images_key` says
-/// what the images depend on: asking for other architectures compiles none of them again.
+/// Assembles the images of [`IMAGES`] for every architecture that takes them, and writes `cubins.rs`.
 fn embed_cubins(
     nvcc: &Path,
     out: &Path,
-    images_key: &str,
+    identity: &str,
+    cache: &Cache,
     architectures: &[u32],
 ) -> Result<(), String> {
-    let script = "build/cubin.rs";
-    let script = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
-    let (key, known) = (
-        format!("{architectures:?}\n{script}{images_key}"),
-        out.join(CUBINS_KEY),
-    );
-    if fs::read_to_string(&known).is_ok_and(|known| known == key) {
-        return Ok(());
-    }
-    let _ = fs::remove_file(&known);
     let folder = empty_folder(out, CUBINS)?;
     let mut cubins = Vec::new();
     let mut toolkit = String::new();
     if !architectures.is_empty() {
-        let listed = run(&mut cubin::lister(nvcc))?;
-        cubin::check_available(architectures, &listed, compile::TARGETS[0].capability)?;
         toolkit = nvcc::release(nvcc)?;
+        let script = "build/cubin.rs";
+        let script = fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
         let images = list(&out.join(IMAGES))?;
         let jobs: Vec<_> = architectures
             .iter()
@@ -518,7 +551,21 @@ fn embed_cubins(
             })
             .collect();
         cubins = in_parallel(&jobs, |&(ptx, architecture)| {
-            assemble(nvcc, ptx, architecture, &folder)
+            let (stem, target) = cubin::image_name(ptx).expect("the name of an image");
+            let failed = |e: io::Error| format!("{}: {e}", ptx.display());
+            let file = format!("{stem}.sm_{architecture}.cubin.lz");
+            let cubin = folder.join(format!("{stem}.sm_{architecture}.cubin"));
+            let any = Path::new("any");
+            let told = told(&compile::assembler(nvcc, any, any, architecture));
+            let text = fs::read_to_string(ptx).map_err(failed)?;
+            let kept = cache.get(&format!("{identity}\n{told}\n{script}\n{text}"), || {
+                run(&mut compile::assembler(nvcc, ptx, &cubin, architecture))?;
+                let bytes = fs::read(&cubin).map_err(failed)?;
+                fs::remove_file(&cubin).map_err(failed)?;
+                cubin::compress(&bytes).map_err(failed)
+            })?;
+            fs::write(folder.join(&file), kept).map_err(failed)?;
+            Ok((stem, target, architecture, file))
         })?;
     }
     let mut text = String::from("pub static CUBINS: &[Cubin] = &[\n");
@@ -531,27 +578,7 @@ fn embed_cubins(
         );
     }
     text += "];\n";
-    write(&out.join("cubins.rs"), &text)?;
-    write(&known, &key)
-}
-
-/// Stem, target and architecture of an image's machine code, and the name of the file that holds it, compressed.
-fn assemble(
-    nvcc: &Path,
-    ptx: &Path,
-    architecture: u32,
-    folder: &Path,
-) -> Result<(String, u32, u32, String), String> {
-    let (stem, target) = cubin::image_name(ptx).expect("the name of an image");
-    let cubin = folder.join(format!("{stem}.sm_{architecture}.cubin"));
-    run(&mut compile::assembler(nvcc, ptx, &cubin, architecture))?;
-    let failed = |e: io::Error| format!("{}: {e}", cubin.display());
-    let bytes = fs::read(&cubin).map_err(failed)?;
-    let file = format!("{stem}.sm_{architecture}.cubin.lz");
-    let compressed = cubin::compress(&bytes).map_err(failed)?;
-    fs::write(folder.join(&file), compressed).map_err(failed)?;
-    fs::remove_file(&cubin).map_err(failed)?;
-    Ok((stem, target, architecture, file))
+    write(&out.join("cubins.rs"), &text)
 }
 
 /// No images and no machine code, and why.

@@ -3,6 +3,8 @@
 //! One file for all who compile: `build.rs` and `cargo xtask mutants` include it, so that a mutant differs from
 //! what ships in its source alone.
 
+use std::env;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -52,11 +54,16 @@ impl Target {
         defines: &[(&str, u64)],
         ptx: &Path,
     ) -> Command {
-        let mut command = Command::new(nvcc);
+        let mut command = with_our_flags_last(nvcc);
         command
             .args(["-ptx", "-std=c++20", "-O3"])
-            // What is fused is what the source says.
-            .arg("-fmad=false")
+            // What is fused is what the source says. The others are nvcc's own choice, named so that nobody else's counts.
+            .args([
+                "-fmad=false",
+                "-ftz=false",
+                "-prec-div=true",
+                "-prec-sqrt=true",
+            ])
             .arg("-Wno-deprecated-gpu-targets")
             .arg(format!("-arch=compute_{}", self.capability))
             .arg("-I")
@@ -69,9 +76,23 @@ impl Target {
     }
 }
 
+/// nvcc with the flags of the environment before those that follow. It has two variables for them, of which
+/// NVCC_APPEND_FLAGS stands last, and of two values of a flag the last counts: `-arch` or `-ftz` there would make other
+/// kernels than these.
+fn with_our_flags_last(nvcc: &Path) -> Command {
+    let flags = FLAGS.map(|name| env::var_os(name).unwrap_or_default());
+    let mut command = Command::new(nvcc);
+    command.env(FLAGS[0], flags.join(OsStr::new(" ")));
+    command.env_remove(FLAGS[1]);
+    command
+}
+
+/// Variables with flags of nvcc: those before the others, and those behind.
+const FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+
 /// nvcc, told to assemble PTX for an architecture: it knows where its assembler is, which need not be beside it.
 pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Command {
-    let mut command = Command::new(nvcc);
+    let mut command = with_our_flags_last(nvcc);
     command
         .arg("-cubin")
         .arg("-Wno-deprecated-gpu-targets")
@@ -80,6 +101,21 @@ pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Co
         .arg("-o")
         .arg(cubin);
     command
+}
+
+/// Fails unless PTX is of the target that was asked for, and of nothing more than that.
+pub fn check_target(text: &str, target: &Target) -> Result<(), String> {
+    let line = text.lines().find(|line| line.starts_with(".target "));
+    let wanted = format!(".target sm_{}", target.capability);
+    match line {
+        Some(line) if line.trim_end() == wanted => Ok(()),
+        _ => Err(format!(
+            "nvcc wrote {:?} and not {wanted:?}: look for flags of nvcc in {} and {}",
+            line.unwrap_or("no target"),
+            FLAGS[0],
+            FLAGS[1]
+        )),
+    }
 }
 
 /// nvcc's PTX with another version, and without a hint to ptxas about which bytes of a load are used, which PTX

@@ -20,10 +20,18 @@ pub const HOMES: [&str; 4] = [
 /// Where toolkits are commonly installed.
 const USUAL: [&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr"];
 
+/// The least release of nvcc: the first that knows C++20, in which the kernels are written.
+pub const LEAST: [u32; 2] = [12, 0];
+
+/// The least release that cudarc's bindings may be of: the first that has `cuLaunchKernelEx`.
+pub const LEAST_BINDINGS: [u32; 2] = [11, 8];
+
 /// What discovery looks at, as a value so that tests can make one up.
 pub struct Surroundings<'a> {
     /// Reads an environment variable.
     pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The release of an nvcc: [`release`].
+    pub release: &'a dyn Fn(&Path) -> Result<String, String>,
     /// Folders to look into after PATH.
     pub usual: Vec<PathBuf>,
     /// What relative paths are relative to: the folder of xact's manifest, where cargo runs build scripts.
@@ -37,6 +45,7 @@ impl<'a> Surroundings<'a> {
     pub fn of_this_process(root: &'a Path, own: Vec<PathBuf>) -> Self {
         Self {
             variable: &|name| env::var_os(name),
+            release: &release,
             usual: USUAL.iter().map(PathBuf::from).collect(),
             root,
             own,
@@ -102,10 +111,23 @@ pub struct Search {
 
 /// Looks for nvcc in the documented order.
 ///
+/// One that is too old is passed over if it happens to be on PATH or in a usual folder.
+///
 /// # Errors
-/// NVCC is set to something that cannot be run: it is the user's own choice, so nothing is taken in its stead.
+/// NVCC is set to something that cannot be run, or a variable names an nvcc that is too old: it is the user's own choice,
+/// so nothing is taken in its stead. Or there is none but those that are too old.
 pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
     let mut ignored = Vec::new();
+    let mut old = Vec::new();
+    // Which of what happens to be there is new enough; one that does not say its release is taken, and fails with its
+    // own words.
+    let mut is_new_enough = |nvcc: &Path| match too_old(surroundings, nvcc) {
+        None => true,
+        Some(why) => {
+            old.push(why);
+            false
+        }
+    };
     let mut first = || {
         if let Some(value) = surroundings.set("NVCC") {
             let Some(nvcc) = surroundings.resolve(&value) else {
@@ -114,14 +136,14 @@ pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
                     value.display()
                 ));
             };
-            return Ok(Some((nvcc, Source::Variable("NVCC"))));
+            return chosen(surroundings, nvcc, "NVCC");
         }
         for name in HOMES {
             let Some(home) = surroundings.set(name) else {
                 continue;
             };
             match nvcc_in(&surroundings.root.join(&home)) {
-                Some(nvcc) => return Ok(Some((nvcc, Source::Variable(name)))),
+                Some(nvcc) => return chosen(surroundings, nvcc, name),
                 None => {
                     ignored.push(format!(
                         "{name}={} has no bin/nvcc; ignored",
@@ -130,11 +152,15 @@ pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
                 }
             }
         }
-        if let Some(nvcc) = surroundings.on_path(executable_name("nvcc")) {
+        if let Some(nvcc) = surroundings.on_path(executable_name("nvcc"))
+            && is_new_enough(&nvcc)
+        {
             return Ok(Some((nvcc, Source::Path)));
         }
         for folder in &surroundings.usual {
-            if let Some(nvcc) = nvcc_in(folder) {
+            if let Some(nvcc) = nvcc_in(folder)
+                && is_new_enough(&nvcc)
+            {
                 return Ok(Some((nvcc, Source::Folder(folder.clone()))));
             }
         }
@@ -142,7 +168,88 @@ pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
         Ok(own.map(|nvcc| (nvcc, Source::Own)))
     };
     let found = first()?.map(|(nvcc, source)| (unlinked(nvcc), source));
+    if found.is_none() && !old.is_empty() {
+        return Err(format!(
+            "{}; install a newer CUDA toolkit and set CUDA_HOME to its folder",
+            old.join("; ")
+        ));
+    }
+    ignored.extend(old.into_iter().map(|why| format!("{why}; ignored")));
     Ok(Search { found, ignored })
+}
+
+/// The nvcc that a variable names, if it is new enough.
+fn chosen(
+    surroundings: &Surroundings,
+    nvcc: PathBuf,
+    name: &'static str,
+) -> Result<Option<(PathBuf, Source)>, String> {
+    match too_old(surroundings, &nvcc) {
+        Some(why) => Err(format!("{why}: set {name} to a newer one, or unset it")),
+        None => Ok(Some((nvcc, Source::Variable(name)))),
+    }
+}
+
+/// That an nvcc is older than [`LEAST`], in words, if it is.
+fn too_old(surroundings: &Surroundings, nvcc: &Path) -> Option<String> {
+    let release = (surroundings.release)(nvcc).ok()?;
+    let [major, minor] = LEAST;
+    (major_minor(&release)? < LEAST).then(|| {
+        format!(
+            "{} is of CUDA {release}, and xact's kernels need {major}.{minor} or later",
+            nvcc.display()
+        )
+    })
+}
+
+/// `[13, 0]` of `13.0.88`.
+fn major_minor(release: &str) -> Option<[u32; 2]> {
+    let mut numbers = release.split('.').map(|number| number.parse().ok());
+    Some([numbers.next()??, numbers.next()??])
+}
+
+/// Checks that cudarc, which takes the version of its bindings from CUDARC_CUDA_VERSION or else from the nvcc on PATH,
+/// makes some that xact compiles with: rustc's errors would not say why.
+///
+/// # Errors
+/// They are of an older version.
+pub fn check_bindings(surroundings: &Surroundings) -> Result<(), String> {
+    const NAME: &str = "CUDARC_CUDA_VERSION";
+    let [major, minor] = LEAST_BINDINGS;
+    let needed = format!(
+        "xact needs those of CUDA {major}.{minor} or later: set {NAME}=12080, say, whatever driver there will be"
+    );
+    if let Some(value) = surroundings.set(NAME) {
+        let number = value.to_str().and_then(|value| value.parse::<u32>().ok());
+        return match number {
+            // Others are cudarc's own error.
+            Some(number) if number < major * 1000 + minor * 10 => Err(format!(
+                "{NAME}={number} makes cudarc's bindings too old; {needed}"
+            )),
+            _ => Ok(()),
+        };
+    }
+    let Some(nvcc) = surroundings.on_path(executable_name("nvcc")) else {
+        return Ok(());
+    };
+    let release = (surroundings.release)(&nvcc).ok();
+    let version = release.as_deref().and_then(major_minor);
+    match (version, release) {
+        (Some(version), Some(release)) if version < LEAST_BINDINGS => Err(format!(
+            "cudarc makes bindings of CUDA {release}, because {} is on PATH; {needed}",
+            nvcc.display()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What to do about what nvcc says, where its own words do not tell.
+pub fn remedy(said: &str) -> Option<&'static str> {
+    let host =
+        said.contains("unsupported GNU version") || said.contains("unsupported clang version");
+    host.then_some(
+        "Set NVCC_CCBIN to a host C++ compiler that this nvcc supports, such as /usr/bin/g++-12.",
+    )
 }
 
 /// nvcc looks for its parts beside the name that it was called by. For a link that stands alone, as in

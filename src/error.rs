@@ -17,6 +17,8 @@ pub enum Error {
     NoDriver {
         /// The names that were looked for.
         tried: String,
+        /// What the loader says of the one that is there, or where it does not look.
+        why: String,
     },
     /// A call of the CUDA driver failed.
     Driver {
@@ -197,10 +199,10 @@ impl fmt::Display for Error {
             Error::KernelsNotBuilt { reason } => {
                 write!(f, "xact holds no CUDA kernels: {reason}")
             }
-            Error::NoDriver { tried } => write!(
+            Error::NoDriver { tried, why } => write!(
                 f,
-                "no CUDA driver on this machine (looked for {tried}); install NVIDIA's driver, or \
-                 use the CPU reference"
+                "the CUDA driver cannot be loaded: {why} (looked for {tried}); install NVIDIA's driver, in a container \
+                 pass the device on (`--gpus all`), or use the CPU reference"
             ),
             Error::Driver { doing, name } => write!(f, "{doing}: the CUDA driver says {name}"),
             Error::DriverTooOld { ptx, driver } => write!(

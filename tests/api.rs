@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         rows_and_halves_are_the_same_as_dense,
         gated_in_place_is_the_same_as_apart,
         raw_calls_refuse_what_can_be_seen,
+        resident_blocks_of_another_thread,
         raw_backward_refuses_what_can_be_seen,
         raw_gated_calls_refuse_outputs_that_overlap,
         gated_calls_refuse_what_is_no_gate_and_value,
@@ -839,6 +840,47 @@ fn raw_forward(
     }
 }
 
+/// Another thread, in which nothing has made the context current, asks how many blocks are resident.
+fn resident_blocks_of_another_thread() {
+    let gpu = gpu();
+    let mut b = Buffers::<f32>::new(&gpu.stream);
+    // Loads the kernel.
+    raw_forward(&gpu, &mut b, |_, _, _| {}).unwrap();
+    let expected = gpu.stream.clone_dtoh(&b.out).unwrap();
+    gpu.stream.memset_zeros(&mut b.out).unwrap();
+    let (x, y) = (
+        b.x.device_ptr(&gpu.stream).0,
+        b.out.device_ptr(&gpu.stream).0,
+    );
+    let params = [&b.alpha_p, &b.alpha_n].map(|p| p.device_ptr(&gpu.stream).0);
+    let launch = || {
+        let call = raw::Forward {
+            common: raw::Common {
+                dtype: Dtype::F32,
+                rows: 1,
+                cols: N as u64,
+                params: &params,
+                param_dtype: Dtype::F32,
+                blocks: raw::Blocks::Resident,
+            },
+            x: Matrix::contiguous(x, N as u64),
+            y: Matrix::contiguous(y, N as u64),
+        };
+        // SAFETY: the buffers have N elements and live past the download below.
+        unsafe {
+            raw::forward(
+                &gpu.device,
+                gpu.stream.cu_stream(),
+                &Xielu::default(),
+                &call,
+            )
+        }
+    };
+    let launched = std::thread::scope(|scope| scope.spawn(launch).join().expect("no panic"));
+    launched.unwrap();
+    assert_eq!(gpu.stream.clone_dtoh(&b.out).unwrap(), expected);
+}
+
 fn raw_calls_refuse_what_can_be_seen() {
     let gpu = gpu();
     let mut b = Buffers::<f32>::new(&gpu.stream);
@@ -1517,7 +1559,15 @@ fn errors_say_what_to_do() {
     assert!(text.contains("10.2") && text.contains("7.0") && text.contains("update the driver"));
     let text = Error::NoDriver {
         tried: "libcuda.so".into(),
+        why: "invalid ELF header".into(),
     }
     .to_string();
-    assert!(text.contains("libcuda.so") && text.contains("CPU reference"));
+    for word in [
+        "libcuda.so",
+        "invalid ELF header",
+        "--gpus all",
+        "CPU reference",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
 }

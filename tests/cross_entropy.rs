@@ -905,10 +905,9 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         .collect();
     let mut shapes = vec![(40, 60), (2, 4500)];
     if T::DTYPE == xact::Dtype::F32 {
-        // Of 8 parts.
-        shapes.push((2, 8 * STEP_BYTES / size_of::<T>() - 3));
-    }
-    if full {
+        // Of 8 parts; where there is one cluster, it exchanges the stats of four rows, one after the other.
+        shapes.push((5, 8 * STEP_BYTES / size_of::<T>() - 3));
+        // Of two chunks, of which a block does the last and then adds up both.
         shapes.push((270, 3));
     }
     for (rows, cols) in shapes {

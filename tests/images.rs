@@ -1,10 +1,19 @@
 //! The embedded PTX against the registry.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use xact::cuda::entry_names;
 use xact::{activation, loss};
+
+#[path = "../build/cache.rs"]
+mod cache;
+#[allow(dead_code)] // the build script and xtask use all of it
+#[path = "../build/compile.rs"]
+mod compile;
+#[path = "support/toolkit.rs"]
+mod toolkit;
 
 /// The names of the entries of a PTX text.
 fn entries(ptx: &str) -> BTreeSet<String> {
@@ -153,4 +162,97 @@ fn the_emulator_has_the_instructions_of_the_ptx() {
         .filter(|opcode| !known.contains(opcode))
         .collect();
     assert!(more.is_empty(), "nothing that we ship uses {more:?}");
+}
+
+#[test]
+fn what_was_made_is_kept_by_what_it_was_made_from() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Every profile and triple of a target folder has the same.
+    let outs =
+        ["debug/build/xact-1/out", "release/build/xact/2/out"].map(|out| folder.path().join(out));
+    let made = |out: &Path, key: &str, content: &str| {
+        let make = || Ok(content.as_bytes().to_vec());
+        let kept = cache::Cache::beside(out).get(key, make).expect("made");
+        String::from_utf8(kept).expect("text")
+    };
+    assert_eq!(made(&outs[0], "a", "first"), "first");
+    assert_eq!(made(&outs[1], "a", "again"), "first");
+    assert_eq!(made(&outs[0], "b", "other"), "other");
+    let failed = cache::Cache::beside(&outs[0]).get("c", || Err("not made".to_owned()));
+    assert_eq!(failed, Err("not made".to_owned()));
+    assert_eq!(made(&outs[0], "c", "made"), "made");
+    // What was used last stays.
+    for key in 0..200 {
+        made(&outs[0], &key.to_string(), "x");
+        made(&outs[0], "a", "again");
+    }
+    assert_eq!(made(&outs[0], "a", "again"), "first");
+    let files = folder
+        .path()
+        .join("xact-kernels")
+        .read_dir()
+        .expect("a folder");
+    assert!(files.count() < 150);
+}
+
+#[test]
+fn a_comment_is_no_change() {
+    for (text, code) in [
+        (
+            "int a;  // one\n\n  int b; /* two\n lines */ int c;\n",
+            "int a;\nint b;   int c;\n",
+        ),
+        (
+            "s = \"// no /* comment\"; // one\n",
+            "s = \"// no /* comment\";\n",
+        ),
+        (
+            "c = '\"'; // one\nd = '\\''; /* two */\n",
+            "c = '\"';\nd = '\\'';\n",
+        ),
+        (
+            "n = 1'000; // one\nm = 2; // two\n",
+            "n = 1'000; // one\nm = 2;\n",
+        ),
+    ] {
+        assert_eq!(cache::without_comments(text), code, "{text}");
+    }
+}
+
+/// What the environment asks of nvcc comes before what we ask: nothing of it is in the kernels.
+#[test]
+fn flags_of_the_environment_change_no_kernel() {
+    let nvcc = toolkit::find();
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (source, ptx) = (folder.path().join("k.cu"), folder.path().join("k.ptx"));
+    let text = "extern \"C\" __global__ void k(float* a) { a[0] = a[0] / a[1] + a[2] * a[3]; }\n";
+    fs::write(&source, text).expect("a source");
+    let target = &compile::TARGETS[0];
+    let compile = |flags: &str| {
+        let mut command = target.compiler(&nvcc, &source, root, &[], &ptx);
+        let names: Vec<_> = command
+            .get_envs()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        assert_eq!(names, ["NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS"]);
+        // Where `compiler` puts those of both variables.
+        command.env("NVCC_PREPEND_FLAGS", flags);
+        let output = command.output().expect("nvcc");
+        assert!(output.status.success(), "{output:?}");
+        fs::read_to_string(&ptx).expect("PTX")
+    };
+    let expected = compile("");
+    assert_eq!(compile::check_target(&expected, target), Ok(()));
+    for flags in [
+        "--use_fast_math",
+        "-ftz=true -prec-div=false",
+        "-arch=sm_90",
+        "-fmad=true -O0",
+    ] {
+        assert_eq!(compile(flags), expected, "{flags}");
+    }
+    let debug = compile("-G");
+    let error = compile::check_target(&debug, target).expect_err("debug code");
+    assert!(error.contains("NVCC_APPEND_FLAGS"), "{error}");
 }

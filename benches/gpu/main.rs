@@ -34,7 +34,9 @@ use serde_json::json;
 use support::choose::{Choice, Gpu, gpu_required, open};
 use support::{files, progress};
 use work::Result;
-use xact::{activation, loss};
+use xact::cuda::{self, Kernels};
+use xact::cudarc::driver::CudaContext;
+use xact::{Device, activation, loss};
 
 /// How often the results are written while rows are measured.
 const WRITTEN_EVERY: Duration = Duration::from_secs(2);
@@ -97,8 +99,12 @@ struct Measure {
 
 #[derive(Subcommand)]
 enum Job {
-    /// Load every kernel, and say how long that takes
-    Load,
+    /// Load every kernel, and say how long that takes and what was loaded
+    Load {
+        /// The PTX, even where machine code is embedded
+        #[arg(long)]
+        ptx: bool,
+    },
     /// Launch one row plainly, without a graph and a few times, for a profiler such as ncu
     Profile {
         /// Its name, or how it begins: of several the first of `--list`
@@ -141,7 +147,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.job {
         None => run(&arguments.measure),
-        Some(Job::Load) => load(),
+        Some(Job::Load { ptx }) => load(ptx),
         Some(Job::Profile { row, smoke }) => profile(&row, smoke),
         Some(Job::Dump { file, small, only }) => compare::dump(&file, small, &only),
         Some(Job::Compare {
@@ -251,16 +257,27 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-fn load() -> Result<ExitCode> {
+fn load(ptx: bool) -> Result<ExitCode> {
     let begin = Instant::now();
     let gpu = Choice::from_env().and_then(open)?;
+    let device = if ptx {
+        // A context that has loaded nothing.
+        let kernels = Kernels {
+            images: cuda::images(),
+            cubins: &[],
+        };
+        Device::with_kernels(&CudaContext::new(gpu.device.context().ordinal())?, kernels)?
+    } else {
+        gpu.device
+    };
     let opened = begin.elapsed();
-    gpu.device.preload()?;
+    device.preload()?;
     println!(
-        "{}: every kernel loaded in {:.2} s, after {:.2} s to open the device",
+        "{}: every kernel loaded in {:.2} s, after {:.2} s to open the device: {}",
         gpu.name,
         (begin.elapsed() - opened).as_secs_f64(),
-        opened.as_secs_f64()
+        opened.as_secs_f64(),
+        device.loaded_images().join(" ")
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -6,8 +6,8 @@
 //! nothing is ever reset.
 //!
 //! An asynchronous store belongs to no thread: its stamp names the mbarrier that it completes bytes of, and
-//! only a wait for that phase orders it. Completing them is a release of the thread that sent it: whoever has
-//! waited also comes after what that thread did before.
+//! only a wait for that phase orders it. It publishes nothing else that its thread wrote. But what the thread had read
+//! before, it has: whoever has waited may overwrite that by an asynchronous store of its own.
 //!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
 //! schedule and found in another; of several readers at once none is taken to read between its arrival at the barrier
@@ -146,7 +146,7 @@ pub(crate) struct Meeting {
 pub(crate) enum Known {
     /// That a phase of the mbarrier of this [`channel`] is complete.
     Phase(u64),
-    /// What a thread did before it sent an asynchronous store: its stamp at no time.
+    /// What a thread had read before it sent an asynchronous store: its stamp at no time.
     Sender(u64),
 }
 
@@ -245,18 +245,22 @@ impl Order<'_> {
         prev < self.floor || clock_of(prev) < issued && self.ordered(prev, me)
     }
 
+    /// The same of a read `prev`, and an asynchronous store.
+    pub fn read_before_issue(&self, prev: u64, me: u64, issued: u64) -> bool {
+        let (block, thread) = who(prev);
+        let told = |thread| {
+            let sender = Known::Sender(stamp(0, block, thread, false));
+            self.landed.since(sender, clock_of(prev))
+        };
+        self.ordered_before_issue(prev, me, issued) || thread.is_some_and(told)
+    }
+
     #[cold]
     fn ordered_slowly(&self, prev: u64, me: u64) -> bool {
         let at = clock_of(prev);
         let (block, thread) = who(prev);
         if is_asynchronous(prev) {
             return self.landed.since(Known::Phase(block), at);
-        }
-        if thread.is_some_and(|t| {
-            self.landed
-                .since(Known::Sender(stamp(0, block, t, false)), at)
-        }) {
-            return true;
         }
         if self.met.is_some_and(|met| met.covers(prev)) {
             return true;

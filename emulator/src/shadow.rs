@@ -200,8 +200,9 @@ impl Shadow {
         (issuer, issued): (u64, u64),
         order: &Order,
     ) -> Result<(), Conflict> {
-        let races = |previous| !order.ordered_before_issue(previous, issuer, issued);
+        let races = |writer| !order.ordered_before_issue(writer, issuer, issued);
         Conflict::check(self.writers.find(offset, size, races), true, false)?;
+        let races = |reader| !order.read_before_issue(reader, issuer, issued);
         Conflict::check(self.readers.find(offset, size, races), false, false)?;
         (self.writers).replace(offset, size, order.concurrent, |_| me, |_| false);
         Ok(())

@@ -75,9 +75,9 @@ ret;
 }
 "#;
 
-/// Blocks of a cluster; rows, of which a cluster does one and the other two.
+/// Blocks of a cluster; rows, of which a cluster does three and the other four.
 const CLUSTER: u32 = 4;
-const ROWS: usize = 3;
+const ROWS: usize = 7;
 const COLS: usize = 64 * CLUSTER as usize;
 
 fn element(i: usize) -> u32 {
@@ -88,7 +88,8 @@ fn element(i: usize) -> u32 {
 fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     let (ctx, stream) = device(0);
     let f = function(&ctx, text);
-    let data: Vec<u32> = (0..ROWS * COLS).map(element).collect();
+    // And a word of each block for each row.
+    let data: Vec<u32> = (0..ROWS * (COLS + CLUSTER as usize)).map(element).collect();
     let buffer = stream.clone_htod(&data).unwrap();
     let (mut address, mut rows) = (buffer.device_ptr(&stream).0, ROWS as u32);
     let mut params = [(&raw mut address).cast(), (&raw mut rows).cast()];
@@ -103,13 +104,65 @@ fn run(text: &str, schedule: Schedule) -> (Vec<u32>, Option<Finding>) {
     });
     let finding = reports[0].finding.clone();
     assert_eq!(status.is_err(), finding.is_some());
-    (stream.clone_dtoh(&buffer).unwrap(), finding)
+    let mut data = stream.clone_dtoh(&buffer).unwrap();
+    data.truncate(ROWS * COLS);
+    (data, finding)
+}
+
+/// The rows take turns at two sets of slots, and no barrier of the cluster stands between them: who has received the
+/// stores of the row before from all knows that all have read those of the row before that.
+fn by_turns() -> String {
+    let mut text = KERNEL.to_string();
+    for (from, to) in [
+        (".align 16 .b8 slots[64]", ".align 128 .b8 slots[128]"),
+        (".align 8 .b8 bar[8]", ".align 16 .b8 bar[16]"),
+        ("mov.u32 %r9, 0;", "mov.u32 %r9, 0; mov.u32 %r30, 0;"),
+        (
+            "mbarrier.init.shared::cta.b64 [%r7], 1; // init",
+            "mbarrier.init.shared::cta.b64 [%r7], 1; mbarrier.init.shared::cta.b64 [%r7+8], 1;",
+        ),
+        (
+            PEERS,
+            "setp.ne.u32 %p8, %r30, 0; @%p8 bra MET; barrier.cluster.wait.acquire.aligned; MET:",
+        ),
+        (MERGED, ""),
+        (
+            "xor.b32 %r9, %r9, 1; // flip",
+            "xor.b32 %r7, %r7, 8; xor.b32 %r8, %r8, 64; // turn
+            add.u32 %r30, %r30, 1; shr.u32 %r9, %r30, 1; and.b32 %r9, %r9, 1;",
+        ),
+        (
+            END,
+            "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
+        ),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{from}");
+        text = text.replace(from, to);
+    }
+    text
 }
 
 #[test]
 fn blocks_of_a_cluster_exchange_their_sums() {
+    exchanges_sums(KERNEL);
+}
+
+#[test]
+fn blocks_of_a_cluster_exchange_their_sums_by_turns() {
+    exchanges_sums(&by_turns());
+    // One set of slots for all turns, and one of mbarriers.
+    for turn in ["xor.b32 %r8, %r8, 64;", "xor.b32 %r7, %r7, 8;"] {
+        let text = by_turns().replace(turn, "");
+        for schedule in SCHEDULES {
+            let (_, finding) = run(&text, schedule);
+            assert!(finding.is_some(), "{turn} {schedule:?}");
+        }
+    }
+}
+
+fn exchanges_sums(text: &str) {
     for schedule in SCHEDULES.into_iter().chain((3..40).map(Schedule::Seeded)) {
-        let (data, finding) = run(KERNEL, schedule);
+        let (data, finding) = run(text, schedule);
         assert!(finding.is_none(), "{schedule:?}: {}", finding.unwrap());
         for (row, data) in data.chunks(COLS).enumerate() {
             let old = |i| element(row * COLS + i);
@@ -224,6 +277,25 @@ const MERGED: &str = "barrier.cluster.arrive.release.aligned; // merged";
 const END: &str = "barrier.cluster.wait.acquire.aligned; // end";
 
 const BUGS: &[Bug] = &[
+    Bug {
+        name: "what a peer wrote before it sent is taken for published",
+        edits: &[
+            (
+                "shl.b32 %r17, %r4, 4; // expected",
+                "shl.b32 %r17, %r4, 4;
+                mad.lo.u32 %r33, %r5, %r4, %r3; add.u32 %r33, %r33, 1792;
+                mul.wide.u32 %rd5, %r33, 4; add.s64 %rd5, %rd1, %rd5; st.global.u32 [%rd5], %r14;",
+            ),
+            (
+                "@!%p4 bra WAIT; // again",
+                "@!%p4 bra WAIT;
+                xor.b32 %r34, %r3, 1; mad.lo.u32 %r34, %r5, %r4, %r34; add.u32 %r34, %r34, 1792;
+                mul.wide.u32 %rd6, %r34, 4; add.s64 %rd6, %rd1, %rd6; ld.global.u32 %r35, [%rd6];",
+            ),
+        ],
+        checks: &[Check::GlobalRace],
+        says: "with nothing between them that orders the two",
+    },
     Bug {
         name: "there is no barrier of the cluster",
         edits: &[(BEGIN, ""), (PEERS, ""), (MERGED, ""), (END, "")],

@@ -1,8 +1,8 @@
 // The blocks of a cluster: their ranks, their barrier, and stores into the shared memory of a peer (sm_90).
 //
 // A store goes to a peer that has begun and not yet returned: the barrier of the cluster says so. What has
-// been stored may be read once the mbarrier beside it has counted its bytes; what its sender did before is
-// done then too.
+// been stored may be read once the mbarrier beside it has counted its bytes. That publishes nothing else of
+// the sender; but what it had read before, it has.
 #pragma once
 
 namespace xact {

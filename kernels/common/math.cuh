@@ -4,6 +4,10 @@
 // ptxas changes a bit.
 #pragma once
 
+#ifdef __USE_FAST_MATH__
+#error "xact's errors are those of exact division and of expf, logf and log1pf: without --use_fast_math"
+#endif
+
 #include "constants.cuh"
 
 namespace xact {

@@ -19,11 +19,10 @@
 //   gradient  RowStats of the parts of a row (or of the ranks) -> dlogits            one read, one write
 //   fused     both, a whole row per block; if it fits into shared memory             one read, one write
 //   cluster   both, a row per cluster, whose blocks keep its parts (sm_90)           one read, one write
-//   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows. The block that
-//   does
-//             the last chunk does what totals does, if there is a count of chunks by which it knows
+//   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows
 //   totals    the sums of all chunks -> Summary
-// The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
+// With a count of the chunks that are done, the block that does the last of them in finish goes on with
+// totals. The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
 //
 // Corners: a −inf logit has p = 0, under a cap too. A row of nothing but −inf, a NaN and a +inf give NaN in
 // loss and gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its
@@ -609,8 +608,8 @@ __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& sh
 #if __CUDA_ARCH__ >= 900
 // What the blocks of a cluster tell each other of a row. The rows that are read take turns at two sets of
 // slots, so that no barrier of the cluster stands between them: a lane that sends its stats of one row has
-// used what it had received of the row before, and whoever receives them may overwrite that with the row
-// after.
+// read, and used, what it had received of the row before, and whoever receives them may overwrite that with
+// the row after.
 struct Exchange {
     struct alignas(16) Slot {
         RowStats stats;

@@ -117,7 +117,7 @@ impl Device {
     /// are in use.
     ///
     /// cudarc panics where there is no driver: a program that opens a `CudaContext` by itself does so before it gets
-    /// here, and can ask [`Device::new`] first.
+    /// here, and can ask [`check_driver`](super::check_driver) first.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].

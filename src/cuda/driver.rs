@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_uint, c_void};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use cudarc::driver::{CudaContext, DriverError, sys};
@@ -21,22 +22,70 @@ const DRIVER_NAMES: [&str; 7] = [
     "nvcuda.dll",
 ];
 
+/// Folders in which systems have the driver without always telling the loader: Debian, Fedora, WSL, NixOS, and old
+/// containers.
+const DRIVER_FOLDERS: [&str; 5] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib/wsl/lib",
+    "/run/opengl-driver/lib",
+    "/usr/local/nvidia/lib64",
+];
+
+/// Whether the CUDA driver library can be loaded. What cudarc does without one is a panic, `CudaContext::new` too: a
+/// program that opens a context by itself asks this first.
+///
+/// # Errors
+/// [`Error::NoDriver`], which says what was looked for and why it was not loaded.
+pub fn check_driver() -> Result<()> {
+    driver().map(|_| ())
+}
+
 /// The driver library, if this machine has one. cudarc panics where there is none, even when it
 /// formats an error, so nothing of cudarc is called before this succeeds.
 pub(super) fn driver() -> Result<&'static libloading::Library> {
-    static DRIVER: OnceLock<Option<libloading::Library>> = OnceLock::new();
-    DRIVER
-        .get_or_init(|| {
-            DRIVER_NAMES.iter().find_map(|name| {
-                // SAFETY: loading the CUDA driver runs its initialisers, which the program asked for
-                // by using CUDA; cudarc loads the same library.
-                unsafe { libloading::Library::new(*name) }.ok()
-            })
-        })
-        .as_ref()
-        .ok_or_else(|| Error::NoDriver {
-            tried: DRIVER_NAMES.join(", "),
-        })
+    static DRIVER: OnceLock<std::result::Result<libloading::Library, String>> = OnceLock::new();
+    let loaded = DRIVER.get_or_init(|| {
+        let mut reasons = Vec::new();
+        for name in DRIVER_NAMES {
+            // SAFETY: loading the CUDA driver runs its initialisers, which the program asked for
+            // by using CUDA; cudarc loads the same library.
+            match unsafe { libloading::Library::new(name) } {
+                Ok(library) => return Ok(library),
+                Err(e) => reasons
+                    .push(std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string)),
+            }
+        }
+        let folders = DRIVER_FOLDERS.map(Path::new);
+        Err(why_not(&reasons, &folders))
+    });
+    loaded.as_ref().map_err(|why| Error::NoDriver {
+        tried: DRIVER_NAMES.join(", "),
+        why: why.clone(),
+    })
+}
+
+/// Why the driver was not loaded, from what the loader said of each name: that of a library that is there but does not
+/// load, or else where one is that the loader does not look for.
+fn why_not(reasons: &[String], folders: &[&Path]) -> String {
+    let absent = |reason: &&String| reason.contains("No such file");
+    if let Some(reason) = reasons.iter().find(|reason| !absent(reason)) {
+        return reason.clone();
+    }
+    let names = ["libcuda.so.1", "libcuda.so"];
+    let there = folders.iter().find_map(|folder| {
+        names
+            .map(|name| folder.join(name))
+            .into_iter()
+            .find(|file| file.exists())
+    });
+    match there {
+        Some(file) => format!(
+            "{} exists, but the loader does not look there: add its folder to LD_LIBRARY_PATH",
+            file.display()
+        ),
+        None => "no such file".to_owned(),
+    }
 }
 
 pub(super) fn driver_error(doing: &'static str, error: DriverError) -> Error {
@@ -118,4 +167,30 @@ pub(super) fn load_log(context: &CudaContext, image: &CStr) -> String {
     }
     let text = log.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_that_of_what_is_there() {
+        let absent = "libcuda.so: cannot open shared object file: No such file or directory";
+        let absent = || absent.to_owned();
+        let folder = tempfile::tempdir().expect("a folder");
+        let folders = [folder.path()];
+        assert_eq!(why_not(&[absent(), absent()], &folders), "no such file");
+        let broken = "libcuda.so.1: invalid ELF header";
+        assert_eq!(
+            why_not(&[absent(), broken.to_owned(), absent()], &folders),
+            broken
+        );
+        std::fs::write(folder.path().join("libcuda.so.1"), "").expect("a file");
+        let said = why_not(&[absent()], &folders);
+        assert!(
+            said.contains("LD_LIBRARY_PATH") && said.contains("libcuda.so.1"),
+            "{said}"
+        );
+        assert_eq!(why_not(&[broken.to_owned()], &folders), broken);
+    }
 }

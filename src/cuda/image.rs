@@ -95,7 +95,11 @@ impl Cubin {
     fn runs_on(&self, capability: u32, driver: u32) -> bool {
         let same_major = self.architecture / 10 == capability / 10;
         let runs = self.architecture == capability
-            || same_major && self.architecture < capability && !TEGRA.contains(&capability);
+            || same_major
+                && self.architecture < capability
+                && ![self.architecture, capability]
+                    .iter()
+                    .any(|one| TEGRA.contains(one));
         let major = self.toolkit.split('.').next().and_then(|m| m.parse().ok());
         // Within a major version drivers also take the machine code of later toolkits.
         runs && major.is_some_and(|major: u32| driver / 1000 >= major)

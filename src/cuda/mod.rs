@@ -40,6 +40,7 @@ pub use activation::{
 };
 pub use cudarc;
 pub use device::Device;
+pub use driver::check_driver;
 #[doc(hidden)]
 pub use image::{Cubin, Image, Kernels, cubins, images};
 pub use params::{Gradients, Params};

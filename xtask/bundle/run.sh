@@ -14,7 +14,8 @@
 #
 # The parts, as they follow each other:
 #   facts       clocks and power of the device
-#   load        the time of loading every kernel, first without the driver's cache of compiled code, then with it
+#   load        the time of loading every kernel: as PTX, first without the driver's cache of compiled code, then with
+#               it; and as the machine code that the bundle has
 #   dump        every kernel entry, and its results beside those that the emulator had when the bundle was packed
 #   speed       the yardsticks, and the few rows that matter most
 #   choices     clusters of eight blocks, persistent blocks, and both, beside what launches choose
@@ -225,8 +226,9 @@ run_facts() {
 
 run_load() {
     # The second finds what the first has left in the cache.
-    step 'load cold' 60 "$programs/gpu" load
-    step 'load warm' 30 "$programs/gpu" load
+    step 'load PTX cold' 60 "$programs/gpu" load --ptx
+    step 'load PTX warm' 30 "$programs/gpu" load --ptx
+    step 'load machine code' 30 "$programs/gpu" load
 }
 
 run_dump() {

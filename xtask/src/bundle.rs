@@ -397,10 +397,11 @@ echo done"#,
     }
 
     const DEVICE: &str = "device: passed";
-    const DAY_1: [&str; 20] = [
+    const DAY_1: [&str; 21] = [
         "facts: passed",
-        "load cold: passed",
-        "load warm: passed",
+        "load PTX cold: passed",
+        "load PTX warm: passed",
+        "load machine code: passed",
         "dump of the device: passed",
         "emulator and device: passed",
         "speed: passed",
@@ -441,7 +442,7 @@ echo done"#,
         let calls = stub.calls();
         assert!(!calls.contains("emulated "), "{calls}");
         for call in [
-            "gpu 1 load",
+            "gpu 1 load --ptx",
             "gpu 1 dump ",
             "gpu 1 compare ",
             // What was packed, and what the device has written.
@@ -569,13 +570,14 @@ echo done"#,
     #[test]
     fn what_fails_is_named_and_the_rest_still_runs() {
         for (calls, at) in [
-            ("load", &[1, 2][..]),
-            ("compare *", &[4]),
-            ("--json *", &[5]),
-            ("--choices --resident --json *", &[8]),
-            ("profile xgelu*", &[13]),
-            ("dump --small /*", &[18]),
-            ("dump --small --only *", &[19]),
+            ("load --ptx", &[1, 2][..]),
+            ("load", &[3]),
+            ("compare *", &[5]),
+            ("--json *", &[6]),
+            ("--choices --resident --json *", &[9]),
+            ("profile xgelu*", &[14]),
+            ("dump --small /*", &[19]),
+            ("dump --small --only *", &[20]),
         ] {
             let stub = Stub::new();
             let mut script = stub.script(&["--day", "1"]);

@@ -262,13 +262,7 @@ fn look_at(
     let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
     let (_, said) = output(
         Command::new(nvcc)
-            .args([
-                "-cubin",
-                "-fmad=false",
-                "-Wno-deprecated-gpu-targets",
-                "-Xptxas",
-                "-v",
-            ])
+            .args(["-cubin", "-Wno-deprecated-gpu-targets", "-Xptxas", "-v"])
             .arg(format!("-arch=sm_{architecture}"))
             .arg(ptx)
             .arg("-o")

@@ -237,6 +237,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
     dynamic: usize,
 ) -> Status {
     call(|| {
+        context::current()?;
         let f = get(f)?;
         let threads = u32::try_from(threads)
             .ok()
@@ -271,6 +272,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(
     config: *const Config,
 ) -> Status {
     call(|| {
+        context::current()?;
         let f = get(f)?;
         // SAFETY: the caller answers for the configuration.
         let (c, cluster) = unsafe { Config::read(config) }?;
@@ -291,6 +293,7 @@ pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
     _threads: c_int,
 ) -> Status {
     call(|| {
+        context::current()?;
         let f = get(f)?;
         let blocks = u64::try_from(blocks)
             .ok()
@@ -316,6 +319,7 @@ pub unsafe extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     _flags: c_uint,
 ) -> Status {
     call(|| {
+        context::current()?;
         let f = get(f)?;
         let limit = if limit > 0 { limit as u32 } else { 1024 };
         let threads = f.max_threads().min(limit);

@@ -36,7 +36,7 @@ pub(super) struct Mbarrier {
     phase: u64,
     waited: u64,
     completed: u64,
-    /// What the senders of this phase's stores have done and known, and the same of the phases that are complete.
+    /// What the senders of this phase's stores have read and known, and the same of the phases that are complete.
     arrived: Landed,
     sent: Landed,
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use crate::cuda::device::{Device, Function};
+use crate::cuda::driver::driver_error;
 use crate::cuda::grid::{Grid, active_blocks, active_clusters};
 use crate::error::Result;
 
@@ -36,6 +37,11 @@ impl Blocks {
         pieces: u64,
         shape: Grid,
     ) -> Result<Grid> {
+        if self == Blocks::Resident {
+            // The driver is asked below; a launch binds the context only later.
+            let bound = device.context().bind_to_thread();
+            bound.map_err(|e| driver_error("asking for the room for blocks", e))?;
+        }
         let widest = i32::MAX as u32 / shape.cluster;
         let most = match self {
             Blocks::All => widest,

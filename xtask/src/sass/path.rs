@@ -11,16 +11,16 @@
 //!    one new load per input. Ways that fail are passed over, the next longer one is tried.
 //!    A loop without outputs adds up instead: some value must depend on all its loads.
 //! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
-//!    be executed beside the way, until it is met again, is counted too: an upper bound.
+//!    be executed beside the way, until it is met again, is counted too, unless it accesses global memory: an upper bound.
 //! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant. Only the loads in
-//!    flight are those of the candidate with the fewest.
+//!    flight are those of the candidate with the fewest, and a candidate without such a way is an error.
 //!
 //! Every instruction on the path is issued and counted, predicated ones and the loop's own included.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::flow::{Flow, Loads};
 use super::listing::{Function, Instruction};
@@ -108,32 +108,45 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
             work.packs * work.outputs
         );
     }
-    let paths: Vec<_> = candidates
-        .iter()
-        .filter_map(|body| hot_path(code, body, work))
-        .collect();
-    let in_flight = paths.iter().map(|path| path.counts.in_flight).min();
-    match paths
-        .into_iter()
-        .min_by_key(|path| path.counts.instructions)
-    {
-        Some(mut path) => {
-            path.counts.in_flight = in_flight.unwrap_or_default();
-            Ok(path)
+    // A kernel that adds up may also have a loop that writes what it reads: only its loads are looked at.
+    let writes = Work { outputs: 1, ..work };
+    let (mut main, mut in_flight) = (None, usize::MAX);
+    for body in &candidates {
+        let path = hot_path(code, body, work);
+        let other = match &path {
+            None if work.outputs == 0 => hot_path(code, body, writes),
+            _ => None,
+        };
+        let Some(found) = path.as_ref().or(other.as_ref()) else {
+            bail!(
+                "{} loops have {} 128-bit loads and {} 128-bit stores, but no way round that at {:#06x} executes them as \
+                 {} packs of their own",
+                candidates.len(),
+                work.packs * work.inputs,
+                work.packs * work.outputs,
+                code[body.header].address,
+                work.packs
+            );
+        };
+        in_flight = in_flight.min(found.counts.in_flight);
+        let best = main.as_ref().map(|path: &HotPath| path.counts.instructions);
+        if let Some(path) = path
+            && best.is_none_or(|best| path.counts.instructions < best)
+        {
+            main = Some(path);
         }
-        None => bail!(
-            "{} loops have {} 128-bit loads and {} 128-bit stores, but no way round executes them as {} \
-             packs of their own",
-            candidates.len(),
-            work.packs * work.inputs,
-            work.packs * work.outputs,
-            work.packs
-        ),
     }
+    let mut main = main.context("no loop adds up what it loads")?;
+    main.counts.in_flight = in_flight;
+    Ok(main)
 }
 
 fn is_load(instruction: &Instruction) -> bool {
     instruction.base() == "LDG" && instruction.is("128")
+}
+
+fn is_global(instruction: &Instruction) -> bool {
+    matches!(instruction.base(), "LDG" | "STG")
 }
 
 fn is_store(instruction: &Instruction) -> bool {
@@ -396,11 +409,17 @@ fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, followed: &Followed
     for &place in &followed.branches {
         let ahead: HashSet<usize> = way[place + 1..].iter().copied().collect();
         let mut stack = code[way[place]].next.clone();
+        let mut side = BTreeSet::new();
         while let Some(node) = stack.pop() {
             let leaves = node == body.header || !body.nodes.contains(&node);
-            if !leaves && !ahead.contains(&node) && !on_way.contains(&node) && beside.insert(node) {
+            if !leaves && !ahead.contains(&node) && !on_way.contains(&node) && side.insert(node) {
                 stack.extend(&code[node].next);
             }
+        }
+        // What reads or writes memory is another way of the loop, that of a partial pack: its predicate seemed to be of
+        // data because of what a register held before.
+        if !side.iter().any(|node| is_global(&code[*node])) {
+            beside.extend(side);
         }
     }
     let all = || way.iter().chain(&beside).map(|node| code[*node].base());

@@ -1,5 +1,6 @@
 //! Finds nvcc and its host compiler with the very code of xact's build script.
 
+#[allow(dead_code)] // the build script uses all of it
 #[path = "../../../build/nvcc.rs"]
 mod nvcc;
 
@@ -28,6 +29,14 @@ mod tests {
         };
         check(&Surroundings {
             variable: &variable,
+            // What the script would print.
+            release: &|nvcc| {
+                let text = std::fs::read_to_string(nvcc).map_err(|e| e.to_string())?;
+                let release = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("# release "));
+                Ok(release.unwrap_or("13.0.88").to_owned())
+            },
             usual: vec![root.join("usual")],
             root,
             own: vec![root.join("absent"), own_home(&root.join("target"))],
@@ -152,6 +161,67 @@ mod tests {
             assert_eq!(search.ignored.len(), 1);
             assert!(search.ignored[0].starts_with("CUDA_HOME="));
         });
+    }
+
+    #[test]
+    fn an_old_nvcc_is_passed_over_or_named() {
+        let scratch = Scratch::new();
+        scratch.script("old/bin/nvcc", "# release 11.5.119");
+        let old = [("PATH", "{}/old/bin")];
+        // Alone, it is the cause.
+        with(&scratch, &old, |surroundings| {
+            let error = find(surroundings).expect_err("too old");
+            assert!(
+                error.contains("11.5.119") && error.contains("CUDA_HOME"),
+                "{error}"
+            );
+        });
+        // A newer one elsewhere is taken.
+        let nvcc = scratch.script("usual/bin/nvcc", "# release 12.0.140");
+        with(&scratch, &old, |surroundings| {
+            let search = find(surroundings).expect("no error");
+            assert_eq!(search.found.map(|(found, _)| found), Some(nvcc.clone()));
+            assert!(
+                search.ignored[0].contains("11.5.119"),
+                "{:?}",
+                search.ignored
+            );
+        });
+        // Nobody asked for another than this.
+        for name in ["NVCC", "CUDA_HOME"] {
+            let value = if name == "NVCC" {
+                "{}/old/bin/nvcc"
+            } else {
+                "{}/old"
+            };
+            with(&scratch, &[(name, value)], |surroundings| {
+                let error = find(surroundings).expect_err(name);
+                assert!(error.contains(&format!("set {name} to a newer")), "{error}");
+            });
+        }
+    }
+
+    #[test]
+    fn bindings_are_new_enough() {
+        let scratch = Scratch::new();
+        scratch.script("old/nvcc", "# release 11.5.119");
+        scratch.script("new/nvcc", "# release 13.0.88");
+        let check = |variables: &[(&str, &str)]| with(&scratch, variables, check_bindings);
+        for variables in [
+            &[][..],
+            &[("PATH", "{}/new:{}/old")],
+            &[("PATH", "{}/old"), ("CUDARC_CUDA_VERSION", "12080")],
+            &[("CUDARC_CUDA_VERSION", "11080")],
+        ] {
+            assert_eq!(check(variables), Ok(()), "{variables:?}");
+        }
+        for variables in [
+            &[("PATH", "{}/old:{}/new"), ("NVCC", "{}/new/nvcc")][..],
+            &[("CUDARC_CUDA_VERSION", "11070")],
+        ] {
+            let error = check(variables).expect_err("too old");
+            assert!(error.contains("set CUDARC_CUDA_VERSION=12080"), "{error}");
+        }
     }
 
     #[test]
