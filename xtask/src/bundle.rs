@@ -776,6 +776,81 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
         assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 
+    /// What stands in the place of torch where a test has none: a device without memory, on which every maker fails.
+    const NO_TORCH: &str = r#"
+import sys, types
+class Anything(types.ModuleType):
+    __path__ = []
+    def __getattr__(self, name):
+        if name.startswith("__"): raise AttributeError(name)
+        return Anything(name)
+    def __call__(self, *_, **__): return Anything("result")
+torch = Anything("torch")
+torch.cuda = Anything("cuda")
+torch.cuda.is_available = lambda: True
+torch.device = lambda name: types.SimpleNamespace(type=name)
+torch.__version__ = "of a test"
+functional = Anything("functional")
+sys.modules.update({"torch": torch, "torch.nn": Anything("nn"), "torch.nn.functional": functional})
+for name in ["triton", "liger_kernel", "quack"]:
+    sys.modules[name] = types.ModuleType(name)
+import runpy
+sys.path.insert(0, sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"#;
+
+    /// A row of ours that fails takes no peer's time, and what compiles for long comes last.
+    #[test]
+    fn peers_run_in_order_whatever_becomes_of_ours() {
+        let scratch = Scratch::new();
+        let row = |op: &str, name: &str| {
+            format!(
+                r#"{{"name": "{name}", "op": "{op}", "form": "plain", "direction": "fused", "dtype": "bf16",
+"rows": 4, "cols": 8, "scale": 1, "bytes": 64, "representative": true}}"#
+            )
+        };
+        let rows = [row("xielu", "a"), row("cross_entropy", "b")].join(",");
+        scratch.write("rows.json", &format!("[{rows}]"));
+        let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/peers");
+        let run = |ours: &str| {
+            let mut python = Command::new("python3");
+            let output = python
+                .args(["-c", NO_TORCH])
+                .arg(&peers)
+                .arg(peers.join("torch_gpu.py"))
+                .args(["--rows", "rows.json", "--out", ".", "--ours", ours])
+                .current_dir(scratch.path())
+                .output();
+            output.expect("python3")
+        };
+        let output = run("sh -c 'echo {} >>calls; exit 3'");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("ours, run 2: exit status 3"), "{said}");
+        let text = fs::read_to_string(scratch.path().join("peers.json")).expect("peers");
+        let found: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let found = found["rows"].as_array().expect("rows");
+        let order = found.iter().map(|row| {
+            let word = |key: &str| row[key].as_str().expect("a word").to_owned();
+            format!("{} {}", word("name"), word("peer"))
+        });
+        assert_eq!(
+            order.collect::<Vec<_>>(),
+            [
+                "a Triton",
+                "a torch eager",
+                "b Triton",
+                "b Liger-Kernel",
+                "b torch eager",
+                "b QuACK",
+                "a torch.compile",
+                "b torch.compile",
+            ]
+        );
+        assert_eq!(run("true {}").status.code(), Some(0));
+    }
+
     /// An image without xz has python3.
     #[test]
     fn the_programs_are_unpacked_by_what_there_is() {
