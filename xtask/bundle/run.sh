@@ -30,7 +30,7 @@
 # Writes page.md, which is for a minute's reading, report.md, results.json, two plots, and failures.txt if anything
 # failed; parts.tar.gz has what these are made from, and the log of each step. A run that is ended early
 # reports what it has. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says
-# why. The programs are unpacked under TMPDIR, in which torch.compile does not take spaces.
+# why. The programs are unpacked under TMPDIR, which takes some 250 MB; torch.compile takes no spaces in its name.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
