@@ -163,12 +163,13 @@ note_of() {
     printf '%s' "$note" | tr '\t' ' '
 }
 
-# attempt NAME SECONDS COMMAND...: runs it for at most so long, and sets `log`, `status`, `seconds` and `note`.
+# attempt NAME SECONDS COMMAND...: runs it for at most so long, and sets `log`, `status`, `seconds` and `note`; false if
+# there is no time for it.
 attempt() {
     local most start=$SECONDS
     log=$(log_of "$1") most=$(within "$2") seconds=0 status=1 note='no time left'
     : >"$log"
-    [ "$most" -ge 5 ] || return
+    [ "$most" -ge 5 ] || return 1
     shift 2
     # Without a stdin, which may be the list that a part goes through.
     timeout -k 5 "$most" "$@" </dev/null >"$log" 2>&1 &
@@ -181,6 +182,7 @@ attempt() {
     if [ $status = 124 ] || [ $status = 137 ]; then
         note="stopped after $seconds s. $note"
     fi
+    return 0
 }
 
 # judge NAME: the line of what was attempted.
@@ -214,11 +216,7 @@ probe() {
         not_run "$name" 'the stand-in is no device'
         return 1
     fi
-    attempt "probe $name" 40 "$@"
-    if [ "$note" = 'no time left' ]; then
-        judge "$name"
-        return 1
-    fi
+    attempt "probe $name" 40 "$@" || { judge "$name" || return; }
     # Some end with 0 although they watched nothing.
     why=$(grep -aiE 'not supported|failed to init|no kernels were profiled|ERR_NVGPUCTRPERM|unable to|internal .*error' "$log" |
         head -n 1 | sed 's/^[= ]*//')
@@ -389,10 +387,10 @@ run_peers() {
     # Once, for it takes seconds.
     attempt 'python' 60 python3 -c '
 import torch
-print("torch")
-if torch.cuda.is_available(): print("gpu")
+print("torch", flush=True)
+if torch.cuda.is_available(): print("gpu", flush=True)
 import triton
-print("triton")'
+print("triton")' || { judge 'peers' || return; }
     local python=$log
     if ! grep -qx torch "$python"; then
         line 'peers' 'not run' "$seconds" "python3 has no torch: $note"

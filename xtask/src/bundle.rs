@@ -1060,6 +1060,18 @@ esac"#,
         );
         let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
         assert_eq!(failures.expect("failures"), "== device: no time left\n");
+        // What is only asked about has had none either.
+        let stub = Stub::new();
+        let mut script = stub.script(&["--only", "peers,ncu,sanitizer"]);
+        let path = stub.0.path().join(BUNDLE).join("run.sh");
+        write_executable(
+            &path,
+            &RUN.replace("ends=$limit\n        ", "ends=0\n        "),
+        )
+        .expect("the script");
+        assert_eq!(script.output().expect("bash").status.code(), Some(1));
+        let expected = ["peers: FAILED", "ncu: FAILED", "compute-sanitizer: FAILED"];
+        assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 
     #[test]
