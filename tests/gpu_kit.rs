@@ -26,6 +26,7 @@ mod yardsticks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 
 use clocks::{Clocks, Sampler};
@@ -569,7 +570,19 @@ fn the_report_adds_up() {
     put("facts.txt", "Clocks: all of them\n");
     put("ncu.txt", "DRAM Throughput 90\n");
     // 671,088,640 bytes in 0.25 ms: 2684 GB/s, 80 % of a copy that takes 0.2 ms, and of the sheet.
-    put("speed.json", &speed(0.25));
+    let rows = [
+        (FORWARD, 0.25),
+        (
+            "xielu compat backward bf16 20480x8192 scale 1 masked 0%",
+            0.4,
+        ),
+        (
+            "xielu plain backward+y bf16 20480x8192 scale 1 masked 0%",
+            0.5,
+        ),
+    ];
+    let all = speed_of("a device", &rows);
+    put("speed.json", &serde_json::to_string(&all).expect("JSON"));
     for (round, ours) in [0.2, 0.3].into_iter().enumerate() {
         put(&format!("ours-{round}.json"), &speed(ours));
     }
@@ -609,6 +622,8 @@ fn the_report_adds_up() {
     assert_eq!(json["speed"]["rows"][0]["ms"], 0.25);
     assert!(read("shares.svg").contains("80.0"));
     let roofline = read("roofline.svg");
+    // The listing has no figures of their loops, and the plot says so.
+    assert!(roofline.contains("Left out") && roofline.contains("backward+y, compat"));
     for words in ["xielu", "forward", "at 1800 MHz, median of the run"] {
         assert!(roofline.contains(words), "{words}");
     }
@@ -635,9 +650,37 @@ fn what_was_not_measured_is_not_in_the_report() {
     put("peers.json", &peers(None, Some("OutOfMemoryError")));
     let text = Parts::read(folder.path()).expect("parts").markdown();
     assert!(text.contains("OutOfMemoryError"), "{text}");
-    // Half a file is an error, not a row less.
-    put("speed.json", "{");
-    assert!(Parts::read(folder.path()).is_err());
+}
+
+/// What could not be read is named, and costs nothing else.
+#[test]
+fn a_file_that_was_cut_off_is_a_line_of_the_page() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let put = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).expect("a file");
+    // Cut in the middle of ×, and a note of a megabyte.
+    let note = "×".repeat(1 << 20);
+    let steps = [
+        &b"dump\tpassed\t3\t20480 \xc3\nspeed\tpassed\t9\t"[..],
+        note.as_bytes(),
+        b"\nncu\tpas",
+    ];
+    put("steps.tsv", &steps.concat());
+    put("machine.txt", b"a machine \xff\n");
+    put("speed.json", b"{");
+    put("choice-present.json", speed(0.25).as_bytes());
+    let parts = Parts::read(folder.path()).expect("parts");
+    assert_eq!(parts.steps.len(), 2);
+    assert_eq!(parts.steps[1].note, "×".repeat(200));
+    assert_eq!(parts.choices.len(), 1);
+    for text in [page::of(&parts), parts.markdown()] {
+        for words in [
+            "unreadable: speed.json",
+            "unreadable: steps.tsv: ncu",
+            "a machine",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
 }
 
 /// A step of a run.
@@ -654,6 +697,7 @@ fn step(name: &str, outcome: &str, note: &str) -> report::Step {
 fn the_page_says_what_matters() {
     const GATED: &str = "xsilu gated1 backward bf16 8192x32768 scale 1 masked 0%";
     const GRADIENT: &str = "cross_entropy plain fused bf16 8192x128256 scale 1 masked 0%";
+    const EIGHT: NonZeroU32 = NonZeroU32::new(8).unwrap();
     let has = |parts: &Parts, words: &[&str]| {
         let text = page::of(parts);
         let found = text
@@ -697,11 +741,30 @@ fn the_page_says_what_matters() {
         &[GATED, "≥ 95 % of the stream copy", "50.0 %", "MISSED"],
     );
     has(&parts, &[GRADIENT, "≤ 1.00 ms", "0.900 ms", "met"]);
-    has(&parts, &["ncu", "profile", GATED]);
+    has(
+        &parts,
+        &["Farthest from its goal", GATED, "run.sh --only ncu"],
+    );
     has(&parts, &["median 1800"]);
     has(&parts, &["The stream copy reaches 83 % of the fastest"]);
     let text = page::of(&parts);
     assert!(!text.contains("The graph copy reaches"), "{text}");
+
+    // Of its goal this one reaches 53 %, that one 91, though it has a smaller share of its yardstick.
+    let rows = [(GATED, 0.4), (GRADIENT, 1.1)];
+    parts.speed = Some(speed_of("NVIDIA H200", &rows));
+    has(&parts, &["Goals: 0 met, 2 MISSED"]);
+    has(&parts, &["Farthest from its goal", GATED]);
+    let text = page::of(&parts);
+    assert!(text.find(GATED) < text.find(GRADIENT), "{text}");
+
+    // PTX in the place of machine code is no failure, but not what was to be timed.
+    for (count, said) in [(6, false), (4, true)] {
+        let note = format!("machine code: {count} of 6 files; loaded in 8 s");
+        parts.steps = vec![step("load machine code", "passed", &note)];
+        let text = page::of(&parts);
+        assert_eq!(text.contains("Only 4 of 6 files"), said, "{text}");
+    }
 
     // A peer ahead, a geometry that is better.
     parts.ours = vec![speed_of("a device", &[(FORWARD, 0.25)])];
@@ -714,10 +777,16 @@ fn the_page_says_what_matters() {
     }
     has(&parts, &["packs-4", FORWARD, "80.0 to 90.9 %"]);
     for (name, ms) in [("present", 0.5), ("cluster-8", 0.4)] {
-        let speed = speed_of("a device", &[(GRADIENT, ms)]);
+        // The size of a cluster changes nothing in an activation.
+        let mut speed = speed_of("a device", &[(GRADIENT, ms), (GATED, ms)]);
+        for found in &mut speed.rows {
+            found.row.chosen.cluster = (name != "present").then_some(EIGHT);
+        }
         parts.choices.insert(name.to_owned(), speed);
     }
-    has(&parts, &[GRADIENT, "The choice cluster-8 (run.sh) brings"]);
+    let brings = "The choice cluster-8 (raw::cross_entropy) brings";
+    has(&parts, &[GRADIENT, brings]);
+    assert_eq!(page::of(&parts).matches(brings).count(), 1);
     assert!(
         page::of(&parts).lines().count() < 70,
         "more than a minute's reading"

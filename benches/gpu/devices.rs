@@ -96,10 +96,15 @@ impl Goal {
 
     /// Whether a measured row reaches it.
     pub fn is_met(self, found: &Measured) -> bool {
+        self.reached(found) >= 1.0
+    }
+
+    /// How much of the speed that is asked for a row reaches.
+    pub fn reached(self, found: &Measured) -> f64 {
         match self {
-            Goal::Share(least) => found.share().is_some_and(|share| share >= least),
-            Goal::GbPerS(least) => found.gb_per_s() >= least,
-            Goal::Ms(most) => found.ms <= most,
+            Goal::Share(least) => found.share().unwrap_or(0.0) / least,
+            Goal::GbPerS(least) => found.gb_per_s() / least,
+            Goal::Ms(most) => most / found.ms,
         }
     }
 

@@ -208,8 +208,9 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let machine = Machine::of(&gpu)?;
-    let sampler = Sampler::of(&gpu)?;
     let mut bench = Bench::new(&gpu, &machine, arguments.samples, measure::YARDSTICK_BYTES)?;
+    // Not before: what the device does until here is no clock of a row.
+    let sampler = Sampler::of(&gpu)?;
     let (free, _) = gpu.device.context().mem_get_info()?;
     let plan = |row| measure::seconds(row, &machine, free as u64, arguments.samples);
     let planned: f64 = rows.iter().map(plan).sum();
@@ -272,12 +273,22 @@ fn load(ptx: bool) -> Result<ExitCode> {
     };
     let opened = begin.elapsed();
     device.preload()?;
+    let loaded = device.loaded_images();
+    // The emulator takes PTX alone.
+    if !ptx && !gpu.emulated {
+        let machine_code = loaded.iter().filter(|name| name.ends_with(".cubin"));
+        print!(
+            "machine code: {} of {} files; ",
+            machine_code.count(),
+            loaded.len()
+        );
+    }
     println!(
         "{}: every kernel loaded in {:.2} s, after {:.2} s to open the device: {}",
         gpu.name,
         (begin.elapsed() - opened).as_secs_f64(),
         opened.as_secs_f64(),
-        device.loaded_images().join(" ")
+        loaded.join(" ")
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! One page of a run of the GPU bundle, to be read in a minute: whether it is right, how fast, and what to do next.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -68,6 +69,9 @@ fn steps(parts: &Parts, text: &mut String) {
     for step in failed.into_iter().chain(not_run) {
         let _ = writeln!(text, "- {} {}: {}", step.name, step.outcome, step.note);
     }
+    for file in &parts.unreadable {
+        let _ = writeln!(text, "- unreadable: {file}");
+    }
     for step in of("passed") {
         // Both say how long or how much, and nothing else here does.
         if ["load", "ncu"]
@@ -94,8 +98,7 @@ fn goals(speed: &Speed, text: &mut String) {
         met.len(),
         missed.len()
     );
-    let distance = |found: &Measured| found.share().unwrap_or(0.0);
-    missed.sort_by(|(a, _), (b, _)| distance(a).total_cmp(&distance(b)));
+    missed.sort_by(farthest_first);
     let heads = ["row", "goal", "measured", "verdict"];
     let mut table = table(&heads, &heads[2..3]);
     // Those of a row of its own are shown, met or not.
@@ -111,6 +114,10 @@ fn goals(speed: &Speed, text: &mut String) {
     if missed.len() > LINES {
         let _ = writeln!(text, "\nand {} more, less far off.", missed.len() - LINES);
     }
+}
+
+fn farthest_first(a: &(&Measured, Goal), b: &(&Measured, Goal)) -> Ordering {
+    a.1.reached(a.0).total_cmp(&b.1.reached(b.0))
 }
 
 fn representative(speed: &Speed, text: &mut String) {
@@ -179,6 +186,18 @@ fn next(parts: &Parts) -> Vec<String> {
                 .to_owned(),
         );
     }
+    let loaded = parts.steps.iter().filter_map(|step| {
+        let (count, rest) = step.note.strip_prefix("machine code: ")?.split_once(" of ")?;
+        let (all, _) = rest.split_once(" files")?;
+        (count != all).then(|| {
+            format!(
+                "Only {count} of {all} files were loaded as machine code, the others as PTX: the driver may be older \
+                 than the machine code, or the device another ({}).",
+                step.name
+            )
+        })
+    });
+    next.extend(loaded);
     if let Some(speed) = &parts.speed {
         let copies = speed.yardsticks.iter();
         let copies: Vec<_> = copies.filter(|(which, _)| which.passes() == 2).collect();
@@ -194,11 +213,9 @@ fn next(parts: &Parts) -> Vec<String> {
         }
         let goals = report::goals(speed).into_iter();
         let missed = goals.filter(|(found, goal)| !goal.is_met(found));
-        let share = |found: &Measured| found.share().unwrap_or(0.0);
-        let worst = missed.min_by(|(a, _), (b, _)| share(a).total_cmp(&share(b)));
-        if let Some((found, _)) = worst {
+        if let Some((found, _)) = missed.min_by(farthest_first) {
             next.push(format!(
-                "Farthest from its goal: `ncu --clock-control none gpu profile \"{}\"`.",
+                "Farthest from its goal: {}. `run.sh --only ncu` says what holds eight kernels back.",
                 found.name
             ));
         }
@@ -213,7 +230,7 @@ fn next(parts: &Parts) -> Vec<String> {
             row.peer
         ));
     }
-    next.extend(better(&parts.choices, "The choice", "run.sh"));
+    next.extend(better(&parts.choices, "The choice", "raw::cross_entropy"));
     next.extend(better(&parts.tuning, "Geometry", "xtask/src/bundle.rs"));
     if next.is_empty() {
         next.push("Nothing stands out: docs/gpu-day.md says where the figures go.".to_owned());
@@ -229,7 +246,7 @@ fn better(tried: &BTreeMap<String, Speed>, kind: &str, home: &str) -> Vec<String
     let best = |found: &Measured| {
         let of = |speed: &Speed| {
             let row = speed.rows.iter().find(|row| row.name == found.name)?;
-            row.share()
+            row.row.is_changed_by_its_choice().then(|| row.share())?
         };
         let others = (tried.iter()).filter_map(|(name, speed)| Some((of(speed)?, name)));
         let (share, name) = others.max_by(|(a, _), (b, _)| a.total_cmp(b))?;

@@ -14,7 +14,7 @@ use crate::compare::Comparison;
 use crate::devices::Goal;
 use crate::measure::{Machine, Measured, Speed, median};
 use crate::page;
-use crate::rows::Row;
+use crate::rows::{COMPAT, Row};
 use crate::support::files;
 use crate::support::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
 use crate::support::table::table;
@@ -89,10 +89,16 @@ pub struct Parts {
     pub tuning: BTreeMap<String, Speed>,
     /// By what launches chose, [`PRESENT`] among them.
     pub choices: BTreeMap<String, Speed>,
+    /// Files that cannot be read, and why.
+    pub unreadable: Vec<String>,
 }
 
+/// The most characters of a note: a test may print megabytes in a line.
+const NOTE: usize = 200;
+
 impl Parts {
-    /// Reads a folder; what a step that did not run would have left is missing.
+    /// Reads a folder; what a step that did not run would have left is missing. A file that was cut off costs no more
+    /// than itself, for the others took minutes of a device.
     pub fn read(folder: &Path) -> Result<Parts> {
         let mut parts = Parts::default();
         let mut names: Vec<_> = fs::read_dir(folder)?
@@ -101,46 +107,50 @@ impl Parts {
         names.sort();
         for name in names {
             let path = folder.join(&name);
-            if !path.is_file() {
-                continue;
-            }
-            let text = fs::read_to_string(&path).map_err(|e| format!("{name}: {e}"))?;
-            let (stem, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
-            let of_json = |e: serde_json::Error| format!("{name}: {e}");
-            match (stem, extension) {
-                ("steps", "tsv") => parts.steps = steps(&text)?,
-                ("machine", "txt") => parts.machine = text.trim().to_owned(),
-                ("facts", "txt") => parts.facts = text.trim().to_owned(),
-                ("ncu", "txt") => parts.profiles = text.trim().to_owned(),
-                ("speed", "json") => {
-                    parts.speed = Some(serde_json::from_str(&text).map_err(of_json)?);
-                }
-                ("compare", "json") => {
-                    parts.comparison = Some(serde_json::from_str(&text).map_err(of_json)?);
-                }
-                (stem, "json") if stem.starts_with("ours-") => {
-                    parts
-                        .ours
-                        .push(serde_json::from_str(&text).map_err(of_json)?);
-                }
-                ("peers", "json") => {
-                    parts.peers = Some(serde_json::from_str(&text).map_err(of_json)?);
-                }
-                (stem, "json") => {
-                    for (kind, tried) in [
-                        ("tuning-", &mut parts.tuning),
-                        ("choice-", &mut parts.choices),
-                    ] {
-                        if let Some(name) = stem.strip_prefix(kind) {
-                            let speed = serde_json::from_str(&text).map_err(of_json)?;
-                            tried.insert(name.to_owned(), speed);
-                        }
-                    }
-                }
-                _ => {}
+            if path.is_file()
+                && let Err(e) = parts.read_file(&path, &name)
+            {
+                parts.unreadable.push(format!("{name}: {e}"));
             }
         }
         Ok(parts)
+    }
+
+    fn read_file(&mut self, path: &Path, name: &str) -> Result<()> {
+        // Programs end in the middle of a character too.
+        let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+        match (stem, extension) {
+            ("steps", "tsv") => {
+                for line in text.lines() {
+                    match step(line) {
+                        Ok(step) => self.steps.push(step),
+                        Err(e) => self.unreadable.push(format!("{name}: {line}: {e}")),
+                    }
+                }
+            }
+            ("machine", "txt") => self.machine = text.trim().to_owned(),
+            ("facts", "txt") => self.facts = text.trim().to_owned(),
+            ("ncu", "txt") => self.profiles = text.trim().to_owned(),
+            ("speed", "json") => self.speed = Some(serde_json::from_str(&text)?),
+            ("compare", "json") => self.comparison = Some(serde_json::from_str(&text)?),
+            (stem, "json") if stem.starts_with("ours-") => {
+                self.ours.push(serde_json::from_str(&text)?);
+            }
+            ("peers", "json") => self.peers = Some(serde_json::from_str(&text)?),
+            (stem, "json") => {
+                for (kind, tried) in [
+                    ("tuning-", &mut self.tuning),
+                    ("choice-", &mut self.choices),
+                ] {
+                    if let Some(name) = stem.strip_prefix(kind) {
+                        tried.insert(name.to_owned(), serde_json::from_str(&text)?);
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The steps, and what they come to.
@@ -177,6 +187,9 @@ impl Parts {
             self.machine
         );
         let _ = write!(text, "\n{}", self.verdict());
+        for file in &self.unreadable {
+            let _ = writeln!(text, "\nunreadable: {file}");
+        }
         if let Some(comparison) = &self.comparison {
             let _ = write!(
                 text,
@@ -211,6 +224,7 @@ impl Parts {
     pub fn json(&self) -> Value {
         json!({
             "steps": self.steps,
+            "unreadable": self.unreadable,
             "machine": self.machine,
             "speed": self.speed,
             "comparison": self.comparison,
@@ -330,22 +344,15 @@ impl PeerRow {
     }
 }
 
-fn steps(text: &str) -> Result<Vec<Step>> {
-    let step = |line: &str| -> Result<Step> {
-        let mut words = line.splitn(4, '\t').map(str::to_owned);
-        let mut next = || {
-            words
-                .next()
-                .ok_or("steps.tsv: a line of fewer than 4 columns")
-        };
-        Ok(Step {
-            name: next()?,
-            outcome: next()?,
-            seconds: next()?.parse()?,
-            note: next()?,
-        })
-    };
-    text.lines().map(step).collect()
+fn step(line: &str) -> Result<Step> {
+    let mut words = line.splitn(4, '\t').map(str::to_owned);
+    let mut next = || words.next().ok_or("a line of fewer than 4 columns");
+    Ok(Step {
+        name: next()?,
+        outcome: next()?,
+        seconds: next()?.parse()?,
+        note: next()?.chars().take(NOTE).collect(),
+    })
 }
 
 /// What a run of the bench found.
@@ -354,7 +361,8 @@ pub fn speed_in_words(speed: &Speed) -> String {
     let mut text = format!(
         "{}\n\n{}\n{}: {} SMs, {:.0} MB of L2, {:.0} GB/s by {}. Medians of samples in turn; bytes are each input once \
          and each output\nonce. A cross-entropy that writes no gradient is held against the kernel that only reads, all \
-         else against the fastest of\nthe copies at as many bytes, which the column names. Where memory takes less time \
+         else against the fastest of\nthe copies at as many bytes, which the column names; so is a mask that decides by the place alone, though it only \
+         writes. Where memory takes less time \
          than launches, the time is in µs\nand no share is given.\n",
         yardsticks(speed),
         speeds(machine, &speed.rows),
@@ -662,6 +670,15 @@ fn roofline(speed: &Speed) -> Result<String> {
             ),
         }
     };
+    // The listing has the loop of a variant; with others a point would be elsewhere than it is.
+    let quick = speed.rows.iter().filter(|found| found.row.quick);
+    let left_out: BTreeSet<&str> = quick
+        .filter(|found| !per_byte.contains_key(&entry(found)))
+        .map(|found| match (&*found.row.form, &*found.row.direction) {
+            (COMPAT, _) => COMPAT,
+            (_, direction) => direction,
+        })
+        .collect();
     let mut ops: Vec<&str> = Vec::new();
     for found in &speed.rows {
         if per_byte.contains_key(&entry(found)) && !ops.contains(&found.row.op.as_str()) {
@@ -670,10 +687,19 @@ fn roofline(speed: &Speed) -> Result<String> {
     }
     Ok(plot::svg(&Plot {
         title: format!("Roofline, {}", machine.device),
-        notes: vec![
+        notes: [
             "Instructions of the main loops are those of tests/golden/sass.md for sm_90."
                 .to_owned(),
-        ],
+        ]
+        .into_iter()
+        .chain((!left_out.is_empty()).then(|| {
+            let left_out: Vec<_> = left_out.into_iter().collect();
+            format!(
+                "Left out, since it counts other loops: {}.",
+                left_out.join(", ")
+            )
+        }))
+        .collect(),
         panels: ops.into_iter().map(panel).collect(),
     }))
 }

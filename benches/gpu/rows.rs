@@ -87,6 +87,13 @@ impl Row {
         (row + 1) * self.masked / 100 > row * self.masked / 100
     }
 
+    /// Whether what its launches choose can matter: the size of a cluster is one of rows of logits. Of rows as they
+    /// are, and of those of another geometry, nothing is chosen.
+    pub fn is_changed_by_its_choice(&self) -> bool {
+        let Chosen { resident, cluster } = self.chosen;
+        resident || cluster.is_none() || self.op == loss::NAMES[0]
+    }
+
     /// Whether it is there for the grid alone.
     pub fn completes_the_grid(&self) -> bool {
         self.grid && !self.quick && !self.peers

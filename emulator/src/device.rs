@@ -7,6 +7,7 @@ pub(crate) struct Profile {
     pub multiprocessors: u32,
     /// Those of its smallest GPC: all blocks of a cluster are on one GPC.
     pub gpc_multiprocessors: u32,
+    /// The data sheet's gigabytes are GiB.
     pub memory: u64,
     /// Shared memory of a block: as usual, with opt-in, and of a multiprocessor.
     pub shared: u32,
@@ -39,7 +40,7 @@ const H100: Profile = Profile {
 /// The H100 with more and faster memory.
 const H200: Profile = Profile {
     name: "NVIDIA H200 (emulated)",
-    memory: 141_000_000_000,
+    memory: 141 << 30,
     l2: 60 << 20,
     memory_clock_khz: 3_201_000,
     bus_bits: 6144,
@@ -77,7 +78,7 @@ pub(crate) static DEVICES: [Profile; 5] = [
         name: "NVIDIA B200 (emulated)",
         compute: (10, 0),
         multiprocessors: 148,
-        memory: 180_000_000_000,
+        memory: 180 << 30,
         l2: 126 << 20,
         clock_khz: 1_965_000,
         memory_clock_khz: 3_996_000,

@@ -7,17 +7,18 @@
 #   --day       half of what a first day needs, in under 6 minutes: 1 says whether it is right and how fast it is, 2 how
 #               it compares
 #   --only      these parts alone
-#   --order     these parts before the others
-#   --limit     begin nothing that does not fit into this many seconds
+#   --order     of the parts that run, these before the others
+#   --limit     the device is used for no longer than this many seconds
 #   --out       where the results go (results/ beside this script)
 #   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing, and takes its time
 #
 # The parts, as they follow each other:
 #   facts       clocks and power of the device
+#   dump        every kernel entry; at the end of the run, when the device is no longer needed, its results beside those
+#               that the emulator had when the bundle was packed
+#   speed       the yardsticks, and the few rows that matter most
 #   load        the time of loading every kernel: as PTX, first without the driver's cache of compiled code, then with
 #               it; and as the machine code that the bundle has
-#   dump        every kernel entry, and its results beside those that the emulator had when the bundle was packed
-#   speed       the yardsticks, and the few rows that matter most
 #   choices     clusters of eight blocks, persistent blocks, and both, beside what launches choose
 #   ncu         eight kernels under Nsight Compute
 #   sanitizer   compute-sanitizer: memcheck of every entry, racecheck of the clusters
@@ -27,14 +28,15 @@
 # and, only where they are named, every-row, every-test and every-sanitizer: all that there is of each.
 #
 # Writes page.md, which is for a minute's reading, report.md, results.json, two plots, and failures.txt if anything
-# failed. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says why. The
-# programs are unpacked under TMPDIR, in which torch.compile does not take spaces.
+# failed; parts.tar.gz has what these are made from, and the log of each step. A run that is ended early
+# reports what it has. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says
+# why. The programs are unpacked under TMPDIR, which takes some 250 MB; torch.compile takes no spaces in its name.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-day_1='facts load dump speed choices ncu sanitizer' day_2='peers geometries suite'
+day_1='facts dump speed load choices ncu sanitizer' day_2='peers geometries suite'
 known="$day_1 $day_2 every-row every-test every-sanitizer"
-parts_wanted="$day_1 $day_2" first='' stand_in=0 limit='' out=$here/results
+day='' only='' first='' stand_in=0 limit='' out=$here/results
 
 # The parts of a list with commas.
 listed() {
@@ -45,17 +47,8 @@ listed() {
 }
 while [ $# -gt 0 ]; do
     case $1 in
-        --day)
-            case ${2:-} in
-                1) parts_wanted=$day_1 ;;
-                2) parts_wanted=$day_2 ;;
-                *) echo '--day takes 1 or 2' >&2 && exit 2 ;;
-            esac
-            # Under 6 minutes, with what it takes to end.
-            limit=${limit:-340}
-            shift
-            ;;
-        --only) listed "${2:?}" && parts_wanted=${2//,/ } && shift ;;
+        --day) day=${2:?} && shift ;;
+        --only) listed "${2:?}" && only=${2//,/ } && shift ;;
         --order) listed "${2:?}" && first=${2//,/ } && shift ;;
         --stand-in) stand_in=1 ;;
         --limit) limit=${2:?} && shift ;;
@@ -64,34 +57,61 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[ -z "$day" ] || [ -z "$only" ] || { echo '--day and --only both say which parts run: take one of them' >&2 && exit 2; }
+parts_wanted=${only:-$day_1 $day_2}
+case $day in
+    '') ;;
+    1) parts_wanted=$day_1 ;;
+    2) parts_wanted=$day_2 ;;
+    *) echo '--day takes 1 or 2' >&2 && exit 2 ;;
+esac
+# What follows a day's, the comparison and the report, ends within 6 minutes too.
+[ -z "$day" ] || limit=${limit:-320}
 # The emulator executes every instruction: on two cores a suite takes it minutes.
-limit=${limit:-$([ $stand_in = 1 ] && echo 3600 || echo 700)}
-order=$first
-for part in $parts_wanted; do
-    [[ " $order " = *" $part "* ]] || order+=" $part"
+[ $stand_in = 0 ] || limit=${limit:-3600}
+limit=${limit:-700}
+[[ $limit =~ ^[0-9]+$ ]] || { echo "--limit takes a number of seconds, not $limit" >&2 && exit 2; }
+# Decimal, with zeros before it too.
+limit=$((10#$limit))
+order=
+for part in $first $parts_wanted; do
+    [[ " $parts_wanted " != *" $part "* || " $order " = *" $part "* ]] || order+=" $part"
 done
 
 # What an earlier run left would be taken for this one's.
-mkdir -p "$out" && rm -f "$out"/{page.md,report.md,results.json,shares.svg,roofline.svg,failures.txt,device.safetensors.gz} &&
-    : 2>/dev/null >"$out/failures.txt" && rm "$out/failures.txt" || {
+mkdir -p "$out" && rm -rf "$out"/{page.md,report.md,results.json,shares.svg,roofline.svg,failures.txt,parts,parts.tar.gz} \
+    "$out"/device.safetensors{,.gz} && mkdir -p "$out/parts/logs" 2>/dev/null || {
     echo "cannot write to $out: name another folder with --out" >&2
     exit 1
 }
 
 work=$(mktemp -d)
-cleanup() {
-    local status=$?
-    [ -z "${running:-}" ] || { kill "$running" 2>/dev/null && wait "$running" 2>/dev/null; }
-    rm -rf "$work"
-    exit $status
-}
-trap cleanup EXIT
-# A step is a process group of its own, which no signal to this script reaches.
-trap 'exit 130' INT
-trap 'exit 143' TERM
-mkdir -p "$work/parts" "$work/logs"
-parts=$work/parts steps=$work/parts/steps.tsv
+programs=$work/programs
+# Where they outlive this script, however it ends.
+parts=$out/parts steps=$out/parts/steps.tsv
 : >"$steps"
+report() {
+    local status=0
+    timeout -k 5 60 "$programs/gpu" report "$parts" "$out" || {
+        status=1
+        echo "no report: $out/parts.tar.gz has what it is made from" >&2
+    }
+    # One file, which is carried more easily.
+    timeout -k 5 20 tar -czf "$out/parts.tar.gz" -C "$out" parts && rm -rf "$parts"
+    return $status
+}
+# A step is a process group of its own, which no signal to this script reaches.
+ended() {
+    trap '' INT TERM HUP
+    [ -z "${running:-}" ] || { kill "$running" 2>/dev/null && wait "$running" 2>/dev/null; }
+    line 'the run' FAILED $SECONDS 'a signal ended it early'
+    report
+    exit "$1"
+}
+trap 'rm -rf "$work"' EXIT
+trap 'ended 130' INT
+trap 'ended 143' TERM
+trap 'ended 129' HUP
 # Not every image has xz, but one with PyTorch has python3.
 unpacked() {
     if command -v xz >/dev/null; then
@@ -104,7 +124,6 @@ unpacked "$here/programs.tar.xz" | tar -xf - -C "$work" || {
     echo "cannot unpack $here/programs.tar.xz: it takes tar, and xz or python3" >&2
     exit 1
 }
-programs=$work/programs
 
 if [ $stand_in = 1 ]; then
     export XACT_DEVICE=emulated
@@ -123,60 +142,71 @@ line() {
     printf '%-32s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
 
-# So many seconds, or those that are left.
+# So many seconds, or those that are left of a part's, which end with the limit or before it.
+ends=$limit
 within() {
-    local left=$((limit - SECONDS))
+    local left=$((ends - SECONDS))
     echo $(($1 < left ? $1 : left))
 }
+part_takes() { ends=$((SECONDS + $(within "$1"))); }
 
 not_run() { line "$1" 'not run' 0 "$2"; }
 
-log_of() { echo "$work/logs/${1//[^a-z0-9]/-}.log"; }
+log_of() { echo "$parts/logs/${1//[^a-z0-9]/-}.log"; }
 
-# What a log says of its results, or else its last line.
-results='^ *(test result|left out|========= ERROR SUMMARY|Duration |DRAM Throughput |Issue Slots Busy |Achieved Occupancy )'
+# What a log says of its results, or else its last line. Of what ncu prints, the headers' figures.
+results='^ *(test result|left out|========= ERROR SUMMARY|(Duration|DRAM Throughput|Issue Slots Busy|Achieved Occupancy)  )'
 note_of() {
     local note
-    note=$(grep -E "$results" "$1" | tr -s ' \n' ' ')
-    [ -n "$note" ] || note=$(grep -v '^$' "$1" | tail -n 1)
-    printf '%s' "$note" | tr '\t' ' ' | cut -c 1-200
+    note=$(grep -aE "$results" "$1" | tr -s ' \n' ' ')
+    [ -n "$note" ] || note=$(grep -av '^$' "$1" | tail -n 1)
+    printf '%s' "$note" | tr '\t' ' '
 }
 
-# step NAME SECONDS COMMAND...: runs it for at most so long.
-step() {
-    local name=$1 most log start=$SECONDS status note
-    log=$(log_of "$1")
-    most=$(within "$2")
+# attempt NAME SECONDS COMMAND...: runs it for at most so long, and sets `log`, `status`, `seconds` and `note`; false if
+# there is no time for it.
+attempt() {
+    local most start=$SECONDS
+    log=$(log_of "$1") most=$(within "$2") seconds=0 status=1 note='no time left'
+    : >"$log"
+    [ "$most" -ge 5 ] || return 1
     shift 2
-    if [ "$most" -lt 5 ]; then
-        line "$name" FAILED 0 'no time left'
-        return 1
-    fi
-    timeout -k 5 "$most" "$@" >"$log" 2>&1 &
+    # Without a stdin, which may be the list that a part goes through.
+    timeout -k 5 "$most" "$@" </dev/null >"$log" 2>&1 &
     running=$!
     wait "$running"
     status=$?
     running=
+    seconds=$((SECONDS - start))
     note=$(note_of "$log")
     if [ $status = 124 ] || [ $status = 137 ]; then
-        note="stopped after $((SECONDS - start)) s. $note"
-    elif [ $status = 0 ] && grep -Eq '^test result: .* [1-9][0-9]* ignored' "$log"; then
-        status=1
+        note="stopped after $seconds s. $note"
     fi
+    return 0
+}
+
+# judge NAME: the line of what was attempted.
+judge() {
     if [ $status = 0 ]; then
-        line "$name" passed $((SECONDS - start)) "$note"
+        line "$1" passed "$seconds" "$note"
         return 0
     fi
-    line "$name" FAILED $((SECONDS - start)) "$note"
+    line "$1" FAILED "$seconds" "$note"
     tail -n 100 "$log" >>"$out/failures.txt"
     return 1
+}
+
+# step NAME SECONDS COMMAND...: what passes or fails.
+step() {
+    attempt "$@"
+    ! grep -Eq '^test result: .* [1-9][0-9]* ignored' "$log" || status=1
+    judge "$1"
 }
 
 # probe NAME COMMAND...: whether a tool can watch a device here, which sandboxes such as gVisor do not let it; if not,
 # the summary says why.
 probe() {
-    local name=$1 tool=$2 log why most
-    log=$(log_of "probe $1")
+    local name=$1 tool=$2 why
     shift
     if ! command -v "$tool" >/dev/null; then
         not_run "$name" "there is no $tool"
@@ -186,21 +216,12 @@ probe() {
         not_run "$name" 'the stand-in is no device'
         return 1
     fi
-    most=$(within 40)
-    if [ "$most" -lt 5 ]; then
-        line "$name" FAILED 0 'no time left'
-        return 1
-    fi
-    timeout -k 5 "$most" "$@" >"$log" 2>&1 &
-    running=$!
-    wait "$running"
-    local status=$?
-    running=
+    attempt "probe $name" 40 "$@" || { judge "$name" || return; }
     # Some end with 0 although they watched nothing.
-    why=$(grep -iE 'not supported|failed to init|no kernels were profiled|ERR_NVGPUCTRPERM|unable to|internal .*error' "$log" |
+    why=$(grep -aiE 'not supported|failed to init|no kernels were profiled|ERR_NVGPUCTRPERM|unable to|internal .*error' "$log" |
         head -n 1 | sed 's/^[= ]*//')
     if [ -n "$why" ] || { [ $status != 0 ] && ! grep -q 'ERROR SUMMARY: [1-9]' "$log"; }; then
-        not_run "$name" "$tool does not work here: ${why:-$(note_of "$log")}"
+        line "$name" 'not run' "$seconds" "$tool does not work here: ${why:-$note}"
         return 1
     fi
 }
@@ -208,7 +229,7 @@ probe() {
 {
     date -u '+%Y-%m-%d %H:%M UTC'
     if command -v nvidia-smi >/dev/null; then
-        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+        timeout -k 5 10 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
     else
         echo 'no nvidia-smi'
     fi
@@ -218,26 +239,33 @@ cat "$parts/machine.txt"
 
 run_facts() {
     if command -v nvidia-smi >/dev/null; then
-        step 'facts' 20 sh -c 'nvidia-smi -q -d CLOCK,POWER >"$1"' sh "$parts/facts.txt"
+        step 'facts' 10 nvidia-smi -q -d CLOCK,POWER && cp "$log" "$parts/facts.txt"
     else
         not_run 'facts' 'there is no nvidia-smi'
     fi
 }
 
 run_load() {
+    part_takes 60
     # The second finds what the first has left in the cache.
-    step 'load PTX cold' 60 "$programs/gpu" load --ptx
-    step 'load PTX warm' 30 "$programs/gpu" load --ptx
+    step 'load PTX cold' 30 "$programs/gpu" load --ptx
+    step 'load PTX warm' 15 "$programs/gpu" load --ptx
     step 'load machine code' 30 "$programs/gpu" load
 }
 
-run_dump() {
-    local device=$work/device.safetensors
-    step 'dump of the device' 60 "$programs/gpu" dump "$device" &&
-        step 'emulator and device' 40 "$programs/gpu" compare "$work/emulated.safetensors" "$device" \
-            --json "$parts/compare.json" && return
-    # For a closer look elsewhere.
-    [ ! -f "$device" ] || gzip -c "$device" >"$out/device.safetensors.gz"
+# A file of its own, which is there for a closer look elsewhere if nobody has had one here.
+device=$out/device.safetensors
+run_dump() { step 'dump of the device' 60 "$programs/gpu" dump "$device"; }
+# Whatever the dump itself says of its results.
+compare() {
+    [ -f "$device" ] || return
+    ends=$((SECONDS + 30))
+    if step 'emulator and device' 30 "$programs/gpu" compare "$work/emulated.safetensors" "$device" \
+        --json "$parts/compare.json"; then
+        rm "$device"
+    else
+        timeout -k 5 20 gzip -f "$device"
+    fi
 }
 
 # speed_of NAME SECONDS ARGUMENT...: rows that would begin too late are named as such.
@@ -265,6 +293,7 @@ run_every-row() {
 # What launches may choose, by name; the results are within the same bounds.
 run_choices() {
     local name arguments
+    [ $stand_in = 1 ] || part_takes 45
     while read -r name arguments; do
         # Words.
         # shellcheck disable=SC2086
@@ -295,11 +324,13 @@ counters() {
     for section in SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats WarpStateStats Occupancy; do
         sections+=(--section "$section")
     done
-    ncu_command=(ncu --clock-control none "${sections[@]}" --kernel-name "regex:^$kernel\$" --launch-skip 1 --launch-count 1
+    # Without all details there are few of the reasons for stalls.
+    ncu_command=(ncu --clock-control none --print-details all "${sections[@]}" --kernel-name "regex:^$kernel\$" --launch-skip 1 --launch-count 1
         "$programs/gpu" profile "$@")
 }
 run_ncu() {
     local kernel row name ncu_command works=0
+    [ $stand_in = 1 ] || part_takes 110
     read -r kernel row <<<"$profiles"
     counters "$kernel" --smoke "$row"
     probe 'ncu' "${ncu_command[@]}" && works=1
@@ -311,8 +342,15 @@ run_ncu() {
             continue
         fi
         counters "$kernel" "$row"
-        step "$name" 30 "${ncu_command[@]}"
-        { echo "== $row" && cat "$(log_of "$name")"; } >>"$parts/ncu.txt" 2>/dev/null
+        attempt "$name" 30 "${ncu_command[@]}"
+        if [ $status = 0 ] && grep -qi 'no kernels were profiled' "$log"; then
+            line "$name" 'not run' "$seconds" "$kernel is not launched here"
+            continue
+        fi
+        # Some end with 0 although they counted nothing.
+        [ $status != 0 ] || grep -q 'DRAM Throughput' "$log" || status=1
+        judge "$name"
+        { echo "== $row" && cat "$log"; } >>"$parts/ncu.txt"
     done <<<"$profiles"
 }
 
@@ -346,8 +384,20 @@ run_every-sanitizer() {
 }
 
 run_peers() {
-    if ! python3 -c 'import torch' 2>/dev/null; then
-        not_run 'peers' 'python3 has no torch'
+    # Once, for it takes seconds.
+    attempt 'python' 60 python3 -c '
+import torch
+print("torch", flush=True)
+if torch.cuda.is_available(): print("gpu", flush=True)
+import triton
+print("triton")' || { judge 'peers' || return; }
+    local python=$log
+    if ! grep -qx torch "$python"; then
+        line 'peers' 'not run' "$seconds" "python3 has no torch: $note"
+        return
+    fi
+    if [ $stand_in = 0 ] && ! grep -qx gpu "$python"; then
+        line 'peers' 'not run' "$seconds" 'torch finds no GPU'
         return
     fi
     if compgen -G "$here/wheels/*.whl" >/dev/null; then
@@ -356,21 +406,21 @@ run_peers() {
     fi
     export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
     [ $stand_in = 0 ] || export TRITON_INTERPRET=1
-    if python3 -c 'import triton' 2>/dev/null; then
+    if grep -qx triton "$python"; then
         step 'peer in Triton' 60 python3 "$here/triton_peer.py"
     else
         not_run 'peer in Triton' 'python3 has no triton'
     fi
     local ours most
     ours=("$programs/gpu" --peers)
-    "${ours[@]}" --list >"$work/rows.json"
+    timeout 10 "${ours[@]}" --list >"$work/rows.json"
     most=$(within $([ $stand_in = 1 ] && echo "$limit" || echo 130))
     # A row that has begun may take half a minute, a compiler's first, and ours follow.
-    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 45 ? most - 45 : 0)))
+    local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 50 ? most - 50 : 0)))
     if [ $stand_in = 1 ]; then
         arguments+=(--smoke)
     else
-        arguments+=(--ours "$(printf '%q ' "${ours[@]}" --json) {}")
+        arguments+=(--ours "$(printf '%q ' "${ours[@]}" --seconds 15 --json) {}")
     fi
     step 'peers' "$most" python3 "$here/torch_gpu.py" "${arguments[@]}"
 }
@@ -402,12 +452,16 @@ run_suite() { tests cross_entropy activations; }
 run_every-test() { tests $(cat "$programs/tests.txt"); }
 
 if CUDA_CACHE_DISABLE=1 step 'device' 60 "$programs/gpu" --smoke --op goldfish; then
-    for part in $order; do "run_$part"; done
+    for part in $order; do
+        ends=$limit
+        "run_$part"
+    done
+    compare
 else
-    tail -n 3 "$(log_of device)" 2>/dev/null
+    tail -n 3 "$log"
 fi
 
 # Not by way of `step`: the summary holds every step. It ends with the page.
 echo
-"$programs/gpu" report "$parts" "$out" || exit 1
+report || failed=1
 exit $failed
