@@ -86,6 +86,8 @@ pub struct Options {
     pub tuning: bool,
     /// Also the wheels of peers.
     pub wheels: bool,
+    /// Afterwards the first day, with the emulator in the device's place.
+    pub rehearse: bool,
 }
 
 /// Builds and packs; says how large it is.
@@ -161,6 +163,13 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         "that is more than {} MiB",
         MOST_BYTES >> 20
     );
+    if options.rehearse {
+        run_quietly(
+            Command::new(bundle.join("run.sh"))
+                .args(["--stand-in", "--day", "1", "--out"])
+                .arg(folders.target.join("gpu-bundle-rehearsal")),
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

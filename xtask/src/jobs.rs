@@ -55,6 +55,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         // Last, since it builds the crate anew.
         let machine_code = Step::cargo("test --package xact --test cubins --test loading");
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
+        steps.push(Step::cargo("xtask gpu-bundle --rehearse"));
     }
     run(&steps)
 }

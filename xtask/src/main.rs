@@ -130,6 +130,9 @@ enum Job {
         /// Also wheels of peers from PyPI, for what a PyTorch image does not hold
         #[arg(long)]
         wheels: bool,
+        /// Run the first day afterwards, with the emulator in the device's place
+        #[arg(long)]
+        rehearse: bool,
     },
     /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of the example `accuracy`
     #[command(disable_help_flag = true)]
@@ -204,8 +207,17 @@ fn main() -> ExitCode {
                 max,
             },
         ),
-        Job::GpuBundle { tuning, wheels } => {
-            bundle::run(&folders, &bundle::Options { tuning, wheels })
+        Job::GpuBundle {
+            tuning,
+            wheels,
+            rehearse,
+        } => {
+            let options = bundle::Options {
+                tuning,
+                wheels,
+                rehearse,
+            };
+            bundle::run(&folders, &options)
         }
         Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
         Job::Bench { peers, arguments } => bench::run(&folders, peers, &arguments),
