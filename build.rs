@@ -6,7 +6,7 @@
 //! assembled from that PTX, which `cubins.rs` embeds.
 
 use std::fmt::Write as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,8 +98,8 @@ const VERSIONS: [&str; 23] = [
     "8.4", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3", "9.4",
 ];
 
-/// Variables that nvcc itself reads.
-const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+/// The variable by which nvcc is told its host compiler.
+const NVCC_CCBIN: &str = "NVCC_CCBIN";
 
 fn main() {
     if let Err(message) = build() {
@@ -130,11 +130,12 @@ fn build() -> Result<(), String> {
         "PATH",
         "CUDARC_CUDA_VERSION",
         "XACT_WORKSPACE",
+        NVCC_CCBIN,
+        cubin::VARIABLE,
     ]
     .iter()
     .chain(&nvcc::HOMES)
-    .chain(&NVCC_VARIABLES)
-    .chain(&[cubin::VARIABLE])
+    .chain(&compile::FLAGS)
     {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -195,47 +196,41 @@ fn identity(nvcc: &Path) -> Result<String, String> {
 
 /// What a command is told, beside the files that it reads and writes.
 fn told(command: &Command) -> String {
-    let ccbin = env::var_os("NVCC_CCBIN");
+    let ccbin = env::var_os(NVCC_CCBIN);
     let flags: Vec<_> = command.get_envs().collect();
     let arguments: Vec<_> = command.get_args().collect();
     format!("{ccbin:?} {flags:?} {arguments:?}")
 }
 
-/// What a source and all that it includes come to, without comments; `generated` are headers by their names.
-fn code(source: &Path, generated: &[(&str, String)]) -> Result<String, String> {
+/// What a source and all that it includes come to, without comments: what stands beside the file that includes it, or in
+/// `headers`, as for the compiler.
+fn code(source: &Path, headers: &Path) -> Result<String, String> {
     let mut text = String::new();
     let mut files = vec![source.to_owned()];
     let mut next = 0;
     while let Some(file) = files.get(next).cloned() {
         next += 1;
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let made = generated.iter().find(|(made, _)| *made == name);
-        let read = || fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()));
-        let part = cache::without_comments(&made.map_or_else(read, |(_, text)| Ok(text.clone()))?);
+        let failed = |e: io::Error| format!("{}: {e}", file.display());
+        let part = cache::without_comments(&fs::read_to_string(&file).map_err(failed)?);
         let included = part
             .lines()
             .filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
         for name in included {
-            let path = file.with_file_name("").join(name);
-            let path = path
-                .components()
-                .fold(PathBuf::new(), |path, part| match part {
-                    Component::ParentDir => path.parent().map(Path::to_owned).unwrap_or_default(),
-                    part => path.join(part),
-                });
-            let is_generated = |path: &Path| {
-                let name = path.file_name().unwrap_or_default();
-                generated.iter().any(|(made, _)| name == *made)
-            };
-            let path = if is_generated(&path) {
-                PathBuf::from(name)
+            let beside = file.with_file_name(name);
+            let path = if beside.is_file() {
+                beside
             } else {
-                path
+                headers.join(name)
             };
+            // Two ways to a header are one.
+            let path = path
+                .canonicalize()
+                .map_err(|e| format!("{}: {e}", path.display()))?;
             if !files.contains(&path) {
                 files.push(path);
             }
         }
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
         text += &format!("{name}\n{part}");
     }
     Ok(text)
@@ -319,17 +314,15 @@ const IMAGES: &str = "kernels";
 /// told to and only what was not compiled before, and writes `images.rs` and `cubins.rs`.
 fn compile_all(nvcc: &Path, out: &Path, architectures: &[u32]) -> Result<(), String> {
     let folder = empty_folder(out, IMAGES)?;
-    let generated = [
-        ("args.cuh", args::header() + &args::numbers()),
-        ("constants.cuh", constants::header()?),
-    ];
-    for (name, text) in &generated {
-        write(&folder.join(name), text)?;
-    }
+    write(
+        &folder.join("args.cuh"),
+        &(args::header() + &args::numbers()),
+    )?;
+    write(&folder.join("constants.cuh"), &constants::header()?)?;
     let mut jobs = Vec::new();
     for source in sources()? {
         let text = fs::read_to_string(&source).map_err(|e| format!("{}: {e}", source.display()))?;
-        let code = code(&source, &generated)?;
+        let code = code(&source, &folder)?;
         let targets = Target::of(&text);
         jobs.extend(targets.map(|target| (source.clone(), target, code.clone())));
     }
@@ -568,6 +561,13 @@ fn embed_cubins(
             Ok((stem, target, architecture, file))
         })?;
     }
+    write_cubins(out, &toolkit, &cubins)
+}
+
+/// The machine code of a kernel file: stem, target of the PTX, architecture, name of the file in [`CUBINS`].
+type Cubin = (String, u32, u32, String);
+
+fn write_cubins(out: &Path, toolkit: &str, cubins: &[Cubin]) -> Result<(), String> {
     let mut text = String::from("pub static CUBINS: &[Cubin] = &[\n");
     for (stem, target, architecture, file) in cubins {
         // The path is relative to this file.
@@ -584,10 +584,7 @@ fn embed_cubins(
 /// No images and no machine code, and why.
 fn write_nothing(out: &Path, note: &str) -> Result<(), String> {
     write_images(out, &[], note)?;
-    write(
-        &out.join("cubins.rs"),
-        "pub static CUBINS: &[Cubin] = &[];\n",
-    )
+    write_cubins(out, "", &[])
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -88,7 +88,7 @@ fn with_our_flags_last(nvcc: &Path) -> Command {
 }
 
 /// Variables with flags of nvcc: those before the others, and those behind.
-const FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+pub const FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
 /// nvcc, told to assemble PTX for an architecture: it knows where its assembler is, which need not be beside it.
 pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Command {

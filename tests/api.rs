@@ -804,7 +804,23 @@ fn gated_in_place_is_the_same_as_apart() {
     assert_eq!(stream.clone_dtoh(&whole).unwrap(), x);
 }
 
-/// A raw forward over N f32, with one thing changed.
+/// A raw forward over N f32.
+fn raw_forward_call(params: &[raw::CUdeviceptr], x: u64, y: u64) -> raw::Forward<'_> {
+    raw::Forward {
+        common: raw::Common {
+            dtype: Dtype::F32,
+            rows: 1,
+            cols: N as u64,
+            params,
+            param_dtype: Dtype::F32,
+            blocks: raw::Blocks::All,
+        },
+        x: Matrix::contiguous(x, N as u64),
+        y: Matrix::contiguous(y, N as u64),
+    }
+}
+
+/// The same, launched with one thing changed.
 fn raw_forward(
     gpu: &Gpu,
     b: &mut Buffers<f32>,
@@ -815,18 +831,7 @@ fn raw_forward(
     let (p, _reads_p) = b.alpha_p.device_ptr(&gpu.stream);
     let (n, _reads_n) = b.alpha_n.device_ptr(&gpu.stream);
     let params = [p, n];
-    let mut call = raw::Forward {
-        common: raw::Common {
-            dtype: Dtype::F32,
-            rows: 1,
-            cols: N as u64,
-            params: &params,
-            param_dtype: Dtype::F32,
-            blocks: raw::Blocks::All,
-        },
-        x: Matrix::contiguous(x, N as u64),
-        y: Matrix::contiguous(y, N as u64),
-    };
+    let mut call = raw_forward_call(&params, x, y);
     change(&mut call, x, y);
     // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
     // tests are refused before a launch.
@@ -854,18 +859,8 @@ fn resident_blocks_of_another_thread() {
     );
     let params = [&b.alpha_p, &b.alpha_n].map(|p| p.device_ptr(&gpu.stream).0);
     let launch = || {
-        let call = raw::Forward {
-            common: raw::Common {
-                dtype: Dtype::F32,
-                rows: 1,
-                cols: N as u64,
-                params: &params,
-                param_dtype: Dtype::F32,
-                blocks: raw::Blocks::Resident,
-            },
-            x: Matrix::contiguous(x, N as u64),
-            y: Matrix::contiguous(y, N as u64),
-        };
+        let mut call = raw_forward_call(&params, x, y);
+        call.common.blocks = raw::Blocks::Resident;
         // SAFETY: the buffers have N elements and live past the download below.
         unsafe {
             raw::forward(

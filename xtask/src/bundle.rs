@@ -379,6 +379,14 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             self.script(arguments).output().expect("bash")
         }
 
+        /// The same where the calls of the bench that are like `calls` fail, and so does the script.
+        fn fails(&self, arguments: &[&str], calls: &str) -> Output {
+            let mut script = self.script(arguments);
+            let output = script.env("FAIL", calls).output().expect("bash");
+            assert_eq!(output.status.code(), Some(1), "{calls}: {output:?}");
+            output
+        }
+
         fn script(&self, arguments: &[&str]) -> Command {
             let folder = self.0.path();
             write_executable(&folder.join(BUNDLE).join("run.sh"), RUN).expect("the script");
@@ -625,9 +633,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             ("dump --small --only *", &[19]),
         ] {
             let stub = Stub::new();
-            let mut script = stub.script(&["--day", "1"]);
-            let output = script.env("FAIL", calls).output().expect("bash");
-            assert_eq!(output.status.code(), Some(1), "{calls}: {output:?}");
+            stub.fails(&["--day", "1"], calls);
             let mut expected = after_device(&[&DAY_1]);
             for at in at {
                 expected[1 + at] = DAY_1[*at].replace("passed", "FAILED");
@@ -657,9 +663,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
     #[test]
     fn whatever_a_dump_wrote_is_compared() {
         let stub = Stub::new();
-        let mut script = stub.script(&["--only", "dump"]);
-        let output = script.env("FAIL", "dump *").output().expect("bash");
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        stub.fails(&["--only", "dump"], "dump *");
         let mut expected = after_device(&[&["dump of the device: FAILED"]]);
         assert_eq!(stub.outcomes(), expected);
         // Results that are out of bounds are there, and so is what the comparison says of them.
@@ -736,9 +740,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
     #[test]
     fn without_a_device_nothing_else_is_tried() {
         let stub = Stub::new();
-        let mut script = stub.script(&[]);
-        let output = script.env("FAIL", "--smoke *").output().expect("bash");
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let output = stub.fails(&[], "--smoke *");
         assert_eq!(stub.outcomes(), ["device: FAILED"]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("broken"), "{said}");
@@ -955,9 +957,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     #[test]
     fn what_was_measured_is_kept() {
         let stub = Stub::new();
-        let mut script = stub.script(&["--only", "speed"]);
-        let output = script.env("FAIL", "report *").output().expect("bash");
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        stub.fails(&["--only", "speed"], "report *");
         let mut tar = Command::new("tar");
         let tar = tar
             .arg("-xOf")

@@ -5,7 +5,7 @@
 
 #[path = "../../build/compile.rs"]
 #[allow(dead_code)] // of the build script's own use
-mod compile;
+pub mod compile;
 pub mod copy;
 mod explained;
 mod mutate;

@@ -22,6 +22,7 @@ use std::{env, fs, thread};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
+use crate::mutants::compile;
 use crate::toolkit::{self, Toolkit, discovery};
 use crate::{cargo_messages, steps};
 use table::{Entry, Row};
@@ -260,14 +261,8 @@ fn look_at(
     // The target it was compiled for is not the one it is assembled for.
     let (stem, _) = cubin::image_name(ptx).with_context(|| ptx.display().to_string())?;
     let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
-    let (_, said) = output(
-        Command::new(nvcc)
-            .args(["-cubin", "-Wno-deprecated-gpu-targets", "-Xptxas", "-v"])
-            .arg(format!("-arch=sm_{architecture}"))
-            .arg(ptx)
-            .arg("-o")
-            .arg(&cubin),
-    )?;
+    let (_, said) =
+        output(compile::assembler(nvcc, ptx, &cubin, architecture).args(["-Xptxas", "-v"]))?;
     let resources = table::resources(&said)?;
     if !LISTED.contains(&architecture) {
         let rows = resources.into_iter().map(|(entry, resources)| Row {
