@@ -1,0 +1,74 @@
+"""What the tests share."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+# Processes that a test starts find the modules beside it.
+sys.path.insert(0, str(HERE))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture
+def golden():
+    """The folder of what other implementations compute."""
+    return ROOT / "tests" / "golden"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "inductor: compiles with inductor, which takes long")
+
+
+try:
+    import torch
+except ModuleNotFoundError:
+    # Masks of NumPy arrays are tested without it.
+    torch = None
+
+if torch is not None:
+    DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+    NAMES = ("xatlu", "xgelu", "xsilu")
+    # Parameters: initial, of Apertus-8B's first layer, and far out.
+    XIELU = (
+        (math.log(math.expm1(0.8)), math.log(math.expm1(0.3))),
+        (166.0, 40.75),
+        (-5.0, -5.0),
+    )
+    ALPHAS = (0.0, -0.5, -1.0, 0.25, 3.0)
+
+    def values(shape, dtype=torch.float32, scale=3.0, seed=0):
+        """Random numbers of both signs, with the neighbourhood of 0 among them."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+        small = torch.rand(shape, generator=generator) < 0.1
+        return torch.where(small, x * 1e-5, x).to(dtype)
+
+    def bound(exact, terms, dtype, f32_ulps=8):
+        """How far a result may be from the exact one: half a step of its type, and some of f32 of its largest term."""
+        scale = torch.maximum(exact.abs(), terms.abs())
+        step = torch.finfo(dtype)
+        return (
+            exact.abs() * step.eps / 2
+            + scale * torch.finfo(torch.float32).eps * f32_ulps
+            + step.smallest_normal * step.eps
+        )
+
+    def check(got, exact, terms, what="", f32_ulps=8):
+        """Compares a result with the exact one; both infinite is equal."""
+        assert got.shape == exact.shape, f"{what}: {list(got.shape)}, expected {list(exact.shape)}"
+        dtype, got, exact = got.dtype, got.detach().double(), exact.detach().double()
+        rounded = exact.to(dtype).double()
+        same = (got == rounded) | (got.isnan() & exact.isnan())
+        error = (got - exact).abs()
+        wrong = ~same & ~(error <= bound(exact, terms.detach().double(), dtype, f32_ulps))
+        if wrong.any():
+            i = wrong.flatten().nonzero()[0].item()
+            raise AssertionError(
+                f"{what}: {wrong.sum().item()} of {wrong.numel()} wrong, the first at {i}: "
+                f"{got.flatten()[i].item()!r} for {exact.flatten()[i].item()!r}"
+            )

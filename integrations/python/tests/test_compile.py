@@ -1,0 +1,133 @@
+"""The operators under PyTorch's own checks, and under torch.compile."""
+
+import pytest
+import torch
+from conftest import NAMES, values
+
+import xact
+import xact.torch as xt
+
+ops = torch.ops.xact
+
+
+def scalar(value=0.25):
+    return torch.full((1,), value, requires_grad=True)
+
+
+def samples():
+    """Every operator with arguments: tensors that need gradients, and views."""
+    x = lambda seed=0, dtype=torch.float32: values((3, 8), dtype, seed=seed).requires_grad_()  # noqa: E731
+    strided = values((8, 3)).t().requires_grad_()
+    for dtype in (torch.float32, torch.bfloat16):
+        yield "xielu", (x(0, dtype), scalar(), scalar(), None, 0.5, None, False, False)
+    yield "xielu", (strided, scalar(), scalar(), scalar(), 0.5, -1e-6, True, False)
+    options = (scalar(), scalar(), None, 0.5, None, False, False)
+    yield "xielu_backward", (values((3, 8)), values((3, 8)), *options, True)
+    yield "xielu_backward", (values((3, 8)), values((3, 8)), *options, False)
+    yield "xielu_", (values((3, 8)), *(o.detach() if isinstance(o, torch.Tensor) else o for o in options))
+    for name in NAMES:
+        yield name, (x(), scalar())
+        yield f"{name}_", (values((3, 8)), scalar().detach())
+        yield f"{name}_backward", (values((3, 8)), values((3, 8)), scalar().detach(), True)
+        yield f"{name}_gated", (x(), strided, scalar(), 1)
+        yield f"{name}_gated_backward", (*(values((3, 8), seed=i) for i in range(3)), scalar().detach(), 2, True)
+        yield f"{name}_gated_packed", (x(), scalar(), 2, True)
+        yield f"{name}_gated_packed_backward", (values((3, 4)), values((3, 8)), scalar().detach(), 1, False, True)
+    labels = torch.tensor([1, -100, 7])
+    goldfish = xact.Goldfish(k=3, h=2)
+    more = (-100, 0.1, 1e-4, 30.0, 8, "kept")
+    for per_row, stats in ((False, False), (True, True)):
+        yield (
+            "cross_entropy",
+            (x(), labels, torch.rand(3), None, labels, None, goldfish._key, *more, per_row, stats),
+        )
+    _, saved, summary, *_ = ops.cross_entropy(values((3, 8)), labels, None, None, None, None, None, *more, False, False)
+    yield (
+        "cross_entropy_backward",
+        (torch.ones(()), values((3, 8)), labels, None, None, None, None, saved, summary, None, *more),
+    )
+    yield "goldfish_mask", (torch.arange(40), torch.tensor([0, 13, 40], dtype=torch.int32), None, None, goldfish._key)
+
+
+SAMPLES = list(samples())
+
+
+@pytest.mark.parametrize("name, arguments", SAMPLES, ids=[f"{name}{i}" for i, (name, _) in enumerate(SAMPLES)])
+def test_opcheck(name, arguments):
+    torch.library.opcheck(getattr(ops, name).default, arguments)
+
+
+def test_every_operator_is_checked():
+    defined = {
+        name.removeprefix("xact::").removesuffix(".default")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("xact::")
+    }
+    assert defined == {name for name, _ in SAMPLES}
+
+
+GOLDFISH = xact.Goldfish(k=3, h=2)
+
+
+def steps():
+    """Of each family a function of tensors that is compiled, and what makes its arguments for a number of rows."""
+    tensor = lambda rows, seed: values((rows, 16), torch.bfloat16, seed=seed).requires_grad_()  # noqa: E731
+    yield "xielu", xt.xielu, lambda n: [tensor(n, 0), scalar(), scalar()]
+    for name in NAMES:
+        yield name, getattr(xt, name), lambda n: [tensor(n, 0), scalar()]
+        yield f"{name}_gated", getattr(xt, f"{name}_gated"), lambda n: [tensor(n, 0), tensor(n, 1), scalar()]
+
+    def packed(xv, alpha):
+        return xt.xsilu_gated(packed=xv, alpha=alpha, order=2, value_first=True)
+
+    yield "packed", packed, lambda n: [tensor(n, 0), scalar()]
+
+    def loss(logits, labels):
+        loss, stats = xt.cross_entropy(
+            logits, labels, goldfish=GOLDFISH, hash_ids=labels, z_loss=1e-4, softcap=30.0, return_stats=True
+        )
+        return loss * 2 + stats.kept
+
+    yield "cross_entropy", loss, lambda n: [tensor(n, 0), torch.arange(n) % 16]
+
+
+def compare(function, compiled, arguments):
+    with_gradient = [each for each in arguments if each.requires_grad]
+    want, got = function(*arguments), compiled(*arguments)
+    assert torch.equal(got, want)
+    ones = torch.ones_like(want)
+    for got, want in zip(torch.autograd.grad(got, with_gradient, ones), torch.autograd.grad(want, with_gradient, ones)):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in steps()])
+def test_aot_eager(name):
+    torch._dynamo.reset()
+    function, make = next(rest for each, *rest in steps() if each == name)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (5, 12, 31):
+        compare(function, compiled, make(rows))
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("name", ["xielu", "xsilu", "xgelu_gated", "packed", "cross_entropy"])
+def test_inductor(name):
+    torch._dynamo.reset()
+    function, make = next(rest for each, *rest in steps() if each == name)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    for rows in (5, 12):
+        compare(function, compiled, make(rows))
+
+
+def test_a_module_compiles_with_its_neighbours():
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), xt.nn.XIELU(), torch.nn.Linear(8, 8), xt.nn.XSiLU())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = values((4, 8))
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_vmap():
+    x, alpha = values((3, 8)), torch.zeros(1)
+    got = torch.func.vmap(xt.xsilu, in_dims=(0, None))(x, alpha)
+    assert torch.equal(got, xt.xsilu(x, alpha))
