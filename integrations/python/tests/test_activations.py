@@ -208,7 +208,7 @@ def test_in_place():
             x = view(values((4, 6, 8))).clone(memory_format=torch.preserve_format)
             want, version = function(x.clone()), x._version
             assert in_place(x) is x and torch.equal(x, want)
-            assert x._version == version + 1
+            assert x._version > version
 
 
 def test_in_place_is_noticed_by_autograd():

@@ -1,5 +1,5 @@
-"""What is done with CUDA tensors, without a GPU: tensors that say they are on a device, and a library that writes down
-what it is given and then computes on the host, whose memory those tensors really are."""
+"""What is done with CUDA tensors, without a GPU: tensors say that they are on a device, and a library that stands in writes
+down what it is given and then computes on the host, whose memory those tensors really are."""
 
 import ctypes
 import gc
@@ -12,18 +12,6 @@ import xact
 import xact.torch as xt
 from xact import _abi
 from xact import _library as native
-
-
-class OnDevice(torch.Tensor):
-    """A tensor that says that it is on a CUDA device."""
-
-    ordinal = 1
-    is_cuda = True
-    device = property(lambda self: torch.device("cuda", self.ordinal))
-
-
-def on_device(tensor):
-    return tensor.detach().as_subclass(OnDevice)
 
 
 class Recorder:
@@ -87,9 +75,9 @@ def check_addresses(struct):
 
 
 def device_memory():
-    """The memory of the tensors that say they are on the device."""
+    """The memory of all tensors that are alive, which is what the device has here."""
     for each in gc.get_objects():
-        if type(each) is OnDevice and each.numel():
+        if isinstance(each, torch.Tensor) and each.numel():
             start = each.untyped_storage().data_ptr()
             yield start, start + each.untyped_storage().nbytes()
 
@@ -104,21 +92,25 @@ def recorder(monkeypatch):
     made = Recorder(native.library())
     made.streams = iter(range(0x1000, 0x2000))
     made.asked = []
+    # Whether tensors are on the device, all of them.
+    made.on = True
 
     def current_stream(device):
         made.asked.append((device.index, next(made.streams)))
         return Stream(made.asked[-1][1])
 
+    cpu = torch.device("cpu")
     monkeypatch.setattr(native, "library", lambda: made)
     monkeypatch.setattr(native, "_devices", {})
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: made.on))
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda _: torch.device("cuda", 1) if made.on else cpu))
+    for owner, name in ((torch, "full"), (torch, "as_tensor"), (torch.Tensor, "to")):
 
-    def moved(self, *a, **k):
-        target = a[0] if a else k.get("device")
-        return on_device(self) if getattr(target, "type", None) == "cuda" else to(self, *a, **k)
+        def at_home(*arguments, real=getattr(owner, name), device=None, **options):
+            return real(*(each for each in arguments if not isinstance(each, torch.device)), **options)
 
-    monkeypatch.setattr(torch.Tensor, "to", moved)
+        monkeypatch.setattr(owner, name, at_home)
     return made
 
 
@@ -130,36 +122,31 @@ def functions():
         yield f"{name}_gated, packed", 1, lambda x, a, f=getattr(xt, f"{name}_gated"): f(packed=x, alpha=a)
 
 
-@pytest.mark.parametrize(
-    "name, count, function", list(functions()), ids=lambda each: each if isinstance(each, str) else ""
-)
+@pytest.mark.parametrize("name, count, function", list(functions()))
 def test_activations(recorder, name, count, function):
-    tensors = [values((4, 6), seed=seed) for seed in range(count)]
-    alpha = torch.full((1,), 0.25)
+    tensors = [*(values((4, 6), seed=seed) for seed in range(count)), torch.full((1,), 0.25)]
 
-    def step(make):
-        inputs = [make(each).requires_grad_() for each in (*tensors, alpha)]
+    def step():
+        inputs = [each.clone().requires_grad_() for each in tensors]
         y = function(*inputs)
-        return y, torch.autograd.grad(y.sum(), inputs)
+        return y, *torch.autograd.grad(y.sum(), inputs)
 
-    y, gradients = step(on_device)
+    got = step()
     (forward, *first, _), (backward, *second, args) = recorder.calls
     assert (forward, backward) == ("xact_activation_forward", "xact_activation_backward")
     # Each call asks anew for the stream of the tensor's device, and for no other device.
     assert first == [0xD1, 0x1000] and second == [0xD1, 0x1001] and recorder.asked == [(1, 0x1000), (1, 0x1001)]
     assert recorder.opened == [1]
     assert args.workspace_bytes == 24 and args.workspace is not None and args.dparam_count == args.param_count
-    assert type(y) is OnDevice
-    y_cpu, gradients_cpu = step(lambda each: each.clone())
+    recorder.on = False
+    for got, want in zip(got, step()):
+        assert torch.equal(got, want)
     assert len(recorder.calls) == 2, "tensors of the CPU go to no device"
-    assert torch.equal(torch.Tensor(y), y_cpu)
-    for got, want in zip(gradients, gradients_cpu):
-        assert torch.equal(torch.Tensor(got), want)
 
 
 def test_without_sums_there_is_no_workspace(recorder):
-    x = on_device(values((9,))).requires_grad_()
-    xt.xsilu(x, on_device(torch.zeros(1))).sum().backward()
+    x = values((9,)).requires_grad_()
+    xt.xsilu(x, torch.zeros(1)).sum().backward()
     *_, args = recorder.calls[-1]
     assert args.dparams is None and args.workspace is None and args.workspace_bytes == 0
 
@@ -171,61 +158,73 @@ def test_cross_entropy(recorder, strategy):
     offsets = torch.tensor([0, 11, 40], dtype=torch.int32)
     weights = torch.rand(40)
 
-    def step(make):
-        x = make(logits.clone()).requires_grad_()
-        ids = make(labels)
+    def step():
+        x = logits.clone().requires_grad_()
         loss, stats = xt.cross_entropy(
-            x, ids, weights=make(weights), goldfish=goldfish, hash_ids=ids, cu_seqlens=make(offsets), return_stats=True
+            x, labels, weights=weights, goldfish=goldfish, hash_ids=labels, cu_seqlens=offsets, return_stats=True
         )
         (gradient,) = torch.autograd.grad(loss * 3, x)
         return loss, gradient, stats.kept, stats.lse
 
-    got = step(on_device)
+    got = step()
     names = [name for name, *_ in recorder.calls]
     assert names == ["xact_cross_entropy_forward", "xact_cross_entropy_backward"]
     assert [(device, stream) for _, device, stream, _ in recorder.calls] == [(0xD1, 0x1000), (0xD1, 0x1001)]
     assert recorder.calls[0][3].workspace_bytes == 48
-    for got, want in zip(got, step(lambda each: each)):
-        assert torch.equal(torch.Tensor(got), want)
+    recorder.on = False
+    for got, want in zip(got, step()):
+        assert torch.equal(got, want)
+
+
+def test_a_divisor_is_read_on_the_device(recorder):
+    logits, labels = values((3, 8)).requires_grad_(), torch.tensor([1, 5, 2])
+    for normalizer in (3.0, torch.tensor([3.0])):
+        xt.cross_entropy(logits, labels, normalizer=normalizer).backward()
+        assert all(args.normalizer is not None for *_, args in recorder.calls[-2:])
 
 
 def test_bad_labels_are_no_error_on_a_device(recorder):
     """The host does not wait for what the device finds out."""
-    loss, stats = xt.cross_entropy(
-        on_device(values((3, 8))), on_device(torch.tensor([1, 8, 2])), return_stats=True, reduction="none"
-    )
+    loss, stats = xt.cross_entropy(values((3, 8)), torch.tensor([1, 8, 2]), return_stats=True, reduction="none")
     assert stats.bad_row == 1 and loss.isnan().tolist() == [False, True, False]
 
 
 def test_mask(recorder):
     goldfish = xact.Goldfish("dot-table", k=3, h=4)
     ids = torch.arange(200)
-    got = goldfish.mask(on_device(ids), exempt=[3, 4])
-    assert type(got) is OnDevice and [each[:3] for each in recorder.calls] == [("xact_goldfish_mask", 0xD1, 0x1000)]
-    assert torch.equal(torch.Tensor(got).bool(), goldfish.mask(ids, exempt=[3, 4]))
+    got = goldfish.mask(ids, exempt=[3, 4])
+    assert [each[:3] for each in recorder.calls] == [("xact_goldfish_mask", 0xD1, 0x1000)]
+    recorder.on = False
+    assert torch.equal(got, goldfish.mask(ids, exempt=[3, 4]))
     assert goldfish.to(torch.device("cuda", 1)) is goldfish
 
 
 def test_in_place(recorder):
-    x = on_device(values((9,)))
-    y = xt.xsilu_(x, on_device(torch.zeros(1)))
+    x = values((9,))
+    y = xt.xsilu_(x, torch.zeros(1))
     (_, _, _, args) = recorder.calls[0]
     assert y is x and args.x.ptr == args.y.ptr == x.data_ptr()
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that says, to who asks in Python, that it is on a CUDA device."""
+
+    is_cuda = True
+    device = torch.device("cuda", 1)
+
+
 def test_tensors_on_several_devices():
-    x, alpha = on_device(values((9,))), torch.zeros(1)
+    x, alpha = values((9,)).as_subclass(OnDevice), torch.zeros(1)
     with pytest.raises(ValueError, match="alpha is on cpu, but x is on cuda:1"):
         xt.xsilu(x, alpha)
 
 
+@pytest.mark.skipif(xact.kernels() is None, reason="there is a driver")
 def test_without_a_driver():
     """Of a device that is not there the error says what to do."""
-    if xact.kernels() is None:
-        pytest.skip("there is a driver")
-    x = on_device(values((9,)))
+    x, alpha = values((9,)).as_subclass(OnDevice), torch.zeros(1).as_subclass(OnDevice)
     with pytest.raises(RuntimeError, match="driver|kernels"):
-        xt.xsilu(x, on_device(torch.zeros(1)))
+        xt.xsilu(x, alpha)
 
 
 def test_importing_touches_no_device():

@@ -319,6 +319,8 @@ def cross_entropy(
             f"labels is {list(labels.shape)}, but logits is {list(logits.shape)}; "
             f"labels must be {list(logits.shape[:-1])}"
         )
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits is {list(logits.shape)}; there must be at least one class")
     if weights is not None:
         _check.dtype("weights", _check.tensor("weights", weights), (torch.float32,))
         _like_labels("weights", weights, labels)
