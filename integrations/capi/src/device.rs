@@ -1,0 +1,1 @@
+pub struct xact_device { x: u8 }

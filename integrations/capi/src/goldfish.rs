@@ -1,0 +1,1 @@
+pub struct xact_goldfish(u8);
