@@ -40,17 +40,15 @@ pub extern "C" fn xact_last_error() -> *const c_char {
 /// XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no driver
 /// and no device.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_kernels_built() -> xact_status {
-    // SAFETY: the caller vouches for the pointers, as the header says.
-    guard(|| unsafe { device::kernels_built() })
+pub extern "C" fn xact_kernels_built() -> xact_status {
+    guard(|| device::kernels_built())
 }
 
 /// XACT_OK if the library holds kernels and the CUDA driver library can be loaded; else XACT_ERROR_KERNELS_NOT_BUILT or
 /// XACT_ERROR_NO_DRIVER. It opens no device, and does not initialise CUDA, so that the process may still be forked.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cuda_available() -> xact_status {
-    // SAFETY: the caller vouches for the pointers, as the header says.
-    guard(|| unsafe { device::cuda_available() })
+pub extern "C" fn xact_cuda_available() -> xact_status {
+    guard(|| device::cuda_available())
 }
 
 /// Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for as
@@ -59,9 +57,8 @@ pub unsafe extern "C" fn xact_cuda_available() -> xact_status {
 ///
 /// XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_set_num_threads(threads: u64) -> xact_status {
-    // SAFETY: the caller vouches for the pointers, as the header says.
-    guard(|| unsafe { pool::set_num_threads(threads) })
+pub extern "C" fn xact_set_num_threads(threads: u64) -> xact_status {
+    guard(|| pool::set_num_threads(threads))
 }
 
 // Queries.
@@ -83,7 +80,10 @@ pub extern "C" fn xact_activation_name(index: u64) -> *const c_char {
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_describe(name: *const c_char, signature: *mut xact_signature) -> xact_status {
+pub unsafe extern "C" fn xact_activation_describe(
+    name: *const c_char,
+    signature: *mut xact_signature,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { queries::describe(name, signature) })
 }
@@ -107,7 +107,10 @@ pub extern "C" fn xact_id_size(id_type: i32) -> u64 {
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT, XACT_ERROR_NO_DRIVER, XACT_ERROR_DRIVER.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_device_open(ordinal: i32, device: *mut *mut xact_device) -> xact_status {
+pub unsafe extern "C" fn xact_device_open(
+    ordinal: i32,
+    device: *mut *mut xact_device,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::open(ordinal, device) })
 }
@@ -130,7 +133,10 @@ pub unsafe extern "C" fn xact_device_open_current(device: *mut *mut xact_device)
 /// XACT_ERROR_NULL, XACT_ERROR_UNKNOWN_OP, XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD,
 /// XACT_ERROR_NOT_LOADED.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_device_preload(device: *const xact_device, name: *const c_char) -> xact_status {
+pub unsafe extern "C" fn xact_device_preload(
+    device: *const xact_device,
+    name: *const c_char,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::preload(device, name) })
 }
@@ -149,7 +155,11 @@ pub unsafe extern "C" fn xact_device_close(device: *mut xact_device) -> xact_sta
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_init(op: *mut xact_activation, size: u64, name: *const c_char) -> xact_status {
+pub unsafe extern "C" fn xact_activation_init(
+    op: *mut xact_activation,
+    size: u64,
+    name: *const c_char,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { queries::activation_init(op, size, name) })
 }
@@ -160,7 +170,13 @@ pub unsafe extern "C" fn xact_activation_init(op: *mut xact_activation, size: u6
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_UNKNOWN_OP,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_workspace_bytes(op: *const xact_activation, dtype: i32, rows: u64, cols: u64, bytes: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_activation_workspace_bytes(
+    op: *const xact_activation,
+    dtype: i32,
+    rows: u64,
+    cols: u64,
+    bytes: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::activation_workspace_bytes(op, dtype, rows, cols, bytes) })
 }
@@ -171,7 +187,12 @@ pub unsafe extern "C" fn xact_activation_workspace_bytes(op: *const xact_activat
 /// XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
 /// XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_forward(device: *const xact_device, stream: *mut c_void, op: *const xact_activation, args: *const xact_activation_args) -> xact_status {
+pub unsafe extern "C" fn xact_activation_forward(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_activation,
+    args: *const xact_activation_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::activation_forward(device, stream, op, args) })
 }
@@ -182,7 +203,12 @@ pub unsafe extern "C" fn xact_activation_forward(device: *const xact_device, str
 /// As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a first
 /// are some results written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_backward(device: *const xact_device, stream: *mut c_void, op: *const xact_activation, args: *const xact_activation_args) -> xact_status {
+pub unsafe extern "C" fn xact_activation_backward(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_activation,
+    args: *const xact_activation_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::activation_backward(device, stream, op, args) })
 }
@@ -193,7 +219,10 @@ pub unsafe extern "C" fn xact_activation_backward(device: *const xact_device, st
 /// XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
 /// XACT_ERROR_OVERLAP, XACT_ERROR_THREADS.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_forward_host(op: *const xact_activation, args: *const xact_activation_args) -> xact_status {
+pub unsafe extern "C" fn xact_activation_forward_host(
+    op: *const xact_activation,
+    args: *const xact_activation_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::activation_forward(op, args) })
 }
@@ -202,7 +231,10 @@ pub unsafe extern "C" fn xact_activation_forward_host(op: *const xact_activation
 ///
 /// As xact_activation_forward_host.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_activation_backward_host(op: *const xact_activation, args: *const xact_activation_args) -> xact_status {
+pub unsafe extern "C" fn xact_activation_backward_host(
+    op: *const xact_activation,
+    args: *const xact_activation_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::activation_backward(op, args) })
 }
@@ -213,7 +245,10 @@ pub unsafe extern "C" fn xact_activation_backward_host(op: *const xact_activatio
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_init(op: *mut xact_cross_entropy, size: u64) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_init(
+    op: *mut xact_cross_entropy,
+    size: u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { queries::cross_entropy_init(op, size) })
 }
@@ -223,7 +258,11 @@ pub unsafe extern "C" fn xact_cross_entropy_init(op: *mut xact_cross_entropy, si
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_saved_bytes(op: *const xact_cross_entropy, rows: u64, bytes: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_saved_bytes(
+    op: *const xact_cross_entropy,
+    rows: u64,
+    bytes: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { queries::saved_bytes(op, rows, bytes) })
 }
@@ -233,7 +272,10 @@ pub unsafe extern "C" fn xact_cross_entropy_saved_bytes(op: *const xact_cross_en
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_workspace_bytes(rows: u64, bytes: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_workspace_bytes(
+    rows: u64,
+    bytes: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_workspace_bytes(rows, bytes) })
 }
@@ -247,7 +289,12 @@ pub unsafe extern "C" fn xact_cross_entropy_workspace_bytes(rows: u64, bytes: *m
 /// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after it
 /// took an earlier one are some results written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_forward(device: *const xact_device, stream: *mut c_void, op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_forward(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_forward(device, stream, op, args) })
 }
@@ -257,7 +304,12 @@ pub unsafe extern "C" fn xact_cross_entropy_forward(device: *const xact_device, 
 ///
 /// As xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient(device: *const xact_device, stream: *mut c_void, op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_forward_with_gradient(device, stream, op, args) })
 }
@@ -266,7 +318,12 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient(device: *const
 ///
 /// As xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_backward(device: *const xact_device, stream: *mut c_void, op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_backward(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_backward(device, stream, op, args) })
 }
@@ -275,7 +332,12 @@ pub unsafe extern "C" fn xact_cross_entropy_backward(device: *const xact_device,
 ///
 /// As xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_partial_stats(device: *const xact_device, stream: *mut c_void, op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_partial_stats(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_partial_stats(device, stream, op, args) })
 }
@@ -284,7 +346,12 @@ pub unsafe extern "C" fn xact_cross_entropy_partial_stats(device: *const xact_de
 ///
 /// As xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_finish(device: *const xact_device, stream: *mut c_void, op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_finish(
+    device: *const xact_device,
+    stream: *mut c_void,
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::cross_entropy_finish(device, stream, op, args) })
 }
@@ -295,7 +362,10 @@ pub unsafe extern "C" fn xact_cross_entropy_finish(device: *const xact_device, s
 /// XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
 /// XACT_ERROR_OVERLAP, XACT_ERROR_CLASSES, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_forward_host(op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_forward_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::cross_entropy_forward(op, args) })
 }
@@ -304,7 +374,10 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_host(op: *const xact_cross_e
 ///
 /// As xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient_host(op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::cross_entropy_forward_with_gradient(op, args) })
 }
@@ -313,7 +386,10 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient_host(op: *cons
 ///
 /// As xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_backward_host(op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_backward_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::cross_entropy_backward(op, args) })
 }
@@ -322,7 +398,10 @@ pub unsafe extern "C" fn xact_cross_entropy_backward_host(op: *const xact_cross_
 ///
 /// As xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_partial_stats_host(op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_partial_stats_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::cross_entropy_partial_stats(op, args) })
 }
@@ -331,7 +410,10 @@ pub unsafe extern "C" fn xact_cross_entropy_partial_stats_host(op: *const xact_c
 ///
 /// As xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_cross_entropy_finish_host(op: *const xact_cross_entropy, args: *const xact_cross_entropy_args) -> xact_status {
+pub unsafe extern "C" fn xact_cross_entropy_finish_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { host::cross_entropy_finish(op, args) })
 }
@@ -344,7 +426,10 @@ pub unsafe extern "C" fn xact_cross_entropy_finish_host(op: *const xact_cross_en
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE,
 /// XACT_ERROR_LENGTH, XACT_ERROR_NO_TABLE.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_create(strategy: *const xact_goldfish_strategy, goldfish: *mut *mut xact_goldfish) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_create(
+    strategy: *const xact_goldfish_strategy,
+    goldfish: *mut *mut xact_goldfish,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::create(strategy, goldfish) })
 }
@@ -362,7 +447,11 @@ pub unsafe extern "C" fn xact_goldfish_free(goldfish: *mut xact_goldfish) -> xac
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_bitmap(goldfish: *const xact_goldfish, words: *mut *const u32, count: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_bitmap(
+    goldfish: *const xact_goldfish,
+    words: *mut *const u32,
+    count: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::bitmap(goldfish, words, count) })
 }
@@ -372,7 +461,11 @@ pub unsafe extern "C" fn xact_goldfish_bitmap(goldfish: *const xact_goldfish, wo
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_coefficients(goldfish: *const xact_goldfish, values: *mut *const i64, count: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_coefficients(
+    goldfish: *const xact_goldfish,
+    values: *mut *const i64,
+    count: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::coefficients(goldfish, values, count) })
 }
@@ -381,7 +474,10 @@ pub unsafe extern "C" fn xact_goldfish_coefficients(goldfish: *const xact_goldfi
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_window(goldfish: *const xact_goldfish, h: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_window(
+    goldfish: *const xact_goldfish,
+    h: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::window(goldfish, h) })
 }
@@ -390,7 +486,10 @@ pub unsafe extern "C" fn xact_goldfish_window(goldfish: *const xact_goldfish, h:
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_dropped_share(goldfish: *const xact_goldfish, share: *mut f64) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_dropped_share(
+    goldfish: *const xact_goldfish,
+    share: *mut f64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::dropped_share(goldfish, share) })
 }
@@ -400,7 +499,10 @@ pub unsafe extern "C" fn xact_goldfish_dropped_share(goldfish: *const xact_goldf
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_workspace_bytes(labels: u64, bytes: *mut u64) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_workspace_bytes(
+    labels: u64,
+    bytes: *mut u64,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::goldfish_workspace_bytes(labels, bytes) })
 }
@@ -412,7 +514,11 @@ pub unsafe extern "C" fn xact_goldfish_workspace_bytes(labels: u64, bytes: *mut 
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
 /// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn xact_goldfish_mask(device: *const xact_device, stream: *mut c_void, args: *const xact_goldfish_args) -> xact_status {
+pub unsafe extern "C" fn xact_goldfish_mask(
+    device: *const xact_device,
+    stream: *mut c_void,
+    args: *const xact_goldfish_args,
+) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::goldfish_mask(device, stream, args) })
 }

@@ -2,6 +2,8 @@
 
 use std::ffi::{c_char, c_void};
 
+use crate::goldfish::xact_goldfish;
+
 /// What a function returns: XACT_OK or one of the XACT_ERROR numbers.
 pub type xact_status = i32;
 
@@ -106,8 +108,10 @@ pub const XACT_ORDER_FIRST: i32 = 1;
 pub const XACT_ORDER_SECOND: i32 = 2;
 
 /// As many blocks as there are pieces of work.
+#[allow(dead_code)] // without `cuda`
 pub const XACT_BLOCKS_ALL: i32 = 0;
 /// As many blocks as the device holds at once.
+#[allow(dead_code)] // without `cuda`
 pub const XACT_BLOCKS_RESIDENT: i32 = -1;
 
 /// xIELU: the scalars are as they are trained and stored, α_p = softplus(alpha_p), α_n = β + softplus(alpha_n); their
