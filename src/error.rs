@@ -122,12 +122,12 @@ pub enum Error {
         /// The buffer it overlaps.
         other: &'static str,
     },
-    /// A device pointer is null.
+    /// A pointer is null.
     Null {
         /// The argument.
         what: &'static str,
     },
-    /// A device pointer is not a multiple of the size of its element.
+    /// A pointer is not a multiple of the size of its element.
     Misaligned {
         /// The argument.
         what: &'static str,
@@ -269,7 +269,7 @@ impl fmt::Display for Error {
                 "{output} overlaps {other}; they must be separate, or the same buffer where the \
                  call can work in place"
             ),
-            Error::Null { what } => write!(f, "{what} is a null device pointer"),
+            Error::Null { what } => write!(f, "{what} is a null pointer"),
             Error::Misaligned {
                 what,
                 address,

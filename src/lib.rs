@@ -35,6 +35,8 @@ pub mod performance {}
 pub mod pitfalls {}
 pub mod reference;
 mod shape;
+#[doc(hidden)]
+pub mod span;
 
 pub use activation::ops::*;
 pub use activation::{

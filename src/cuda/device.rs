@@ -106,7 +106,7 @@ impl Device {
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`], or [`Error::Driver`] (no such device, say).
     pub fn new(ordinal: usize) -> Result<Device> {
-        check_built()?;
+        check_kernels()?;
         driver()?;
         let context =
             CudaContext::new(ordinal).map_err(|e| driver_error("opening the device", e))?;
@@ -122,7 +122,7 @@ impl Device {
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].
     pub fn from_context(context: &Arc<CudaContext>) -> Result<Device> {
-        check_built()?;
+        check_kernels()?;
         Device::with_kernels(context, KERNELS)
     }
 
@@ -365,7 +365,11 @@ impl Device {
     }
 }
 
-fn check_built() -> Result<()> {
+/// Whether the crate holds kernels: it was compiled where nvcc was found.
+///
+/// # Errors
+/// [`Error::KernelsNotBuilt`], which says why not.
+pub fn check_kernels() -> Result<()> {
     if KERNELS.images.is_empty() {
         Err(Error::KernelsNotBuilt { reason: BUILD_NOTE })
     } else {

@@ -39,7 +39,7 @@ pub use activation::{
     forward_in_place, gated_backward, gated_backward_in_place, gated_forward,
 };
 pub use cudarc;
-pub use device::Device;
+pub use device::{Device, check_kernels};
 pub use driver::check_driver;
 #[doc(hidden)]
 pub use image::{Cubin, Image, Kernels, cubins, images};

@@ -7,7 +7,9 @@ use std::thread;
 use super::device::Device;
 use super::entry::Entry;
 use super::raw::{activation, cross_entropy, goldfish};
-use crate::error::Result;
+use crate::activation::NAMES;
+use crate::error::{Error, Result};
+use crate::loss;
 
 /// Every entry of the crate.
 fn entries() -> impl Iterator<Item = Entry> {
@@ -33,8 +35,26 @@ impl Device {
     /// [`DeviceTooOld`](crate::Error::DeviceTooOld), [`NotLoaded`](crate::Error::NotLoaded). Of several the first in the
     /// order of the kernels.
     pub fn preload(&self) -> Result<()> {
+        self.preload_entries(entries())
+    }
+
+    /// Loads the kernels of one op: an activation, `cross_entropy` or `goldfish`.
+    ///
+    /// # Errors
+    /// [`UnknownOp`](crate::Error::UnknownOp), and as [`preload`](Device::preload).
+    pub fn preload_op(&self, name: &str) -> Result<()> {
+        if !NAMES.contains(&name) && !loss::NAMES.contains(&name) {
+            return Err(Error::UnknownOp {
+                name: name.to_owned(),
+                known: NAMES,
+            });
+        }
+        self.preload_entries(entries().filter(|entry| entry.stem == name))
+    }
+
+    fn preload_entries(&self, entries: impl Iterator<Item = Entry>) -> Result<()> {
         let mut files: Vec<Vec<Entry>> = Vec::new();
-        for entry in entries() {
+        for entry in entries {
             let is_of = |file: &&mut Vec<Entry>| file.iter().any(|e| e.stem == entry.stem);
             match files.iter_mut().find(is_of) {
                 Some(file) => file.push(entry),
@@ -83,7 +103,6 @@ fn in_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<()> + Sync) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn every_job_is_done_and_the_first_error_is_that_of_the_first_job() {

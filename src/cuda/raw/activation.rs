@@ -4,7 +4,6 @@
 
 use arrayvec::ArrayVec;
 
-use super::span::Span;
 use super::{Blocks, CUdeviceptr, CUstream};
 use crate::activation::{Activation, Gated, MAX_PARAMS, Order, SIGNATURES, Signature};
 use crate::blocks::{ActivationArgs, Matrix};
@@ -15,6 +14,7 @@ use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::Cut;
+use crate::span::Span;
 
 /// How an activation is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

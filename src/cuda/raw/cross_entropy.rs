@@ -12,7 +12,6 @@ use std::num::NonZeroU32;
 use arrayvec::ArrayVec;
 
 use super::goldfish::{self, Decision, IdType};
-use super::span::Span;
 use super::{Blocks, CUdeviceptr, CUstream};
 use crate::blocks::{
     self, CrossEntropyArgs, CrossEntropySummary, CrossEntropyTotals, Matrix, RowStats,
@@ -25,6 +24,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
 use crate::loss::cross_entropy::{CrossEntropy, Normalizer};
+use crate::span::Span;
 
 pub use crate::blocks::LogitsMatrix;
 pub use crate::loss::cross_entropy::Shard;
@@ -706,7 +706,7 @@ impl Plan {
     fn check(&self) -> Result<()> {
         for (i, output) in self.written.iter().enumerate() {
             let read = self.read.iter().enumerate();
-            let read = read.filter(|&(i, _)| Some(i) != self.logits || !output.is("dlogits"));
+            let read = read.filter(|&(i, _)| Some(i) != self.logits || output.what() != "dlogits");
             for other in read.map(|(_, span)| span).chain(&self.written[..i]) {
                 output.disjoint_from(other)?;
             }

@@ -4,7 +4,6 @@
 
 use arrayvec::ArrayVec;
 
-use super::span::Span;
 use super::{Blocks, CUdeviceptr, CUstream};
 use crate::blocks::{self, GoldfishArgs, GoldfishMaskArgs};
 use crate::cuda::device::Device;
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{BLOCK, MAX_CHUNKS};
 use crate::loss::Goldfish;
 use crate::loss::goldfish::{TokenId, halo_len, rows};
+use crate::span::Span;
 
 /// The decisions.
 const MASK: Entry = Entry::new("goldfish", "mask", None);

@@ -12,7 +12,6 @@ pub(super) mod activation;
 mod blocks;
 pub mod cross_entropy;
 pub mod goldfish;
-mod span;
 
 pub use activation::{
     Backward, Common, Dparams, Forward, GatedBackward, GatedForward, backward, forward,

@@ -1,9 +1,12 @@
-//! The bytes that a buffer covers, and whether two share any.
+//! The bytes that a buffer covers, and whether two share any: checks of raw calls, and of the C ABI.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 
 /// The bytes of a buffer: `rows` runs of `row_bytes`, `pitch_bytes` apart.
-pub(super) struct Span {
+#[derive(Clone, Debug)]
+pub struct Span {
     what: &'static str,
     start: u64,
     rows: u64,
@@ -14,7 +17,12 @@ pub(super) struct Span {
 }
 
 impl Span {
-    pub(super) fn new(
+    /// `rows` runs of `cols` elements of `element` bytes, `pitch` elements apart; where there is one row or none, the pitch
+    /// does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Null`], [`Error::Misaligned`], [`Error::TooLarge`].
+    pub fn new(
         what: &'static str,
         start: u64,
         rows: u64,
@@ -57,9 +65,14 @@ impl Span {
         })
     }
 
-    /// Whether it is the buffer of that name.
-    pub(super) fn is(&self, what: &str) -> bool {
-        self.what == what
+    /// From the first byte to the last, gaps included.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end
+    }
+
+    /// The name of the buffer.
+    pub fn what(&self) -> &'static str {
+        self.what
     }
 
     /// Whether `self` and `other` are free of common bytes, or might not be.
@@ -81,7 +94,11 @@ impl Span {
         true
     }
 
-    pub(super) fn disjoint_from(&self, other: &Span) -> Result<()> {
+    /// Fails if they share a byte.
+    ///
+    /// # Errors
+    /// [`Error::Overlap`], also of two matrices of different pitches of which one lies in the gaps of the other.
+    pub fn disjoint_from(&self, other: &Span) -> Result<()> {
         if self.overlaps(other) {
             return Err(Error::Overlap {
                 output: self.what,
@@ -91,12 +108,20 @@ impl Span {
         Ok(())
     }
 
-    /// In place, or apart: each element is read before it is written by the same thread.
-    pub(super) fn may_be(&self, input: &Span) -> Result<()> {
-        if self.start == input.start && self.pitch_bytes == input.pitch_bytes {
+    /// Fails unless it is in place or apart: each element is read before it is written by the same thread.
+    ///
+    /// # Errors
+    /// As [`disjoint_from`](Span::disjoint_from).
+    pub fn may_be(&self, input: &Span) -> Result<()> {
+        if self.is_same(input) {
             return Ok(());
         }
         self.disjoint_from(input)
+    }
+
+    /// Whether they are one matrix, if they are of one shape.
+    pub fn is_same(&self, other: &Span) -> bool {
+        self.start == other.start && self.pitch_bytes == other.pitch_bytes
     }
 }
 

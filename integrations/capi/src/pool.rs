@@ -1,0 +1,108 @@
+//! The threads of the host's functions. A forked process has none of its parent's threads, but all of its memory: a pool
+//! is known by the process that made it, and is made anew in another.
+//!
+//! Pools are links of a list that only grows, so that there is no lock which a fork could leave taken. A process makes
+//! one for each number of threads that was asked for.
+
+#![allow(unsafe_code)]
+
+use std::process;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use xact::Error;
+
+use crate::status::{Failure, Result};
+use crate::types::XACT_ERROR_THREADS;
+
+/// More threads than any machine has use for.
+const MAX_THREADS: u64 = 1024;
+
+/// How many threads are asked for; 0: rayon's default.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// The newest pool.
+static POOLS: AtomicPtr<Link> = AtomicPtr::new(ptr::null_mut());
+
+struct Link {
+    process: u32,
+    threads: usize,
+    pool: ThreadPool,
+    older: *mut Link,
+}
+
+pub fn set_num_threads(threads: u64) -> Result<()> {
+    if threads > MAX_THREADS {
+        return Err(Error::OutOfRange {
+            what: "the number of threads",
+            got: threads as f64,
+            range: "[0, 1024]",
+        }
+        .into());
+    }
+    THREADS.store(threads as usize, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Does work in the pool, and waits for it.
+pub fn run<R: Send>(work: impl FnOnce() -> R) -> Result<R> {
+    /// What another thread does in this one's stead.
+    struct Work<F>(F);
+    // SAFETY: this thread waits in `install` until the work is done, and meanwhile touches nothing of it; what the work
+    // holds are pointers of the caller's, which are not bound to a thread.
+    unsafe impl<F> Send for Work<F> {}
+    impl<F: FnOnce() -> R, R> Work<F> {
+        fn run(self) -> R {
+            (self.0)()
+        }
+    }
+    let work = Work(work);
+    Ok(pool()?.install(move || work.run()))
+}
+
+fn pool() -> Result<&'static ThreadPool> {
+    let (process, threads) = (process::id(), THREADS.load(Ordering::Relaxed));
+    let newest = POOLS.load(Ordering::Acquire);
+    if let Some(pool) = find(newest, process, threads) {
+        return Ok(pool);
+    }
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| {
+        let text = format!("the threads of the host's functions could not be started: {e}");
+        Failure::new(XACT_ERROR_THREADS, text)
+    })?;
+    let link = Box::into_raw(Box::new(Link {
+        process,
+        threads,
+        pool,
+        older: newest,
+    }));
+    // Another thread may have made one too: both are good.
+    let mut older = newest;
+    while let Err(newest) = POOLS.compare_exchange(older, link, Ordering::AcqRel, Ordering::Acquire)
+    {
+        older = newest;
+        // SAFETY: the link is not in the list yet, and nobody else knows it.
+        unsafe { (*link).older = older };
+    }
+    // SAFETY: links are never freed, and do not change once they are in the list.
+    Ok(unsafe { &(*link).pool })
+}
+
+fn find(mut link: *const Link, process: u32, threads: usize) -> Option<&'static ThreadPool> {
+    // SAFETY: links are never freed, and do not change once they are in the list.
+    while let Some(Link {
+        process: of,
+        threads: with,
+        pool,
+        older,
+    }) = unsafe { link.as_ref() }
+    {
+        if (*of, *with) == (process, threads) {
+            return Some(pool);
+        }
+        link = *older;
+    }
+    None
+}
