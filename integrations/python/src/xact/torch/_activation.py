@@ -14,6 +14,7 @@ from .. import _library as native
 from . import _layout
 from ._check import name_of
 from ._device import Call, matrix
+from ._memory import contiguous_like
 
 Scalars = Sequence[Tensor]
 
@@ -136,7 +137,7 @@ def xielu(
     effective: bool,
 ) -> Tensor:
     """y of xIELU. ``slope`` is beta where that is no tensor."""
-    y = _contiguous(x)
+    y = contiguous_like(x)
     forward_into(_xielu(slope, eps, autograd, effective), x, None, y, _xielu_params(alpha_p, alpha_n, beta))
     return y
 
@@ -171,7 +172,7 @@ def xielu_backward(
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx and the gradients of alpha_p, alpha_n and beta; what is not asked for is empty."""
-    dx = _contiguous(x)
+    dx = contiguous_like(x)
     op, params = _xielu(slope, eps, autograd, effective), _xielu_params(alpha_p, alpha_n, beta)
     gradients = backward_into(op, x, None, dy, dx, None, params, sums)
     given = [alpha_p, alpha_n] if beta is None else [alpha_p, alpha_n, beta]
@@ -231,7 +232,7 @@ class Expanded:
         library = torch.library
 
         def plain(x: Tensor, alpha: Tensor) -> Tensor:
-            y = _contiguous(x)
+            y = contiguous_like(x)
             forward_into(native.activation(name), x, None, y, [alpha])
             return y
 
@@ -239,32 +240,32 @@ class Expanded:
             in_place(x, lambda y: forward_into(native.activation(name), y, None, y, [alpha]))
 
         def plain_backward(dy: Tensor, x: Tensor, alpha: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
-            dx = _contiguous(x)
+            dx = contiguous_like(x)
             gradients = backward_into(native.activation(name), x, None, dy, dx, None, [alpha], sums)
             return dx, *(gradients or [x.new_empty(0)])
 
         def gated(x: Tensor, v: Tensor, alpha: Tensor, order: int) -> Tensor:
-            y = _contiguous(x)
+            y = contiguous_like(x)
             forward_into(native.activation(name), x, v, y, [alpha], order)
             return y
 
         def gated_backward(
             dy: Tensor, x: Tensor, v: Tensor, alpha: Tensor, order: int, sums: bool
         ) -> tuple[Tensor, Tensor, Tensor]:
-            dx, dv = _contiguous(x), _contiguous(v)
+            dx, dv = contiguous_like(x), contiguous_like(v)
             gradients = backward_into(native.activation(name), x, v, dy, dx, dv, [alpha], sums, order)
             return dx, dv, *(gradients or [x.new_empty(0)])
 
         def packed(xv: Tensor, alpha: Tensor, order: int, value_first: bool) -> Tensor:
             x, v = halves(xv, value_first)
-            y = _contiguous(x)
+            y = contiguous_like(x)
             forward_into(native.activation(name), x, v, y, [alpha], order)
             return y
 
         def packed_backward(
             dy: Tensor, xv: Tensor, alpha: Tensor, order: int, value_first: bool, sums: bool
         ) -> tuple[Tensor, Tensor]:
-            dxv = _contiguous(xv)
+            dxv = contiguous_like(xv)
             gradients = backward_into(
                 native.activation(name), *halves(xv, value_first), dy, *halves(dxv, value_first), [alpha], sums, order
             )

@@ -10,6 +10,7 @@ from .. import _library as native
 from . import _layout
 from ._check import name_of
 from ._device import Call, address
+from ._memory import contiguous_like
 
 REDUCTIONS = ("mean", "sum", "none")
 NORMALIZERS = ("kept", "labels", "weight")
@@ -256,7 +257,7 @@ def cross_entropy_backward(
     normalizer: str,
 ) -> Tensor:
     """dlogits, of the shape and type of the logits."""
-    dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    dlogits = contiguous_like(logits)
     _backward_into(
         dloss, logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary, dlogits, goldfish,
         ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer,
