@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::folders::Folders;
 use crate::format;
+use crate::integrations;
 use crate::sass;
 use crate::steps::{self, Step};
 use crate::toolkit;
@@ -43,13 +44,14 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
     let mut steps = formatting_and_lints(folders, "--all-targets");
     steps.extend([
-        tests("test --workspace"),
+        tests(&format!("test {}", integrations::OTHERS)),
         tests("test --package xact --no-default-features --lib --test reference"),
         tests(&without_features),
         // The figures of README.md and docs/ are those of the emulator.
         Step::cargo(&accuracy),
         Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
-        Step::cargo("doc --workspace --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
+        Step::cargo(&format!("doc {} --no-deps", integrations::OTHERS))
+            .variable("RUSTDOCFLAGS", "-D warnings"),
     ]);
     if full {
         // Last, since it builds the crate anew.
@@ -100,7 +102,7 @@ fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
     vec![
         Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
         Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
-        clippy("--workspace"),
+        clippy(integrations::OTHERS),
         // Without the kernels other code is dead, and other imports are unused.
         clippy("--package xact --no-default-features"),
     ]
@@ -117,7 +119,7 @@ fn tests(full: bool, line: &str) -> Step {
 }
 
 /// Runs the steps and prints how they went.
-fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
+pub fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
     let summary = steps::run(steps, &[REQUIRE]);
     println!("\n{summary}");

@@ -8,6 +8,7 @@ mod bundle;
 mod cargo_messages;
 mod folders;
 mod format;
+mod integrations;
 mod jobs;
 mod mutants;
 mod sass;
@@ -54,8 +55,11 @@ enum Job {
         #[arg(long)]
         full: bool,
         /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those whose name or file has it
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "integrations")]
         op: Option<String>,
+        /// Only the adapters of integrations/ with these names, which no other run tests: c
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        integrations: Vec<integrations::Adapter>,
     },
     /// Compare the public API with tests/golden/public_api.txt
     ///
@@ -177,8 +181,15 @@ fn main() -> ExitCode {
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
         Job::Check => jobs::check(&folders),
-        Job::Test { full, op: None } => jobs::test(&folders, full),
-        Job::Test { full, op: Some(op) } => jobs::test_op(&folders, full, &op),
+        Job::Test {
+            full,
+            op,
+            integrations,
+        } => match op {
+            _ if !integrations.is_empty() => integrations::test(&folders, &integrations),
+            None => jobs::test(&folders, full),
+            Some(op) => jobs::test_op(&folders, full, &op),
+        },
         Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
         Job::Sass {

@@ -372,8 +372,14 @@
  */
 #define XACT_LAYOUT_DOCUMENTS 1
 
+/**
+ * A device with the kernels in one of its contexts.
+ */
 typedef struct xact_device xact_device;
 
+/**
+ * A strategy that is ready to decide.
+ */
 typedef struct xact_goldfish xact_goldfish;
 
 /**

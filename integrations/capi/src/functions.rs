@@ -41,14 +41,14 @@ pub extern "C" fn xact_last_error() -> *const c_char {
 /// and no device.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_kernels_built() -> xact_status {
-    guard(|| device::kernels_built())
+    guard(device::kernels_built)
 }
 
 /// XACT_OK if the library holds kernels and the CUDA driver library can be loaded; else XACT_ERROR_KERNELS_NOT_BUILT or
 /// XACT_ERROR_NO_DRIVER. It opens no device, and does not initialise CUDA, so that the process may still be forked.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_cuda_available() -> xact_status {
-    guard(|| device::cuda_available())
+    guard(device::cuda_available)
 }
 
 /// Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for as

@@ -301,6 +301,7 @@ unsafe fn backward<T: Element>(op: &AnyActivation, args: &xact_activation_args) 
     let (v, dv, y) = (v.as_ref(), dv.as_ref(), y.as_ref());
     // SAFETY: here and below the caller vouches for the elements, and an output is apart from what else is used.
     let y_out = |y: Option<&Tensor<T>>| y.map(|y| unsafe { y.output() });
+    // SAFETY: as above.
     unsafe {
         let y_is_apart = y.is_none_or(|y| y.is_apart_from(&[Some(&x), v, Some(&dy)]));
         match (gate, v, dv) {

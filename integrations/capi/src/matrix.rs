@@ -46,10 +46,14 @@ impl<T: Element> Tensor<T> {
             group_pitch,
         } = matrix.into();
         let too_large = Error::TooLarge { rows, cols };
+        if pitch == 0 {
+            pitch = cols;
+        }
+        // Groups that one pitch does as well for are none.
         if group_rows == 1 {
             (pitch, group_rows) = (group_pitch, 0);
-        } else if pitch == 0 {
-            pitch = cols;
+        } else if rows == group_rows || pitch.checked_mul(group_rows) == Some(group_pitch) {
+            group_rows = 0;
         }
         if rows > 1 && pitch < cols {
             return Err(Error::Pitch { what, pitch, cols }.into());

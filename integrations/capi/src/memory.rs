@@ -87,7 +87,7 @@ unsafe impl Struct for xact_cross_entropy {
 
 /// Fails unless a struct can have so many bytes.
 fn check_size<T: Struct>(size: u64) -> Result<()> {
-    if size < 8 || size > MAX_SIZE || !size.is_multiple_of(8) {
+    if !(8..=MAX_SIZE).contains(&size) || !size.is_multiple_of(8) {
         let name = T::NAME;
         let text = format!("{name}.size is {size}; set it to sizeof({name})");
         return Err(Failure::new(XACT_ERROR_STRUCT_SIZE, text));

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use std::iter;
 use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -90,19 +91,10 @@ fn pool() -> Result<&'static ThreadPool> {
     Ok(unsafe { &(*link).pool })
 }
 
-fn find(mut link: *const Link, process: u32, threads: usize) -> Option<&'static ThreadPool> {
+fn find(newest: *const Link, process: u32, threads: usize) -> Option<&'static ThreadPool> {
     // SAFETY: links are never freed, and do not change once they are in the list.
-    while let Some(Link {
-        process: of,
-        threads: with,
-        pool,
-        older,
-    }) = unsafe { link.as_ref() }
-    {
-        if (*of, *with) == (process, threads) {
-            return Some(pool);
-        }
-        link = *older;
-    }
-    None
+    let link = |link: *const Link| unsafe { link.as_ref() };
+    let mut links = iter::successors(link(newest), |newer| link(newer.older));
+    let found = links.find(|link| (link.process, link.threads) == (process, threads));
+    found.map(|link: &'static Link| &link.pool)
 }
