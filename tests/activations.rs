@@ -4,8 +4,6 @@
 //!
 //! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` chooses the device; `XACT_FULL=1` runs everything there is.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
@@ -13,15 +11,15 @@ use std::process::ExitCode;
 use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
 use half::{bf16, f16};
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::check;
-use support::choose::{Gpu, open_for_tests};
-use support::inputs::{self, GRADIENTS, Random, VALUES};
-use support::run::{self, DPARAMS_BEFORE, How, Place};
-use support::same::bits;
 use xact::activation::{Named, Registered, Sample, Visitor};
 use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
 use xact::{Element, Gated, Order, Xielu};
+use xact_dev::check;
+use xact_dev::choose::{Gpu, open_for_tests};
+use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
+use xact_dev::run::{self, DPARAMS_BEFORE, How, Place};
+use xact_dev::same::bits;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -35,7 +33,7 @@ fn main() -> ExitCode {
         trials: Vec::new(),
     };
     xact::activation::for_each(&mut table);
-    support::trials::run(&arguments, table.trials)
+    xact_dev::trials::run(&arguments, table.trials)
 }
 
 struct Table {

@@ -3,16 +3,14 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use support::choose::{Choice, open};
 use xact::cuda::cross_entropy::{self, Divisor};
 use xact::cuda::goldfish::{self, DeviceTokens};
 use xact::cuda::{self, Pair, PairMut};
 use xact::{CrossEntropy, Goldfish, Halves, Order, Strategy, Xielu, Xsilu};
+use xact_dev::choose::{Choice, open};
 
 /// What the brief of a launch allows.
 const MOST: usize = 2;

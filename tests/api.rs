@@ -2,15 +2,11 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use libtest_mimic::{Arguments, Trial};
-use support::choose::{Choice, Gpu, open, open_for_tests};
-use support::inputs::Random;
 use xact::cpu;
 use xact::cuda::{self, Gradients, Input, Output, Pair, PairMut, Params};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -20,6 +16,8 @@ use xact::{
     AnyActivation, Device, Dtype, Element, Error, Goldfish, Halves, Order, Queue, Rows, Strategy,
     Xgelu, Xielu, Xsilu,
 };
+use xact_dev::choose::{Choice, Gpu, open, open_for_tests};
+use xact_dev::inputs::Random;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -69,7 +67,7 @@ fn main() -> ExitCode {
         )
         .with_ignored_flag(!second_device),
     );
-    support::trials::run(&arguments, trials)
+    xact_dev::trials::run(&arguments, trials)
 }
 
 fn gpu() -> Gpu {

@@ -3,18 +3,12 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::num::NonZeroU32;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
-use support::choose::{Choice, Gpu, open, open_for_tests};
-use support::goldfish::{How, keep};
-use support::goldfish_golden::{Golden, dropped};
-use support::inputs::Random;
 use xact::cuda::goldfish::{DeviceGoldfish, DeviceTokens, Mask, mask};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
@@ -22,6 +16,10 @@ use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::Blocks;
 use xact::raw::goldfish as raw;
 use xact::{Device, Error, Goldfish, Queue, Strategy};
+use xact_dev::choose::{Choice, Gpu, open, open_for_tests};
+use xact_dev::goldfish::{How, keep};
+use xact_dev::goldfish_golden::{Golden, dropped};
+use xact_dev::inputs::Random;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -58,7 +56,7 @@ fn main() -> ExitCode {
         )
         .with_ignored_flag(!second_device),
     );
-    support::trials::run(&arguments, trials)
+    xact_dev::trials::run(&arguments, trials)
 }
 
 fn gpu() -> Gpu {

@@ -19,7 +19,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
     command.current_dir(&folders.root).args([
         "bench",
         "--package",
-        "xact",
+        "xact-dev",
         "--bench",
         "cpu",
         // Nothing of it needs kernels.

@@ -17,6 +17,9 @@ use crate::toolkit;
 /// each change of it rebuilds the kernels.
 pub const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
 
+/// The crate, and the one that has its tests and its tools.
+const CRATE_AND_TESTS: &str = "--package xact --package xact-dev";
+
 /// Finds or installs nvcc, compiles a kernel with it, and prints its path to stdout.
 pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
@@ -38,13 +41,16 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     } else {
         ("--test cpu -- lengths", "--readme")
     };
-    let without_features = format!("test --package xact --no-default-features {without_features}");
+    let without_features =
+        format!("test {CRATE_AND_TESTS} --no-default-features {without_features}");
     let accuracy =
-        format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
+        format!("run --package xact-dev --bin accuracy -- --check --device emulated {accuracy}");
     let mut steps = formatting_and_lints(folders, "--all-targets");
     steps.extend([
         tests("test --workspace"),
-        tests("test --package xact --no-default-features --lib --test reference"),
+        tests(&format!(
+            "test {CRATE_AND_TESTS} --no-default-features --lib --test reference"
+        )),
         tests(&without_features),
         // The figures of README.md and docs/ are those of the emulator.
         Step::cargo(&accuracy),
@@ -53,7 +59,7 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     ]);
     if full {
         // Last, since it builds the crate anew.
-        let machine_code = Step::cargo("test --package xact --test cubins --test loading");
+        let machine_code = Step::cargo("test --package xact-dev --test images --test loading");
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
         steps.push(Step::cargo("xtask gpu-bundle --rehearse"));
     }
@@ -66,25 +72,21 @@ pub fn check(folders: &Folders) -> anyhow::Result<ExitCode> {
     run(&formatting_and_lints(folders, "--lib --bins"))
 }
 
-/// The tests of one op: those that have its name, and the files that have it.
+/// The tests of one op: those that have its name, or are in a file or folder that has it.
 pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCode> {
     let ops = ops(&folders.root)?;
     if !ops.iter().any(|known| known == op) {
         bail!("no op is called {op}: there are {}", ops.join(", "));
     }
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let mut steps = vec![tests(full, &format!("test --package xact --tests -- {op}"))];
-    let files = stems(&folders.root.join("tests"), "rs")?;
-    if files.iter().any(|file| file.contains(op)) {
-        steps.push(tests(full, &format!("test --package xact --test *{op}*")));
-    }
-    run(&steps)
+    let line = format!("test {CRATE_AND_TESTS} --tests -- {op}");
+    run(&[tests(full, &line)])
 }
 
 /// The public API against its golden file.
 pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let mut step = Step::cargo("test --package xact --test public_api");
+    let mut step = Step::cargo("test --package xact-dev --test public_api");
     if golden_update {
         step = step.variable("XACT_GOLDEN_UPDATE", "1");
     }
@@ -102,7 +104,7 @@ fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
         Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
         clippy("--workspace"),
         // Without the kernels other code is dead, and other imports are unused.
-        clippy("--package xact --no-default-features"),
+        clippy(&format!("{CRATE_AND_TESTS} --no-default-features")),
     ]
 }
 
@@ -152,16 +154,16 @@ fn stems(folder: &Path, extension: &str) -> anyhow::Result<Vec<String>> {
     Ok(stems)
 }
 
-/// An example of the crate, built for speed: the emulator executes every instruction.
-pub fn example(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+/// One of the tools, built for speed: the emulator executes every instruction.
+pub fn tool(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     let status = Command::new(steps::cargo())
         .args([
             "run",
             "--release",
             "--package",
-            "xact",
-            "--example",
+            "xact-dev",
+            "--bin",
             name,
             "--",
         ])

@@ -53,7 +53,7 @@ enum Job {
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
-        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those whose name or file has it
+        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those that have its name, or are in a file that has it
         #[arg(long, value_name = "NAME")]
         op: Option<String>,
     },
@@ -134,7 +134,7 @@ enum Job {
         #[arg(long)]
         rehearse: bool,
     },
-    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of the example `accuracy`
+    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of `accuracy`
     #[command(disable_help_flag = true)]
     Accuracy {
         /// Passed through; `cargo xtask accuracy --help` lists them
@@ -159,7 +159,7 @@ enum Job {
         #[arg(value_name = "ARGUMENTS", last = true)]
         arguments: Vec<OsString>,
     },
-    /// Verify every kernel on the best device present; the arguments are those of the example `verify`
+    /// Verify every kernel on the best device present; the arguments are those of `verify`
     #[command(disable_help_flag = true)]
     Verify {
         /// Passed through; `cargo xtask verify --help` lists them
@@ -219,9 +219,9 @@ fn main() -> ExitCode {
             };
             bundle::run(&folders, &options)
         }
-        Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
+        Job::Accuracy { arguments } => jobs::tool(&folders, "accuracy", &arguments),
         Job::Bench { peers, arguments } => bench::run(&folders, peers, &arguments),
-        Job::Verify { arguments } => jobs::example(&folders, "verify", &arguments),
+        Job::Verify { arguments } => jobs::tool(&folders, "verify", &arguments),
     });
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_get_every_argument() {
+    fn the_tools_get_every_argument() {
         for given in [
             &["--help"][..],
             &["--json", "-v", "xielu"],

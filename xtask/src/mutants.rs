@@ -37,7 +37,7 @@ const BAR: f64 = 0.97;
 /// The test of all activations.
 const ACTIVATIONS: &str = "activations";
 
-/// The example that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
+/// The tool that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
 /// notices a coefficient that is off by less than the bounds forgive.
 const ACCURACY: &str = "accuracy";
 const ACCURACY_ARGUMENTS: [&str; 4] = ["--check", "--readme", "--device", "emulated"];
@@ -310,12 +310,12 @@ impl Bench {
             .iter()
             .map(|test| Ok(((*test).to_owned(), executable(&messages, "test", test)?)));
         let executables = executables.collect::<anyhow::Result<_>>()?;
-        let messages = self.cargo(["build", "--example", ACCURACY])?;
+        let messages = self.cargo(["build", "--bin", ACCURACY])?;
         let out = cargo_messages::out_folder(&messages);
         let out = out.context("cargo did not say where the build script of xact wrote")?;
         let mut base = Base {
             executables,
-            accuracy: executable(&messages, "example", ACCURACY)?,
+            accuracy: executable(&messages, "bin", ACCURACY)?,
             images: out.join("kernels"),
             limit: Duration::from_secs(3600),
         };
@@ -351,7 +351,7 @@ impl Bench {
             .args(arguments)
             .args([
                 "--package",
-                "xact",
+                "xact-dev",
                 "--message-format=json-render-diagnostics",
             ])
             .env("CARGO_TARGET_DIR", &self.target)
@@ -482,10 +482,7 @@ impl Bench {
         let output = trials::command(&base.accuracy, &self.tree, substitutes)
             .args(ACCURACY_ARGUMENTS)
             .output();
-        Ok(output
-            .context("the example does not start")?
-            .status
-            .success())
+        Ok(output.context("the tool does not start")?.status.success())
     }
 
     /// What the build script would have noticed, asked only of what the trials pass.
