@@ -1,4 +1,4 @@
-//! The examples that cannot reach into the tests, as they are, on the device of the tests. (`tests/package.rs` copies
+//! The examples that cannot reach into the tests, as they are, on the device of the tests. (`tests/repository/package.rs` copies
 //! the quickstart out.)
 
 #[path = "../../examples/layer.rs"]

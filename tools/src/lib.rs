@@ -14,6 +14,8 @@ pub mod files;
 pub mod goldfish;
 pub mod goldfish_golden;
 pub mod inputs;
+#[cfg(all(feature = "cuda", debug_assertions))] // of no use where it is optimised
+pub mod instances;
 #[cfg(feature = "cuda")]
 pub mod loss;
 pub mod loss_cases;

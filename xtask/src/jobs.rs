@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
 use crate::format;
 use crate::sass;
-use crate::steps::{self, Step};
+use crate::steps::{self, Step, Times};
 use crate::toolkit;
 
 /// Makes a missing nvcc a build error instead of a crate without kernels. Set alike by every job, because
@@ -63,13 +64,13 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
         steps.push(Step::cargo("xtask gpu-bundle --rehearse"));
     }
-    run(&steps)
+    run(folders, &steps)
 }
 
 /// Formatting, and lints of what is built without the tests.
 pub fn check(folders: &Folders) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    run(&formatting_and_lints(folders, "--lib --bins"))
+    run(folders, &formatting_and_lints(folders, "--lib --bins"))
 }
 
 /// The tests of one op: those that have its name, or are in a file or folder that has it.
@@ -80,7 +81,7 @@ pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCo
     }
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     let line = format!("test {CRATE_AND_TESTS} --tests -- {op}");
-    run(&[tests(full, &line)])
+    run(folders, &[tests(full, &line)])
 }
 
 /// The public API against its golden file.
@@ -90,7 +91,7 @@ pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
     if golden_update {
         step = step.variable("XACT_GOLDEN_UPDATE", "1");
     }
-    run(&[step])
+    run(folders, &[step])
 }
 
 /// What `test` and `check` begin with; `targets` are those that are linted.
@@ -119,9 +120,10 @@ fn tests(full: bool, line: &str) -> Step {
 }
 
 /// Runs the steps and prints how they went.
-fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
+fn run(folders: &Folders, steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
-    let summary = steps::run(steps, &[REQUIRE]);
+    first_time(folders);
+    let summary = steps::run(steps, &[REQUIRE], &mut Times::read(folders));
     println!("\n{summary}");
     match summary.failed() {
         Some(step) => bail!("this step failed: {step}"),
@@ -154,23 +156,47 @@ fn stems(folder: &Path, extension: &str) -> anyhow::Result<Vec<String>> {
     Ok(stems)
 }
 
+/// Says what cargo does not: that the kernels are compiled.
+fn first_time(folders: &Folders) {
+    if !folders.target.join("xact-kernels").is_dir() {
+        eprintln!(
+            "The first build also compiles the kernels: nvcc takes about a minute, of which cargo shows nothing."
+        );
+    }
+}
+
 /// One of the tools, built for speed: the emulator executes every instruction.
 pub fn tool(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let status = Command::new(steps::cargo())
-        .args([
-            "run",
-            "--release",
-            "--package",
-            "xact-dev",
-            "--bin",
-            name,
-            "--",
-        ])
+    first_time(folders);
+    let mut cargo = Command::new(steps::cargo());
+    cargo.args([
+        "run",
+        "--release",
+        "--package",
+        "xact-dev",
+        "--bin",
+        name,
+        "--",
+    ]);
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let line = format!("{name} {}", words.join(" "));
+    let mut times = Times::read(folders);
+    if let Some(estimate) = times.estimate(&line, &[]) {
+        eprintln!("{estimate}");
+    }
+    let start = Instant::now();
+    let status = cargo
         .args(arguments)
         .env(REQUIRE.0, REQUIRE.1)
         .status()
         .context("cargo does not start")?;
+    if status.success() {
+        times.note(&line, start.elapsed());
+    }
     Ok(ExitCode::from(code(status)))
 }
 

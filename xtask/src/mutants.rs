@@ -20,7 +20,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::folders::Folders;
@@ -91,9 +90,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
     let ops: BTreeSet<_> = chosen.iter().flat_map(|mutant| &mutant.ops).collect();
     let base = bench.base(&ops.into_iter().cloned().collect::<Vec<_>>())?;
-    let bar = ProgressBar::new(chosen.len() as u64);
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
-    bar.set_style(style.context("the template of the progress bar")?);
+    let bar = steps::bar(chosen.len());
     let mut results: Vec<Result> = Vec::new();
     let start = Instant::now();
     let mut fresh = 0_u32;

@@ -172,14 +172,15 @@ fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf>
     })
 }
 
-/// Builds xact; the PTX files that it embeds.
+/// Builds xact, with the features that the tests have it built with; the PTX files that it embeds.
 fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new(steps::cargo())
         .current_dir(&folders.root)
         .args([
             "build",
             "--package",
-            "xact",
+            "xact-dev",
+            "--lib",
             "--message-format=json-render-diagnostics",
         ])
         .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
@@ -217,6 +218,7 @@ fn measure(
             images.into_iter().map(move |ptx| (ptx, architecture))
         })
         .collect();
+    let bar = steps::bar(jobs.len());
     let next = AtomicUsize::new(0);
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
@@ -230,6 +232,7 @@ fn measure(
                         jobs.get(next.fetch_add(1, Ordering::Relaxed))
                     {
                         results.push(look_at(nvcc, nvdisasm, ptx, architecture, work));
+                        bar.inc(1);
                     }
                     results
                 })
@@ -240,6 +243,7 @@ fn measure(
             .flat_map(|worker| worker.join().expect("no panic"));
         results.collect::<anyhow::Result<Vec<_>>>()
     })?;
+    bar.finish_and_clear();
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
     for (some_rows, some_problems) in results {
         rows.extend(some_rows);
