@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use cuda_emulator::{Approx, LaunchReport, Schedule, Settings};
 use half::{bf16, f16};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use xact::cpu::cross_entropy as cpu;
@@ -20,7 +20,7 @@ use xact::raw::Blocks;
 use xact::raw::goldfish::IdType;
 use xact::{CrossEntropy, Device, Element, Goldfish, Normalizer, RowStats, Strategy as Drops};
 use xact_dev::check::EVERY;
-use xact_dev::choose::{Gpu, open_for_tests};
+use xact_dev::choose::Gpu;
 use xact_dev::inputs::Random;
 use xact_dev::loss::{self, Batch, Fish, How, Results, Uploaded};
 use xact_dev::loss_cases::{
@@ -29,19 +29,14 @@ use xact_dev::loss_cases::{
 use xact_dev::loss_check::{same, within};
 use xact_dev::run::Place;
 use xact_dev::same::bits;
+use xact_dev::trials::{self, Outcome, Table};
 use xact_dev::{goldfish, loss_cpu};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let gpu = match open_for_tests() {
-        Ok(gpu) => gpu,
-        Err(code) => return code,
-    };
-    let mut table = Table {
-        gpu,
-        full: std::env::var("XACT_FULL").is_ok_and(|v| v == "1"),
-        trials: Vec::new(),
-    };
+    trials::main(|table| fill(&mut CrossEntropies(table)))
+}
+
+fn fill(table: &mut CrossEntropies<'_>) {
     table.of_type::<f32>();
     table.of_type::<f16>();
     table.of_type::<bf16>();
@@ -70,30 +65,20 @@ fn main() -> ExitCode {
     );
     table.add("beyond_32_bits".into(), true, beyond_32_bits);
     table.add("many_rows".into(), false, many_rows);
-    xact_dev::trials::run(&arguments, table.trials)
 }
 
-type Outcome = Result<(), Failed>;
+/// Puts the name of the op before that of a trial.
+struct CrossEntropies<'a>(&'a mut Table);
 
-struct Table {
-    gpu: Gpu,
-    full: bool,
-    trials: Vec<Trial>,
-}
-
-impl Table {
+impl CrossEntropies<'_> {
     fn add(
         &mut self,
         name: String,
         needs_emulator: bool,
         test: impl FnOnce(&Gpu, bool) -> Outcome + Send + 'static,
     ) {
-        let (gpu, full) = (self.gpu.clone(), self.full);
-        let ignored = needs_emulator && !gpu.emulated;
-        self.trials.push(
-            Trial::test(format!("cross_entropy::{name}"), move || test(&gpu, full))
-                .with_ignored_flag(ignored),
-        );
+        let name = format!("cross_entropy::{name}");
+        self.0.add(name, needs_emulator, test);
     }
 
     fn of_type<T: Element>(&mut self) {

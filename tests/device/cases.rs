@@ -10,15 +10,11 @@ use xact::{
     CrossEntropy, Element, Error, Gated, Goldfish, Normalizer, Order, Parameters, Rows, Strategy,
     Xatlu, Xgelu, Xielu, Xsilu, cpu, reference,
 };
-use xact_dev::choose::{Choice, Gpu, open};
+use xact_dev::choose::{Gpu, gpu};
 use xact_dev::inputs::Random;
 use xact_dev::loss::{self, Batch, Results, Uploaded};
 use xact_dev::loss_cpu;
 use xact_dev::run::{self, How, Place};
-
-fn gpu() -> Gpu {
-    open(Choice::from_env().unwrap()).unwrap()
-}
 
 /// Whether the first digits are the same.
 fn near(got: f64, exact: f64) -> bool {

@@ -17,7 +17,7 @@ use xact::{
     CrossEntropy, CrossEntropySummary, Device, Dtype, Error, Goldfish, Normalizer, Queue, Result,
     Rows, Shard, Strategy,
 };
-use xact_dev::choose::{Choice, Gpu, open};
+use xact_dev::choose::{Gpu, gpu};
 use xact_dev::inputs::Random;
 
 const ROWS: usize = 6;
@@ -25,10 +25,6 @@ const ROWS: usize = 6;
 const COLS: usize = 1100;
 /// What outputs hold before a call that must not write.
 const BEFORE: f32 = 77.0;
-
-fn gpu() -> Gpu {
-    open(Choice::from_env().unwrap()).unwrap()
-}
 
 /// A call with all outputs of some buffers. (A method would borrow the inputs too.)
 macro_rules! with_outputs {

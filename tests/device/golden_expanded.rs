@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use xact::activation::{Registered, Visitor};
 use xact::reference::{PARAM_GRADIENT_BOUND, ULPS, ulp};
 use xact::{Gated, Order};
-use xact_dev::choose::{Choice, Gpu, open};
+use xact_dev::choose::{Gpu, gpu};
 use xact_dev::run::{self, How};
 
 /// What f64 arithmetic can lose in either formula, relative to the largest addend of ours.
@@ -168,7 +168,7 @@ fn the_kernels_are_the_formulas_of_the_papers_author() {
     let file = include_bytes!("../golden/expanded_paper.safetensors");
     let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
     let mut check = Check {
-        gpu: open(Choice::from_env().unwrap()).unwrap(),
+        gpu: gpu(),
         tensors: tensors
             .tensors()
             .into_iter()

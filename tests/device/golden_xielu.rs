@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use xact::reference::{self, Bounds, PARAM_GRADIENT_BOUND, Report, ULPS, ulp};
 use xact::{Activation, Compat, EpsGradient, Xielu};
-use xact_dev::choose::{Choice, open};
+use xact_dev::choose::gpu;
 use xact_dev::run::{self, How};
 
 #[test]
 fn the_kernels_in_compat_are_hugging_face() {
-    let gpu = open(Choice::from_env().unwrap()).unwrap();
+    let gpu = gpu();
     let file = include_bytes!("../golden/xielu_hf.safetensors");
     let tensors: BTreeMap<_, Vec<f64>> = safetensors::SafeTensors::deserialize(file)
         .unwrap()
@@ -85,7 +85,7 @@ fn the_kernels_in_compat_are_hugging_face() {
 /// digits. Theirs is within our bound only of *their* addends, ours of those of the function itself.
 #[test]
 fn in_f32_the_kernels_are_closer_than_hugging_face() {
-    let gpu = open(Choice::from_env().unwrap()).unwrap();
+    let gpu = gpu();
     let file = include_bytes!("../golden/xielu_hf.safetensors");
     let file = safetensors::SafeTensors::deserialize(file).unwrap();
     let f32s = |name: &str| -> Vec<f32> {

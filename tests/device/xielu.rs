@@ -3,12 +3,8 @@
 use xact::activation::xielu::Parameters;
 use xact::reference::ulp;
 use xact::{Compat, EpsGradient, Xielu};
-use xact_dev::choose::{Choice, Gpu, open};
+use xact_dev::choose::{Gpu, gpu};
 use xact_dev::run::{self, How, Place};
-
-fn gpu() -> Gpu {
-    open(Choice::from_env().unwrap()).unwrap()
-}
 
 fn forward(gpu: &Gpu, op: &Xielu, params: [f32; 2], x: f32) -> f32 {
     run::forward(gpu, op, &params, &[x], &How::default()).unwrap()[0]

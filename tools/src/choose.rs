@@ -135,6 +135,14 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
     })
 }
 
+/// The device that the environment chooses.
+///
+/// # Panics
+/// If there is none.
+pub fn gpu() -> Gpu {
+    Choice::from_env().and_then(open).expect("a device")
+}
+
 /// Makes the emulator load the kernels in the folder that `XACT_SUBSTITUTES` names, `<stem>.sm_<target>.ptx`, in the
 /// place of those that were compiled into this program: `cargo xtask mutants` tries its mutants so.
 fn substitute_kernels() -> Result<(), String> {

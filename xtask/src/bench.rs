@@ -60,14 +60,14 @@ fn torch(folders: &Folders) -> anyhow::Result<OsString> {
             requirements.display(),
             venv.display()
         );
-        done(
+        steps::done(
             Command::new(base)
                 .args(["-m", "venv", "--clear"])
                 .arg(&venv),
         )?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check", "-r"]);
-        done(pip.arg(&requirements))?;
+        steps::done(pip.arg(&requirements))?;
         fs::write(&installed, wanted)
             .with_context(|| format!("{} cannot be written", installed.display()))?;
     }
@@ -80,7 +80,7 @@ fn candle(folders: &Folders) -> anyhow::Result<OsString> {
     let mut build = Command::new(steps::cargo());
     build.args(["build", "--release", "--locked", "--manifest-path"]);
     build.arg(folders.root.join("benches/peers/candle/Cargo.toml"));
-    done(build.arg("--target-dir").arg(&target))?;
+    steps::done(build.arg("--target-dir").arg(&target))?;
     command(&[&target.join("release/xact-bench-candle")])
 }
 
@@ -93,16 +93,6 @@ fn command(words: &[&Path]) -> anyhow::Result<OsString> {
         }
     }
     Ok(words.join(" ".as_ref()))
-}
-
-fn done(command: &mut Command) -> anyhow::Result<()> {
-    let program = command.get_program().display().to_string();
-    let status = command.status();
-    let status = status.with_context(|| format!("{program} does not start"))?;
-    if !status.success() {
-        bail!("{program} failed: {status}");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
             copy_file(&program, &folder.join(BENCH))?;
         }
     }
-    run_quietly(
+    steps::done(
         Command::new(programs.join(BENCH))
             .arg("dump")
             .arg(stage.join(EMULATED))
@@ -139,7 +139,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
     fs::write(bundle.join("version.txt"), version(folders))?;
     if options.wheels {
-        run_quietly(
+        steps::done(
             Command::new("python3")
                 .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest"])
                 .arg(bundle.join("wheels"))
@@ -154,7 +154,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         MOST_BYTES >> 20
     );
     if options.rehearse {
-        run_quietly(
+        steps::done(
             Command::new(bundle.join("run.sh"))
                 .args(["--stand-in", "--day", "1", "--out"])
                 .arg(folders.target.join("gpu-bundle-rehearsal")),
@@ -175,7 +175,7 @@ fn pack(stage: &Path, bundle: &Path) -> anyhow::Result<()> {
         .context("tar does not start")?;
     let stream = tar.stdout.take().context("tar has no output")?;
     let archive = fs::File::create(bundle.join("programs.tar.xz"))?;
-    run_quietly(
+    steps::done(
         Command::new("xz")
             .args(["-9", "--stdout"])
             .stdin(stream)
@@ -270,14 +270,6 @@ fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
-    Ok(())
-}
-
-fn run_quietly(command: &mut Command) -> anyhow::Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("{command:?} does not start"))?;
-    ensure!(status.success(), "{command:?}: {status}");
     Ok(())
 }
 

@@ -92,9 +92,6 @@ enum Job {
         /// Only the entries of this op
         #[arg(long)]
         op: Option<String>,
-        /// Print a JSON array instead of the table
-        #[arg(long)]
-        json: bool,
     },
     /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
     ///
@@ -181,16 +178,11 @@ fn main() -> ExitCode {
         Job::Test { full, op: Some(op) } => jobs::test_op(&folders, full, &op),
         Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
-        Job::Sass {
-            golden_update,
-            op,
-            json,
-        } => sass::run(
+        Job::Sass { golden_update, op } => sass::run(
             &folders,
             &sass::Options {
                 update: golden_update,
                 op,
-                json,
             },
         ),
         Job::Mutants {

@@ -40,8 +40,6 @@ pub struct Options {
     pub update: bool,
     /// Only the entries of this op.
     pub op: Option<String>,
-    /// A JSON array instead of the table.
-    pub json: bool,
 }
 
 /// Prints the table; compares with the golden file or writes it.
@@ -63,11 +61,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
             bail!("no entry is called {op}_…");
         }
     }
-    if options.json {
-        println!("{:#}", table::json(&rows));
-    } else {
-        print!("{}", table::text(&rows));
-    }
+    print!("{}", table::text(&rows));
     eprintln!("The listings and the hot paths are in {}.", work.display());
     if options.op.is_none() {
         let bytes = embedded_bytes(&kernels, &work)?;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::folders::Folders;
@@ -145,6 +146,15 @@ impl fmt::Display for Outcome {
 pub fn bar(len: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
     ProgressBar::new(len as u64).with_style(style.expect("a valid template"))
+}
+
+/// Runs a command line, which must succeed.
+pub fn done(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} does not start"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
 }
 
 /// The cargo that started this process.
