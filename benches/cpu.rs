@@ -13,9 +13,6 @@
 
 #[path = "cpu/peers.rs"]
 mod peers;
-#[allow(dead_code)] // another kind of axis
-#[path = "../tests/support/plot.rs"]
-mod plot;
 #[path = "cpu/table.rs"]
 mod table;
 
@@ -32,6 +29,7 @@ use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish;
 use xact::loss::goldfish::Tokens;
 use xact::{CrossEntropy, Element, Gated, Goldfish, Order, Strategy, cpu, loss};
+use xact_dev::inputs;
 
 use peers::Peer;
 use table::{Measured, Row, Table};
@@ -377,7 +375,3 @@ fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
     let period: Vec<T> = inputs::Random(seed).normal((1 << 14) + 1, 2.0);
     period.iter().copied().cycle().take(len).collect()
 }
-
-#[allow(dead_code)] // of what the tests share, the random numbers
-#[path = "../tests/support/inputs.rs"]
-mod inputs;

@@ -16,10 +16,7 @@ use xact::activation::{self, Registered, Visitor};
 use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish as mask;
 use xact::{CrossEntropy, Element, Goldfish, Strategy, Tokens, cpu, loss, reference};
-
-#[allow(dead_code)] // the random numbers of what the tests share
-#[path = "../tests/support/inputs.rs"]
-mod inputs;
+use xact_dev::inputs;
 
 /// Lengths of tensors: in the cache on one thread, and on all threads.
 const LENGTHS: [usize; 2] = [1 << 14, 1 << 20];

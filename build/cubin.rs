@@ -1,6 +1,6 @@
 //! The machine code that is embedded beside the PTX: for which architectures, from which PTX, and compressed how.
 //!
-//! One file for all who make it: `build.rs`, `cargo xtask sass` and `tests/cubins.rs` include it.
+//! One file for all who make it: `build.rs`, `cargo xtask sass` and the tests (`tools/src/build.rs`) include it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};

@@ -4,103 +4,73 @@
 //!
 //! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` chooses the device; `XACT_FULL=1` runs everything there is.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
 
 use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
 use half::{bf16, f16};
-use libtest_mimic::{Arguments, Failed, Trial};
-use support::check;
-use support::choose::{Gpu, open_for_tests};
-use support::inputs::{self, GRADIENTS, Random, VALUES};
-use support::run::{self, DPARAMS_BEFORE, How, Place};
-use support::same::bits;
 use xact::activation::{Named, Registered, Sample, Visitor};
 use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
 use xact::{Element, Gated, Order, Xielu};
+use xact_dev::check;
+use xact_dev::choose::Gpu;
+use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
+use xact_dev::run::{self, DPARAMS_BEFORE, How, Place};
+use xact_dev::same::bits;
+use xact_dev::trials::{self, Outcome, Table};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let gpu = match open_for_tests() {
-        Ok(gpu) => gpu,
-        Err(code) => return code,
-    };
-    let mut table = Table {
-        gpu,
-        full: std::env::var("XACT_FULL").is_ok_and(|v| v == "1"),
-        trials: Vec::new(),
-    };
-    xact::activation::for_each(&mut table);
-    support::trials::run(&arguments, table.trials)
+    trials::main(|table| xact::activation::for_each(&mut Activations(table)))
 }
 
-struct Table {
-    gpu: Gpu,
-    full: bool,
-    trials: Vec<Trial>,
-}
+struct Activations<'a>(&'a mut Table);
 
-type Outcome = Result<(), Failed>;
-
-impl Table {
-    fn add(
-        &mut self,
-        name: String,
-        needs_emulator: bool,
-        test: impl FnOnce(&Gpu, bool) -> Outcome + Send + 'static,
-    ) {
-        let (gpu, full) = (self.gpu.clone(), self.full);
-        let ignored = needs_emulator && !gpu.emulated;
-        self.trials
-            .push(Trial::test(name, move || test(&gpu, full)).with_ignored_flag(ignored));
-    }
-
+impl Activations<'_> {
     fn of_type<A: Registered, T: Element>(&mut self) {
         let name = |what: &str| format!("{}::{what}::{}", A::NAME, T::DTYPE);
         for sample in A::samples() {
             let name = |what: &str| format!("{}::{}", name(what), sample.name.replace(' ', "_"));
             let s = sample.clone();
-            self.add(name("forward"), false, |gpu, full| {
+            self.0.add(name("forward"), false, |gpu, full| {
                 forward::<A, T>(gpu, full, s)
             });
             let s = sample.clone();
-            self.add(name("backward"), false, |gpu, full| {
+            self.0.add(name("backward"), false, |gpu, full| {
                 backward::<A, T>(gpu, full, s)
             });
         }
-        self.add(
+        self.0.add(
             name("lengths_and_alignments"),
             false,
             lengths_and_alignments::<A, T>,
         );
-        self.add(name("rows_with_a_pitch"), false, rows_with_a_pitch::<A, T>);
-        self.add(name("empty"), false, empty::<A, T>);
-        self.add(
+        self.0
+            .add(name("rows_with_a_pitch"), false, rows_with_a_pitch::<A, T>);
+        self.0.add(name("empty"), false, empty::<A, T>);
+        self.0.add(
             name("parameters_of_the_type_of_x"),
             false,
             parameters_of_the_type_of_x::<A, T>,
         );
-        self.add(
+        self.0.add(
             name("same_bits_on_any_grid"),
             false,
             same_bits_on_any_grid::<A, T>,
         );
-        self.add(
+        self.0.add(
             name("same_bits_under_any_schedule"),
             true,
             same_bits_under_any_schedule::<A, T>,
         );
-        self.add(name("traffic"), true, traffic::<A, T>);
-        self.add(name("widths"), true, widths::<A, T>);
-        self.add(name("long_sums"), false, long_sums::<A, T>);
+        self.0.add(name("traffic"), true, traffic::<A, T>);
+        self.0.add(name("widths"), true, widths::<A, T>);
+        self.0.add(name("long_sums"), false, long_sums::<A, T>);
     }
 }
 
-impl Visitor for Table {
+impl Visitor for Activations<'_> {
     fn visit_gated<A: Gated + Registered>(&mut self) {
         self.gated::<A, f32>();
         self.gated::<A, f16>();
@@ -111,7 +81,7 @@ impl Visitor for Table {
         self.of_type::<A, f32>();
         self.of_type::<A, f16>();
         self.of_type::<A, bf16>();
-        self.add(
+        self.0.add(
             format!("{}::stored_parameters", A::NAME),
             false,
             stored_parameters::<A>,
@@ -119,28 +89,28 @@ impl Visitor for Table {
     }
 }
 
-impl Table {
+impl Activations<'_> {
     fn gated<A: Gated + Registered, T: Element>(&mut self) {
         for (number, order) in [(1, Order::First), (2, Order::Second)] {
             let name = |what: &str| format!("{}::gated{number}_{what}::{}", A::NAME, T::DTYPE);
             for sample in A::samples() {
                 let name = |what: &str| format!("{}::{}", name(what), sample.name);
                 let s = sample.clone();
-                self.add(name("forward"), false, move |gpu, full| {
+                self.0.add(name("forward"), false, move |gpu, full| {
                     gated_forward::<A, T>(gpu, full, order, &s)
                 });
                 let s = sample.clone();
-                self.add(name("backward"), false, move |gpu, full| {
+                self.0.add(name("backward"), false, move |gpu, full| {
                     gated_backward::<A, T>(gpu, full, order, &s)
                 });
             }
-            self.add(name("places"), false, move |gpu, _| {
+            self.0.add(name("places"), false, move |gpu, _| {
                 gated_places::<A, T>(gpu, order)
             });
-            self.add(name("schedules"), true, move |gpu, full| {
+            self.0.add(name("schedules"), true, move |gpu, full| {
                 gated_schedules::<A, T>(gpu, full, order)
             });
-            self.add(name("traffic"), true, move |gpu, _| {
+            self.0.add(name("traffic"), true, move |gpu, _| {
                 gated_traffic::<A, T>(gpu, order)
             });
         }

@@ -3,16 +3,14 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use support::choose::{Choice, open};
 use xact::cuda::cross_entropy::{self, Divisor};
 use xact::cuda::goldfish::{self, DeviceTokens};
 use xact::cuda::{self, Pair, PairMut};
 use xact::{CrossEntropy, Goldfish, Halves, Order, Strategy, Xielu, Xsilu};
+use xact_dev::choose::gpu;
 
 /// What the brief of a launch allows.
 const MOST: usize = 2;
@@ -58,7 +56,7 @@ fn a_launch_asks_the_heap_at_most_twice() {
             Ok(())
         }) == 1
     );
-    let gpu = open(Choice::from_env().unwrap()).unwrap();
+    let gpu = gpu();
     let (mut queue, stream) = (gpu.queue().unwrap(), &gpu.stream);
     let line = || stream.alloc_zeros::<f32>(64).unwrap();
     let scalar = || stream.alloc_zeros::<f32>(1).unwrap();

@@ -2,15 +2,10 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use libtest_mimic::{Arguments, Trial};
-use support::choose::{Choice, Gpu, open, open_for_tests};
-use support::inputs::Random;
 use xact::cpu;
 use xact::cuda::{self, Gradients, Input, Output, Pair, PairMut, Params};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -20,60 +15,46 @@ use xact::{
     AnyActivation, Device, Dtype, Element, Error, Goldfish, Halves, Order, Queue, Rows, Strategy,
     Xgelu, Xielu, Xsilu,
 };
+use xact_dev::choose::{Gpu, gpu};
+use xact_dev::inputs::Random;
+use xact_dev::trials;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    if let Err(code) = open_for_tests() {
-        return code;
-    }
-    let second_device = Device::new(1).is_ok();
-    let test = |name: &str, test: fn()| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    macro_rules! tests {
-        ($($name:ident),+ $(,)?) => { vec![$(test(stringify!($name), $name)),+] };
-    }
-    let mut trials = tests![
-        in_place_is_the_same_as_apart,
-        wrong_lengths_are_refused_and_nothing_is_written,
-        lists_of_scalars_are_counted,
-        a_queue_must_have_enough_workspace,
-        a_queue_can_be_sent_to_another_thread,
-        a_queue_on_the_per_thread_stream_serves_its_own_thread,
-        gradients_can_be_left_out,
-        scalars_that_are_missing_or_given_twice,
-        rows_without_elements_lie_anywhere,
-        an_empty_tensor_needs_no_buffer,
-        an_op_by_name_is_that_op,
-        value_first_halves,
-        rows_and_halves_are_the_same_as_dense,
-        gated_in_place_is_the_same_as_apart,
-        raw_calls_refuse_what_can_be_seen,
-        resident_blocks_of_another_thread,
-        raw_backward_refuses_what_can_be_seen,
-        raw_gated_calls_refuse_outputs_that_overlap,
-        gated_calls_refuse_what_is_no_gate_and_value,
-        rows_that_are_not_in_their_buffer_are_refused,
-        shapes_that_differ_are_refused,
-        forward_and_backward_can_be_captured_and_replayed,
-        two_streams_wait_for_each_other,
-        errors_say_what_to_do,
-    ];
-    trials.push(
-        test(
-            "buffers_of_another_device_are_refused",
-            buffers_of_another_device_are_refused,
-        )
-        .with_ignored_flag(!second_device),
-    );
-    support::trials::run(&arguments, trials)
-}
-
-fn gpu() -> Gpu {
-    open(Choice::from_env().unwrap()).unwrap()
+    trials::main(|table| {
+        macro_rules! tests {
+            ($devices:literal: $($name:ident),+ $(,)?) => {
+                $(table.plain(stringify!($name), $devices, $name);)+
+            };
+        }
+        tests![
+            1:
+                in_place_is_the_same_as_apart,
+                wrong_lengths_are_refused_and_nothing_is_written,
+                lists_of_scalars_are_counted,
+                a_queue_must_have_enough_workspace,
+                a_queue_can_be_sent_to_another_thread,
+                a_queue_on_the_per_thread_stream_serves_its_own_thread,
+                gradients_can_be_left_out,
+                scalars_that_are_missing_or_given_twice,
+                rows_without_elements_lie_anywhere,
+                an_empty_tensor_needs_no_buffer,
+                an_op_by_name_is_that_op,
+                value_first_halves,
+                rows_and_halves_are_the_same_as_dense,
+                gated_in_place_is_the_same_as_apart,
+                raw_calls_refuse_what_can_be_seen,
+                resident_blocks_of_another_thread,
+                raw_backward_refuses_what_can_be_seen,
+                raw_gated_calls_refuse_outputs_that_overlap,
+                gated_calls_refuse_what_is_no_gate_and_value,
+                rows_that_are_not_in_their_buffer_are_refused,
+                shapes_that_differ_are_refused,
+                forward_and_backward_can_be_captured_and_replayed,
+                two_streams_wait_for_each_other,
+                errors_say_what_to_do,
+        ];
+        tests![2: buffers_of_another_device_are_refused];
+    })
 }
 
 const N: usize = 1000;

@@ -3,18 +3,11 @@
 
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::num::NonZeroU32;
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
-use support::choose::{Choice, Gpu, open, open_for_tests};
-use support::goldfish::{How, keep};
-use support::goldfish_golden::{Golden, dropped};
-use support::inputs::Random;
 use xact::cuda::goldfish::{DeviceGoldfish, DeviceTokens, Mask, mask};
 use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
@@ -22,47 +15,35 @@ use xact::loss::goldfish::{TokenId, Tokens};
 use xact::raw::Blocks;
 use xact::raw::goldfish as raw;
 use xact::{Device, Error, Goldfish, Queue, Strategy};
+use xact_dev::choose::{Gpu, gpu};
+use xact_dev::goldfish::{How, keep};
+use xact_dev::goldfish_golden::{Golden, dropped};
+use xact_dev::inputs::Random;
+use xact_dev::trials;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    if let Err(code) = open_for_tests() {
-        return code;
-    }
-    let second_device = Device::new(1).is_ok();
-    let test = |name: &str, test: fn()| {
-        Trial::test(format!("goldfish::{name}"), move || {
-            test();
-            Ok(())
-        })
-    };
-    macro_rules! tests {
-        ($($name:ident),+ $(,)?) => { vec![$(test(stringify!($name), $name)),+] };
-    }
-    let mut trials = tests![
-        the_kernel_makes_the_official_masks,
-        the_kernel_decides_as_the_reference,
-        hostile_offsets_read_nothing_outside,
-        every_grid_gives_the_same,
-        every_schedule_gives_the_same,
-        the_safe_call_decides_as_the_reference,
-        each_output_can_be_left_out,
-        wrong_calls_are_refused_and_nothing_is_written,
-        raw_calls_refuse_what_can_be_seen,
-        a_mask_can_be_captured_and_replayed,
-        two_streams_wait_for_each_other,
-    ];
-    trials.push(
-        test(
-            "buffers_of_another_device_are_refused",
-            buffers_of_another_device_are_refused,
-        )
-        .with_ignored_flag(!second_device),
-    );
-    support::trials::run(&arguments, trials)
-}
-
-fn gpu() -> Gpu {
-    open(Choice::from_env().unwrap()).unwrap()
+    trials::main(|table| {
+        macro_rules! tests {
+            ($devices:literal: $($name:ident),+ $(,)?) => {
+                $(table.plain(concat!("goldfish::", stringify!($name)), $devices, $name);)+
+            };
+        }
+        tests![
+            1:
+                the_kernel_makes_the_official_masks,
+                the_kernel_decides_as_the_reference,
+                hostile_offsets_read_nothing_outside,
+                every_grid_gives_the_same,
+                every_schedule_gives_the_same,
+                the_safe_call_decides_as_the_reference,
+                each_output_can_be_left_out,
+                wrong_calls_are_refused_and_nothing_is_written,
+                raw_calls_refuse_what_can_be_seen,
+                a_mask_can_be_captured_and_replayed,
+                two_streams_wait_for_each_other,
+        ];
+        tests![2: buffers_of_another_device_are_refused];
+    })
 }
 
 /// All strategies.

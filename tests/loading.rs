@@ -6,13 +6,7 @@ use std::thread;
 use xact::cuda::{self, Cubin, Image, Kernels, images};
 use xact::cudarc::driver::CudaContext;
 use xact::{Device, Error, Queue, Xsilu, cpu};
-
-#[allow(dead_code)] // the build script uses all of it
-#[path = "../build/compile.rs"]
-mod compile;
-#[allow(dead_code)] // the build script and xtask use all of it
-#[path = "../build/cubin.rs"]
-mod cubin;
+use xact_dev::build::{compile, cubin};
 
 /// A context of its own on an emulated H100.
 fn context() -> Arc<CudaContext> {

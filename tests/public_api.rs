@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn compare() -> Result<(), Failed> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/public_api.txt");
+    let golden = xact_dev::root().join("tests/golden/public_api.txt");
     let found = listing()?;
     if env::var_os("XACT_GOLDEN_UPDATE").is_some() {
         return Ok(fs::write(&golden, found)?);
@@ -78,7 +78,7 @@ fn listing() -> Result<String, Failed> {
         .args(JSON)
         // As docs.rs builds it, so that this is tried too.
         .args(["--cfg", "docsrs"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(xact_dev::root())
         .env(BOOTSTRAP.0, BOOTSTRAP.1)
         // Whatever the kernels are, the API is the same: none are compiled.
         .env("DOCS_RS", "1")

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-#[path = "support/toolkit.rs"]
-mod toolkit;
+use xact_dev::toolkit;
 
 /// The new op, and the one that it is a copy of.
 const NEW: &str = "xdummy";
@@ -82,7 +81,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn a_fifth_activation() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = xact_dev::root();
     let copy_of = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("scaffold");
     copy(root, &copy_of);
     for file in FILES {
@@ -120,7 +119,7 @@ fn a_fifth_activation() {
                 "test",
                 "--offline",
                 "--package",
-                "xact",
+                "xact-dev",
                 "--test",
                 test,
                 "--",
@@ -128,7 +127,7 @@ fn a_fifth_activation() {
             ])
             .current_dir(&copy_of)
             .env("CARGO_TARGET_DIR", copy_of.join("target"))
-            .env("NVCC", toolkit::find())
+            .env("NVCC", toolkit::find(env!("CARGO_TARGET_TMPDIR")))
             .env_remove("XACT_FULL")
             .output()
             .expect("cargo starts");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use xact::Element;
 
 use crate::peers::Peer;
-use crate::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
+use xact_dev::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
 
 /// A row of the table: what is computed.
 #[derive(Clone, Copy)]

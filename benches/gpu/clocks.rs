@@ -8,9 +8,9 @@ use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 use xact::cudarc::driver::sys::CUdevice_attribute as A;
+use xact_dev::choose::Gpu;
 
 use crate::measure::median;
-use crate::support::choose::Gpu;
 use crate::work::Result;
 
 /// The clock over a time, in MHz.

@@ -16,16 +16,15 @@ use xact::activation::{Registered, Sample, Visitor};
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
+use xact_dev::choose::{Choice, Gpu, open};
+use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
+use xact_dev::loss::{self, Uploaded};
+use xact_dev::loss_cases::few_options;
+use xact_dev::loss_check::{self, Batch, Results};
+use xact_dev::same::bits;
+use xact_dev::table::table;
+use xact_dev::{check, files, goldfish, progress, run};
 
-use crate::support::choose::{Choice, Gpu, open};
-use crate::support::inputs::{self, GRADIENTS, Random, VALUES};
-use crate::support::loss::{self, Uploaded};
-use crate::support::loss_cases::few_options;
-use crate::support::loss_check::{self, Batch, Results};
-use crate::support::run;
-use crate::support::same::bits;
-use crate::support::table::table;
-use crate::support::{check, files, goldfish, progress};
 use crate::work::Result;
 
 /// What one device computed.

@@ -16,8 +16,6 @@ mod measure;
 mod page;
 mod report;
 mod rows;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod work;
 mod yardsticks;
 
@@ -31,12 +29,12 @@ use clocks::Sampler;
 use measure::{Bench, Machine, Speed};
 use rows::{Chosen, Row};
 use serde_json::json;
-use support::choose::{Choice, Gpu, gpu_required, open};
-use support::{files, progress};
 use work::Result;
 use xact::cuda::{self, Kernels};
 use xact::cudarc::driver::CudaContext;
 use xact::{Device, activation, loss};
+use xact_dev::choose::{Choice, Gpu, gpu_required, open};
+use xact_dev::{files, progress};
 
 /// How often the results are written while rows are measured.
 const WRITTEN_EVERY: Duration = Duration::from_secs(2);

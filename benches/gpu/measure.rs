@@ -9,11 +9,11 @@ use xact::cudarc::driver::CudaGraph;
 use xact::cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
+use xact_dev::choose::Gpu;
 
 use crate::clocks::Clocks;
 use crate::devices;
 use crate::rows::Row;
-use crate::support::choose::Gpu;
 use crate::work::{self, Result, Tiles, Work};
 use crate::yardsticks::{VECTOR, Yardstick, Yardsticks};
 

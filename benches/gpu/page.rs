@@ -4,10 +4,11 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use xact_dev::table::table;
+
 use crate::devices::Goal;
 use crate::measure::{Measured, Speed};
 use crate::report::{self, PRESENT, Parts, PeerRow, verdict};
-use crate::support::table::table;
 
 /// The most lines of a list.
 const LINES: usize = 6;

@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use plotters::style::RGBColor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use xact_dev::files;
+use xact_dev::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
+use xact_dev::table::table;
 
 use crate::compare::Comparison;
 use crate::devices::Goal;
 use crate::measure::{Machine, Measured, Speed, median};
 use crate::page;
 use crate::rows::{COMPAT, Row};
-use crate::support::files;
-use crate::support::plot::{self, Axis, Bar, Line, Panel, Plot, Scale, colour};
-use crate::support::table::table;
 use crate::work::Result;
 
 /// A file that `benches/peers/torch_gpu.py` wrote.

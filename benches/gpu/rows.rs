@@ -7,8 +7,7 @@ use xact::activation::{self, Registered, Visitor};
 use xact::loss::goldfish::Tokens;
 use xact::raw::Blocks;
 use xact::{Dtype, Gated, Goldfish, Strategy, loss};
-
-use crate::support::inputs::Random;
+use xact_dev::inputs::Random;
 
 /// A row of the table: an op on tensors of a shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -13,10 +13,10 @@ use xact::raw::{self, CUdeviceptr, Matrix};
 use xact::{
     CrossEntropy, CrossEntropySummary, Dtype, Element, Gated, Goldfish, Order, RowStats, Strategy,
 };
+use xact_dev::choose::Gpu;
+use xact_dev::inputs::Random;
 
 use crate::rows::{self, Chosen, Row, random_ids};
-use crate::support::choose::Gpu;
-use crate::support::inputs::Random;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

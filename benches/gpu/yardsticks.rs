@@ -10,9 +10,9 @@ use xact::cudarc::driver::{CudaFunction, CudaSlice, DevicePtr, LaunchConfig, Pus
 use xact::cudarc::nvrtc::Ptx;
 use xact::raw::CUdeviceptr;
 use xact::{Dtype, loss};
+use xact_dev::choose::Gpu;
 
 use crate::rows::Row;
-use crate::support::choose::Gpu;
 use crate::work::{self, Result, Tiles};
 
 const PTX: &str = include_str!("yardsticks.ptx");

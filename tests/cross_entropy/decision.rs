@@ -1,12 +1,12 @@
 //! The cross-entropy kernels decide with a warp a row what the mask kernel decides with a thread a label.
 
-use crate::support::choose::Gpu;
-use crate::support::inputs::Random;
 use libtest_mimic::Failed;
 use xact::cuda::cross_entropy;
 use xact::cuda::goldfish::DeviceTokens;
 use xact::loss::goldfish::Tokens;
 use xact::{CrossEntropy, Goldfish, Strategy};
+use xact_dev::choose::Gpu;
+use xact_dev::inputs::Random;
 
 const ROWS: usize = 240;
 const CLASSES: usize = 8;

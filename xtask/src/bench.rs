@@ -3,12 +3,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::{env, fs};
 
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
-use crate::{jobs, steps};
+use crate::{jobs, python, steps};
 
 /// Runs `cargo bench --bench cpu`.
 ///
@@ -19,7 +18,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
     command.current_dir(&folders.root).args([
         "bench",
         "--package",
-        "xact",
+        "xact-dev",
         "--bench",
         "cpu",
         // Nothing of it needs kernels.
@@ -43,35 +42,10 @@ fn own_folder(folders: &Folders) -> PathBuf {
     folders.target.join("peers")
 }
 
-/// Installs PyTorch, unless what is asked for is there already; returns the command of its peer.
+/// The command of PyTorch's peer.
 fn torch(folders: &Folders) -> anyhow::Result<OsString> {
-    let here = folders.root.join("benches/peers");
-    let requirements = here.join("requirements.txt");
-    let wanted = fs::read(&requirements)
-        .with_context(|| format!("{} cannot be read", requirements.display()))?;
-    let venv = own_folder(folders).join("venv");
-    let python = venv.join("bin/python");
-    // Written last, so that an installation that was stopped is not taken for one.
-    let installed = venv.join("installed.txt");
-    if fs::read(&installed).ok().as_ref() != Some(&wanted) {
-        let base = env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-        eprintln!(
-            "Installing {} into {}; this takes minutes.",
-            requirements.display(),
-            venv.display()
-        );
-        done(
-            Command::new(base)
-                .args(["-m", "venv", "--clear"])
-                .arg(&venv),
-        )?;
-        let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "-r"]);
-        done(pip.arg(&requirements))?;
-        fs::write(&installed, wanted)
-            .with_context(|| format!("{} cannot be written", installed.display()))?;
-    }
-    command(&[&python, &here.join("torch_cpu.py")])
+    let python = python::environment(folders)?;
+    command(&[&python, &folders.root.join("benches/peers/torch_cpu.py")])
 }
 
 /// Builds candle's peer; returns its command.
@@ -80,7 +54,7 @@ fn candle(folders: &Folders) -> anyhow::Result<OsString> {
     let mut build = Command::new(steps::cargo());
     build.args(["build", "--release", "--locked", "--manifest-path"]);
     build.arg(folders.root.join("benches/peers/candle/Cargo.toml"));
-    done(build.arg("--target-dir").arg(&target))?;
+    steps::done(build.arg("--target-dir").arg(&target))?;
     command(&[&target.join("release/xact-bench-candle")])
 }
 
@@ -93,16 +67,6 @@ fn command(words: &[&Path]) -> anyhow::Result<OsString> {
         }
     }
     Ok(words.join(" ".as_ref()))
-}
-
-fn done(command: &mut Command) -> anyhow::Result<()> {
-    let program = command.get_program().display().to_string();
-    let status = command.status();
-    let status = status.with_context(|| format!("{program} does not start"))?;
-    if !status.success() {
-        bail!("{program} failed: {status}");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

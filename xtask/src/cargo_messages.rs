@@ -13,13 +13,11 @@ pub fn out_folder(messages: &str) -> Option<PathBuf> {
     folders.next()
 }
 
-/// The executable of xact's target `name` of a kind: `test`, `bench` or `example`.
+/// The executable of the target `name` of a kind: `test`, `bench` or `bin`.
 pub fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     let mut executables = of(messages, "compiler-artifact").filter_map(|message| {
         let target = &message["target"];
-        let is_it = is_xact(message["package_id"].as_str()?)
-            && target["name"] == name
-            && target["kind"][0] == kind;
+        let is_it = target["name"] == name && target["kind"][0] == kind;
         is_it.then_some(PathBuf::from(message["executable"].as_str()?))
     });
     executables.next()
@@ -57,6 +55,7 @@ mod tests {
                 "/registry",
             ),
             message("path+file:///w/emulator#cuda-emulator@0.1.0", "/emulator"),
+            message("path+file:///w/tools#xact-dev@0.1.0", "/tools"),
             r#"{"reason":"compiler-artifact","package_id":"path+file:///w#xact@0.1.0"}"#.to_owned(),
         ]
         .join("\n");
@@ -71,10 +70,10 @@ mod tests {
     fn the_test_is_found() {
         let message = |kind: &str, name: &str| {
             format!(
-                r#"{{"reason":"compiler-artifact","package_id":"path+file:///w#xact@0.1.0","target":{{"kind":["{kind}"],"name":"{name}"}},"executable":"/deps/{name}"}}"#
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"{name}"}},"executable":"/deps/{name}"}}"#
             )
         };
-        let messages = [message("example", "activations"), message("test", "api")].join("\n");
+        let messages = [message("bin", "activations"), message("test", "api")].join("\n");
         assert_eq!(executable(&messages, "test", "activations"), None);
         let messages = messages + "\n" + &message("test", "activations");
         let expected = PathBuf::from("/deps/activations");

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::folders::Folders;
 use crate::jobs;
+use crate::python;
 use crate::steps::Step;
 use crate::toolkit;
 
@@ -18,12 +19,14 @@ pub const OTHERS: &str = "--workspace --exclude xact-capi";
 pub enum Adapter {
     /// integrations/capi: the C ABI
     C,
+    /// integrations/python: the package for PyTorch and NumPy
+    Python,
 }
 
 impl Adapter {
-    /// Lints and tests.
-    fn steps(self) -> Vec<Step> {
-        match self {
+    /// Lints and tests; `full` is exhaustive.
+    fn steps(self, folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
+        Ok(match self {
             Adapter::C => vec![
                 Step::cargo("clippy --package xact-capi --all-targets -- -D warnings")
                     .needs("clippy", "clippy"),
@@ -33,16 +36,18 @@ impl Adapter {
                 .needs("clippy", "clippy"),
                 Step::cargo("test --package xact-capi"),
             ],
-        }
+            Adapter::Python => python::steps(folders, full)?,
+        })
     }
 }
 
-/// Tests these adapters, in this order.
-pub fn test(folders: &Folders, adapters: &[Adapter]) -> anyhow::Result<ExitCode> {
+/// Tests these adapters, in this order; all if none is named.
+pub fn test(folders: &Folders, adapters: &[Adapter], full: bool) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let steps: Vec<Step> = adapters
-        .iter()
-        .flat_map(|adapter| adapter.steps())
-        .collect();
-    jobs::run(&steps)
+    let all = Adapter::value_variants();
+    let mut steps = Vec::new();
+    for adapter in if adapters.is_empty() { all } else { adapters } {
+        steps.extend(adapter.steps(folders, full)?);
+    }
+    jobs::run(folders, &steps)
 }

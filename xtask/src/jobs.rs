@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
@@ -11,12 +12,15 @@ use crate::folders::Folders;
 use crate::format;
 use crate::integrations;
 use crate::sass;
-use crate::steps::{self, Step};
+use crate::steps::{self, Step, Times};
 use crate::toolkit;
 
 /// Makes a missing nvcc a build error instead of a crate without kernels. Set alike by every job, because
 /// each change of it rebuilds the kernels.
 pub const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
+
+/// The crate, and the one that has its tests and its tools.
+const CRATE_AND_TESTS: &str = "--package xact --package xact-dev";
 
 /// Finds or installs nvcc, compiles a kernel with it, and prints its path to stdout.
 pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
@@ -39,13 +43,16 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     } else {
         ("--test cpu -- lengths", "--readme")
     };
-    let without_features = format!("test --package xact --no-default-features {without_features}");
+    let without_features =
+        format!("test {CRATE_AND_TESTS} --no-default-features {without_features}");
     let accuracy =
-        format!("run --package xact --example accuracy -- --check --device emulated {accuracy}");
+        format!("run --package xact-dev --bin accuracy -- --check --device emulated {accuracy}");
     let mut steps = formatting_and_lints(folders, "--all-targets");
     steps.extend([
         tests(&format!("test {}", integrations::OTHERS)),
-        tests("test --package xact --no-default-features --lib --test reference"),
+        tests(&format!(
+            "test {CRATE_AND_TESTS} --no-default-features --lib --test reference"
+        )),
         tests(&without_features),
         // The figures of README.md and docs/ are those of the emulator.
         Step::cargo(&accuracy),
@@ -55,42 +62,38 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     ]);
     if full {
         // Last, since it builds the crate anew.
-        let machine_code = Step::cargo("test --package xact --test cubins --test loading");
+        let machine_code = Step::cargo("test --package xact-dev --test images --test loading");
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
         steps.push(Step::cargo("xtask gpu-bundle --rehearse"));
     }
-    run(&steps)
+    run(folders, &steps)
 }
 
 /// Formatting, and lints of what is built without the tests.
 pub fn check(folders: &Folders) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    run(&formatting_and_lints(folders, "--lib --bins"))
+    run(folders, &formatting_and_lints(folders, "--lib --bins"))
 }
 
-/// The tests of one op: those that have its name, and the files that have it.
+/// The tests of one op: those that have its name, or are in a file or folder that has it.
 pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCode> {
     let ops = ops(&folders.root)?;
     if !ops.iter().any(|known| known == op) {
         bail!("no op is called {op}: there are {}", ops.join(", "));
     }
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let mut steps = vec![tests(full, &format!("test --package xact --tests -- {op}"))];
-    let files = stems(&folders.root.join("tests"), "rs")?;
-    if files.iter().any(|file| file.contains(op)) {
-        steps.push(tests(full, &format!("test --package xact --test *{op}*")));
-    }
-    run(&steps)
+    let line = format!("test {CRATE_AND_TESTS} --tests -- {op}");
+    run(folders, &[tests(full, &line)])
 }
 
 /// The public API against its golden file.
 pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let mut step = Step::cargo("test --package xact --test public_api");
+    let mut step = Step::cargo("test --package xact-dev --test public_api");
     if golden_update {
         step = step.variable("XACT_GOLDEN_UPDATE", "1");
     }
-    run(&[step])
+    run(folders, &[step])
 }
 
 /// What `test` and `check` begin with; `targets` are those that are linted.
@@ -104,7 +107,7 @@ fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
         Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
         clippy(integrations::OTHERS),
         // Without the kernels other code is dead, and other imports are unused.
-        clippy("--package xact --no-default-features"),
+        clippy(&format!("{CRATE_AND_TESTS} --no-default-features")),
     ]
 }
 
@@ -119,9 +122,10 @@ fn tests(full: bool, line: &str) -> Step {
 }
 
 /// Runs the steps and prints how they went.
-pub fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
+pub fn run(folders: &Folders, steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
-    let summary = steps::run(steps, &[REQUIRE]);
+    first_time(folders);
+    let summary = steps::run(steps, &[REQUIRE], &mut Times::read(folders));
     println!("\n{summary}");
     match summary.failed() {
         Some(step) => bail!("this step failed: {step}"),
@@ -154,23 +158,47 @@ fn stems(folder: &Path, extension: &str) -> anyhow::Result<Vec<String>> {
     Ok(stems)
 }
 
-/// An example of the crate, built for speed: the emulator executes every instruction.
-pub fn example(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+/// Says what cargo does not: that the kernels are compiled.
+fn first_time(folders: &Folders) {
+    if !folders.target.join("xact-kernels").is_dir() {
+        eprintln!(
+            "The first build also compiles the kernels: nvcc takes about a minute, of which cargo shows nothing."
+        );
+    }
+}
+
+/// One of the tools, built for speed: the emulator executes every instruction.
+pub fn tool(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
-    let status = Command::new(steps::cargo())
-        .args([
-            "run",
-            "--release",
-            "--package",
-            "xact",
-            "--example",
-            name,
-            "--",
-        ])
+    first_time(folders);
+    let mut cargo = Command::new(steps::cargo());
+    cargo.args([
+        "run",
+        "--release",
+        "--package",
+        "xact-dev",
+        "--bin",
+        name,
+        "--",
+    ]);
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let line = format!("{name} {}", words.join(" "));
+    let mut times = Times::read(folders);
+    if let Some(estimate) = times.estimate(&line, &[]) {
+        eprintln!("{estimate}");
+    }
+    let start = Instant::now();
+    let status = cargo
         .args(arguments)
         .env(REQUIRE.0, REQUIRE.1)
         .status()
         .context("cargo does not start")?;
+    if status.success() {
+        times.note(&line, start.elapsed());
+    }
     Ok(ExitCode::from(code(status)))
 }
 

@@ -11,6 +11,8 @@ mod format;
 mod integrations;
 mod jobs;
 mod mutants;
+mod python;
+mod python;
 mod sass;
 mod steps;
 #[cfg(test)]
@@ -54,12 +56,14 @@ enum Job {
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
-        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those whose name or file has it
+        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those that have its name, or are in a file that has it
         #[arg(long, value_name = "NAME", conflicts_with = "integrations")]
         op: Option<String>,
-        /// Only the adapters of integrations/ with these names, which no other run tests: c
-        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-        integrations: Vec<integrations::Adapter>,
+        /// Only the adapters of integrations/ with these names, or all of them, which no other run tests
+        ///
+        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk.
+        #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0..)]
+        integrations: Option<Vec<integrations::Adapter>>,
     },
     /// Compare the public API with tests/golden/public_api.txt
     ///
@@ -96,9 +100,6 @@ enum Job {
         /// Only the entries of this op
         #[arg(long)]
         op: Option<String>,
-        /// Print a JSON array instead of the table
-        #[arg(long)]
-        json: bool,
     },
     /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
     ///
@@ -138,7 +139,7 @@ enum Job {
         #[arg(long)]
         rehearse: bool,
     },
-    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of the example `accuracy`
+    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of `accuracy`
     #[command(disable_help_flag = true)]
     Accuracy {
         /// Passed through; `cargo xtask accuracy --help` lists them
@@ -153,7 +154,7 @@ enum Job {
     Bench {
         /// Also beside PyTorch (eager and torch.compile) and candle, sample by sample
         ///
-        /// Installs the packages of benches/peers/requirements.txt into target/peers/venv: on Linux several GB,
+        /// Installs the packages of integrations/python/requirements.lock into the user's cache folder: on Linux several GB,
         /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.10 or newer with venv, and a
         /// C++ compiler for torch.compile. Builds benches/peers/candle. Nothing outside the target folder is
         /// written but PyTorch's cache of compiled code; removing target/peers uninstalls it.
@@ -163,7 +164,7 @@ enum Job {
         #[arg(value_name = "ARGUMENTS", last = true)]
         arguments: Vec<OsString>,
     },
-    /// Verify every kernel on the best device present; the arguments are those of the example `verify`
+    /// Verify every kernel on the best device present; the arguments are those of `verify`
     #[command(disable_help_flag = true)]
     Verify {
         /// Passed through; `cargo xtask verify --help` lists them
@@ -185,23 +186,18 @@ fn main() -> ExitCode {
             full,
             op,
             integrations,
-        } => match op {
-            _ if !integrations.is_empty() => integrations::test(&folders, &integrations),
-            None => jobs::test(&folders, full),
-            Some(op) => jobs::test_op(&folders, full, &op),
+        } => match (integrations, op) {
+            (Some(adapters), _) => integrations::test(&folders, &adapters, full),
+            (None, None) => jobs::test(&folders, full),
+            (None, Some(op)) => jobs::test_op(&folders, full, &op),
         },
         Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
-        Job::Sass {
-            golden_update,
-            op,
-            json,
-        } => sass::run(
+        Job::Sass { golden_update, op } => sass::run(
             &folders,
             &sass::Options {
                 update: golden_update,
                 op,
-                json,
             },
         ),
         Job::Mutants {
@@ -230,9 +226,9 @@ fn main() -> ExitCode {
             };
             bundle::run(&folders, &options)
         }
-        Job::Accuracy { arguments } => jobs::example(&folders, "accuracy", &arguments),
+        Job::Accuracy { arguments } => jobs::tool(&folders, "accuracy", &arguments),
         Job::Bench { peers, arguments } => bench::run(&folders, peers, &arguments),
-        Job::Verify { arguments } => jobs::example(&folders, "verify", &arguments),
+        Job::Verify { arguments } => jobs::tool(&folders, "verify", &arguments),
     });
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -252,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_get_every_argument() {
+    fn the_tools_get_every_argument() {
         for given in [
             &["--help"][..],
             &["--json", "-v", "xielu"],

@@ -20,7 +20,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::folders::Folders;
@@ -37,7 +36,7 @@ const BAR: f64 = 0.97;
 /// The test of all activations.
 const ACTIVATIONS: &str = "activations";
 
-/// The example that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
+/// The tool that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
 /// notices a coefficient that is off by less than the bounds forgive.
 const ACCURACY: &str = "accuracy";
 const ACCURACY_ARGUMENTS: [&str; 4] = ["--check", "--readme", "--device", "emulated"];
@@ -91,9 +90,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let mut journal = Journal::open(&folder.join("results.jsonl"), &fingerprint)?;
     let ops: BTreeSet<_> = chosen.iter().flat_map(|mutant| &mutant.ops).collect();
     let base = bench.base(&ops.into_iter().cloned().collect::<Vec<_>>())?;
-    let bar = ProgressBar::new(chosen.len() as u64);
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
-    bar.set_style(style.context("the template of the progress bar")?);
+    let bar = steps::bar(chosen.len());
     let mut results: Vec<Result> = Vec::new();
     let start = Instant::now();
     let mut fresh = 0_u32;
@@ -310,12 +307,12 @@ impl Bench {
             .iter()
             .map(|test| Ok(((*test).to_owned(), executable(&messages, "test", test)?)));
         let executables = executables.collect::<anyhow::Result<_>>()?;
-        let messages = self.cargo(["build", "--example", ACCURACY])?;
+        let messages = self.cargo(["build", "--bin", ACCURACY])?;
         let out = cargo_messages::out_folder(&messages);
         let out = out.context("cargo did not say where the build script of xact wrote")?;
         let mut base = Base {
             executables,
-            accuracy: executable(&messages, "example", ACCURACY)?,
+            accuracy: executable(&messages, "bin", ACCURACY)?,
             images: out.join("kernels"),
             limit: Duration::from_secs(3600),
         };
@@ -351,7 +348,7 @@ impl Bench {
             .args(arguments)
             .args([
                 "--package",
-                "xact",
+                "xact-dev",
                 "--message-format=json-render-diagnostics",
             ])
             .env("CARGO_TARGET_DIR", &self.target)
@@ -482,10 +479,7 @@ impl Bench {
         let output = trials::command(&base.accuracy, &self.tree, substitutes)
             .args(ACCURACY_ARGUMENTS)
             .output();
-        Ok(output
-            .context("the example does not start")?
-            .status
-            .success())
+        Ok(output.context("the tool does not start")?.status.success())
     }
 
     /// What the build script would have noticed, asked only of what the trials pass.

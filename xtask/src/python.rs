@@ -1,15 +1,14 @@
 //! The Python environment, and the tests of the Python package in it.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 use std::{env, fs};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::folders::Folders;
-use crate::steps::Step;
+use crate::steps::{Step, done};
 
 /// What the environment is made of, relative to the root: pinned packages, as pip reads them.
 const LOCK: &str = "integrations/python/requirements.lock";
@@ -26,13 +25,18 @@ const GLIBC: &str = "2_28";
 /// There is no Python that can make environments, or pip fails: what it says is shown.
 pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
     let lock = folders.root.join(LOCK);
-    let wanted = fs::read_to_string(&lock)
-        .with_context(|| format!("{} cannot be read", lock.display()))?;
+    let wanted =
+        fs::read_to_string(&lock).with_context(|| format!("{} cannot be read", lock.display()))?;
     let base = env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let version = Command::new(&base)
         .args(["-c", "import sys; print(*sys.version_info[:2], sep='.')"])
         .output()
-        .with_context(|| format!("{} does not start; set PYTHON to a Python of 3.10 or later", base.display()))?;
+        .with_context(|| {
+            format!(
+                "{} does not start; set PYTHON to a Python of 3.10 or later",
+                base.display()
+            )
+        })?;
     let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
     let cache = cache_folder()?;
     let environment = cache.join(format!("python{version}-{:016x}", fnv(&wanted)));
@@ -50,9 +54,20 @@ pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
             lock.display(),
             environment.display()
         );
-        done(Command::new(&base).args(["-m", "venv", "--clear"]).arg(&environment))?;
+        done(
+            Command::new(&base)
+                .args(["-m", "venv", "--clear"])
+                .arg(&environment),
+        )?;
         let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--requirement"]);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--requirement",
+        ]);
         done(pip.arg(&lock))?;
         fs::write(&whole, "")?;
         eprintln!("Installed in {:.0} s.", start.elapsed().as_secs_f64());
@@ -62,9 +77,15 @@ pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
 
 /// Where it may be kept: `$XDG_CACHE_HOME/xact`, or `~/.cache/xact`.
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    Ok(caches.context("neither XDG_CACHE_HOME nor HOME names a folder")?.join("xact"))
+    Ok(caches
+        .context("neither XDG_CACHE_HOME nor HOME names a folder")?
+        .join("xact"))
 }
 
 /// FNV-1a, which is the same in every release of Rust.
@@ -90,40 +111,49 @@ pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
             _ => {}
         }
     }
-    let run = |words: &[&str], paths: &[&Path]| {
-        let words = words.iter().map(OsString::from);
-        Step::program(&python, words.chain(paths.iter().map(OsString::from)))
-    };
-    let bin = python.parent().context("a Python without a folder")?;
-    let path = env::join_paths([bin.to_path_buf()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())))?;
-    let mut tests = run(&["-m", "pytest", "-q", "--durations=10"], &[&package])
-        .variable("PYTHONPATH", &site)
-        .variable("XACT_WHEELS", &wheels);
+    let [python, package, wheels, site, target] =
+        [&python, &package, &wheels, &site, &folders.target].map(|path| path.display().to_string());
+    let run = |words: &[&str]| Step::program(&python, words.iter().copied());
+    // The build starts cargo-zigbuild, which is in the environment, and finds ziglang by it.
+    let bin = Path::new(&python).parent().map(Path::to_path_buf);
+    let rest = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths(bin.into_iter().chain(env::split_paths(&rest)))?;
+    let mut tests = run(&["-m", "pytest", "-q", "--durations=10", &package])
+        .variable("PYTHONPATH", &*site)
+        .variable("XACT_WHEELS", &*wheels);
     if full {
         tests = tests.variable("XACT_FULL", "1");
     }
+    let pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"];
+    let pip = |words: &[&str]| run(&[&pip, words].concat());
     Ok(vec![
-        run(&["-m", "ruff", "check", "--quiet"], &[&package]),
-        run(&["-m", "ruff", "format", "--quiet", "--check"], &[&package]),
-        run(&[], &[&package.join("tools/abi.py"), Path::new("--check")]),
-        run(&["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"], &[&wheels, &package])
-            .variable("PATH", path)
-            .variable("CARGO_TARGET_DIR", &folders.target)
-            .variable("XACT_MANYLINUX", GLIBC)
-            .variable("XACT_CUDA_ARCHS", "all"),
-        run(&["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--find-links"], &[&wheels, Path::new("--target"), &site, Path::new("xact-kernels")]),
+        run(&["-m", "ruff", "check", "--quiet", &package]),
+        run(&["-m", "ruff", "format", "--quiet", "--check", &package]),
+        run(&[&format!("{package}/tools/abi.py"), "--check"]),
+        pip(&[
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            &wheels,
+            &package,
+        ])
+        .variable("PATH", path.to_string_lossy())
+        .variable("CARGO_TARGET_DIR", target)
+        .variable("XACT_MANYLINUX", GLIBC)
+        .variable("XACT_CUDA_ARCHS", "all"),
+        pip(&[
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--find-links",
+            &wheels,
+            "--target",
+            &site,
+            "xact-kernels",
+        ]),
         tests,
     ])
-}
-
-fn done(command: &mut Command) -> anyhow::Result<()> {
-    let program = command.get_program().display().to_string();
-    let status = command.status();
-    let status = status.with_context(|| format!("{program} does not start"))?;
-    if !status.success() {
-        bail!("{program} failed: {status}");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -40,8 +40,6 @@ pub struct Options {
     pub update: bool,
     /// Only the entries of this op.
     pub op: Option<String>,
-    /// A JSON array instead of the table.
-    pub json: bool,
 }
 
 /// Prints the table; compares with the golden file or writes it.
@@ -63,11 +61,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
             bail!("no entry is called {op}_…");
         }
     }
-    if options.json {
-        println!("{:#}", table::json(&rows));
-    } else {
-        print!("{}", table::text(&rows));
-    }
+    print!("{}", table::text(&rows));
     eprintln!("The listings and the hot paths are in {}.", work.display());
     if options.op.is_none() {
         let bytes = embedded_bytes(&kernels, &work)?;
@@ -172,14 +166,15 @@ fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf>
     })
 }
 
-/// Builds xact; the PTX files that it embeds.
+/// Builds xact, with the features that the tests have it built with; the PTX files that it embeds.
 fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new(steps::cargo())
         .current_dir(&folders.root)
         .args([
             "build",
             "--package",
-            "xact",
+            "xact-dev",
+            "--lib",
             "--message-format=json-render-diagnostics",
         ])
         .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
@@ -217,6 +212,7 @@ fn measure(
             images.into_iter().map(move |ptx| (ptx, architecture))
         })
         .collect();
+    let bar = steps::bar(jobs.len());
     let next = AtomicUsize::new(0);
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
@@ -230,6 +226,7 @@ fn measure(
                         jobs.get(next.fetch_add(1, Ordering::Relaxed))
                     {
                         results.push(look_at(nvcc, nvdisasm, ptx, architecture, work));
+                        bar.inc(1);
                     }
                     results
                 })
@@ -240,6 +237,7 @@ fn measure(
             .flat_map(|worker| worker.join().expect("no panic"));
         results.collect::<anyhow::Result<Vec<_>>>()
     })?;
+    bar.finish_and_clear();
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
     for (some_rows, some_problems) in results {
         rows.extend(some_rows);

@@ -1,14 +1,22 @@
 //! Runs command lines one after the other, and sums them up.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::folders::Folders;
 
 /// A command line to run.
 pub struct Step {
     program: String,
     arguments: Vec<String>,
-    variables: Vec<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
     component: Option<Component>,
     /// Why the step is skipped.
     skipped: Option<String>,
@@ -40,9 +48,14 @@ impl Step {
     }
 
     fn new(program: &str, line: &str) -> Self {
+        Self::program(program, line.split_whitespace())
+    }
+
+    /// A step that runs a program with these arguments, which may have blanks in them.
+    pub fn program<'a>(program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         Self {
             program: program.to_owned(),
-            arguments: line.split_whitespace().map(str::to_owned).collect(),
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
             variables: Vec::new(),
             component: None,
             skipped: None,
@@ -50,8 +63,8 @@ impl Step {
     }
 
     /// Sets an environment variable for the step.
-    pub fn variable(mut self, name: &'static str, value: &'static str) -> Self {
-        self.variables.push((name, value));
+    pub fn variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
         self
     }
 
@@ -82,7 +95,8 @@ impl Step {
         let start = Instant::now();
         let status = Command::new(&self.program)
             .args(&self.arguments)
-            .envs(common.iter().chain(&self.variables).copied())
+            .envs(common.iter().copied())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .status();
         match status {
             Ok(status) if status.success() => Outcome::Passed(start.elapsed()),
@@ -134,9 +148,72 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// A progress bar of `len` steps on stderr, which shows nothing where that is no terminal.
+pub fn bar(len: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
+    ProgressBar::new(len as u64).with_style(style.expect("a valid template"))
+}
+
+/// Runs a command line, which must succeed.
+pub fn done(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{command:?} does not start"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
 /// The cargo that started this process.
 pub fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// How long command lines took the last time that they succeeded, kept in the target folder.
+pub struct Times {
+    file: PathBuf,
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Times {
+    /// Those of this target folder. Without the file, or a line that is one, nothing is known.
+    pub fn read(folders: &Folders) -> Self {
+        let file = folders.target.join("xtask-times.txt");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let seconds = text.lines().filter_map(|line| {
+            let (seconds, name) = line.split_once('\t')?;
+            Some((name.to_owned(), seconds.parse().ok()?))
+        });
+        let seconds = seconds.collect();
+        Self { file, seconds }
+    }
+
+    /// In a sentence, how long this line and those after it will take.
+    pub fn estimate(&self, line: &str, later: &[String]) -> Option<String> {
+        let this = *self.seconds.get(line)?;
+        let left: f64 = later.iter().filter_map(|line| self.seconds.get(line)).sum();
+        Some(match (about(this), about(this + left)) {
+            (this, _) if later.is_empty() => format!("Takes {this}."),
+            (this, left) => format!("Takes {this}; {left} to the end."),
+        })
+    }
+
+    /// Notes how long a line took.
+    pub fn note(&mut self, line: &str, time: Duration) {
+        self.seconds.insert(line.to_owned(), time.as_secs_f64());
+        let lines = self.seconds.iter();
+        let text: String = lines.map(|(name, s)| format!("{s:.1}\t{name}\n")).collect();
+        // Without it, the next run only knows less.
+        let _ = fs::write(&self.file, text);
+    }
+}
+
+/// A duration that is an estimate.
+fn about(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => "a few seconds".to_owned(),
+        s if s < 90.0 => format!("about {:.0} s", (s / 10.0).round() * 10.0),
+        s => format!("about {:.0} min", s / 60.0),
+    }
 }
 
 /// What a run of steps came to.
@@ -146,18 +223,27 @@ pub struct Summary<'a> {
     time: Duration,
 }
 
-/// Runs the steps until one fails, each announced on stderr. `variables` are set for all of them.
-pub fn run<'a>(steps: &'a [Step], variables: &[(&str, &str)]) -> Summary<'a> {
+/// Runs the steps until one fails, each announced on stderr with what `times` knows of it. `variables` are set for all of
+/// them.
+pub fn run<'a>(steps: &'a [Step], variables: &[(&str, &str)], times: &mut Times) -> Summary<'a> {
     let start = Instant::now();
     let mut outcomes = Vec::new();
+    let lines: Vec<_> = steps.iter().map(Step::to_string).collect();
     for (index, step) in steps.iter().enumerate() {
         let failed = matches!(outcomes.last(), Some(Outcome::Failed(..) | Outcome::NotRun));
         if failed {
             outcomes.push(Outcome::NotRun);
             continue;
         }
-        eprintln!("\n[{}/{}] {step}", index + 1, steps.len());
+        let line = &lines[index];
+        eprintln!("\n[{}/{}] {line}", index + 1, steps.len());
+        if let Some(estimate) = times.estimate(line, &lines[index + 1..]) {
+            eprintln!("{estimate}");
+        }
         let outcome = step.run(variables);
+        if let Outcome::Passed(time) = outcome {
+            times.note(line, time);
+        }
         eprintln!("[{}/{}] {outcome}", index + 1, steps.len());
         outcomes.push(outcome);
     }
@@ -205,6 +291,46 @@ fn clock(time: Duration) -> String {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use crate::testing::Scratch;
+
+    fn folders(scratch: &Scratch) -> Folders {
+        Folders {
+            root: scratch.path().to_owned(),
+            target: scratch.path().to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_line_takes_what_it_took_the_last_time() {
+        let scratch = Scratch::new();
+        let mut times = Times::read(&folders(&scratch));
+        let lines = ["a", "b", "c"].map(str::to_owned);
+        assert_eq!(times.estimate("a", &lines[1..]), None);
+        times.note("a", Duration::from_secs(400));
+        times.note("a", Duration::from_secs(41));
+        times.note("b", Duration::from_millis(200_700));
+        let times = Times::read(&folders(&scratch));
+        let said = times.estimate("a", &lines[1..]).expect("known");
+        assert_eq!(said, "Takes about 40 s; about 4 min to the end.");
+        assert_eq!(times.estimate("c", &[]), None);
+        assert_eq!(
+            times.estimate("b", &[]).expect("known"),
+            "Takes about 3 min."
+        );
+        // A step that passes is noted, one that fails is not.
+        scratch.write("xtask-times.txt", "a line of something else\n");
+        let mut times = Times::read(&folders(&scratch));
+        run(
+            &[Step::new("true", ""), Step::new("false", "")],
+            &[],
+            &mut times,
+        );
+        assert_eq!(
+            times.estimate("true", &[]).expect("known"),
+            "Takes a few seconds."
+        );
+        assert_eq!(times.estimate("false", &[]), None);
+    }
 
     #[test]
     fn a_step_is_shown_as_one_would_type_it() {
@@ -219,14 +345,14 @@ mod tests {
 
     #[test]
     fn the_first_failure_stops_the_run_and_is_named() {
-        let scratch = crate::testing::Scratch::new();
+        let scratch = Scratch::new();
         let mark = scratch.path().join("ran");
         let steps = [
             Step::new("true", ""),
             Step::new("false", "--second"),
             Step::new("touch", mark.to_str().expect("UTF-8")),
         ];
-        let summary = run(&steps, &[]);
+        let summary = run(&steps, &[], &mut Times::read(&folders(&scratch)));
         let failed = summary.failed().map(Step::to_string);
         assert_eq!(failed.as_deref(), Some("false --second"));
         assert_eq!(summary.outcomes[2], Outcome::NotRun);
@@ -241,7 +367,9 @@ mod tests {
         assert!(matches!(outcome, Outcome::Skipped(_)));
         let text = outcome.to_string();
         assert!(text.ends_with("rustup component add rustfmt"), "{text}");
-        assert!(run(&[step], &[]).failed().is_none());
+        let scratch = Scratch::new();
+        let mut times = Times::read(&folders(&scratch));
+        assert!(run(&[step], &[], &mut times).failed().is_none());
     }
 
     #[test]

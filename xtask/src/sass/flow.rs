@@ -1,9 +1,8 @@
 //! Which registers an instruction writes and reads, and what a straight run of instructions carries
 //! from its loads to its stores.
 //!
-//! Predicates count as registers. The halves of a register are followed one by one, because ptxas keeps
-//! two 16-bit elements in one, at times of two different loads. Where the listing leaves a doubt about the width of an operand, the
-//! wider is taken: at worst two values look as if they depended on each other, and then no path is found.
+//! Predicates count as registers. Where the listing leaves a doubt about the width of an operand, the wider is taken: at
+//! worst two values look as if they depended on each other, and then no path is found.
 
 use std::collections::HashMap;
 
@@ -15,83 +14,31 @@ pub type Loads = u64;
 /// The kind and number of a register: `R16`, `UR4`, `P0`, `UP1`.
 type Register = (&'static str, u32);
 
-/// What the lower and the upper half of a register depend on.
-type Halves = [Loads; 2];
-
 /// What depends on which loads.
 #[derive(Default)]
 pub struct Flow {
-    of: HashMap<Register, Halves>,
+    of: HashMap<Register, Loads>,
 }
 
 impl Flow {
     /// Executes one instruction; `load` is the bit of a load that is followed, else 0.
     pub fn step(&mut self, instruction: &Instruction, load: Loads) {
         let operands = Operands::of(instruction);
-        let guard = self.guard(instruction);
-        let value = self.moved(instruction).unwrap_or_else(|| {
-            let all = load | self.any(&operands.reads);
-            [all, all]
-        });
+        let value = load | self.any(&operands.reads) | self.guard(instruction);
         for register in operands.writes {
             // Under a guard the old value may stay.
             let kept = match &instruction.guard {
-                Some(_) => self.halves(register),
-                None => [0, 0],
+                Some(_) => self.any(&[register]),
+                None => 0,
             };
-            let halves = [0, 1].map(|half| value[half] | kept[half] | guard);
-            self.of.insert(register, halves);
+            self.of.insert(register, value | kept);
         }
     }
 
     /// Whether some value depends on all of these loads.
     pub fn gathers(&self, loads: Loads) -> bool {
         let mut values = self.of.values();
-        values.any(|[low, high]| (low | high) & loads == loads)
-    }
-
-    /// The halves that an instruction puts together without computing with them.
-    fn moved(&self, instruction: &Instruction) -> Option<Halves> {
-        let operands: Vec<&str> = instruction.operands.iter().map(String::as_str).collect();
-        let halves = |operand: &str| register(operand).map_or([0, 0], |r| self.halves(r));
-        let all = |operand: &str| halves(operand)[0] | halves(operand)[1];
-        match (instruction.base(), operands.as_slice()) {
-            ("MOV", [_, a]) => Some(halves(a)),
-            ("IMAD", [_, "RZ", "RZ", a]) if instruction.is("MOV") => Some(halves(a)),
-            // Each digit of the selector names a byte of the two registers.
-            ("PRMT", [_, a, selector, b]) => {
-                let selector = u32::from_str_radix(selector.strip_prefix("0x")?, 16).ok()?;
-                let sources = [halves(a), halves(b)].concat();
-                let byte = |place: u32| sources[(selector >> (4 * place) & 7) as usize / 2];
-                Some([byte(0) | byte(1), byte(2) | byte(3)])
-            }
-            ("SHF", [_, "RZ", "0x10", a]) if instruction.is("R") && instruction.is("HI") => {
-                Some([halves(a)[1], 0])
-            }
-            ("SHF", [_, a, "0x10", b]) if instruction.is("R") && instruction.is("U64") => {
-                Some([halves(a)[1], halves(b)[0]])
-            }
-            ("SHF", [_, a, "0x10", "RZ"]) if instruction.is("L") && instruction.is("U32") => {
-                Some([0, halves(a)[0]])
-            }
-            ("IMAD", [_, a, "0x10000", "RZ"]) => Some([0, halves(a)[0]]),
-            ("LOP3", [_, a, "0xffff0000", "RZ", "0xc0", "!PT"]) => Some([0, halves(a)[1]]),
-            ("LOP3", [_, a, "0xffff", "RZ", "0xc0", "!PT"]) => Some([halves(a)[0], 0]),
-            // Rounds two floats; the first goes up.
-            ("F2FP", [_, a, b]) if instruction.is("PACK_AB") => Some([all(b), all(a)]),
-            // One f16 as f32.
-            ("HADD2", [_, "-RZ", a]) if instruction.is("F32") => {
-                let half = if a.contains(".H0_H0") {
-                    halves(a)[0]
-                } else if a.contains(".H1_H1") {
-                    halves(a)[1]
-                } else {
-                    return None;
-                };
-                Some([half, half])
-            }
-            _ => None,
-        }
+        values.any(|of| of & loads == loads)
     }
 
     /// The loads that must have come before the instruction can be issued.
@@ -118,12 +65,8 @@ impl Flow {
     }
 
     fn any(&self, registers: &[Register]) -> Loads {
-        let halves = registers.iter().flat_map(|r| self.halves(*r));
-        halves.fold(0, |all, loads| all | loads)
-    }
-
-    fn halves(&self, register: Register) -> Halves {
-        self.of.get(&register).copied().unwrap_or_default()
+        let known = registers.iter().filter_map(|r| self.of.get(r));
+        known.fold(0, |all, loads| all | loads)
     }
 }
 
@@ -343,41 +286,5 @@ mod tests {
         assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 1);
         flow.step(&instruction("MOV R8, R0"), 0);
         assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 0);
-    }
-
-    #[test]
-    fn halves_of_two_loads_in_one_register_stay_apart() {
-        let loaded = || {
-            let mut flow = Flow::default();
-            flow.step(&instruction("LDG.E.128 R4, [R2.64]"), 1);
-            flow.step(&instruction("LDG.E.128 R8, [R2.64]"), 2);
-            // The lower half of R8 and the upper half of R4.
-            flow.step(&instruction("PRMT R12, R8, 0x7610, R4"), 0);
-            flow
-        };
-        for (text, loads) in [
-            ("PRMT R20, RZ, 0x5410, R12", 2),
-            ("PRMT R20, RZ, 0x7632, R12", 1),
-            ("SHF.R.U32.HI R20, RZ, 0x10, R12", 1),
-            ("SHF.L.U32 R20, R12, 0x10, RZ", 2),
-            ("IMAD.U32 R20, R12, 0x10000, RZ", 2),
-            ("SHF.R.U64 R20, R12, 0x10, R5", 1),
-            ("LOP3.LUT R20, R12, 0xffff0000, RZ, 0xc0, !PT", 1),
-            ("HADD2.F32 R20, -RZ, R12.H0_H0", 2),
-            ("HADD2.F32 R20, -RZ, R12.H1_H1", 1),
-            ("MOV R20, R12", 3),
-            ("FADD R20, R12, R0", 3),
-            ("F2FP.BF16.F32.PACK_AB R20, R0, R8", 2),
-        ] {
-            let mut flow = loaded();
-            flow.step(&instruction(text), 0);
-            // A store reads four registers; the others are empty.
-            let store = instruction("STG.E.128 [R2.64], R20");
-            assert_eq!(flow.stored(&store), loads, "{text}");
-        }
-        let mut flow = loaded();
-        flow.step(&instruction("F2FP.BF16.F32.PACK_AB R13, R4, R8"), 0);
-        flow.step(&instruction("PRMT R20, RZ, 0x5410, R13"), 0);
-        assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R20")), 2);
     }
 }

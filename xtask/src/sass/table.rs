@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
 
 use super::geometry;
 use super::path::{Counts, Work};
@@ -283,39 +282,6 @@ impl Row {
         }
         line
     }
-
-    fn json(&self) -> Value {
-        let resources = &self.resources;
-        let mut value = json!({
-            "entry": self.entry,
-            "arch": format!("sm_{}", self.architecture),
-            "registers": resources.registers,
-            "shared_bytes": resources.shared,
-            "stack_bytes": resources.stack,
-            "spill_store_bytes": resources.spill_stores,
-            "spill_load_bytes": resources.spill_loads,
-        });
-        if let Some((entry, counts)) = &self.main_loop {
-            let figures = entry.figures(*counts);
-            value["per_element"] = json!({
-                "instructions": figures.instructions,
-                "mufu": figures.mufu,
-                "conversions": figures.conversions,
-                "bytes": figures.traffic,
-            });
-            value["upper_bound"] = json!(counts.beside > 0);
-            if let Some([of_thread, of_all]) = self.in_flight() {
-                value["bytes_in_flight"] = json!({"thread": of_thread, "multiprocessor": of_all});
-            }
-            if let Some(shares) = self.shares() {
-                for (device, [instructions, mufu]) in [H100, H200].iter().zip(shares) {
-                    value["budget_share"][device.name] =
-                        json!({"instructions": instructions, "mufu": mufu});
-                }
-            }
-        }
-        value
-    }
 }
 
 const HEAD: &str = "\
@@ -330,11 +296,6 @@ pub fn text(rows: &[Row]) -> String {
         let _ = writeln!(text, "{}", row.line());
     }
     text
-}
-
-/// The rows as an array.
-pub fn json(rows: &[Row]) -> Value {
-    rows.iter().map(Row::json).collect()
 }
 
 /// What stands before the release of nvcc in the golden file.

@@ -1,0 +1,37 @@
+//! The CPU backend, as a table of trials: activations by their names in the registry, so that a new op is tested by
+//! existing, `cross_entropy::` and `goldfish::`.
+//!
+//! `XACT_FULL=1` sweeps more densely, and takes longer rows and more of them.
+
+mod activations;
+mod cross_entropy;
+mod goldfish;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use xact::cpu::InstructionSet;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let sets: Vec<_> = InstructionSet::available()
+        .iter()
+        .map(|s| s.name())
+        .collect();
+    eprintln!("instruction sets: {}", sets.join(", "));
+    let mut table = Table(Vec::new());
+    activations::add_to(&mut table);
+    cross_entropy::add_to(&mut table);
+    goldfish::add_to(&mut table);
+    libtest_mimic::run(&arguments, table.0).exit_code()
+}
+
+type Outcome = Result<(), Failed>;
+
+struct Table(Vec<Trial>);
+
+impl Table {
+    fn add(&mut self, name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'static) {
+        self.0.push(Trial::test(name, test));
+    }
+}

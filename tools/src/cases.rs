@@ -1,0 +1,150 @@
+//! What the commands run: every op, form, direction, type and sample.
+
+use half::{bf16, f16};
+use xact::activation::{Registered, Sample, Visitor};
+use xact::reference::{Report, ULPS_EXACT};
+use xact::{Element, Gated, Order};
+
+use super::check;
+use super::choose::Gpu;
+use super::inputs::{self, GRADIENTS, Random, VALUES};
+use super::machine::{Cpu, Runs};
+
+/// A form and direction of `A` in `T` with one of its samples.
+pub struct Case<A, T> {
+    /// `forward`, `gated1 backward` and so on.
+    pub direction: &'static str,
+    /// The op's options and parameters.
+    pub sample: Sample<A>,
+    on_gpu: Check<Gpu, A, T>,
+    on_cpu: Check<Cpu, A, T>,
+}
+
+type Check<M, A, T> = Box<dyn Fn(&M, &Sample<A>, &[T], f64) -> Report>;
+
+impl<A: Registered, T: Element> Case<A, T> {
+    /// Runs it on `x`, and compares with the reference.
+    pub fn check(&self, gpu: &Gpu, x: &[T], ulps: f64) -> Report {
+        (self.on_gpu)(gpu, &self.sample, x, ulps)
+    }
+
+    /// The same on the CPU backend, which has no approximate instructions.
+    pub fn check_on_cpu(&self, x: &[T]) -> Report {
+        (self.on_cpu)(&Cpu, &self.sample, x, ULPS_EXACT)
+    }
+}
+
+/// Something to do with every case.
+pub trait CaseVisitor {
+    /// Takes one case of the list.
+    fn case<A: Registered, T: Element>(&mut self, case: Case<A, T>);
+}
+
+/// Calls `visitor` with every case, in the order of the registry.
+pub fn for_each(visitor: &mut impl CaseVisitor) {
+    xact::activation::for_each(&mut Cases(visitor));
+}
+
+struct Cases<'a, V>(&'a mut V);
+
+/// A closure over a machine cannot be generic; a pair of them from one expression is as good.
+macro_rules! on_both {
+    ($check:expr) => {
+        (Box::new($check), Box::new($check))
+    };
+}
+
+impl<V: CaseVisitor> Cases<'_, V> {
+    fn plain<A: Registered, T: Element>(&mut self) {
+        self.add::<A, T>("forward", || on_both!(forward));
+        self.add::<A, T>("backward", || on_both!(backward));
+    }
+
+    fn gated<A: Gated + Registered, T: Element>(&mut self) {
+        for order in Order::ALL {
+            let [forward, backward] = match order {
+                Order::First => ["gated1 forward", "gated1 backward"],
+                Order::Second => ["gated2 forward", "gated2 backward"],
+            };
+            self.add::<A, T>(forward, || {
+                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_forward(m, order, s, x, ulps))
+            });
+            self.add::<A, T>(backward, || {
+                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_backward(m, order, s, x, ulps))
+            });
+        }
+    }
+
+    /// A case for each sample.
+    fn add<A: Registered, T: Element>(
+        &mut self,
+        direction: &'static str,
+        checks: impl Fn() -> (Check<Gpu, A, T>, Check<Cpu, A, T>),
+    ) {
+        for sample in A::samples() {
+            let (on_gpu, on_cpu) = checks();
+            self.0.case(Case {
+                direction,
+                sample,
+                on_gpu,
+                on_cpu,
+            });
+        }
+    }
+}
+
+fn forward<A: Registered, T: Element>(
+    machine: &impl Runs,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    check::forward(machine, &s.op, &s.params, x, ulps)
+}
+
+fn backward<A: Registered, T: Element>(
+    machine: &impl Runs,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let dy = Random(1).normal::<T>(x.len(), 1.0);
+    check::backward(machine, &s.op, &s.params, x, &dy, ulps)
+}
+
+fn gated_forward<A: Gated + Registered, T: Element>(
+    machine: &impl Runs,
+    order: Order,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let v = inputs::cycle::<T>(&VALUES, 0, x.len());
+    check::gated_forward(machine, &s.op, order, &s.params, [x, &v], ulps)
+}
+
+fn gated_backward<A: Gated + Registered, T: Element>(
+    machine: &impl Runs,
+    order: Order,
+    s: &Sample<A>,
+    x: &[T],
+    ulps: f64,
+) -> Report {
+    let v = inputs::cycle::<T>(&VALUES, 0, x.len());
+    let dy = inputs::cycle::<T>(&GRADIENTS, 0, x.len());
+    check::gated_backward(machine, &s.op, order, &s.params, [x, &v, &dy], ulps)
+}
+
+impl<V: CaseVisitor> Visitor for Cases<'_, V> {
+    fn visit<A: Registered>(&mut self) {
+        self.plain::<A, f32>();
+        self.plain::<A, f16>();
+        self.plain::<A, bf16>();
+    }
+
+    fn visit_gated<A: Gated + Registered>(&mut self) {
+        self.gated::<A, f32>();
+        self.gated::<A, f16>();
+        self.gated::<A, bf16>();
+    }
+}

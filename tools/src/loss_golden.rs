@@ -1,0 +1,86 @@
+//! `tests/golden/cross_entropy_torch.safetensors`: what PyTorch computes.
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use xact::{CrossEntropy, Normalizer};
+
+/// A case of the file.
+pub struct Case {
+    /// What the file calls it.
+    pub name: String,
+    /// The options.
+    pub op: CrossEntropy,
+    /// Columns of a row.
+    pub cols: usize,
+    /// `[rows, cols]`.
+    pub logits: Vec<f64>,
+    /// The class of each row, or what is ignored.
+    pub labels: Vec<i64>,
+    /// A weight for each row.
+    pub weights: Option<Vec<f32>>,
+    /// The upstream gradient of each row.
+    pub dloss: Vec<f32>,
+    /// `[rows]`.
+    pub loss: Vec<f64>,
+    /// The logarithm of the sum of exponentials, `[rows]`.
+    pub lse: Vec<f64>,
+    /// The loss of the batch.
+    pub mean: f64,
+    /// `[rows, cols]`.
+    pub dlogits: Vec<f64>,
+}
+
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    let file = include_bytes!("../../tests/golden/cross_entropy_torch.safetensors");
+    let (_, metadata) = SafeTensors::read_metadata(file).expect("a header");
+    let metadata = metadata.metadata().as_ref().expect("metadata");
+    let cases: Value = serde_json::from_str(&metadata["cases"]).expect("JSON");
+    let file = SafeTensors::deserialize(file).expect("tensors");
+    let floats = |name: &str| -> Vec<f64> {
+        let view = file.tensor(name).expect("a tensor");
+        assert_eq!(view.dtype(), Dtype::F64);
+        bytemuck::pod_collect_to_vec(view.data())
+    };
+    let singles = |name: &str| floats(name).into_iter().map(|v| v as f32).collect();
+    let cases = cases.as_object().expect("cases").iter();
+    let cases = cases.map(|(name, options)| {
+        let number = |key: &str| options[key].as_f64().map(|v| v as f32);
+        let of = |what: &str| floats(&format!("{name}.{what}"));
+        let softcap = number("softcap");
+        // There the cap makes −inf the −c that a very low logit is; here −inf stays no class.
+        let logit = |z: f64| {
+            if softcap.is_some() {
+                z.max(-16384.0)
+            } else {
+                z
+            }
+        };
+        let labels = file.tensor(&format!("{name}.labels"));
+        let labels = labels.or_else(|_| file.tensor("labels")).expect("labels");
+        let mut op = CrossEntropy::default()
+            .label_smoothing(number("label_smoothing").unwrap_or(0.0))
+            .z_loss(number("z_loss").unwrap_or(0.0))
+            .normalizer(match options["normalizer"].as_str() {
+                None => Normalizer::Kept,
+                Some("weight") => Normalizer::Weight,
+                Some("none") => Normalizer::None,
+                Some(other) => panic!("a normalizer {other}"),
+            });
+        op.softcap = softcap;
+        Case {
+            op,
+            cols: file.tensor("logits").expect("logits").shape()[1],
+            logits: floats("logits").into_iter().map(logit).collect(),
+            labels: bytemuck::pod_collect_to_vec(labels.data()),
+            weights: (options["weighted"] == true).then(|| singles("weights")),
+            dloss: singles("dloss"),
+            loss: of("loss"),
+            lse: of("lse"),
+            mean: of("mean")[0],
+            dlogits: of("dlogits"),
+            name: name.clone(),
+        }
+    });
+    cases.collect()
+}

@@ -1,0 +1,443 @@
+//! Runs a call through the raw API on buffers with a canary around every row.
+
+#![allow(unsafe_code)]
+
+use cuda_emulator::{BufferTraffic, LaunchReport};
+use xact::activation::Registered;
+use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use xact::raw::{self, Blocks, Matrix};
+use xact::{Dtype, Element, Gated, Order, Result};
+
+use super::choose::Gpu;
+use super::same::bits;
+
+/// What the bytes around a tensor hold.
+const CANARY: u8 = 0xa5;
+/// Bytes of canary before and after a tensor: more than a tile's head.
+const MARGIN: usize = 64;
+
+/// Where the rows of one buffer lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Elements past a 16-byte boundary at which the tensor begins.
+    pub offset: usize,
+    /// Elements between the end of one row and the start of the next.
+    pub gap: usize,
+}
+
+/// How a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    /// Rows of the tensors.
+    pub rows: usize,
+    /// Where x lies.
+    pub x: Place,
+    /// Where v lies.
+    pub v: Place,
+    /// Where dy lies.
+    pub dy: Place,
+    /// Where the outputs lie.
+    pub out: Place,
+    /// x and v, and dx and dv, are the halves of one tensor each (placed by `x` and `out`).
+    pub halves: bool,
+    /// y over x, or dx over dy.
+    pub in_place: bool,
+    /// Whether gradients of parameters are added to what is there.
+    pub accumulate: bool,
+    /// The backward writes y again; it is compared with that of the forward.
+    pub emit_y: bool,
+    /// The blocks of a launch.
+    pub blocks: Blocks,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        How {
+            rows: 1,
+            x: Place::default(),
+            v: Place::default(),
+            dy: Place::default(),
+            out: Place::default(),
+            halves: false,
+            in_place: false,
+            accumulate: false,
+            emit_y: false,
+            blocks: Blocks::All,
+        }
+    }
+}
+
+/// What the parameter gradients hold before a backward.
+pub const DPARAMS_BEFORE: f32 = 1.5;
+
+/// A tensor on the device, with canaries.
+pub struct Tensor {
+    bytes: CudaSlice<u8>,
+    start: usize,
+    rows: usize,
+    cols: usize,
+    pitch: usize,
+    element: usize,
+}
+
+impl Tensor {
+    /// Uploads `data` as `rows` rows; what lies between and around them is canary.
+    pub fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
+        let cols = data.len().checked_div(rows).unwrap_or(0);
+        assert_eq!(rows * cols, data.len());
+        let element = size_of::<T>();
+        let pitch = cols + place.gap;
+        let start = MARGIN + place.offset * element;
+        let mut host = vec![CANARY; start + rows * pitch * element + MARGIN];
+        for (r, row) in data.chunks_exact(cols.max(1)).enumerate() {
+            let at = start + r * pitch * element;
+            host[at..at + cols * element].copy_from_slice(bytemuck::cast_slice(row));
+        }
+        Tensor {
+            bytes: gpu.stream.clone_htod(&host).expect("upload"),
+            start,
+            rows,
+            cols,
+            pitch,
+            element,
+        }
+    }
+
+    /// The rows, and whether every canary is alive.
+    pub fn download<T: bytemuck::Pod>(&self, gpu: &Gpu) -> (Vec<T>, bool) {
+        let mut host = gpu.stream.clone_dtoh(&self.bytes).expect("download");
+        let mut rows = Vec::with_capacity(self.rows * self.cols);
+        for r in 0..self.rows {
+            let at = self.start + r * self.pitch * self.element;
+            let row = &mut host[at..at + self.cols * self.element];
+            rows.extend(bytemuck::pod_collect_to_vec::<u8, T>(row));
+            row.fill(CANARY);
+        }
+        let intact = host.iter().all(|&b| b == CANARY);
+        (rows, intact)
+    }
+
+    /// What a raw call is given.
+    pub fn matrix(&self, gpu: &Gpu) -> Matrix {
+        let (base, _guard) = self.bytes.device_ptr(&gpu.stream);
+        Matrix {
+            ptr: base + self.start as u64,
+            pitch: self.pitch as u64,
+        }
+    }
+}
+
+/// Uploads `values`, and runs `f` with the device pointer of each.
+pub fn with_scalars<P: Element, R>(
+    gpu: &Gpu,
+    values: &[P],
+    f: impl FnOnce(&[raw::CUdeviceptr]) -> R,
+) -> R {
+    let buffers: Vec<_> = values
+        .iter()
+        .map(|v| Tensor::upload(gpu, &[*v], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = buffers.iter().map(|b| b.matrix(gpu).ptr).collect();
+    f(&pointers)
+}
+
+fn common<'a, T: Element, P: Element>(
+    how: &How,
+    cols: usize,
+    params: &'a [raw::CUdeviceptr],
+) -> raw::Common<'a> {
+    raw::Common {
+        dtype: T::DTYPE,
+        rows: how.rows as u64,
+        cols: cols as u64,
+        params,
+        param_dtype: P::DTYPE,
+        blocks: how.blocks,
+    }
+}
+
+/// y, as the device computes it.
+pub fn forward<A: Registered, T: Element, P: Element>(
+    gpu: &Gpu,
+    op: &A,
+    params: &[P],
+    x: &[T],
+    how: &How,
+) -> Result<Vec<T>> {
+    let input = Tensor::upload(gpu, x, how.rows, how.x);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let output = output.as_ref().unwrap_or(&input);
+    with_scalars(gpu, params, |params| {
+        let call = raw::Forward {
+            common: common::<T, P>(how, input.cols, params),
+            x: input.matrix(gpu),
+            y: output.matrix(gpu),
+        };
+        // SAFETY: the buffers live until the download below, which waits for the stream.
+        unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (y, intact) = output.download(gpu);
+    assert!(intact, "the forward wrote outside y");
+    if !how.in_place {
+        let (after, intact) = input.download::<T>(gpu);
+        assert!(intact && bits(&after) == bits(x), "the forward changed x");
+    }
+    Ok(y)
+}
+
+/// dx and the parameter gradients, as the device computes them.
+pub fn backward<A: Registered, T: Element, P: Element>(
+    gpu: &Gpu,
+    op: &A,
+    params: &[P],
+    x: &[T],
+    dy: &[T],
+    how: &How,
+) -> Result<(Vec<T>, Vec<f32>)> {
+    let input = Tensor::upload(gpu, x, how.rows, how.x);
+    let gradient = Tensor::upload(gpu, dy, how.rows, how.dy);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let output = output.as_ref().unwrap_or(&gradient);
+    let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
+    let dparams: Vec<_> = params
+        .iter()
+        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
+    let needed = workspace_bytes(op, T::DTYPE, how.rows, input.cols);
+    // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
+    // is written.
+    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    with_scalars(gpu, params, |params| {
+        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
+        let call = raw::Backward {
+            common: common::<T, P>(how, input.cols, params),
+            x: input.matrix(gpu),
+            dy: gradient.matrix(gpu),
+            dx: output.matrix(gpu),
+            y: y.as_ref().map(|y| y.matrix(gpu)),
+            dparams: Some(raw::Dparams {
+                out: &pointers,
+                accumulate: how.accumulate,
+                workspace,
+                workspace_bytes: needed as u64,
+            }),
+        };
+        // SAFETY: the buffers live until the downloads below, which wait for the stream.
+        unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (dx, intact) = output.download(gpu);
+    assert!(intact, "the backward wrote outside dx");
+    let (after, intact) = input.download::<T>(gpu);
+    assert!(intact && bits(&after) == bits(x), "the backward changed x");
+    if !how.in_place {
+        let (after, intact) = gradient.download::<T>(gpu);
+        assert!(
+            intact && bits(&after) == bits(dy),
+            "the backward changed dy"
+        );
+    }
+    if let Some(y) = y {
+        let (again, intact) = y.download::<T>(gpu);
+        let expected = forward(
+            gpu,
+            op,
+            params,
+            x,
+            &How {
+                emit_y: false,
+                ..*how
+            },
+        )?;
+        assert!(
+            intact && bits(&again) == bits(&expected),
+            "y was emitted wrong"
+        );
+    }
+    let dparams = dparams
+        .iter()
+        .map(|t| {
+            let (value, intact) = t.download::<f32>(gpu);
+            assert!(intact, "the backward wrote outside a parameter gradient");
+            value[0]
+        })
+        .collect();
+    Ok((dx, dparams))
+}
+
+/// A gate and a value on the device: two tensors, or the halves of one.
+struct Pair {
+    tensors: Vec<Tensor>,
+    halves: bool,
+}
+
+impl Pair {
+    fn upload<T: Element>(
+        gpu: &Gpu,
+        [x, v]: [&[T]; 2],
+        how: &How,
+        [at_x, at_v]: [Place; 2],
+    ) -> Pair {
+        let tensors = if how.halves {
+            let cols = x.len().checked_div(how.rows).unwrap_or(0).max(1);
+            let rows = x.chunks_exact(cols).zip(v.chunks_exact(cols));
+            let both: Vec<T> = rows.flat_map(|(x, v)| [x, v].concat()).collect();
+            vec![Tensor::upload(gpu, &both, how.rows, at_x)]
+        } else {
+            vec![
+                Tensor::upload(gpu, x, how.rows, at_x),
+                Tensor::upload(gpu, v, how.rows, at_v),
+            ]
+        };
+        Pair {
+            tensors,
+            halves: how.halves,
+        }
+    }
+
+    fn matrices(&self, gpu: &Gpu) -> [Matrix; 2] {
+        let first = self.tensors[0].matrix(gpu);
+        let second = if self.halves {
+            let half = self.tensors[0].cols / 2 * self.tensors[0].element;
+            Matrix {
+                ptr: first.ptr + half as u64,
+                ..first
+            }
+        } else {
+            self.tensors[1].matrix(gpu)
+        };
+        [first, second]
+    }
+
+    fn download<T: Element>(&self, gpu: &Gpu) -> ([Vec<T>; 2], bool) {
+        let mut intact = true;
+        let mut parts: Vec<Vec<T>> = Vec::new();
+        for tensor in &self.tensors {
+            let (values, whole) = tensor.download(gpu);
+            parts.push(values);
+            intact &= whole;
+        }
+        if self.halves {
+            let half = self.tensors[0].cols / 2;
+            let both = parts.remove(0);
+            let side = |skip: usize| -> Vec<T> {
+                let rows = both.chunks_exact((2 * half).max(1));
+                rows.flat_map(|row| row[skip..skip + half].to_vec())
+                    .collect()
+            };
+            parts = vec![side(0), side(half)];
+        }
+        let [x, v] = <[Vec<T>; 2]>::try_from(parts).expect("a pair");
+        ([x, v], intact)
+    }
+}
+
+/// y of a gated form, as the device computes it.
+pub fn gated_forward<A: Gated + Registered, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v]: [&[T]; 2],
+    how: &How,
+) -> Result<Vec<T>> {
+    let input = Pair::upload(gpu, [x, v], how, [how.x, how.v]);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = Tensor::upload(gpu, &blank, how.rows, how.out);
+    with_scalars(gpu, params, |params| {
+        let [x, v] = input.matrices(gpu);
+        let call = raw::GatedForward {
+            common: common::<T, f32>(how, output.cols, params),
+            order,
+            x,
+            v,
+            y: output.matrix(gpu),
+        };
+        // SAFETY: the buffers live until the download below, which waits for the stream.
+        unsafe { raw::gated_forward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (y, intact) = output.download(gpu);
+    assert!(intact, "the gated forward wrote outside y");
+    Ok(y)
+}
+
+/// dx, dv and the parameter gradients of a gated form, as the device computes them.
+pub fn gated_backward<A: Gated + Registered, T: Element>(
+    gpu: &Gpu,
+    op: &A,
+    order: Order,
+    params: &[f32],
+    [x, v, dy]: [&[T]; 3],
+    how: &How,
+) -> Result<([Vec<T>; 2], Vec<f32>)> {
+    let input = Pair::upload(gpu, [x, v], how, [how.x, how.v]);
+    let upstream = Tensor::upload(gpu, dy, how.rows, how.dy);
+    let blank = vec![T::from_f64(f64::NAN); x.len()];
+    let output = Pair::upload(gpu, [&blank, &blank], how, [how.out, how.v]);
+    let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.dy));
+    let dparams: Vec<_> = params
+        .iter()
+        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
+        .collect();
+    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
+    let needed = workspace_bytes(op, T::DTYPE, how.rows, upstream.cols);
+    // SAFETY: uninitialised on purpose, as in `backward`.
+    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    with_scalars(gpu, params, |params| {
+        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
+        let ([x, v], [dx, dv]) = (input.matrices(gpu), output.matrices(gpu));
+        let call = raw::GatedBackward {
+            common: common::<T, f32>(how, upstream.cols, params),
+            order,
+            x,
+            v,
+            dy: upstream.matrix(gpu),
+            dx,
+            dv,
+            y: y.as_ref().map(|y| y.matrix(gpu)),
+            dparams: Some(raw::Dparams {
+                out: &pointers,
+                accumulate: how.accumulate,
+                workspace,
+                workspace_bytes: needed as u64,
+            }),
+        };
+        // SAFETY: the buffers live until the downloads below, which wait for the stream.
+        unsafe { raw::gated_backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
+    })?;
+    let (gradients, intact) = output.download(gpu);
+    assert!(intact, "the gated backward wrote outside dx and dv");
+    let ([x_after, v_after], intact) = input.download::<T>(gpu);
+    assert!(intact && bits(&x_after) == bits(x) && bits(&v_after) == bits(v));
+    if let Some(y) = y {
+        let (again, intact) = y.download::<T>(gpu);
+        let expected = gated_forward(gpu, op, order, params, [x, v], how)?;
+        assert!(
+            intact && bits(&again) == bits(&expected),
+            "y was emitted wrong"
+        );
+    }
+    let dparams = dparams
+        .iter()
+        .map(|t| t.download::<f32>(gpu).0[0])
+        .collect();
+    Ok((gradients, dparams))
+}
+
+/// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
+pub fn workspace_bytes<A: Registered>(op: &A, dtype: Dtype, rows: usize, cols: usize) -> usize {
+    raw::workspace_bytes(op, dtype, rows as u64, cols as u64).expect("a small shape") as usize
+}
+
+/// The tensors and the workspace among the buffers of a launch. The scalars are left out: every thread
+/// reads them, from the cache.
+pub fn tensors(launch: &LaunchReport) -> impl Iterator<Item = &BufferTraffic> {
+    // No tensor with its margins and no workspace (whole pairs of f32) has such a length.
+    let scalar = [2, 4].map(|element| 2 * MARGIN as u64 + element);
+    launch
+        .buffers
+        .iter()
+        .filter(move |buffer| !scalar.contains(&buffer.len))
+}
