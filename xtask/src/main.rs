@@ -12,7 +12,6 @@ mod integrations;
 mod jobs;
 mod mutants;
 mod python;
-mod python;
 mod sass;
 mod steps;
 #[cfg(test)]
