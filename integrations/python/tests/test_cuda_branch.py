@@ -3,6 +3,9 @@ down what it is given and then computes on the host, whose memory those tensors 
 
 import ctypes
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,3 +233,11 @@ def test_without_a_driver():
 def test_importing_touches_no_device():
     """A child that is forked after cuInit can never use CUDA."""
     assert not torch.cuda.is_initialized()
+
+
+def test_the_checks_of_a_device_run_without_one():
+    """tests/device.py is what the GPU kit runs; on the CPU it must pass, or it would fail there for its own faults."""
+    script = Path(__file__).with_name("device.py")
+    done = subprocess.run([sys.executable, script, "--device", "cpu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed") >= 4, done.stdout

@@ -3,11 +3,13 @@
 from ctypes import (
     Structure,
     c_char_p,
+    c_double,
     c_float,
     c_int32,
     c_int64,
     c_uint32,
     c_uint64,
+    c_uint8,
     c_void_p,
 )
 
