@@ -52,7 +52,10 @@ impl<T: Element> Tensor<T> {
         // Groups that one pitch does as well for are none.
         if group_rows == 1 {
             (pitch, group_rows) = (group_pitch, 0);
-        } else if rows == group_rows || pitch.checked_mul(group_rows) == Some(group_pitch) {
+        } else if rows == 0
+            || rows == group_rows
+            || pitch.checked_mul(group_rows) == Some(group_pitch)
+        {
             group_rows = 0;
         }
         if rows > 1 && pitch < cols {
