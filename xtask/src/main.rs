@@ -274,6 +274,9 @@ mod tests {
             &["tset"][..],
             &["test", "--fulll"],
             &["test", "--op"],
+            &["test", "--integrations"],
+            &["test", "--integrations", "fortran"],
+            &["test", "--integrations", "c", "--op", "xielu"],
             &["toolkit", "here"],
             &[],
         ] {

@@ -500,8 +500,8 @@ typedef struct xact_activation_args {
      */
     int32_t blocks;
     /**
-     * An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature. On a device the
-     * array is host memory, and the scalars are device memory.
+     * An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature. On a device
+     * the array is host memory, and the scalars are device memory.
      */
     const void *const *params;
     /**
@@ -517,8 +517,8 @@ typedef struct xact_activation_args {
      */
     struct xact_matrix v;
     /**
-     * `[rows, cols]`, written: f(x), or g(x)·v. A backward writes it again if it is given, so that a training stack need
-     * not store it.
+     * `[rows, cols]`, written: f(x), or g(x)·v. A backward writes it again if it is given, so that a training stack
+     * need not store it.
      */
     struct xact_matrix y;
     /**
@@ -548,8 +548,8 @@ typedef struct xact_activation_args {
      */
     uint64_t accumulate;
     /**
-     * At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward that has `dparams`.
-     * Nobody else uses it until the work has completed. Host: not used.
+     * At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward that has
+     * `dparams`. Nobody else uses it until the work has completed. Host: not used.
      */
     void *workspace;
     /**
@@ -571,8 +571,8 @@ typedef struct xact_cross_entropy {
      */
     int64_t ignore_index;
     /**
-     * Columns that are classes, if fewer than a row has: the others are not read, and their gradient is 0. On a rank of
-     * several, the rank's own number. 0 for all columns, the default.
+     * Columns that are classes, if fewer than a row has: the others are not read, and their gradient is 0. On a rank
+     * of several, the rank's own number. 0 for all columns, the default.
      */
     uint64_t vocab;
     /**
@@ -602,8 +602,8 @@ typedef struct xact_cross_entropy {
 } xact_cross_entropy;
 
 /**
- * Where `[rows, cols]` logits lie. Rows may come in groups with a pitch of their own, such as `logits[:, :-1]` of
- * `[B, S, V]`: groups of S − 1 rows, which are S·V elements apart.
+ * Where `[rows, cols]` logits lie. Rows may come in groups with a pitch of their own, such as `logits[:, :-1]` of `[B,
+ * S, V]`: groups of S − 1 rows, which are S·V elements apart.
  */
 typedef struct xact_logits_matrix {
     /**
@@ -743,8 +743,8 @@ typedef struct xact_cross_entropy_summary {
 
 /**
  * The tensors of the loss. Of what a function does not use, nothing is looked at, so that one struct serves a forward
- * and its backward. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all others are
- * kept.
+ * and its backward. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all others
+ * are kept.
  */
 typedef struct xact_cross_entropy_args {
     /**
@@ -773,8 +773,8 @@ typedef struct xact_cross_entropy_args {
      */
     struct xact_logits_matrix logits;
     /**
-     * `[N, V]`, written by xact_cross_entropy_backward: the gradients, 0 in columns that are no classes. They may be the
-     * very logits.
+     * `[N, V]`, written by xact_cross_entropy_backward: the gradients, 0 in columns that are no classes. They may be
+     * the very logits.
      */
     struct xact_logits_matrix dlogits;
     /**
@@ -859,8 +859,8 @@ typedef struct xact_cross_entropy_args {
      */
     int32_t blocks;
     /**
-     * xact_cross_entropy_forward_with_gradient on devices where clusters of blocks share rows: at least how many blocks a
-     * row has; 0 for as few as it fits into. Host: not used.
+     * xact_cross_entropy_forward_with_gradient on devices where clusters of blocks share rows: at least how many
+     * blocks a row has; 0 for as few as it fits into. Host: not used.
      */
     uint32_t cluster;
     /**
@@ -907,8 +907,8 @@ typedef struct xact_goldfish_strategy {
      */
     uint64_t table_len;
     /**
-     * Null, or the caller's decision for each entry of the table: a bit each, from the lowest of the first byte on, 1 if
-     * it drops. `k` is then only a name. Not together with `table`. Host memory.
+     * Null, or the caller's decision for each entry of the table: a bit each, from the lowest of the first byte on, 1
+     * if it drops. `k` is then only a name. Not together with `table`. Host memory.
      */
     const uint8_t *bitmap;
     /**
@@ -965,8 +965,8 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program works
- * with a library of the same number.
+ * The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program
+ * works with a library of the same number.
  */
 uint32_t xact_abi_version(void);
 
@@ -982,8 +982,8 @@ const char *xact_version(void);
 const char *xact_last_error(void);
 
 /**
- * XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no driver
- * and no device.
+ * XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no
+ * driver and no device.
  */
 xact_status xact_kernels_built(void);
 
@@ -994,9 +994,9 @@ xact_status xact_kernels_built(void);
 xact_status xact_cuda_available(void);
 
 /**
- * Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for as
- * many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit. Each
- * number that is used starts threads, which sleep when it is no longer the one.
+ * Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for
+ * as many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit.
+ * Each number that is used starts threads, which sleep when it is no longer the one.
  *
  * XACT_ERROR_OUT_OF_RANGE.
  */
@@ -1013,13 +1013,12 @@ uint64_t xact_activation_count(void);
 const char *xact_activation_name(uint64_t index);
 
 /**
- * Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name. Its
- * strings live as long as the library.
+ * Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name.
+ * Its strings live as long as the library.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
  */
-xact_status xact_activation_describe(const char *name,
-                                     struct xact_signature *signature);
+xact_status xact_activation_describe(const char *name, struct xact_signature *signature);
 
 /**
  * Bytes of an element of a type of the XACT_DTYPE numbers; 0 of any other number.
@@ -1032,25 +1031,24 @@ uint64_t xact_dtype_size(int32_t dtype);
 uint64_t xact_id_size(int32_t id_type);
 
 /**
- * Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and writes a
- * handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
+ * Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and
+ * writes a handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
  *
  * XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT, XACT_ERROR_NO_DRIVER, XACT_ERROR_DRIVER.
  */
-xact_status xact_device_open(int32_t ordinal,
-                             struct xact_device **device);
+xact_status xact_device_open(int32_t ordinal, struct xact_device **device);
 
 /**
- * The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle before
- * you destroy the context.
+ * The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle
+ * before you destroy the context.
  *
  * XACT_ERROR_WRONG_CONTEXT if no context is current, and as xact_device_open.
  */
 xact_status xact_device_open_current(struct xact_device **device);
 
 /**
- * Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device, or
- * all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
+ * Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device,
+ * or all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
  * captured does not allow. Of code for another architecture than the device's the driver compiles what is loaded, in
  * several threads.
  *
@@ -1065,8 +1063,8 @@ xact_status xact_device_preload(const struct xact_device *device, const char *na
 xact_status xact_device_close(struct xact_device *device);
 
 /**
- * Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default options.
- * The string must live as long as the struct is used.
+ * Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default
+ * options. The string must live as long as the struct is used.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
  */
@@ -1090,7 +1088,8 @@ xact_status xact_activation_workspace_bytes(const struct xact_activation *op,
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
- * XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched.
+ * XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED
+ * if it cannot be launched.
  */
 xact_status xact_activation_forward(const struct xact_device *device,
                                     void *stream,
@@ -1098,11 +1097,11 @@ xact_status xact_activation_forward(const struct xact_device *device,
                                     const struct xact_activation_args *args);
 
 /**
- * Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. Each may be one
- * of x, v and dy.
+ * Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. dx, dv and
+ * y may each be one of x, v and dy.
  *
- * As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a first
- * are some results written.
+ * As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a
+ * first are some results written.
  */
 xact_status xact_activation_backward(const struct xact_device *device,
                                      void *stream,
@@ -1133,14 +1132,12 @@ xact_status xact_activation_backward_host(const struct xact_activation *op, cons
 xact_status xact_cross_entropy_init(struct xact_cross_entropy *op, uint64_t size);
 
 /**
- * Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They are
- * opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
+ * Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They
+ * are opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE.
  */
-xact_status xact_cross_entropy_saved_bytes(const struct xact_cross_entropy *op,
-                                           uint64_t rows,
-                                           uint64_t *bytes);
+xact_status xact_cross_entropy_saved_bytes(const struct xact_cross_entropy *op, uint64_t rows, uint64_t *bytes);
 
 /**
  * Writes to `*bytes` how large the workspace of any call with this many rows must be on a device. More rows never need
@@ -1151,14 +1148,14 @@ xact_status xact_cross_entropy_saved_bytes(const struct xact_cross_entropy *op,
 xact_status xact_cross_entropy_workspace_bytes(uint64_t rows, uint64_t *bytes);
 
 /**
- * Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the default
- * stream.
+ * Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the
+ * default stream.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
  * XACT_ERROR_OVERLAP, XACT_ERROR_CLASSES, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
- * XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after it
- * took an earlier one are some results written.
+ * XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after
+ * it took an earlier one are some results written.
  */
 xact_status xact_cross_entropy_forward(const struct xact_device *device,
                                        void *stream,
@@ -1166,8 +1163,8 @@ xact_status xact_cross_entropy_forward(const struct xact_device *device,
                                        const struct xact_cross_entropy_args *args);
 
 /**
- * Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the logits
- * are read once and written once.
+ * Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the
+ * logits are read once and written once.
  *
  * As xact_cross_entropy_forward.
  */
@@ -1249,14 +1246,13 @@ xact_status xact_cross_entropy_finish_host(const struct xact_cross_entropy *op,
                                            const struct xact_cross_entropy_args *args);
 
 /**
- * Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy with a
- * table takes some milliseconds. The struct and what it points to are not needed afterwards.
+ * Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy
+ * with a table takes some milliseconds. The struct and what it points to are not needed afterwards.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE,
  * XACT_ERROR_LENGTH, XACT_ERROR_NO_TABLE.
  */
-xact_status xact_goldfish_create(const struct xact_goldfish_strategy *strategy,
-                                 struct xact_goldfish **goldfish);
+xact_status xact_goldfish_create(const struct xact_goldfish_strategy *strategy, struct xact_goldfish **goldfish);
 
 /**
  * Frees a handle; null does nothing. Work that was launched with it goes on, since what a device reads of it is the
@@ -1265,24 +1261,20 @@ xact_status xact_goldfish_create(const struct xact_goldfish_strategy *strategy,
 xact_status xact_goldfish_free(struct xact_goldfish *goldfish);
 
 /**
- * Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it drops; null
- * and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
+ * Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it
+ * drops; null and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
  *
  * XACT_ERROR_NULL.
  */
-xact_status xact_goldfish_bitmap(const struct xact_goldfish *goldfish,
-                                 const uint32_t **words,
-                                 uint64_t *count);
+xact_status xact_goldfish_bitmap(const struct xact_goldfish *goldfish, const uint32_t **words, uint64_t *count);
 
 /**
- * Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of other
- * strategies. They live as long as the handle. A device needs a copy of them.
+ * Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of
+ * other strategies. They live as long as the handle. A device needs a copy of them.
  *
  * XACT_ERROR_NULL.
  */
-xact_status xact_goldfish_coefficients(const struct xact_goldfish *goldfish,
-                                       const int64_t **values,
-                                       uint64_t *count);
+xact_status xact_goldfish_coefficients(const struct xact_goldfish *goldfish, const int64_t **values, uint64_t *count);
 
 /**
  * Writes to `*h` the ids of a window; 0 if the ids do not matter. A halo of h - 1 ids decides as a whole row does.
@@ -1299,17 +1291,17 @@ xact_status xact_goldfish_window(const struct xact_goldfish *goldfish, uint64_t 
 xact_status xact_goldfish_dropped_share(const struct xact_goldfish *goldfish, double *share);
 
 /**
- * Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never need
- * less.
+ * Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never
+ * need less.
  *
  * XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
  */
-xact_status xact_goldfish_workspace_bytes(uint64_t labels,
-                                          uint64_t *bytes);
+xact_status xact_goldfish_workspace_bytes(uint64_t labels, uint64_t *bytes);
 
 /**
  * Launches the decisions about labels on `stream`, a CUstream; null is the default stream. No labels give counts of 0.
- * Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is read.
+ * Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is
+ * read.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,

@@ -12,7 +12,7 @@ use crate::context::{self, Restored};
 use crate::goldfish::xact_goldfish;
 use crate::memory;
 use crate::options::{self, unknown};
-use crate::status::Result;
+use crate::status::{Failure, Result};
 use crate::types::*;
 
 /// A device with the kernels in one of its contexts.
@@ -84,7 +84,12 @@ fn blocks(number: i64) -> Result<Blocks> {
             .ok()
             .and_then(NonZeroU32::new)
             .map(Blocks::AtMost)
-            .ok_or_else(|| unknown("blocks", number, "XACT_BLOCKS")),
+            .ok_or_else(|| {
+                let text = format!(
+                    "blocks is {number}; it must be a count or one of the XACT_BLOCKS numbers"
+                );
+                Failure::new(XACT_ERROR_ENUM, text)
+            }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The exported functions. Each hands what it got to another module, inside of [`guard`].
 //!
-//! What they demand of a caller in Rust is what the header demands: a pointer is null or points to what the header says,
-//! for as long as it says.
+//! What they demand of a caller in Rust is what the header demands: a pointer is null or points to what the header
+//! says, for as long as it says.
 
 #![allow(unsafe_code)]
 // The header says it once for all.
@@ -17,8 +17,8 @@ use crate::{host, pool, queries};
 
 // What the library is.
 
-/// The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program works
-/// with a library of the same number.
+/// The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program
+/// works with a library of the same number.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_abi_version() -> u32 {
     XACT_ABI_VERSION
@@ -37,8 +37,8 @@ pub extern "C" fn xact_last_error() -> *const c_char {
     status::last_error()
 }
 
-/// XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no driver
-/// and no device.
+/// XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no
+/// driver and no device.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_kernels_built() -> xact_status {
     guard(device::kernels_built)
@@ -51,9 +51,9 @@ pub extern "C" fn xact_cuda_available() -> xact_status {
     guard(device::cuda_available)
 }
 
-/// Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for as
-/// many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit. Each
-/// number that is used starts threads, which sleep when it is no longer the one.
+/// Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for
+/// as many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit.
+/// Each number that is used starts threads, which sleep when it is no longer the one.
 ///
 /// XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
@@ -75,8 +75,8 @@ pub extern "C" fn xact_activation_name(index: u64) -> *const c_char {
     queries::activation_name(index)
 }
 
-/// Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name. Its
-/// strings live as long as the library.
+/// Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name.
+/// Its strings live as long as the library.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
@@ -102,8 +102,8 @@ pub extern "C" fn xact_id_size(id_type: i32) -> u64 {
 
 // Devices.
 
-/// Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and writes a
-/// handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
+/// Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and
+/// writes a handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT, XACT_ERROR_NO_DRIVER, XACT_ERROR_DRIVER.
 #[unsafe(no_mangle)]
@@ -115,8 +115,8 @@ pub unsafe extern "C" fn xact_device_open(
     guard(|| unsafe { device::open(ordinal, device) })
 }
 
-/// The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle before
-/// you destroy the context.
+/// The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle
+/// before you destroy the context.
 ///
 /// XACT_ERROR_WRONG_CONTEXT if no context is current, and as xact_device_open.
 #[unsafe(no_mangle)]
@@ -125,8 +125,8 @@ pub unsafe extern "C" fn xact_device_open_current(device: *mut *mut xact_device)
     guard(|| unsafe { device::open_current(device) })
 }
 
-/// Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device, or
-/// all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
+/// Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device,
+/// or all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
 /// captured does not allow. Of code for another architecture than the device's the driver compiles what is loaded, in
 /// several threads.
 ///
@@ -150,8 +150,8 @@ pub unsafe extern "C" fn xact_device_close(device: *mut xact_device) -> xact_sta
 
 // Activations.
 
-/// Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default options.
-/// The string must live as long as the struct is used.
+/// Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default
+/// options. The string must live as long as the struct is used.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
@@ -185,7 +185,8 @@ pub unsafe extern "C" fn xact_activation_workspace_bytes(
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
-/// XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched.
+/// XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED
+/// if it cannot be launched.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_activation_forward(
     device: *const xact_device,
@@ -197,11 +198,11 @@ pub unsafe extern "C" fn xact_activation_forward(
     guard(|| unsafe { device::activation_forward(device, stream, op, args) })
 }
 
-/// Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. Each may be one
-/// of x, v and dy.
+/// Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. dx, dv and
+/// y may each be one of x, v and dy.
 ///
-/// As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a first
-/// are some results written.
+/// As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a
+/// first are some results written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_activation_backward(
     device: *const xact_device,
@@ -253,8 +254,8 @@ pub unsafe extern "C" fn xact_cross_entropy_init(
     guard(|| unsafe { queries::cross_entropy_init(op, size) })
 }
 
-/// Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They are
-/// opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
+/// Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They
+/// are opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
@@ -280,14 +281,14 @@ pub unsafe extern "C" fn xact_cross_entropy_workspace_bytes(
     guard(|| unsafe { device::cross_entropy_workspace_bytes(rows, bytes) })
 }
 
-/// Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the default
-/// stream.
+/// Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the
+/// default stream.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
 /// XACT_ERROR_OVERLAP, XACT_ERROR_CLASSES, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
-/// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after it
-/// took an earlier one are some results written.
+/// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after
+/// it took an earlier one are some results written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_forward(
     device: *const xact_device,
@@ -299,8 +300,8 @@ pub unsafe extern "C" fn xact_cross_entropy_forward(
     guard(|| unsafe { device::cross_entropy_forward(device, stream, op, args) })
 }
 
-/// Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the logits
-/// are read once and written once.
+/// Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the
+/// logits are read once and written once.
 ///
 /// As xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
@@ -420,8 +421,8 @@ pub unsafe extern "C" fn xact_cross_entropy_finish_host(
 
 // Goldfish.
 
-/// Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy with a
-/// table takes some milliseconds. The struct and what it points to are not needed afterwards.
+/// Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy
+/// with a table takes some milliseconds. The struct and what it points to are not needed afterwards.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE,
 /// XACT_ERROR_LENGTH, XACT_ERROR_NO_TABLE.
@@ -442,8 +443,8 @@ pub unsafe extern "C" fn xact_goldfish_free(goldfish: *mut xact_goldfish) -> xac
     guard(|| unsafe { goldfish::free(goldfish) })
 }
 
-/// Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it drops; null
-/// and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
+/// Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it
+/// drops; null and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -456,8 +457,8 @@ pub unsafe extern "C" fn xact_goldfish_bitmap(
     guard(|| unsafe { goldfish::bitmap(goldfish, words, count) })
 }
 
-/// Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of other
-/// strategies. They live as long as the handle. A device needs a copy of them.
+/// Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of
+/// other strategies. They live as long as the handle. A device needs a copy of them.
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -494,8 +495,8 @@ pub unsafe extern "C" fn xact_goldfish_dropped_share(
     guard(|| unsafe { goldfish::dropped_share(goldfish, share) })
 }
 
-/// Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never need
-/// less.
+/// Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never
+/// need less.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
@@ -508,7 +509,8 @@ pub unsafe extern "C" fn xact_goldfish_workspace_bytes(
 }
 
 /// Launches the decisions about labels on `stream`, a CUstream; null is the default stream. No labels give counts of 0.
-/// Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is read.
+/// Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is
+/// read.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,

@@ -52,7 +52,10 @@ impl<T: Element> Tensor<T> {
         // Groups that one pitch does as well for are none.
         if group_rows == 1 {
             (pitch, group_rows) = (group_pitch, 0);
-        } else if rows == group_rows || pitch.checked_mul(group_rows) == Some(group_pitch) {
+        } else if rows == 0
+            || rows == group_rows
+            || pitch.checked_mul(group_rows) == Some(group_pitch)
+        {
             group_rows = 0;
         }
         if rows > 1 && pitch < cols {
@@ -170,12 +173,14 @@ impl<T: Element> Tensor<T> {
     /// # Safety
     /// As for `output`, of both.
     pub unsafe fn halves<'a>(&self, other: &Tensor<T>) -> Option<(&'a mut [T], bool)> {
-        let (a, b) = (self.first.addr(), other.first.addr());
         let is_half = |tensor: &Tensor<T>| {
             tensor.groups.is_none() && Some(tensor.pitch) == tensor.cols.checked_mul(2)
         };
-        let half = self.cols * size_of::<T>();
-        if !is_half(self) || !is_half(other) || a.abs_diff(b) != half || self.len() == 0 {
+        if self.len() == 0 || !is_half(self) || !is_half(other) {
+            return None;
+        }
+        let (a, b) = (self.first.addr(), other.first.addr());
+        if a.abs_diff(b) != self.cols * size_of::<T>() {
             return None;
         }
         let first = if a < b { self.first } else { other.first };

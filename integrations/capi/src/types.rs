@@ -167,8 +167,8 @@ pub struct xact_matrix {
     pub pitch: u64,
 }
 
-/// Where `[rows, cols]` logits lie. Rows may come in groups with a pitch of their own, such as `logits[:, :-1]` of
-/// `[B, S, V]`: groups of S − 1 rows, which are S·V elements apart.
+/// Where `[rows, cols]` logits lie. Rows may come in groups with a pitch of their own, such as `logits[:, :-1]` of `[B,
+/// S, V]`: groups of S − 1 rows, which are S·V elements apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct xact_logits_matrix {
@@ -239,8 +239,8 @@ pub struct xact_activation_args {
     pub param_dtype: i32,
     /// The most blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. The results are the same. Host: not used.
     pub blocks: i32,
-    /// An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature. On a device the
-    /// array is host memory, and the scalars are device memory.
+    /// An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature. On a device
+    /// the array is host memory, and the scalars are device memory.
     pub params: *const *const c_void,
     /// How many there are; optional ones at the end may be left out.
     pub param_count: u64,
@@ -248,8 +248,8 @@ pub struct xact_activation_args {
     pub x: xact_matrix,
     /// `[rows, cols]`, read: the value, if gated.
     pub v: xact_matrix,
-    /// `[rows, cols]`, written: f(x), or g(x)·v. A backward writes it again if it is given, so that a training stack need
-    /// not store it.
+    /// `[rows, cols]`, written: f(x), or g(x)·v. A backward writes it again if it is given, so that a training stack
+    /// need not store it.
     pub y: xact_matrix,
     /// `[rows, cols]`, read by a backward: the gradient with respect to y.
     pub dy: xact_matrix,
@@ -265,8 +265,8 @@ pub struct xact_activation_args {
     pub dparam_count: u64,
     /// 1: the gradients of the parameters are added to what is there; 0: they overwrite it.
     pub accumulate: u64,
-    /// At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward that has `dparams`.
-    /// Nobody else uses it until the work has completed. Host: not used.
+    /// At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward that has
+    /// `dparams`. Nobody else uses it until the work has completed. Host: not used.
     pub workspace: *mut c_void,
     /// Its size in bytes.
     pub workspace_bytes: u64,
@@ -280,8 +280,8 @@ pub struct xact_cross_entropy {
     pub size: u64,
     /// Rows with this label are masked. -100; of u32 labels no label is that.
     pub ignore_index: i64,
-    /// Columns that are classes, if fewer than a row has: the others are not read, and their gradient is 0. On a rank of
-    /// several, the rank's own number. 0 for all columns, the default.
+    /// Columns that are classes, if fewer than a row has: the others are not read, and their gradient is 0. On a rank
+    /// of several, the rank's own number. 0 for all columns, the default.
     pub vocab: u64,
     /// ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
     pub label_smoothing: f32,
@@ -348,8 +348,8 @@ pub struct xact_goldfish_strategy {
     pub table: *const f32,
     /// How many there are.
     pub table_len: u64,
-    /// Null, or the caller's decision for each entry of the table: a bit each, from the lowest of the first byte on, 1 if
-    /// it drops. `k` is then only a name. Not together with `table`. Host memory.
+    /// Null, or the caller's decision for each entry of the table: a bit each, from the lowest of the first byte on, 1
+    /// if it drops. `k` is then only a name. Not together with `table`. Host memory.
     pub bitmap: *const u8,
     /// How many bytes there are, 125,001.
     pub bitmap_bytes: u64,
@@ -416,8 +416,8 @@ pub struct xact_goldfish_args {
 }
 
 /// The tensors of the loss. Of what a function does not use, nothing is looked at, so that one struct serves a forward
-/// and its backward. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all others are
-/// kept.
+/// and its backward. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all others
+/// are kept.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct xact_cross_entropy_args {
@@ -434,8 +434,8 @@ pub struct xact_cross_entropy_args {
     pub label_type: i32,
     /// `[N, V]`: the logits. Read; xact_cross_entropy_forward_with_gradient overwrites them with their gradients.
     pub logits: xact_logits_matrix,
-    /// `[N, V]`, written by xact_cross_entropy_backward: the gradients, 0 in columns that are no classes. They may be the
-    /// very logits.
+    /// `[N, V]`, written by xact_cross_entropy_backward: the gradients, 0 in columns that are no classes. They may be
+    /// the very logits.
     pub dlogits: xact_logits_matrix,
     /// `[N]` of `label_type`, read: the class of each row, or xact_cross_entropy.ignore_index.
     pub labels: *const c_void,
@@ -480,8 +480,8 @@ pub struct xact_cross_entropy_args {
     pub workspace_bytes: u64,
     /// The most blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. Host: not used.
     pub blocks: i32,
-    /// xact_cross_entropy_forward_with_gradient on devices where clusters of blocks share rows: at least how many blocks a
-    /// row has; 0 for as few as it fits into. Host: not used.
+    /// xact_cross_entropy_forward_with_gradient on devices where clusters of blocks share rows: at least how many
+    /// blocks a row has; 0 for as few as it fits into. Host: not used.
     pub cluster: u32,
     /// xact_cross_entropy_partial_stats: 1 if xact_cross_entropy_finish is to find the argmax.
     pub with_argmax: u64,

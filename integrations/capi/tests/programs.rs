@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         linked_statically,
     );
     add("exports".into(), &["nm"], exports);
+    add("stays_loaded".into(), &["readelf"], stays_loaded);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -217,6 +218,16 @@ fn exports(_: &str) -> Result<(), Failed> {
     declared.sort_unstable();
     if exported != declared || exported.iter().any(|name| !name.starts_with("xact_")) {
         return Err(format!("exported: {exported:?}\ndeclared: {declared:?}").into());
+    }
+    Ok(())
+}
+
+/// `dlclose` does not unload the library, whose threads sleep in it.
+fn stays_loaded(_: &str) -> Result<(), Failed> {
+    let library = LIBRARY.as_ref().map_err(String::clone)?.join("libxact.so");
+    let flags = output(Command::new("readelf").arg("--dynamic").arg(library))?;
+    if !flags.contains("NODELETE") {
+        return Err(flags.into());
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 mod activations;
 #[cfg(feature = "cuda")]
 mod contexts;
+mod fuzz;
 mod goldfish;
 mod header;
 mod losses;
