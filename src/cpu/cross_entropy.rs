@@ -89,7 +89,7 @@ struct Outputs<'a> {
 
 /// The gradients with respect to the losses: of row r it is element `r·stride`.
 #[derive(Clone, Copy, Debug)]
-struct Dloss<'a> {
+struct UpstreamGradient<'a> {
     values: &'a [f32],
     /// `None`: 0 for one element, 1 for one of each row.
     stride: Option<usize>,
@@ -164,7 +164,7 @@ macro_rules! dloss_setters {
     () => {
         /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
         pub fn dloss(mut self, dloss: &'a [f32]) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss,
                 stride: None,
             });
@@ -173,7 +173,7 @@ macro_rules! dloss_setters {
 
         /// The same, with the number of elements from one row's to the next one's.
         pub fn dloss_strided(mut self, dloss: &'a [f32], stride: usize) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss,
                 stride: Some(stride),
             });
@@ -263,7 +263,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     rows: Rows<'a, L>,
     outputs: Outputs<'a>,
     normalizer: Option<f32>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
@@ -348,7 +348,7 @@ pub struct Backward<'a, T, L> {
     saved: &'a [u8],
     normalizer: f32,
     dlogits: Output<'a, T>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> Backward<'a, T, L> {
@@ -654,8 +654,8 @@ impl Plan {
     }
 
     /// The upstream gradients, and what they are divided by.
-    fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
-        if let Some(Dloss { values, stride }) = dloss {
+    fn multiply(&mut self, dloss: Option<UpstreamGradient<'_>>, divisor: f32) -> Result<()> {
+        if let Some(UpstreamGradient { values, stride }) = dloss {
             let stride = dloss_stride(stride, self.targets.len(), values.len())?;
             for (row, target) in self.targets.iter_mut().enumerate() {
                 target.upstream *= f64::from(values[row * stride]);

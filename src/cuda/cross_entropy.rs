@@ -213,7 +213,7 @@ impl<'a> Outputs<'a> {
 
 /// The gradients with respect to the losses: of row r it is element `r·stride`.
 #[derive(Clone, Copy)]
-struct Dloss<'a> {
+struct UpstreamGradient<'a> {
     values: Input<'a, f32>,
     /// `None`: 0 for one element, 1 for one of each row.
     stride: Option<usize>,
@@ -221,11 +221,11 @@ struct Dloss<'a> {
 
 /// Upstream gradients, checked, and the stride of their rows.
 fn check_dloss<'a>(
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
     device: &Device,
     rows: usize,
 ) -> Result<Option<(Input<'a, f32>, usize)>> {
-    let Some(Dloss { values, stride }) = dloss else {
+    let Some(UpstreamGradient { values, stride }) = dloss else {
         return Ok(None);
     };
     let len = values.len();
@@ -314,7 +314,7 @@ macro_rules! dloss_setters {
     () => {
         /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
         pub fn dloss(mut self, dloss: impl Into<Input<'a, f32>>) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss.into(),
                 stride: None,
             });
@@ -323,7 +323,7 @@ macro_rules! dloss_setters {
 
         /// The same, with the number of elements from one row's to the next one's.
         pub fn dloss_strided(mut self, dloss: impl Into<Input<'a, f32>>, stride: usize) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss.into(),
                 stride: Some(stride),
             });
@@ -462,7 +462,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     logits: Output<'a, T>,
     rows: Rows<'a, L>,
     outputs: Outputs<'a>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
@@ -563,7 +563,7 @@ pub struct Backward<'a, T, L> {
     saved: Input<'a, u8>,
     divisor: Divisor<'a>,
     dlogits: Output<'a, T>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> Backward<'a, T, L> {

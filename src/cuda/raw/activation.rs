@@ -14,7 +14,7 @@ use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::Cut;
+use crate::geometry::Tiling;
 
 /// How an activation is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -187,7 +187,7 @@ pub fn workspace_bytes<A: Activation + ?Sized>(
     rows: u64,
     cols: u64,
 ) -> Result<u64> {
-    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.cut.chunks_bound);
+    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.tiling.chunks_bound);
     let most = chunks(cols)?.max(chunks(u64::MAX)?);
     Ok(most * op.signature().params.len() as u64 * PARTIAL_BYTES)
 }
@@ -195,7 +195,7 @@ pub fn workspace_bytes<A: Activation + ?Sized>(
 /// The partial sums that a backward of this shape without gaps really writes, for each parameter.
 #[doc(hidden)]
 pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
-    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.cut.chunks)
+    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.tiling.chunks)
 }
 
 /// Launches the forward of `op` on `stream`.
@@ -378,9 +378,9 @@ impl Plan {
         let mut args = ActivationArgs {
             rows: shape.rows,
             cols: shape.cols,
-            tiles_per_row: shape.cut.tiles_per_row,
-            tiles_per_chunk: shape.cut.tiles_per_chunk,
-            chunks: shape.cut.chunks,
+            tiles_per_row: shape.tiling.tiles_per_row,
+            tiles_per_chunk: shape.tiling.tiles_per_chunk,
+            chunks: shape.tiling.chunks,
             params_are_f32: u32::from(param_dtype == Dtype::F32),
             ..ActivationArgs::default()
         };
@@ -408,7 +408,7 @@ impl Plan {
         };
         let signature = op.signature();
         signature.check_gradients(common.params.len(), dparams.out.len())?;
-        let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
+        let pairs = self.shape.tiling.chunks * dparams.out.len() as u64;
         let needed = workspace_bytes(op, common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
             return Err(Error::Workspace {
@@ -451,7 +451,7 @@ impl Plan {
         let load = |task| device.function(Entry::new(self.stem, task, Some(self.shape.dtype)));
         // All are loaded before anything is launched, so that a failure to load writes nothing.
         let (task, sums) = (load(task)?, sums.map(load).transpose()?);
-        let chunks = self.shape.cut.chunks;
+        let chunks = self.shape.tiling.chunks;
         if chunks > 0 {
             let grid = self
                 .blocks
@@ -486,7 +486,7 @@ struct Shape {
     dtype: Dtype,
     rows: u64,
     cols: u64,
-    cut: Cut,
+    tiling: Tiling,
 }
 
 impl Shape {
@@ -497,12 +497,12 @@ impl Shape {
         } else {
             (rows, cols)
         };
-        let cut = Cut::new(rows, cols, dtype.size()).ok_or_else(too_large)?;
+        let tiling = Tiling::new(rows, cols, dtype.size()).ok_or_else(too_large)?;
         Ok(Shape {
             dtype,
             rows,
             cols,
-            cut,
+            tiling,
         })
     }
 

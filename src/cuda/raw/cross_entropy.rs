@@ -23,7 +23,7 @@ use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
+use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowSplit, SPLIT_BLOCKS};
 use crate::loss::cross_entropy::{CrossEntropy, Normalizer};
 
 pub use crate::blocks::LogitsMatrix;
@@ -307,7 +307,7 @@ pub unsafe fn forward_with_gradient(
     let dtype = logits.dtype;
     let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     let cluster = plan.cluster(device, dtype, *cluster)?;
-    if cluster.is_none() && plan.cut.splits > 1 {
+    if cluster.is_none() && plan.split.splits > 1 {
         let stats = device.function(stats_entry(dtype))?;
         let gradient = device.function(gradient_entry(dtype))?;
         // SAFETY: the caller vouches for the buffers and the stream.
@@ -334,8 +334,8 @@ pub unsafe fn forward_with_gradient(
             plan.summary(device, stream, &finish, &totals)?;
         }
         plan.args.chunks_done = plan.chunks_done;
-        if let Some((function, cut)) = &cluster {
-            plan.clusters(device, stream, function, *cut)?;
+        if let Some((function, split)) = &cluster {
+            plan.clusters(device, stream, function, *split)?;
         }
         if let Some(function) = &fused {
             plan.fused(device, stream, function, dtype)?;
@@ -399,7 +399,7 @@ pub unsafe fn partial_stats(
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
         plan.stats(device, stream, &stats)?;
-        if plan.cut.splits > 1 {
+        if plan.split.splits > 1 {
             plan.finish(device, stream, &finish)?;
         }
     }
@@ -438,7 +438,7 @@ const MAX_WRITTEN: usize = 8;
 /// A call: what its kernels take, and what they read and write.
 struct Plan {
     args: CrossEntropyArgs,
-    cut: RowCut,
+    split: RowSplit,
     blocks: Blocks,
     /// Where the stats of the parts of rows go, if there are several.
     partials: CUdeviceptr,
@@ -471,7 +471,7 @@ impl Plan {
                 empty_is_nan: u32::from(op.empty_is_nan),
                 ..CrossEntropyArgs::default()
             },
-            cut: RowCut::new(rows.rows, 0, WORD),
+            split: RowSplit::new(rows.rows, 0, WORD),
             blocks: rows.blocks,
             partials: 0,
             chunks_done: 0,
@@ -561,9 +561,9 @@ impl Plan {
         self.args.logits = matrix;
         self.args.cols = vocab;
         self.args.padded_cols = logits.cols;
-        self.cut = RowCut::new(rows, logits.cols, logits.dtype.size());
-        self.args.splits = self.cut.splits;
-        self.args.packs_per_split = self.cut.packs_per_split;
+        self.split = RowSplit::new(rows, logits.cols, logits.dtype.size());
+        self.args.splits = self.split.splits;
+        self.args.packs_per_split = self.split.packs_per_split;
         Ok(())
     }
 
@@ -755,18 +755,18 @@ impl Plan {
         device: &Device,
         dtype: Dtype,
         least: Option<NonZeroU32>,
-    ) -> Result<Option<(Function, RowCut)>> {
+    ) -> Result<Option<(Function, RowSplit)>> {
         let entry = cluster_entry(dtype);
         if !device.has(entry)? {
             return Ok(None);
         }
         let function = device.function(entry)?;
-        let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
+        let row_bytes = RowSplit::row_bytes(self.args.padded_cols, dtype.size());
         let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
         let most = function.largest_cluster;
         let least = least.map(|least| least.get().into());
-        let cut = (self.cut).of_cluster(row_bytes, u64::from(room), most, least);
-        Ok(cut.map(|cut| (function, cut)))
+        let split = (self.split).of_cluster(row_bytes, u64::from(room), most, least);
+        Ok(split.map(|split| (function, split)))
     }
 
     /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
@@ -778,11 +778,11 @@ impl Plan {
     ) -> Result<()> {
         self.args.chunks_done = self.chunks_done;
         let mut args = self.args;
-        if self.cut.splits > 1 {
+        if self.split.splits > 1 {
             args.stats = self.partials;
         }
         self.args.parts = args.stats;
-        self.args.part_count = self.cut.splits;
+        self.args.part_count = self.split.splits;
         let blocks = args.rows * args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch(device, stream, function, blocks, &args) }
@@ -836,7 +836,7 @@ impl Plan {
         dtype: Dtype,
     ) -> Result<()> {
         let mut args = self.args;
-        let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
+        let row_bytes = RowSplit::row_bytes(args.cols, dtype.size());
         let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
         args.on_chip = u32::from(on_chip);
         let shape = Grid {
@@ -852,15 +852,15 @@ impl Plan {
         device: &Device,
         stream: CUstream,
         function: &Function,
-        cut: RowCut,
+        split: RowSplit,
     ) -> Result<()> {
         let mut args = self.args;
-        args.splits = cut.splits;
-        args.packs_per_split = cut.packs_per_split;
+        args.splits = split.splits;
+        args.packs_per_split = split.packs_per_split;
         let shape = Grid {
             blocks: 0,
-            cluster: cut.cluster_blocks() as u32,
-            shared_bytes: cut.part_bytes() as u32,
+            cluster: split.cluster_blocks() as u32,
+            shared_bytes: split.part_bytes() as u32,
         };
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch_grid(device, stream, function, (args.rows, shape), &args) }
