@@ -597,7 +597,7 @@ pub struct FiniteDifferences {
 /// Compares f′ and the parameter gradients of the reference with central differences of f, in f64, at every `x`. Correct
 /// formulas agree to about 1e-7.
 ///
-/// It skips x = 0, where f″ may jump, and points where f′ is below 1e-290. Do not pass points at which f′ jumps (the clamp of
+/// It skips x = 0, where f″ may jump, and points where all addends of f′ are below 1e-290. Do not pass points at which f′ jumps (the clamp of
 /// [`Compat`](crate::Compat)) or values beyond about ±1e3.
 ///
 /// # Panics

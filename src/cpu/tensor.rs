@@ -151,8 +151,8 @@ impl<'a, T> Checked<&'a mut [T]> {
     }
 }
 
-/// Gate and value of a gated activation, which are read: two tensors, or the halves of one. A tuple converts into a
-/// pair.
+/// The gate x and the value v of a gated activation, which a call reads: two tensors, or the halves of one. A tuple `(x, v)`
+/// converts into a pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a, T> {
     pub(crate) x: Input<'a, T>,
@@ -160,13 +160,13 @@ pub struct Pair<'a, T> {
 }
 
 impl<'a, T> Pair<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         Pair { x, v }
     }
 
-    /// The halves of a `[rows, 2·n]` tensor.
+    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
     ///
     /// # Errors
     /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
@@ -185,7 +185,8 @@ impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<
     }
 }
 
-/// A gate and a value that are written: two tensors, or the halves of one. A tuple converts into a pair.
+/// The outputs of the gate and of the value, such as dx and dv: two tensors, or the halves of one. A tuple converts into a
+/// pair.
 #[derive(Debug)]
 pub struct PairMut<'a, T>(pub(crate) Place<'a, T>);
 
@@ -203,13 +204,13 @@ pub(crate) enum Place<'a, T> {
 }
 
 impl<'a, T> PairMut<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Output<'a, T>>, v: impl Into<Output<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         PairMut(Place::Separate { x, v })
     }
 
-    /// The halves of a `[rows, 2·n]` tensor.
+    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
     ///
     /// # Errors
     /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
