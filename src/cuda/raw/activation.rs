@@ -16,7 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::Tiling;
 
-/// How an activation is used.
+/// The form of an activation: plain, or gated with an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Form {
     Plain,

@@ -12,12 +12,12 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Blocks {
-    /// One for each piece of work: the hardware hands out new ones as others return.
+    /// One block for each piece of work. The hardware starts new blocks as others finish.
     #[default]
     All,
-    /// So many, to leave multiprocessors to other work. Where clusters share rows, one cluster at least.
+    /// At most this number of blocks, to leave multiprocessors to other work. Kernels with clusters use at least one cluster.
     AtMost(NonZeroU32),
-    /// As many as the device holds at once: persistent blocks.
+    /// As many blocks as the device holds at once (persistent blocks).
     Resident,
 }
 

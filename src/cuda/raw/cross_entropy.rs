@@ -225,7 +225,7 @@ pub struct Finish<'a> {
     pub ranks: u64,
     /// The outputs. `saved` has the statistics of whole rows.
     pub outputs: Outputs,
-    /// An f32 to divide by, not what [`CrossEntropy::normalizer`] says.
+    /// An optional `[1] f32` normaliser, used instead of the option [`CrossEntropy::normalizer`].
     pub normalizer: Option<CUdeviceptr>,
     /// Scratch memory.
     pub scratch: Scratch,
