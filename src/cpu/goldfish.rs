@@ -159,7 +159,8 @@ const LANES: usize = 32;
 /// crate.
 struct Decision<'a> {
     strategy: Strategy,
-    /// The addend or factor for each id of a window, that of the label's own id first. Empty for the product strategies.
+    /// The addend or factor for each id of a window, that of the label's own id first; zeros for the product strategies.
+    /// Empty if no label has a complete window.
     terms: Vec<u64>,
     /// A bit for each entry of the table.
     bitmap: &'a [u32],

@@ -137,7 +137,7 @@ pub fn softplus(z: f32) -> (f32, f32) {
     let e = (-z.abs()).exp();
     let value = if z > 0.0 { z } else { 0.0 } + e.ln_1p();
     let slope = if z > 0.0 { 1.0 } else { e } / (1.0 + e);
-            // The comparison above would drop a NaN.
+    // The comparison above would drop a NaN.
     (
         if z.is_nan() { f32::NAN } else { value as f32 },
         slope as f32,

@@ -146,7 +146,7 @@ pub(super) fn load_log(context: &CudaContext, image: &CStr) -> String {
         sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
         sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
     ];
-            // The driver takes the size in the place of a pointer.
+    // The driver takes the size in the place of a pointer.
     let mut values = [log.as_mut_ptr().cast(), BYTES as *mut c_void];
     let mut module = std::ptr::null_mut();
     // SAFETY: `image` ends with a 0 byte, and `log`, of the size that the options say, outlives the call. A module that

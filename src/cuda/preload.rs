@@ -67,7 +67,7 @@ fn in_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<()> + Sync) -> Re
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 1..cores.min(jobs.len()) {
-                            // If no thread can be started, the running ones do its jobs.
+            // If no thread can be started, the running ones do its jobs.
             let _ = thread::Builder::new().spawn_scoped(scope, work_off);
         }
         work_off();

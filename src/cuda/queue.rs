@@ -106,7 +106,8 @@ impl Queue {
     /// Enlarges the workspace to at least `bytes`. `workspace_bytes` of a call says how many bytes it needs. No other method
     /// of a queue allocates.
     ///
-    /// A graph that was captured before keeps using the old workspace, so reserve before a capture.
+    /// A graph that was captured before still has the address of the old workspace, which is freed, so reserve before a
+    /// capture.
     ///
     /// # Errors
     /// [`Error::Driver`], for example when memory is short, or [`Error::WrongThread`]. The workspace is then unchanged.

@@ -192,8 +192,8 @@ impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
 
     #[inline(always)]
     fn run(self) -> RowStats {
-            /// When an exponent exceeds this, the sum is rescaled to a larger power of two. With real logits this happens a few
-            /// times in a row. Exponents below 4 have a rounding error of 2⁻²⁴·1.4.
+        /// When an exponent exceeds this, the sum is rescaled to a larger power of two. With real logits this happens a few
+        /// times in a row. Exponents below 4 have a rounding error of 2⁻²⁴·1.4.
         const HEADROOM: f32 = 4.0;
         let Stats {
             logits,

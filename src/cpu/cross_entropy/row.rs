@@ -10,7 +10,7 @@ use crate::loss::CrossEntropy;
 use crate::loss::cross_entropy::RowStatus;
 
 /// The base 2ⁿ of the exponentials of a row, as in `kernels/common/softmax.cuh`. n is the integer nearest to max·log2 e. It is
-/// the sum of two f32, because one f32 cannot hold integers exactly beyond 2²⁴.
+/// the sum of two f32, because one f32 cannot hold all integers beyond 2²⁴.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
     hi: f32,
@@ -209,8 +209,8 @@ impl Sums {
     /// lse − z_t. Where p_t > ½ it is log1p(rest/e_t), which keeps the digits of a small loss.
     fn surprise(&self) -> f64 {
         if self.e_target > self.rest {
-                    // The exponents were computed with a rounded log2 e. In a row with p very near 1 this is the largest error of the
-                    // gap between the target and the other logits.
+            // The exponents were computed with a rounded log2 e. In a row with p very near 1 this is the largest error of the
+            // gap between the target and the other logits.
             const OF_LOG2E: f64 = std::f64::consts::LOG2_E / LOG2E as f64 - 1.0;
             let ratio = self.rest / self.e_target;
             // Without other classes, ln is infinite.
