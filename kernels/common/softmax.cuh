@@ -2,10 +2,10 @@
 //
 //   e_j = 2^(z_j·log2 e − n),   n the integer nearest to max_j z_j·log2 e
 //
-// The largest e_j is near 1. Because n is an integer, sums of e_j with different n are combined with exact factors
-// 2^(n' − n), so the split of a row and the changes of a running maximum add no rounding errors. The rounding of the
-// constant log2 e changes all z_j·log2 e by the same relative 2^-26, so only the distance of z_j from the largest logit
-// is affected.
+// The largest e_j is near 1. Because n is an integer, sums of e_j with different n are combined with exact
+// factors 2^(n' − n), so the split of a row and the changes of a running maximum add no rounding errors. The
+// rounding of the constant log2 e changes all z_j·log2 e by the same relative 2^-26, so only the distance of
+// z_j from the largest logit is affected.
 #pragma once
 
 #include "math.cuh"

@@ -70,8 +70,8 @@ __device__ inline Target target_of(const Args& args, u64 row) {
     return t;
 }
 
-// A row of logits, as a matrix of one row. The part of the row that a thread takes depends on the address alone, so rows
-// with and without groups give the same bits.
+// A row of logits, as a matrix of one row. The part of the row that a thread takes depends on the address
+// alone, so rows with and without groups give the same bits.
 template <class T>
 __device__ inline Matrix row_of(const LogitsMatrix& logits, u64 row) {
     u64 offset = row * logits.pitch;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::error::Error;
 use super::graph::Node;
-use super::order::{self, Line, Past};
+use super::order::{self, Past, StreamId};
 use super::{Handle, Registry, Status, call, context, lock, put, stream};
 
 const DISABLE_TIMING: c_uint = 2;
@@ -39,7 +39,7 @@ impl Event {
     }
 
     /// Records the event now.
-    pub fn record(&self, on: Line) {
+    pub fn record(&self, on: StreamId) {
         *lock(&self.recorded) = Recorded::At(Instant::now(), order::so_far(on));
     }
 
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn cuEventRecord(event: Handle, on: Handle) -> Status {
         let e = get(event)?;
         let capture = stream::capture_id(on)?;
         match (stream::enqueue(on, || Node::Nothing)?, capture) {
-            (Some(work), _) => e.record(work.line),
+            (Some(work), _) => e.record(work.stream_id),
             (None, Some(id)) => *lock(&e.recorded) = Recorded::Captured(id),
             (None, None) => {}
         }
@@ -114,7 +114,7 @@ pub unsafe extern "C" fn cuEventRecordWithFlags(
     call(|| {
         let e = get(event)?;
         if let Some(work) = stream::enqueue(on, || Node::Record(e.clone()))? {
-            e.record(work.line);
+            e.record(work.stream_id);
         }
         Ok(())
     })

@@ -47,7 +47,7 @@ impl Executable {
                 Node::Memory(op) => unsafe { op.run(work) }?,
                 // SAFETY: who captured the call gave a function for exactly this.
                 Node::Host(f, data) => unsafe { f(*data as *mut c_void) },
-                Node::Record(e) => e.record(work.line),
+                Node::Record(e) => e.record(work.stream_id),
                 Node::Nothing => {}
                 Node::Graph(g) => g.run(work)?,
             }

@@ -336,7 +336,7 @@ unsafe fn at_once(op: MemoryOp) -> Status {
         context::current()?;
         stream::forbid_unsafe_call()?;
         // On the legacy stream. Out of the device it has happened when it returns; the rest may still be on its way.
-        let legacy = stream::line(std::ptr::null_mut())?;
+        let legacy = stream::stream_id(std::ptr::null_mut())?;
         // SAFETY: by this function's contract.
         unsafe { op.run(order::begin(legacy)) }?;
         if matches!(op, MemoryOp::ToHost { .. }) {

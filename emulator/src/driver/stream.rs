@@ -10,7 +10,7 @@ use std::thread::ThreadId;
 use super::error::Error;
 use super::event;
 use super::graph::{self, Node};
-use super::order::{self, Line, Work};
+use super::order::{self, StreamId, Work};
 use super::{Handle, Registry, Status, call, context, lock, put};
 
 /// The streams that exist without being made: null, legacy and per-thread.
@@ -66,11 +66,11 @@ impl Stream {
         }
     }
 
-    fn line(&self) -> Line {
+    fn stream_id(&self) -> StreamId {
         if self.flags & NON_BLOCKING == 0 {
-            Line::Blocking(self.device, self.id)
+            StreamId::Blocking(self.device, self.id)
         } else {
-            Line::NonBlocking(self.device, self.id)
+            StreamId::NonBlocking(self.device, self.id)
         }
     }
 }
@@ -86,9 +86,9 @@ fn get(handle: Handle) -> Result<Option<Arc<Stream>>, Error> {
 }
 
 /// The stream of a handle, where order is concerned.
-pub(crate) fn line(handle: Handle) -> Result<Line, Error> {
-    let legacy = Line::Legacy(context::current()?);
-    Ok(get(handle)?.map_or(legacy, |s| s.line()))
+pub(crate) fn stream_id(handle: Handle) -> Result<StreamId, Error> {
+    let legacy = StreamId::Legacy(context::current()?);
+    Ok(get(handle)?.map_or(legacy, |s| s.stream_id()))
 }
 
 /// Adds a node to the graph that is being captured; or gives the piece of work that is to be done now.
@@ -97,7 +97,7 @@ pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Opt
         // The legacy stream waits for all blocking streams.
         let blocking = |s: &Arc<Stream>| s.flags & NON_BLOCKING == 0;
         return match lock(&CAPTURING).iter().find(|s| blocking(s)) {
-            None => Ok(Some(order::begin(line(handle)?))),
+            None => Ok(Some(order::begin(stream_id(handle)?))),
             Some(s) => {
                 invalidate(s);
                 Err(Error::STREAM_CAPTURE_IMPLICIT)
@@ -109,7 +109,7 @@ pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Opt
     }
     let mut capture = lock(&stream.capture);
     match &mut *capture {
-        None => Ok(Some(order::begin(stream.line()))),
+        None => Ok(Some(order::begin(stream.stream_id()))),
         Some(c) if c.invalidated => Err(Error::STREAM_CAPTURE_INVALIDATED),
         Some(c) => {
             c.nodes.push(node());
@@ -172,7 +172,7 @@ pub(crate) fn host_waits(handle: Handle) -> Result<(), Error> {
             enqueue(handle, || Node::Nothing)?;
         }
     }
-    order::host_waited(&order::so_far(line(handle)?));
+    order::host_waited(&order::so_far(stream_id(handle)?));
     Ok(())
 }
 
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> Status {
     call(|| {
         let s = STREAMS.remove(stream)?;
         lock(&CAPTURING).retain(|c| !Arc::ptr_eq(c, &s));
-        order::forget(s.line());
+        order::forget(s.stream_id());
         Ok(())
     })
 }
@@ -231,7 +231,7 @@ pub unsafe extern "C" fn cuStreamWaitEvent(
         match (here, there) {
             (None, None) => {
                 if let Some((_, past)) = event.happened()? {
-                    order::wait(line(stream)?, &past);
+                    order::wait(stream_id(stream)?, &past);
                 }
                 Ok(())
             }

@@ -11,7 +11,7 @@ mod block;
 mod cluster;
 mod messages;
 mod sync;
-mod tally;
+mod totals;
 mod warp;
 mod workers;
 
@@ -28,8 +28,8 @@ use crate::settings::{Schedule, Settings};
 
 use block::Block;
 use cluster::AsyncStore;
-pub(crate) use tally::Extent;
-use tally::Tally;
+pub(crate) use totals::Extent;
+use totals::Totals;
 use workers::Core;
 
 /// Blocks that [`Schedule::Seeded`] interleaves: whole clusters, at least one.
@@ -79,8 +79,8 @@ struct Launch<'a> {
     settings: Settings,
     threads: u32,
     params: Buffer,
-    tally: Tally,
-    /// The buffer touched last, in the tally.
+    totals: Totals,
+    /// The buffer touched last, in the totals.
     recent: usize,
     /// Whether traffic is counted.
     counting: bool,
@@ -120,15 +120,15 @@ pub(crate) fn run(
     let _core = Core::take();
     let floor = race::stamp(race::tick(), 0, 0, false);
     let new = || Launch::new(request, settings, counting, floor);
-    let (tally, finding) = match settings.schedule {
+    let (totals, finding) = match settings.schedule {
         Schedule::InOrder | Schedule::Reversed => workers::run(new),
         Schedule::Seeded(_) => {
             let mut launch = new();
             let finding = launch.interleaved().err();
-            (launch.tally, finding)
+            (launch.totals, finding)
         }
     };
-    tally.report(request, counting, finding)
+    totals.report(request, counting, finding)
 }
 
 impl<'a> Launch<'a> {
@@ -143,7 +143,7 @@ impl<'a> Launch<'a> {
             settings,
             threads: bx * by * bz,
             params,
-            tally: Tally::new(code),
+            totals: Totals::new(code),
             recent: 0,
             counting,
             floor,

@@ -84,7 +84,7 @@ impl Launch<'_> {
                         active & (warp.lanes.preds[p as usize] ^ if negated { u32::MAX } else { 0 })
                     }
                 };
-                self.tally.counts[pc as usize] += u64::from(mask.count_ones());
+                self.totals.counts[pc as usize] += u64::from(mask.count_ones());
                 // Whether the group goes on with the next instruction.
                 let mut straight = true;
                 match &inst.op {

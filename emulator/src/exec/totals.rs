@@ -1,4 +1,4 @@
-//! What a launch counts: the sum of what its workers do.
+//! The counts of a launch, which are the sums of the counts of its workers.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,8 +23,8 @@ pub(super) struct Touched {
     pub traffic: BufferTraffic,
 }
 
-/// Counts, of one worker or of all.
-pub(super) struct Tally {
+/// The counts of one worker or of all workers.
+pub(super) struct Totals {
     pub touched: Vec<Touched>,
     /// Executions of each instruction, by lanes.
     pub counts: Vec<u64>,
@@ -40,9 +40,9 @@ pub(super) fn widen(range: &mut Range<u64>, other: Range<u64>) {
     };
 }
 
-impl Tally {
+impl Totals {
     pub fn new(code: &Code) -> Self {
-        Tally {
+        Totals {
             touched: Vec::new(),
             counts: vec![0; code.insts.len()],
             shared: BankPhases::default(),
@@ -70,7 +70,7 @@ impl Tally {
     }
 
     /// Adds what another worker counted.
-    pub fn join(&mut self, other: Tally) {
+    pub fn join(&mut self, other: Totals) {
         for Touched { extent, traffic } in other.touched {
             let i = self.touch(extent.buffer);
             let sum = &mut self.touched[i];
