@@ -1,4 +1,4 @@
-//! Events: when they were recorded, and what was over then.
+//! Events: the time of their record, and the work that was complete then.
 
 use std::ffi::{c_float, c_uint};
 use std::sync::{Arc, Mutex};
@@ -21,9 +21,9 @@ pub(crate) struct Event {
 #[derive(Clone)]
 enum Recorded {
     Never,
-    /// When, and what was over then.
+    /// The time of the record, and the work that was complete then.
     At(Instant, Past),
-    /// As part of a capture.
+    /// The event was recorded in a capture.
     Captured(u64),
 }
 
@@ -43,7 +43,7 @@ impl Event {
         *lock(&self.recorded) = Recorded::At(Instant::now(), order::so_far(on));
     }
 
-    /// When it was recorded and what was over then, for what needs a real record.
+    /// The time of the record and the work that was complete then; an error if the event was not really recorded.
     pub fn happened(&self) -> Result<Option<(Instant, Past)>, Error> {
         match lock(&self.recorded).clone() {
             Recorded::Never => Ok(None),
@@ -52,7 +52,7 @@ impl Event {
         }
     }
 
-    /// The host knows that it has happened.
+    /// Called when the host has waited for the event.
     fn host_waited(&self) -> Result<(), Error> {
         if let Some((_, past)) = self.happened()? {
             order::host_waited(&past);

@@ -1,7 +1,7 @@
 //! Streams and their capture.
 //!
-//! Work is done when the call that asks for it returns. What is left of streams is their handles, whether one is
-//! being captured, and their [`order`], which is checked.
+//! Work is complete when the call that asks for it returns. A stream is therefore only a handle, its state of capture, and
+//! its [`order`], which is checked.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
@@ -91,7 +91,7 @@ pub(crate) fn stream_id(handle: Handle) -> Result<StreamId, Error> {
     Ok(get(handle)?.map_or(legacy, |s| s.stream_id()))
 }
 
-/// Adds a node to the graph that is being captured; or gives the piece of work that is to be done now.
+/// Adds a node to the graph that is being captured, or returns the piece of work if the stream is not being captured.
 pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Option<Work>, Error> {
     let Some(stream) = get(handle)? else {
         // The legacy stream waits for all blocking streams.
@@ -145,7 +145,7 @@ pub(crate) fn forbid_unsafe_call() -> Result<(), Error> {
     Ok(())
 }
 
-/// Waiting for a whole device cannot be captured, and would wait for what is not there.
+/// Waiting for a whole device cannot be captured, and work that is being captured does not run.
 pub(crate) fn forbid_all(device: usize) -> Result<(), Error> {
     let found = lock(&CAPTURING)
         .iter()
@@ -299,7 +299,7 @@ pub unsafe extern "C" fn cuLaunchHostFunc(
     })
 }
 
-/// From now on work on the stream is recorded instead of done.
+/// Begins a capture: later work on the stream is recorded and not run.
 pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> Status {
     call(|| {
         let mode = match mode {

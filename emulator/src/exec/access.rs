@@ -1,7 +1,7 @@
 //! Loads, stores and atomics.
 //!
-//! A request of a warp is taken apart by the buffers that its lanes mean: of each [`Group`] the order of the
-//! accesses is checked first, then the data move.
+//! A request of a warp is split into [`Group`]s, by the buffers that its lanes address. For each group the order of the
+//! accesses is checked first, and then the data are moved.
 
 use super::address::{Group, Kind, Target, addresses};
 use super::block::{Block, Warp};
@@ -282,7 +282,7 @@ impl Launch<'_> {
         match group.target {
             Target::Global(i) => {
                 let t = &mut self.totals.touched[i].traffic;
-                // Buffers start in the middle of nowhere, at a multiple of 32.
+                // Buffers start at a multiple of 32.
                 if kind != Kind::Store {
                     t.bytes_read += n as u64 * size;
                     t.loads.add(&mut list[..n], size);

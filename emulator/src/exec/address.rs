@@ -9,7 +9,7 @@ use crate::memory::{self, Buffer, FORBIDDEN, Found, LOCAL_BASE, SHARED_BASE, WIN
 use crate::ptx::ast::Space;
 use crate::report::Check;
 
-/// Where an address leads.
+/// The buffer that an address points into.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Params,
@@ -19,7 +19,7 @@ pub(super) enum Target {
     Global(usize),
 }
 
-/// What is done to memory, for messages and counts.
+/// The kind of an access, for messages and counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Load,
@@ -143,7 +143,7 @@ impl Launch<'_> {
         }
     }
 
-    /// Where an address leads, and the address of that buffer's first byte.
+    /// The buffer that an address points into, and the address of its first byte.
     #[inline]
     fn target(
         &mut self,
@@ -199,7 +199,7 @@ impl Launch<'_> {
         }
         let access = format!("{size}-byte {} at address {address:#x}", kind.verb());
         match memory::find(address) {
-            // Peer access would allow it; nothing of ours asks for that.
+            // Peer access would allow this, but xact does not use it.
             Found::Live { buffer, device } if device != self.request.device => Err(Trap::new(
                 Check::OutOfBounds,
                 lane,

@@ -1,9 +1,9 @@
 //! Execution of a launch.
 //!
-//! A warp's lanes have a program counter each. Those at the lowest one run together until they
-//! diverge, meet others, or must wait; so they come together again where the code does. Clusters of
-//! blocks (of one, unless the launch says otherwise) run one after the other on each of the [`workers`], or
-//! interleaved on one thread under [`Schedule::Seeded`]; the blocks of a cluster run by turns.
+//! Each lane of a warp has its own program counter. The lanes at the lowest program counter run together until they diverge,
+//! meet other lanes, or must wait, so lanes reconverge where the code does. Each of the [`workers`] runs clusters of blocks
+//! (of one block, unless the launch says otherwise) one after the other. Under [`Schedule::Seeded`] one thread interleaves
+//! them. The blocks of a cluster run alternately.
 
 mod access;
 mod address;
@@ -35,7 +35,7 @@ use workers::Core;
 /// Blocks that [`Schedule::Seeded`] interleaves: whole clusters, at least one.
 const IN_FLIGHT: usize = 4;
 
-/// What a launch is made of.
+/// The parts of a launch.
 pub(crate) struct Request {
     pub code: Arc<Code>,
     /// `.file` numbers to paths.

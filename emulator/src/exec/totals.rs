@@ -31,7 +31,7 @@ pub(super) struct Totals {
     pub shared: BankPhases,
 }
 
-/// Makes a range contain another.
+/// Extends a range so that it contains another.
 pub(super) fn widen(range: &mut Range<u64>, other: Range<u64>) {
     *range = match (range.is_empty(), other.is_empty()) {
         (true, _) => other,
@@ -49,7 +49,7 @@ impl Totals {
         }
     }
 
-    /// The place of a buffer among the touched ones.
+    /// The index of a buffer among the touched ones. Adds it if it is new.
     pub fn touch(&mut self, buffer: Arc<Buffer>) -> usize {
         let mut touched = self.touched.iter();
         if let Some(i) = touched.position(|t| t.extent.buffer.base == buffer.base) {
@@ -69,7 +69,7 @@ impl Totals {
         self.touched.len() - 1
     }
 
-    /// Adds what another worker counted.
+    /// Adds the counts of another worker.
     pub fn join(&mut self, other: Totals) {
         for Touched { extent, traffic } in other.touched {
             let i = self.touch(extent.buffer);
@@ -84,7 +84,7 @@ impl Totals {
         self.shared.join(&other.shared);
     }
 
-    /// The report of the launch, and what it touched.
+    /// The report of the launch, and the byte ranges that it touched.
     pub fn report(
         mut self,
         request: &Request,

@@ -1,13 +1,13 @@
 //! The blocks of one launch on several threads.
 //!
-//! Workers take clusters from one counter, so in the order of the schedule. Each has its own [`Launch`]; what
-//! they share is the memory of the device, all of it atomics, and its race check (see [`crate::shadow`]).
+//! Workers take clusters from one counter, so in the order of the schedule. Each worker has its own [`Launch`]. They share
+//! the memory of the device, which consists of atomics, and its race check (see [`crate::shadow`]).
 //! A finding ends its worker, and no cluster after that of the first finding is begun. Those before it have
 //! been taken already and run to their end or to a finding of their own, and the first in the order is the one that
 //! counts: the one that a single thread would have found, unless it is a race with a later cluster.
 //!
-//! A core for each: [`RUNNING`] counts the threads of the process that run launches, so that a test runner with a
-//! thread per core gets no more of them.
+//! Each thread gets a core of its own: [`RUNNING`] counts the threads of the process that run launches, so that a test runner
+//! with a thread per core does not get more threads.
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
@@ -21,7 +21,7 @@ use super::totals::Totals;
 use crate::report::Finding;
 use crate::settings::Schedule;
 
-/// A launch that runs for so long gets help. A new thread is at work after 20 to 40 µs, of which its maker spends half.
+/// The time after which a launch gets more threads. A new thread starts after 20 to 40 µs, half of which its parent spends.
 const ALONE: Duration = Duration::from_micros(500);
 
 /// Threads that run launches.
@@ -63,7 +63,7 @@ struct Clusters {
     found: AtomicU64,
 }
 
-/// What a worker leaves: its counts, and the finding that ended it with the cluster's place in the order.
+/// The result of a worker: its counts, and the finding that ended it with the index of the cluster in the schedule.
 type Work = (Totals, Option<(u64, Finding)>);
 
 impl Clusters {
