@@ -480,7 +480,7 @@ impl Launch<'_> {
     }
 
     /// Called when a block has returned. All bytes that its mbarriers expect must have arrived, and a thread must have waited for
-/// them.
+    /// them.
     fn left(&self, block: &Block) -> Result<(), Finding> {
         for m in &block.mbarriers {
             let (check, message) = if m.bytes < 0 {
