@@ -1,7 +1,6 @@
 //! The jobs, one function each.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Instant;
@@ -11,6 +10,7 @@ use anyhow::{Context, bail};
 use crate::folders::Folders;
 use crate::format;
 use crate::integrations;
+use crate::mutants;
 use crate::sass;
 use crate::steps::{self, Step, Times};
 use crate::toolkit;
@@ -135,27 +135,12 @@ pub fn run(folders: &Folders, steps: &[Step]) -> anyhow::Result<ExitCode> {
 
 /// The ops, which are the kernel files.
 fn ops(root: &Path) -> anyhow::Result<Vec<String>> {
-    let kernels = root.join("kernels");
-    let mut ops = Vec::new();
-    for folder in fs::read_dir(&kernels).with_context(|| kernels.display().to_string())? {
-        ops.extend(stems(&folder?.path(), "cu")?);
-    }
+    let mut ops: Vec<_> = mutants::kernels(root)?
+        .iter()
+        .map(|file| mutants::op_of(file))
+        .collect();
     ops.sort();
     Ok(ops)
-}
-
-/// The names of the files with this extension, without it.
-fn stems(folder: &Path, extension: &str) -> anyhow::Result<Vec<String>> {
-    let mut stems = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == extension) {
-            let stem = path.file_stem().context("a file without a name")?;
-            stems.push(stem.to_string_lossy().into_owned());
-        }
-    }
-    stems.sort();
-    Ok(stems)
 }
 
 /// Says what cargo does not: that the kernels are compiled.

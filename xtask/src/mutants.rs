@@ -193,7 +193,7 @@ fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
 }
 
 /// Every `kernels/<folder>/<op>.cu`, relative to the workspace.
-fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+pub fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut kernels = BTreeSet::new();
     let mut folders = vec![PathBuf::from("kernels")];
     while let Some(folder) = folders.pop() {
@@ -212,7 +212,7 @@ fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
 }
 
 /// The op of a kernel file or of one of its images: the name up to the first dot.
-fn op_of(file: &Path) -> String {
+pub fn op_of(file: &Path) -> String {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     name.split('.').next().unwrap_or_default().to_owned()
 }
