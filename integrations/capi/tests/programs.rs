@@ -8,6 +8,9 @@ use std::sync::LazyLock;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// The program of the root's README.md.
+const README: &str = "README.md";
+
 /// How a program is linked.
 #[derive(Clone, Copy, PartialEq)]
 enum Link {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         ("example.c", "gcc"),
         ("example.cpp", "g++"),
         ("fork.c", "gcc"),
+        (README, "gcc"),
     ] {
         for (under, suffix) in Under::ALL {
             let tools: &[&str] = match under {
@@ -146,6 +150,19 @@ fn install(prefix: &Path, link: Link) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The file of a program; that of a page is written into `scratch` first.
+fn file_of(source: &str, scratch: &Path) -> Result<PathBuf, Failed> {
+    if source != README {
+        return Ok(folder().join("tests").join(source));
+    }
+    let page = fs::read_to_string(folder().join("../..").join(README))?;
+    let (_, rest) = page.split_once("\n```c\n").ok_or("no program")?;
+    let (program, _) = rest.split_once("\n```\n").ok_or("no end of the program")?;
+    let file = scratch.join("readme.c");
+    fs::write(&file, format!("{program}\n"))?;
+    Ok(file)
+}
+
 fn build_and_run(source: &str, under: Under, link: Link) -> Result<(), Failed> {
     let prefix = tempfile::tempdir()?;
     install(prefix.path(), link)?;
@@ -166,7 +183,7 @@ fn build_and_run(source: &str, under: Under, link: Link) -> Result<(), Failed> {
         .arg(format!("-std={standard}"))
         .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-O1"])
         .args((under == Under::Sanitizers).then_some("-fsanitize=address,leak,undefined"))
-        .arg(folder().join("tests").join(source))
+        .arg(file_of(source, prefix.path())?)
         .arg("-o")
         .arg(&program)
         .args(flags.split_whitespace())
