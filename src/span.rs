@@ -1,10 +1,10 @@
-//! The bytes that a buffer covers, and whether two share any: checks of raw calls, and of the C ABI.
+//! [`Span`]: the bytes that a buffer covers, for the check of overlaps in raw calls and in the C ABI.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// The bytes of a buffer: `rows` runs of `row_bytes`, `pitch_bytes` apart.
+/// The bytes of a buffer: `rows` rows of `row_bytes` bytes, `pitch_bytes` apart.
 #[derive(Clone, Debug)]
 pub struct Span {
     what: &'static str,
@@ -75,7 +75,7 @@ impl Span {
         self.what
     }
 
-    /// Whether `self` and `other` are free of common bytes, or might not be.
+    /// Whether `self` and `other` share bytes, or may share bytes.
     fn overlaps(&self, other: &Span) -> bool {
         if self.start == self.end || other.start == other.end {
             return false;
@@ -108,7 +108,8 @@ impl Span {
         Ok(())
     }
 
-    /// Fails unless it is in place or apart: each element is read before it is written by the same thread.
+    /// Fails unless the output `self` is exactly `input`, or does not overlap it. In place is safe because the thread that
+    /// writes an element has read it before.
     ///
     /// # Errors
     /// As [`disjoint_from`](Span::disjoint_from).
