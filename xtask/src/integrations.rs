@@ -35,6 +35,7 @@ impl Adapter {
                 )
                 .needs("clippy", "clippy"),
                 Step::cargo("test --package xact-capi"),
+                Step::cargo("test --package xact-capi --no-default-features --lib"),
             ],
             Adapter::Python => python::steps(folders, full)?,
         })

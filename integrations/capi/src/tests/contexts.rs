@@ -151,6 +151,22 @@ fn a_step_can_be_captured_and_replayed() {
     }
 }
 
+#[test]
+fn a_null_stream_is_the_default_one() {
+    let backend = Backend::device();
+    let expected = Step::new(&backend);
+    expected.run(&backend);
+    let step = Step::new(&backend);
+    let Stream { handle, stream } = backend.stream().unwrap();
+    // It does not wait for the other, nor the other for it.
+    stream.synchronize().unwrap();
+    ok(unsafe { xact_activation_forward(*handle, ptr::null_mut(), &step.op, &step.activation) });
+    stream.context().synchronize().unwrap();
+    ok(backend.mask(&step.mask));
+    ok(backend.loss(Loss::WithGradient, &step.loss, &step.losses));
+    assert_eq!(step.results().2, expected.results().2);
+}
+
 /// The number of the context that is current, 0 if none is.
 fn current() -> usize {
     ctx::get_current().unwrap().map_or(0, |c| c.addr())

@@ -1,5 +1,6 @@
 //! The exported functions, called as a program in C calls them, on the host and on the emulator's device.
 
+// As in C, every call is unsafe, and what it needs stands beside it.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 mod activations;
