@@ -65,6 +65,7 @@ pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
             "pip",
             "install",
             "--disable-pip-version-check",
+            "--no-cache-dir",
             "--no-deps",
             "--requirement",
         ]);
