@@ -274,7 +274,6 @@ mod tests {
             &["tset"][..],
             &["test", "--fulll"],
             &["test", "--op"],
-            &["test", "--integrations"],
             &["test", "--integrations", "fortran"],
             &["test", "--integrations", "c", "--op", "xielu"],
             &["toolkit", "here"],
