@@ -141,18 +141,18 @@ pub fn xielu(config: &XieluConfig, vb: VarBuilder) -> Result<Activation> {
     let beta = buffer(&vb, "beta", config.beta)?;
     let eps = buffer(&vb, "eps", config.eps)?;
     let beta_value = value(beta.as_ref(), config.beta)?;
-    let raw = |name: &str, target: f64| {
-        if target > 0.0 {
-            return Ok(Init::Const(inverse_softplus(target)));
+    let scalar = |name: &str, target: f64| {
+        let is_new = !vb.contains_tensor(name);
+        if is_new && target <= 0.0 {
+            bail!("a new xIELU has no raw {name}: it would be the inverse softplus of {target}")
         }
-        bail!("the raw {name} of a new xIELU does not exist: it is the inverse softplus of {target}")
+        let init = Init::Const(inverse_softplus(target));
+        vb.get_with_hints_dtype(1, name, init, DType::F32)
     };
-    let init = [
-        ("alpha_p", raw("alpha_p", config.alpha_p)?),
-        ("alpha_n", raw("alpha_n", config.alpha_n - f64::from(beta_value))?),
+    let mut params = vec![
+        scalar("alpha_p", config.alpha_p)?,
+        scalar("alpha_n", config.alpha_n - f64::from(beta_value))?,
     ];
-    let scalar = |(name, init)| vb.get_with_hints_dtype(1, name, init, DType::F32);
-    let mut params = init.map(scalar).into_iter().collect::<Result<Vec<_>>>()?;
     let mut op = xact::Xielu::default().beta(beta_value);
     if let Some(gradient) = config.clamp {
         let eps = value(eps.as_ref(), config.eps)?;
