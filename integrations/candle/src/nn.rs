@@ -116,6 +116,13 @@ impl Default for XieluConfig {
 }
 
 impl XieluConfig {
+    /// Sets α_p and α_n of a new module.
+    #[must_use]
+    pub fn initial(mut self, alpha_p: f64, alpha_n: f64) -> XieluConfig {
+        (self.alpha_p, self.alpha_n) = (alpha_p, alpha_n);
+        self
+    }
+
     /// Sets the clamp and its gradient.
     #[must_use]
     pub fn clamp(mut self, gradient: EpsGradient) -> XieluConfig {
