@@ -8,7 +8,7 @@ use std::{env, fs};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
-use crate::{jobs, steps};
+use crate::{candle, jobs, steps};
 
 /// Runs `cargo bench --bench cpu`.
 ///
@@ -29,7 +29,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
         "--",
     ]);
     if peers {
-        for peer in [torch(folders)?, candle(folders)?] {
+        for peer in [torch(folders)?, candle_peer(folders)?] {
             command.arg("--peer").arg(peer);
         }
     }
@@ -74,14 +74,15 @@ fn torch(folders: &Folders) -> anyhow::Result<OsString> {
     command(&[&python, &here.join("torch_cpu.py")])
 }
 
-/// Builds candle's peer; returns its command.
-fn candle(folders: &Folders) -> anyhow::Result<OsString> {
-    let target = own_folder(folders).join("candle");
+/// Builds candle's peer, an example of the crate for candle; returns its command.
+fn candle_peer(folders: &Folders) -> anyhow::Result<OsString> {
+    let target = candle::target(folders);
     let mut build = Command::new(steps::cargo());
-    build.args(["build", "--release", "--locked", "--manifest-path"]);
-    build.arg(folders.root.join("benches/peers/candle/Cargo.toml"));
+    build.args(["build", "--release", "--locked", "--example", "peer"]);
+    build.arg("--manifest-path");
+    build.arg(folders.root.join("integrations/candle/Cargo.toml"));
     done(build.arg("--target-dir").arg(&target))?;
-    command(&[&target.join("release/xact-bench-candle")])
+    command(&[&target.join("release/examples/peer")])
 }
 
 /// The bench splits a command at its blanks.

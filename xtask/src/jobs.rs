@@ -117,7 +117,7 @@ fn tests(full: bool, line: &str) -> Step {
 }
 
 /// Runs the steps and prints how they went.
-fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
+pub fn run(steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
     let summary = steps::run(steps, &[REQUIRE]);
     println!("\n{summary}");

@@ -5,9 +5,11 @@
 
 mod bench;
 mod bundle;
+mod candle;
 mod cargo_messages;
 mod folders;
 mod format;
+mod integrations;
 mod jobs;
 mod mutants;
 mod sass;
@@ -54,8 +56,13 @@ enum Job {
         #[arg(long)]
         full: bool,
         /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those whose name or file has it
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "integrations")]
         op: Option<String>,
+        /// Only the adapters of integrations/ with these names, which no other run tests: candle
+        ///
+        /// With --full the CUDA side of candle's is type-checked too, which takes minutes.
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        integrations: Vec<integrations::Adapter>,
     },
     /// Compare the public API with tests/golden/public_api.txt
     ///
@@ -151,8 +158,8 @@ enum Job {
         ///
         /// Installs the packages of benches/peers/requirements.txt into target/peers/venv: on Linux several GB,
         /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.10 or newer with venv, and a
-        /// C++ compiler for torch.compile. Builds benches/peers/candle. Nothing outside the target folder is
-        /// written but PyTorch's cache of compiled code; removing target/peers uninstalls it.
+        /// C++ compiler for torch.compile. Builds the example `peer` of integrations/candle. Nothing outside the
+        /// target folder is written but PyTorch's cache of compiled code; removing target/peers uninstalls it.
         #[arg(long, verbatim_doc_comment)]
         peers: bool,
         /// Passed through; `cargo xtask bench -- --help` lists them
@@ -177,8 +184,15 @@ fn main() -> ExitCode {
     let result = Folders::of_this_process().and_then(|folders| match job {
         Job::Toolkit => jobs::toolkit(&folders),
         Job::Check => jobs::check(&folders),
-        Job::Test { full, op: None } => jobs::test(&folders, full),
-        Job::Test { full, op: Some(op) } => jobs::test_op(&folders, full, &op),
+        Job::Test {
+            full,
+            op,
+            integrations,
+        } => match op {
+            _ if !integrations.is_empty() => integrations::test(&folders, &integrations, full),
+            None => jobs::test(&folders, full),
+            Some(op) => jobs::test_op(&folders, full, &op),
+        },
         Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
         Job::Sass {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub struct Step {
     program: String,
     arguments: Vec<String>,
-    variables: Vec<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
     component: Option<Component>,
     /// Why the step is skipped.
     skipped: Option<String>,
@@ -40,9 +40,14 @@ impl Step {
     }
 
     fn new(program: &str, line: &str) -> Self {
+        Self::program(program, line.split_whitespace())
+    }
+
+    /// A step that runs a program with these arguments, which may have blanks in them.
+    pub fn program<'a>(program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         Self {
             program: program.to_owned(),
-            arguments: line.split_whitespace().map(str::to_owned).collect(),
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
             variables: Vec::new(),
             component: None,
             skipped: None,
@@ -50,8 +55,8 @@ impl Step {
     }
 
     /// Sets an environment variable for the step.
-    pub fn variable(mut self, name: &'static str, value: &'static str) -> Self {
-        self.variables.push((name, value));
+    pub fn variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
         self
     }
 
@@ -82,7 +87,8 @@ impl Step {
         let start = Instant::now();
         let status = Command::new(&self.program)
             .args(&self.arguments)
-            .envs(common.iter().chain(&self.variables).copied())
+            .envs(common.iter().copied())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .status();
         match status {
             Ok(status) if status.success() => Outcome::Passed(start.elapsed()),

@@ -2,12 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::op::BackpropOp;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use xact::{Activation, AnyActivation, Halves, Order, Xatlu, Xgelu, Xielu, Xsilu};
 
@@ -184,7 +183,8 @@ pub(crate) struct Operands {
     /// The gradient of x, in its tensor.
     pub(crate) dx: View,
     /// The gradient of v, in the same if x and v are halves.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // on the CPU the halves are one argument
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    // on the CPU the halves are one argument
     pub(crate) dv: Option<View>,
 }
 
@@ -207,9 +207,7 @@ impl Call {
         let (dx, dv) = match self.form {
             Form::Plain => (y, None),
             Form::Pair(_) => (y, Some(y)),
-            Form::Halves(_, halves) => {
-                gate_and_value(View::dense(x.rows, 2 * x.cols), halves)
-            }
+            Form::Halves(_, halves) => gate_and_value(View::dense(x.rows, 2 * x.cols), halves),
         };
         Ok(Operands { x, v, y, dx, dv })
     }

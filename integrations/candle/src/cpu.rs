@@ -2,8 +2,8 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor, WithDType, bail};
-use xact::half::{bf16, f16};
 use xact::cpu::{self, Input, Output, Pair, PairMut};
+use xact::half::{bf16, f16};
 
 use crate::activation::{Backward, Call, Form, Operand, Written};
 use crate::cross_entropy::{Forward, Gradient, Reduction, Results, Wanted};
@@ -179,7 +179,9 @@ impl Deciding {
         Ok(Deciding {
             labels: integers(&forward.labels)?,
             weights: forward.weights.as_ref().map(Tensor::to_vec1).transpose()?,
-            tokens: tokens.map(|(_, tokens)| HostTokens::new(tokens)).transpose()?,
+            tokens: tokens
+                .map(|(_, tokens)| HostTokens::new(tokens))
+                .transpose()?,
         })
     }
 }
@@ -286,7 +288,11 @@ fn gradient_of<T: Float>(
     gradient: &Gradient<'_>,
     logits: Operand<'_, CpuStorage>,
 ) -> Result<Vec<T>> {
-    let &Gradient { forward, made, ref dloss } = gradient;
+    let &Gradient {
+        forward,
+        made,
+        ref dloss,
+    } = gradient;
     let rows = Deciding::new(forward)?;
     let saved = made.saved.as_ref().map(Tensor::to_vec1::<u8>).transpose()?;
     let saved = saved.unwrap_or_default();

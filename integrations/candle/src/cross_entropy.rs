@@ -2,12 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::op::BackpropOp;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{
-    CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use xact::{CrossEntropy, Normalizer};
 
 use crate::error::{FLOATS, check_device, check_dtype, check_shape, of_xact};

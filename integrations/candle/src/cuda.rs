@@ -386,11 +386,7 @@ macro_rules! deciding {
         let decision = match (strategy, tokens, &ids) {
             (Some(DeviceGoldfish { goldfish, .. }), Some(own), Some(ids)) => {
                 if ids.len != labels.len {
-                    bail!(
-                        "the tokens have {} ids, {} are needed",
-                        ids.len,
-                        labels.len
-                    );
+                    bail!("the tokens have {} ids, {} are needed", ids.len, labels.len);
                 }
                 let layout = match &cu_seqlens {
                     Some(offsets) => raw_goldfish::Layout::Documents {
@@ -469,9 +465,7 @@ pub(crate) fn cross_entropy(
     let (mut z_loss, mut lse) = (per_row(all)?, per_row(all)?);
     let mut argmax = all.then(|| queue.room::<i32>(n)).transpose()?;
     let saved_bytes = forward.op.saved_bytes(n as u64) as usize;
-    let mut saved = saved
-        .then(|| queue.room::<u8>(saved_bytes))
-        .transpose()?;
+    let mut saved = saved.then(|| queue.room::<u8>(saved_bytes)).transpose()?;
     let mut summary = queue.room::<u32>(WORDS)?;
     let workspace_bytes = raw_loss::workspace_bytes(n as u64);
     let mut workspace = queue.room::<u8>(workspace_bytes as usize)?;

@@ -14,7 +14,11 @@ pub(crate) fn check_dtype(what: &str, tensor: &Tensor, among: &[DType]) -> Resul
         return Ok(());
     }
     let names: Vec<&str> = among.iter().map(|dtype| dtype.as_str()).collect();
-    candle_core::bail!("{what} is {}; it must be {}", got.as_str(), names.join(" or "))
+    candle_core::bail!(
+        "{what} is {}; it must be {}",
+        got.as_str(),
+        names.join(" or ")
+    )
 }
 
 /// Fails unless the tensor has this shape.

@@ -59,7 +59,11 @@ type Axis = (usize, usize);
 
 /// The dimensions that matter: of size 1 any stride is right.
 fn axes(layout: &Layout) -> Vec<Axis> {
-    let axes = layout.dims().iter().copied().zip(layout.stride().iter().copied());
+    let axes = layout
+        .dims()
+        .iter()
+        .copied()
+        .zip(layout.stride().iter().copied());
     axes.filter(|&(size, _)| size != 1).collect()
 }
 
@@ -224,7 +228,10 @@ mod tests {
     #[test]
     fn tensors_of_one_shape_get_rows_of_one_length() {
         let packed = zeros(&[3, 4, 10]);
-        let (x, v) = (packed.narrow(2, 0, 5).unwrap(), packed.narrow(2, 5, 5).unwrap());
+        let (x, v) = (
+            packed.narrow(2, 0, 5).unwrap(),
+            packed.narrow(2, 5, 5).unwrap(),
+        );
         let [a, b] = common([x.layout(), v.layout()]).unwrap();
         assert_eq!((a.rows, a.cols, a.pitch, a.offset), (12, 5, 10, 0));
         assert_eq!((b.rows, b.cols, b.pitch, b.offset), (12, 5, 10, 5));

@@ -8,8 +8,8 @@ use common::{bits, close, composed, f64s, numbers, refused, scalar, tensor, var}
 use xact::half::{bf16, f16};
 use xact::reference::{self, Bounds, GatedGradients};
 use xact::{
-    AnyActivation, Compat, EpsGradient, Gated, Halves, Order, Parameters, Xatlu, Xgelu,
-    Xielu, Xsilu,
+    AnyActivation, Compat, EpsGradient, Gated, Halves, Order, Parameters, Xatlu, Xgelu, Xielu,
+    Xsilu,
 };
 use xact_candle::{activation, gated, gated_halves};
 
@@ -143,16 +143,14 @@ fn gated_values_and_gradients_are_the_references<T: Float>() {
                     let gate = op.as_gated().unwrap();
                     let bounds = Bounds::of(&op);
                     let ys = elements::<T>(&packed);
-                    let report = reference::check_gated_forward(
-                        gate, order, &values, &xs, &vs, &ys, bounds,
-                    )
-                    .unwrap();
+                    let report =
+                        reference::check_gated_forward(gate, order, &values, &xs, &vs, &ys, bounds)
+                            .unwrap();
                     assert!(report.ok(), "{op:?} {order:?}: {report:?}");
 
                     let of_packed = gradients(&loss(&packed, &dy), &[&xv, &alpha]);
                     let of_views = gradients(&loss(&views, &dy), &[&xv, &alpha]);
-                    let of_apart =
-                        gradients(&loss(&apart, &dy), &[&owned[0], &owned[1], &alpha]);
+                    let of_apart = gradients(&loss(&apart, &dy), &[&owned[0], &owned[1], &alpha]);
                     assert_eq!(bits(&of_packed[0]), bits(&of_views[0]));
                     let [dx, dv] = match halves {
                         Halves::GateFirst => [0, n],
@@ -212,12 +210,18 @@ fn views(base: &Tensor) -> Vec<(&'static str, Tensor)> {
         ("turned outside", base.transpose(0, 1).unwrap()),
         ("one", base.get(1).unwrap().get(2).unwrap().get(3).unwrap()),
         ("flat", base.flatten_all().unwrap()),
-        ("broadcast", narrow(0, 0, 1).broadcast_as((5, 4, 10)).unwrap()),
+        (
+            "broadcast",
+            narrow(0, 0, 1).broadcast_as((5, 4, 10)).unwrap(),
+        ),
         (
             "broadcast inside",
             narrow(2, 6, 1).broadcast_as((3, 4, 6)).unwrap(),
         ),
-        ("ones around", base.unsqueeze(0).unwrap().unsqueeze(4).unwrap()),
+        (
+            "ones around",
+            base.unsqueeze(0).unwrap().unsqueeze(4).unwrap(),
+        ),
         ("empty rows", narrow(0, 1, 0)),
         ("empty columns", narrow(2, 10, 0)),
     ]
@@ -362,7 +366,10 @@ fn gradients_are_finite_differences() {
     let dy = tensor(5, &[x.len()], 1.0, DType::F32);
     for (name, call, inputs) in calls {
         // Trained parameters are large; so is what a step of them does to f32.
-        let scale = inputs[1..].iter().flatten().fold(1.0, |m: f32, p| m.max(p.abs()));
+        let scale = inputs[1..]
+            .iter()
+            .flatten()
+            .fold(1.0, |m: f32, p| m.max(p.abs()));
         let value = |inputs: &[Vec<f32>]| {
             let tensors: Vec<Var> = inputs
                 .iter()
@@ -387,7 +394,10 @@ fn gradients_are_finite_differences() {
                 expected.push((high - low) / (b - a));
             }
             close(&gradient, &expected, 2e-3 * f64::from(scale).sqrt());
-            assert!(gradient.iter().any(|g| g.abs() > 1e-3), "{name}: {gradient:?}");
+            assert!(
+                gradient.iter().any(|g| g.abs() > 1e-3),
+                "{name}: {gradient:?}"
+            );
         }
     }
 }
@@ -489,7 +499,11 @@ fn parameters_of_any_type_and_shape() {
                 });
                 let expected = *expected.get_or_insert(got);
                 for (got, expected) in got.iter().zip(expected) {
-                    let part = if param_dtype == DType::BF16 { 4e-3 } else { 5e-4 };
+                    let part = if param_dtype == DType::BF16 {
+                        4e-3
+                    } else {
+                        5e-4
+                    };
                     let exact = matches!(param_dtype, DType::F32 | DType::F64);
                     close(&[*got], &[expected], if exact { 0.0 } else { part });
                 }
@@ -601,20 +615,32 @@ fn what_does_not_fit_is_refused_in_words() {
     let of = |dtype| x.to_dtype(dtype).unwrap();
     refused(xact_candle::xsilu(&of(DType::F64), &alpha), "x is f64");
     refused(xact_candle::xsilu(&of(DType::I64), &alpha), "x is i64");
-    refused(xact_candle::xsilu(&x, &of(DType::F32)), "must have one element");
+    refused(
+        xact_candle::xsilu(&x, &of(DType::F32)),
+        "must have one element",
+    );
     refused(
         xact_candle::xsilu(&x, &Tensor::new(&[1_u32], &Device::Cpu).unwrap()),
         "alpha is u32",
     );
     refused(activation(Xsilu, &x, &[]), "xsilu has the parameters alpha");
     refused(activation(Xsilu, &x, &[&alpha, &alpha]), "2 are given");
-    refused(activation(Xielu::default(), &x, &[&alpha]), "alpha_p, alpha_n, beta");
+    refused(
+        activation(Xielu::default(), &x, &[&alpha]),
+        "alpha_p, alpha_n, beta",
+    );
     refused(
         gated(Xielu::default(), Order::First, &x, &x, &[&alpha, &alpha]),
         "xielu has no gated forms",
     );
     refused(
-        gated_halves(Xielu::default(), Order::First, &x, Halves::GateFirst, &[&alpha, &alpha]),
+        gated_halves(
+            Xielu::default(),
+            Order::First,
+            &x,
+            Halves::GateFirst,
+            &[&alpha, &alpha],
+        ),
         "xielu has no gated forms",
     );
     refused(
@@ -626,7 +652,13 @@ fn what_does_not_fit_is_refused_in_words() {
         "v is bf16; it must be f32",
     );
     refused(
-        gated_halves(Xsilu, Order::First, &scalar(0.5), Halves::GateFirst, &[&alpha]),
+        gated_halves(
+            Xsilu,
+            Order::First,
+            &scalar(0.5),
+            Halves::GateFirst,
+            &[&alpha],
+        ),
         "a gate and a value half",
     );
     refused(

@@ -62,8 +62,7 @@ fn forwards_allocate_their_result() {
     let plain = || xact_candle::xsilu(&x, &alpha).unwrap();
     let pair = || xact_candle::gated(Xsilu, Order::First, &x, &v, &[&alpha]).unwrap();
     let halves = Halves::ValueFirst;
-    let packed =
-        || xact_candle::gated_halves(Xsilu, Order::First, &xv, halves, &[&alpha]).unwrap();
+    let packed = || xact_candle::gated_halves(Xsilu, Order::First, &xv, halves, &[&alpha]).unwrap();
     for ratio in [
         allocated(size, plain),
         allocated(size, pair),
@@ -101,7 +100,11 @@ fn a_loss_allocates_little_and_its_gradient_once() {
     let labels = Tensor::zeros((b, s - 1), DType::I64, &Device::Cpu).unwrap();
     let op = CrossEntropy::default();
     let size = 2 * b * (s - 1) * v;
-    let forward = || xact_candle::cross_entropy(&op, &logits, &labels).run().unwrap();
+    let forward = || {
+        xact_candle::cross_entropy(&op, &logits, &labels)
+            .run()
+            .unwrap()
+    };
     let ratio = allocated(size, forward);
     assert!(ratio < 0.1, "{ratio}");
 }

@@ -36,7 +36,9 @@ struct Rows {
 impl Rows {
     fn random(n: usize, classes: usize) -> Rows {
         let labels = numbers(5, n, 1.0);
-        let labels = labels.iter().map(|&u| ((u + 1.0) / 2.0 * classes as f32) as i64);
+        let labels = labels
+            .iter()
+            .map(|&u| ((u + 1.0) / 2.0 * classes as f32) as i64);
         Rows {
             labels: labels.map(|label| label.min(classes as i64 - 1)).collect(),
             ..Rows::default()
@@ -56,7 +58,9 @@ impl Rows {
         let weights = weights.map(|w| Tensor::new(&w[..], &Device::Cpu).unwrap());
         let goldfish = self.goldfish.as_ref();
         let goldfish = goldfish.map(|g| DeviceGoldfish::new(g, &Device::Cpu).unwrap());
-        let normalizer = self.normalizer.map(|n| Tensor::new(n, &Device::Cpu).unwrap());
+        let normalizer = self
+            .normalizer
+            .map(|n| Tensor::new(n, &Device::Cpu).unwrap());
         let mut call = cross_entropy(op, logits, &labels).reduction(reduction);
         if let Some(weights) = &weights {
             call = call.weights(weights);
@@ -105,7 +109,10 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
         .collect();
     let count = |wanted: RowStatus| status.iter().filter(|&&s| s == wanted).count();
     let (kept, dropped) = (count(RowStatus::Kept), count(RowStatus::Dropped));
-    assert_eq!((summary.kept, summary.dropped), (kept as u64, dropped as u64));
+    assert_eq!(
+        (summary.kept, summary.dropped),
+        (kept as u64, dropped as u64)
+    );
     let divisor = match (reduction, rows.normalizer, op.normalizer) {
         (Reduction::None | Reduction::Sum, ..) => 1.0,
         (_, Some(normalizer), _) => f64::from(normalizer),
@@ -114,9 +121,11 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
             .filter(|&r| status[r] == RowStatus::Kept)
             .map(|r| f64::from(weight(r)))
             .sum(),
-        (.., Normalizer::Labels) => {
-            rows.labels.iter().filter(|&&l| l != op.ignore_index).count() as f64
-        }
+        (.., Normalizer::Labels) => rows
+            .labels
+            .iter()
+            .filter(|&&l| l != op.ignore_index)
+            .count() as f64,
         _ => 1.0,
     };
     close(&[summary.normalizer.into()], &[divisor], 1e-6);
@@ -127,7 +136,10 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
     let (mut total, mut bound) = (0.0, 0.0);
     for r in 0..n {
         if status[r] != RowStatus::Kept {
-            assert_eq!((losses[r], lse[r], z_loss[r], argmax[r]), (0.0, 0.0, 0.0, -1.0));
+            assert_eq!(
+                (losses[r], lse[r], z_loss[r], argmax[r]),
+                (0.0, 0.0, 0.0, -1.0)
+            );
             assert!(got[r].iter().all(|g| *g == 0.0));
             continue;
         }
@@ -136,8 +148,14 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
         let row = op.evaluate(&z[r][..classes], target, weight(r).into(), upstream);
         total += row.loss;
         bound += row.loss_bound;
-        assert!((losses[r] - row.loss).abs() <= row.loss_bound, "{op:?} loss of {r}");
-        assert!((lse[r] - row.lse).abs() <= row.lse_bound, "{op:?} lse of {r}");
+        assert!(
+            (losses[r] - row.loss).abs() <= row.loss_bound,
+            "{op:?} loss of {r}"
+        );
+        assert!(
+            (lse[r] - row.lse).abs() <= row.lse_bound,
+            "{op:?} lse of {r}"
+        );
         close(&[z_loss[r]], &[row.z_loss], 1e-5);
         assert_eq!(Some(argmax[r] as usize), row.argmax);
         for (c, got) in got[r].iter().enumerate() {
@@ -146,7 +164,10 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
             // Its own upstream gradient is rounded to f32 too.
             let bound = bound + 3e-7 * exact.abs() + rounding::<T>(exact);
             let error = (got - exact).abs();
-            assert!(error <= bound, "{op:?} dlogits of {r}, {c}: {got:?}, not {exact:e}");
+            assert!(
+                error <= bound,
+                "{op:?} dlogits of {r}, {c}: {got:?}, not {exact:e}"
+            );
         }
     }
     let loss = f64s(&outputs.loss);
@@ -155,7 +176,10 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
         Reduction::Mean | Reduction::Sum => {
             let expected = total / divisor;
             let error = (loss[0] - expected).abs();
-            assert!(error <= bound / divisor.abs() + 1e-6 * expected.abs(), "{op:?} {loss:?}");
+            assert!(
+                error <= bound / divisor.abs() + 1e-6 * expected.abs(),
+                "{op:?} {loss:?}"
+            );
         }
     }
 }
@@ -181,7 +205,11 @@ fn options() -> Vec<CrossEntropy> {
         plain.normalizer(Normalizer::Labels),
         plain.normalizer(Normalizer::Weight),
         plain.normalizer(Normalizer::None),
-        plain.label_smoothing(0.05).z_loss(1e-3).softcap(8.0).vocab(15),
+        plain
+            .label_smoothing(0.05)
+            .z_loss(1e-3)
+            .softcap(8.0)
+            .vocab(15),
     ]
 }
 
@@ -202,7 +230,11 @@ fn every_option_is_the_reference<T: Float>() {
         weights[2] = 0.0;
         weighted.weights = Some(weights);
         let mut hashed = weighted.clone();
-        hashed.goldfish = goldfish(Strategy::Hash64 { k: 3, h: 2, seed: 1 });
+        hashed.goldfish = goldfish(Strategy::Hash64 {
+            k: 3,
+            h: 2,
+            seed: 1,
+        });
         let mut static_ = plain.clone();
         static_.goldfish = goldfish(Strategy::Static { k: 4, start: 1 });
         let mut divided = hashed.clone();
@@ -244,7 +276,10 @@ fn widths_and_heights() {
 
 #[test]
 fn gradients_are_finite_differences() {
-    let op = CrossEntropy::default().label_smoothing(0.1).z_loss(1e-2).softcap(6.0);
+    let op = CrossEntropy::default()
+        .label_smoothing(0.1)
+        .z_loss(1e-2)
+        .softcap(6.0);
     let (n, columns) = (3, 5);
     let values = numbers(1, n * columns, 3.0);
     let rows = Rows {
@@ -257,7 +292,9 @@ fn gradients_are_finite_differences() {
     };
     let loss = |values: &[f32]| {
         let x = logits(values);
-        f64s(&rows.run(&op, &x, Reduction::None).loss).iter().sum::<f64>()
+        f64s(&rows.run(&op, &x, Reduction::None).loss)
+            .iter()
+            .sum::<f64>()
     };
     let x = logits(&values);
     let got = gradient(&rows.run(&op, &x, Reduction::Sum).loss, &x);
@@ -282,7 +319,9 @@ fn gradients_are_those_of_candles_composition() {
     let labels = Rows::random(19, 101).labels;
     let labels = i64s(&labels).to_dtype(DType::U32).unwrap();
     let x = var(&logits);
-    let ours = cross_entropy(&CrossEntropy::default(), &x, &labels).run().unwrap();
+    let ours = cross_entropy(&CrossEntropy::default(), &x, &labels)
+        .run()
+        .unwrap();
     let dx = gradient(&ours, &x);
     let theirs = candle_nn::loss::cross_entropy(&x, &labels).unwrap();
     close(&f64s(&ours), &f64s(&theirs), 1e-6);
@@ -297,7 +336,12 @@ fn gradients_are_those_of_candles_composition() {
 #[test]
 fn views_are_as_their_copies() {
     let (b, s, v) = (3, 5, 12);
-    let goldfish = Goldfish::new(Strategy::Hash64 { k: 3, h: 2, seed: 0 }).unwrap();
+    let goldfish = Goldfish::new(Strategy::Hash64 {
+        k: 3,
+        h: 2,
+        seed: 0,
+    })
+    .unwrap();
     let goldfish = DeviceGoldfish::new(&goldfish, &Device::Cpu).unwrap();
     let ids = i64s(&Rows::random(20 * 20, 4).labels);
     let ids = ids.reshape((20, 20)).unwrap();
@@ -307,13 +351,22 @@ fn views_are_as_their_copies() {
         let narrow = |dim, start, len| base.narrow(dim, start, len).unwrap();
         let views = [
             ("shifted", narrow(1, 0, s - 1)),
-            ("shifted, of fewer columns", narrow(1, 0, s - 1).narrow(2, 2, 8).unwrap()),
+            (
+                "shifted, of fewer columns",
+                narrow(1, 0, s - 1).narrow(2, 2, 8).unwrap(),
+            ),
             ("columns", narrow(2, 0, 7)),
             ("offset columns", narrow(2, 4, 8)),
             ("later rows", narrow(0, 1, 2)),
             ("turned outside", base.transpose(0, 1).unwrap()),
-            ("transposed", base.transpose(1, 2).unwrap().narrow(2, 0, 4).unwrap()),
-            ("one row for all", narrow(1, 2, 1).broadcast_as((b, 4, v)).unwrap()),
+            (
+                "transposed",
+                base.transpose(1, 2).unwrap().narrow(2, 0, 4).unwrap(),
+            ),
+            (
+                "one row for all",
+                narrow(1, 2, 1).broadcast_as((b, 4, v)).unwrap(),
+            ),
             ("no rows", narrow(1, 2, 0)),
             ("whole", base.as_tensor().clone()),
         ];
@@ -366,7 +419,11 @@ fn goldfish_drops_what_its_reference_drops() {
         Strategy::ProductTable { k: 3, h: 4 },
         Strategy::ProductAvalanche { k: 3, h: 4 },
         Strategy::DotTable { k: 3, h: 4 },
-        Strategy::Hash64 { k: 3, h: 4, seed: 2 },
+        Strategy::Hash64 {
+            k: 3,
+            h: 4,
+            seed: 2,
+        },
     ] {
         let goldfish = Goldfish::new(strategy).unwrap();
         let on_device = DeviceGoldfish::new(&goldfish, &Device::Cpu).unwrap();
@@ -381,7 +438,9 @@ fn goldfish_drops_what_its_reference_drops() {
             for (tokens, reference) in [
                 (Tokens::rows(&tensor), xact::Tokens::rows(&ids, s)),
                 (
-                    Tokens::rows(&tensor).halo(&of(&halo, &[b, 3])).exempt(&exempt_ids),
+                    Tokens::rows(&tensor)
+                        .halo(&of(&halo, &[b, 3]))
+                        .exempt(&exempt_ids),
                     xact::Tokens::rows(&ids, s).halo(&halo).exempt(&exempt),
                 ),
                 (
@@ -426,7 +485,11 @@ fn goldfish_drops_what_its_reference_drops() {
 fn labels_of_every_type() {
     let logits = var(&tensor(1, &[3, 4], 3.0, DType::F32));
     let op = CrossEntropy::default();
-    let run = |labels: &Tensor| cross_entropy(&op, &logits, labels).run_with_outputs().unwrap();
+    let run = |labels: &Tensor| {
+        cross_entropy(&op, &logits, labels)
+            .run_with_outputs()
+            .unwrap()
+    };
     let signed = i64s(&[2, -100, 0]);
     let expected = run(&signed);
     let other = run(&signed.to_dtype(DType::I32).unwrap());
@@ -479,13 +542,18 @@ fn nothing_to_lose() {
         assert!(f64s(&loss)[0].is_nan());
     }
     let logits = var(&tensor(1, &[2, 4], 3.0, DType::F32));
-    let loss = cross_entropy(&op, &logits, &i64s(&[-100, -100])).run().unwrap();
+    let loss = cross_entropy(&op, &logits, &i64s(&[-100, -100]))
+        .run()
+        .unwrap();
     assert_eq!(f64s(&loss), [0.0]);
     assert_eq!(f64s(&gradient(&loss, &logits)), [0.0; 8]);
     // One row as a line.
     let line = var(&tensor(1, &[4], 3.0, DType::F32));
     let label = Tensor::new(2_i64, &Device::Cpu).unwrap();
-    let loss = cross_entropy(&op, &line, &label).reduction(Reduction::None).run().unwrap();
+    let loss = cross_entropy(&op, &line, &label)
+        .reduction(Reduction::None)
+        .run()
+        .unwrap();
     assert_eq!(loss.rank(), 0);
     assert_eq!(gradient(&loss, &line).dims(), [4]);
 }
@@ -508,11 +576,20 @@ fn the_graph_is_candles() {
     assert_eq!(through.dims(), [4, 6]);
 
     let fixed = logits.detach();
-    let outputs = cross_entropy(&op, &fixed, &labels).run_with_outputs().unwrap();
+    let outputs = cross_entropy(&op, &fixed, &labels)
+        .run_with_outputs()
+        .unwrap();
     assert!(!outputs.loss.track_op());
     assert_eq!(bits(&outputs.loss), bits(&loss));
-    let outputs = cross_entropy(&op, &logits, &labels).run_with_outputs().unwrap();
-    for output in [&outputs.losses, &outputs.lse, &outputs.z_loss, &outputs.argmax] {
+    let outputs = cross_entropy(&op, &logits, &labels)
+        .run_with_outputs()
+        .unwrap();
+    for output in [
+        &outputs.losses,
+        &outputs.lse,
+        &outputs.z_loss,
+        &outputs.argmax,
+    ] {
         assert!(!output.track_op());
     }
     assert_eq!(outputs.summary.words().dims(), [18]);
@@ -528,16 +605,31 @@ fn what_does_not_fit_is_refused_in_words() {
     refused(run(&to(&logits, DType::F64), &labels), "logits is f64");
     refused(run(&logits, &to(&labels, DType::F32)), "labels is f32");
     refused(run(&logits, &to(&labels, DType::U8)), "labels is u8");
-    refused(run(&logits, &i64s(&[1, 2])), "labels is [2]; it must be [4]");
-    refused(run(&logits, &labels.reshape((4, 1)).unwrap()), "it must be [4]");
-    refused(run(&logits.sum_all().unwrap(), &labels), "logits are a scalar");
+    refused(
+        run(&logits, &i64s(&[1, 2])),
+        "labels is [2]; it must be [4]",
+    );
+    refused(
+        run(&logits, &labels.reshape((4, 1)).unwrap()),
+        "it must be [4]",
+    );
+    refused(
+        run(&logits.sum_all().unwrap(), &labels),
+        "logits are a scalar",
+    );
     let none = logits.narrow(1, 0, 0).unwrap();
     refused(run(&none, &labels), "at least one class");
     let call = || cross_entropy(&op, &logits, &labels);
-    refused(call().weights(&to(&labels, DType::F64)).run(), "weights is f64");
+    refused(
+        call().weights(&to(&labels, DType::F64)).run(),
+        "weights is f64",
+    );
     refused(call().weights(&logits).run(), "weights is [4, 6]");
     refused(call().normalizer(&logits).run(), "must have one element");
-    refused(call().normalizer(&to(&labels, DType::F64)).run(), "the normalizer is f64");
+    refused(
+        call().normalizer(&to(&labels, DType::F64)).run(),
+        "the normalizer is f64",
+    );
     let one = Tensor::new(1_f32, &Device::Cpu).unwrap();
     for reduction in [Reduction::Sum, Reduction::None] {
         refused(
@@ -554,15 +646,29 @@ fn what_does_not_fit_is_refused_in_words() {
         refused(cross_entropy(&op, &logits, &labels).run(), "it must be in");
     }
     let wide = op.vocab(7);
-    refused(cross_entropy(&wide, &logits, &labels).run(), "6 elements, 7 are needed");
-    let goldfish = Goldfish::new(Strategy::Hash64 { k: 3, h: 2, seed: 0 }).unwrap();
+    refused(
+        cross_entropy(&wide, &logits, &labels).run(),
+        "6 elements, 7 are needed",
+    );
+    let goldfish = Goldfish::new(Strategy::Hash64 {
+        k: 3,
+        h: 2,
+        seed: 0,
+    })
+    .unwrap();
     let goldfish = DeviceGoldfish::new(&goldfish, &Device::Cpu).unwrap();
     let with = |tokens| call().goldfish(&goldfish, tokens).run();
     refused(with(Tokens::rows(&i64s(&[1, 2, 3]))), "elements");
     refused(with(Tokens::rows(&logits)), "the ids of the tokens is f32");
-    refused(with(Tokens::documents(&labels, &labels)), "cu_seqlens is i64");
+    refused(
+        with(Tokens::documents(&labels, &labels)),
+        "cu_seqlens is i64",
+    );
     let falling = Tensor::new(&[3_i32, 1], &Device::Cpu).unwrap();
-    refused(with(Tokens::documents(&labels, &falling)), "must not decrease");
+    refused(
+        with(Tokens::documents(&labels, &falling)),
+        "must not decrease",
+    );
     let short = Tensor::new(&[3_i64], &Device::Cpu).unwrap();
     refused(
         with(Tokens::rows(&labels.reshape((2, 2)).unwrap()).halo(&short)),

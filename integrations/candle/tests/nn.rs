@@ -50,7 +50,9 @@ impl Mlp {
 
 impl Module for Mlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.apply(&self.up)?.apply(&self.activation)?.apply(&self.down)
+        x.apply(&self.up)?
+            .apply(&self.activation)?
+            .apply(&self.down)
     }
 }
 
@@ -129,7 +131,10 @@ fn a_checkpoint_of_another_shape_or_without_scalars_is_refused() {
     }
     let config = XieluConfig::default().clamp(EpsGradient::Analytic);
     let made = nn::xielu(&config, vb(tensors.clone()).pp("act_fn")).unwrap();
-    assert_eq!(made.op(), Xielu::default().compat(Compat::new(-1e-6)).into());
+    assert_eq!(
+        made.op(),
+        Xielu::default().compat(Compat::new(-1e-6)).into()
+    );
     let trained = XieluConfig::default().train_beta(true);
     refused(
         nn::xielu(&trained, vb(tensors).pp("act_fn")),
@@ -183,7 +188,11 @@ fn a_new_module_is_made_trained_and_saved() {
     };
     let mut optimizer = AdamW::new(map.all_vars(), params).unwrap();
     let loss = |activation: &nn::Activation| {
-        let y = activation.forward(&x).unwrap().to_dtype(DType::F32).unwrap();
+        let y = activation
+            .forward(&x)
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap();
         y.sqr().unwrap().mean_all().unwrap()
     };
     let first = loss(&activation);
@@ -192,7 +201,12 @@ fn a_new_module_is_made_trained_and_saved() {
     }
     assert!(f64s(&loss(&activation))[0] < f64s(&first)[0]);
     let after: Vec<f64> = activation.params().iter().flat_map(f64s).collect();
-    assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+    assert!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(before, after)| before != after)
+    );
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("act.safetensors");
