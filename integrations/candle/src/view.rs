@@ -221,7 +221,7 @@ mod tests {
                 assert_eq!(view.groups, None);
             }
         }
-        assert_eq!((with_rows, copied), (9, 6));
+        assert_eq!((with_rows, copied), (8, 7));
         assert!(with_groups >= 2, "{with_groups}");
     }
 
