@@ -2,11 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 use xact::{Activation, AnyActivation, Halves, Order, Xatlu, Xgelu, Xielu, Xsilu};
 
@@ -255,7 +254,6 @@ impl CustomOp2 for Forward {
         crate::cpu::forward(&self.0, &[(x, x_layout)], (params, params_layout))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         x: &CudaStorage,
@@ -298,7 +296,6 @@ impl CustomOp3 for Forward {
         crate::cpu::forward(&self.0, &tensors, (params, params_layout))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         x: &CudaStorage,
@@ -386,7 +383,6 @@ impl<'a> Backward<'a> {
         Ok((written.dx, shape.clone()))
     }
 
-    #[cfg(feature = "cuda")]
     fn on_cuda(
         &self,
         tensors: &[Operand<'_, CudaStorage>],
@@ -425,7 +421,6 @@ impl CustomOp2 for Backward<'_> {
         self.on_cpu(&[(x, x_layout)], (dy, dy_layout))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         x: &CudaStorage,
@@ -454,7 +449,6 @@ impl CustomOp3 for Backward<'_> {
         self.on_cpu(&[(x, x_layout), (v, v_layout)], (dy, dy_layout))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         x: &CudaStorage,

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail,
+};
 use xact::{CrossEntropy, Normalizer};
 
 use crate::error::{FLOATS, check_device, check_dtype, check_shape, of_xact};
@@ -286,7 +286,6 @@ impl CustomOp1 for Forward {
         Ok(self.keep(results, Storage::Cpu))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let results = crate::cuda::cross_entropy(self, (logits, layout))?;
         Ok(self.keep(results, Storage::Cuda))
@@ -323,7 +322,6 @@ impl CustomOp1 for Gradient<'_> {
         Ok((gradient, layout.shape().clone()))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let gradient = crate::cuda::cross_entropy_gradient(self, (logits, layout))?;
         Ok((gradient, layout.shape().clone()))

@@ -9,11 +9,9 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop,
-};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use xact::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 use xact::half::{bf16, f16};
 use xact::raw::cross_entropy as raw_loss;
 use xact::raw::goldfish::{self as raw_goldfish, DeviceSlice, IdType};
@@ -370,66 +368,86 @@ fn own_tokens(forward: &Forward) -> Result<Option<OwnTokens>> {
         .transpose()
 }
 
-/// Makes `$rows`, what decides about the rows of a loss, and the locks that its addresses need.
-macro_rules! deciding {
-    ($rows:ident, $forward:expr, $tokens:expr, $addresses:ident) => {
-        let labels = locked(&$forward.labels);
-        let weights = $forward.weights.as_ref().map(locked);
-        let (goldfish, tokens) = (&$forward.goldfish, $tokens);
-        let strategy = goldfish.as_ref().map(|(goldfish, _)| goldfish);
-        let bitmap = strategy.and_then(|s| s.bitmap.as_ref()).map(locked);
-        let coefficients = strategy.and_then(|s| s.coefficients.as_ref()).map(locked);
-        let ids = tokens.map(|tokens| locked(&tokens.ids));
-        let cu_seqlens = tokens.and_then(|t| t.cu_seqlens.as_ref()).map(locked);
-        let halo = tokens.and_then(|t| t.halo.as_ref()).map(locked);
-        let exempt = tokens.and_then(|t| t.exempt.as_ref()).map(locked);
-        let decision = match (strategy, tokens, &ids) {
-            (Some(DeviceGoldfish { goldfish, .. }), Some(own), Some(ids)) => {
-                if ids.len != labels.len {
-                    bail!("the tokens have {} ids, {} are needed", ids.len, labels.len);
+/// What decides about the rows of a loss.
+struct Deciding<'a, S> {
+    forward: &'a Forward,
+    own: Option<&'a OwnTokens>,
+    labels: Locked<S>,
+    weights: Option<Locked<S>>,
+    bitmap: Option<Locked<S>>,
+    coefficients: Option<Locked<S>>,
+    ids: Option<Locked<S>>,
+    cu_seqlens: Option<Locked<S>>,
+    halo: Option<Locked<S>>,
+    exempt: Option<Locked<S>>,
+}
+
+fn deciding<'a>(
+    forward: &'a Forward,
+    own: Option<&'a OwnTokens>,
+) -> Deciding<'a, impl Deref<Target = Storage> + 'a> {
+    let tables = forward.goldfish.as_ref().map(|(goldfish, _)| goldfish);
+    Deciding {
+        forward,
+        own,
+        labels: locked(&forward.labels),
+        weights: forward.weights.as_ref().map(locked),
+        bitmap: tables.and_then(|t| t.bitmap.as_ref()).map(locked),
+        coefficients: tables.and_then(|t| t.coefficients.as_ref()).map(locked),
+        ids: own.map(|own| locked(&own.ids)),
+        cu_seqlens: own.and_then(|own| own.cu_seqlens.as_ref()).map(locked),
+        halo: own.and_then(|own| own.halo.as_ref()).map(locked),
+        exempt: own.and_then(|own| own.exempt.as_ref()).map(locked),
+    }
+}
+
+impl<S: Deref<Target = Storage>> Deciding<'_, S> {
+    fn rows<'b>(&'b self, addresses: &mut Addresses<'b>) -> Result<raw_loss::Rows<'b>> {
+        let mut run = |tensor: &'b Option<Locked<S>>| -> Result<DeviceSlice> {
+            Ok(DeviceSlice {
+                ptr: addresses.tensor_if(tensor)?.unwrap_or(0),
+                len: tensor.as_ref().map_or(0, |tensor| tensor.len as u64),
+            })
+        };
+        let goldfish = match (&self.forward.goldfish, self.own) {
+            (Some((DeviceGoldfish { goldfish, .. }, _)), Some(own)) => {
+                let ids = run(&self.ids)?;
+                let (expected, got) = (self.labels.len as u64, ids.len);
+                if got != expected {
+                    bail!("the tokens have {got} ids, {expected} are needed");
                 }
-                let layout = match &cu_seqlens {
-                    Some(offsets) => raw_goldfish::Layout::Documents {
-                        cu_seqlens: DeviceSlice {
-                            ptr: $addresses.tensor(offsets)?,
-                            len: offsets.len as u64,
-                        },
-                    },
-                    None => raw_goldfish::Layout::Rows {
-                        len: own.row_len as u64,
-                    },
-                };
                 Some(raw_goldfish::Decision {
                     goldfish,
-                    bitmap: $addresses.tensor_if(&bitmap)?.unwrap_or(0),
-                    coefficients: $addresses.tensor_if(&coefficients)?.unwrap_or(0),
+                    bitmap: run(&self.bitmap)?.ptr,
+                    coefficients: run(&self.coefficients)?.ptr,
                     tokens: raw_goldfish::Tokens {
-                        hash_ids: $addresses.tensor(ids)?,
+                        hash_ids: ids.ptr,
                         id_type: id_type(own.ids.dtype())?,
-                        layout,
-                        halo: DeviceSlice {
-                            ptr: $addresses.tensor_if(&halo)?.unwrap_or(0),
-                            len: halo.as_ref().map_or(0, |halo| halo.len as u64),
+                        layout: match &self.cu_seqlens {
+                            Some(_) => raw_goldfish::Layout::Documents {
+                                cu_seqlens: run(&self.cu_seqlens)?,
+                            },
+                            None => raw_goldfish::Layout::Rows {
+                                len: own.row_len as u64,
+                            },
                         },
-                        exempt: DeviceSlice {
-                            ptr: $addresses.tensor_if(&exempt)?.unwrap_or(0),
-                            len: exempt.as_ref().map_or(0, |exempt| exempt.len as u64),
-                        },
+                        halo: run(&self.halo)?,
+                        exempt: run(&self.exempt)?,
                     },
                 })
             }
             _ => None,
         };
-        let $rows = raw_loss::Rows {
-            rows: labels.len as u64,
-            labels: $addresses.tensor(&labels)?,
-            label_type: id_type($forward.labels.dtype())?,
-            weights: $addresses.tensor_if(&weights)?,
-            goldfish: decision,
+        Ok(raw_loss::Rows {
+            rows: self.labels.len as u64,
+            labels: addresses.tensor(&self.labels)?,
+            label_type: id_type(self.forward.labels.dtype())?,
+            weights: addresses.tensor_if(&self.weights)?,
+            goldfish,
             shard: None,
             blocks: Blocks::All,
-        };
-    };
+        })
+    }
 }
 
 fn logits_view(layout: &Layout) -> Result<View> {
@@ -471,11 +489,11 @@ pub(crate) fn cross_entropy(
     let mut workspace = queue.room::<u8>(workspace_bytes as usize)?;
     let tokens = own_tokens(forward)?;
     let normalizer = forward.normalizer.as_ref().map(locked);
+    let rows = deciding(forward, tokens.as_ref());
     {
         let mut addresses = Addresses::on(&queue);
-        deciding!(rows, forward, tokens.as_ref(), addresses);
         let call = raw_loss::Forward {
-            rows,
+            rows: rows.rows(&mut addresses)?,
             logits: raw_loss::Logits {
                 dtype,
                 cols: view.cols as u64,
@@ -550,13 +568,13 @@ pub(crate) fn cross_entropy_gradient(
     let mut dlogits = queue.room_of(dtype, view.rows * view.cols)?;
     let tokens = own_tokens(forward)?;
     let (saved, summary, dloss) = (locked(saved), locked(&made.summary), locked(dloss));
+    let rows = deciding(forward, tokens.as_ref());
     {
         let mut addresses = Addresses::on(&queue);
-        deciding!(rows, forward, tokens.as_ref(), addresses);
         let normalizer = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
         let dense = View::dense(view.rows, view.cols);
         let call = raw_loss::Backward {
-            rows,
+            rows: rows.rows(&mut addresses)?,
             logits: raw_loss::Logits {
                 dtype,
                 cols: view.cols as u64,

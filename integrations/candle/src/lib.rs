@@ -3,7 +3,7 @@
 mod activation;
 mod cpu;
 mod cross_entropy;
-#[cfg(feature = "cuda")]
+#[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
 mod cuda;
 mod error;
 pub mod nn;
