@@ -512,6 +512,36 @@ fn parameters_of_any_type_and_shape() {
     }
 }
 
+/// The scalars of all layers may be one variable.
+#[test]
+fn parameters_may_be_views() {
+    let x = var(&tensor(1, &[3, 7], 3.0, DType::F32));
+    let all = Var::new(&[[9.0_f32, -1.25, 9.0], [9.0, 0.5, 9.0]], &Device::Cpu).unwrap();
+    let of = |row| all.get(row).unwrap().narrow(0, 1, 1).unwrap();
+    let (alpha_p, alpha_n) = (scalar(0.5), scalar(-1.25));
+    for (ours, expected) in [
+        (
+            xact_candle::xsilu(&x, &of(1)),
+            xact_candle::xsilu(&x, &alpha_p),
+        ),
+        (
+            gated(Xsilu, Order::First, &x, &x, &[&of(1)]),
+            gated(Xsilu, Order::First, &x, &x, &[&alpha_p]),
+        ),
+        (
+            xact_candle::xielu(&x, &of(1), &of(0)),
+            xact_candle::xielu(&x, &alpha_p, &alpha_n),
+        ),
+    ] {
+        let (ours, expected) = (ours.unwrap(), expected.unwrap());
+        assert_eq!(bits(&ours), bits(&expected));
+        let got = f64s(&gradients(&ours.sum_all().unwrap(), &[&all])[0]);
+        let store = expected.sum_all().unwrap().backward().unwrap();
+        let of = |p: &Var| store.get(p).map_or(0.0, |gradient| f64s(gradient)[0]);
+        assert_eq!(got, [0.0, of(&alpha_n), 0.0, 0.0, of(&alpha_p), 0.0]);
+    }
+}
+
 /// One variable at several places: candle adds the gradients.
 #[test]
 fn gradients_accumulate_over_uses() {
