@@ -1,9 +1,8 @@
-//! Compiles every `kernels/*/*.cu` to PTX and generates `images.rs`, which embeds them.
+//! Compiles every `kernels/*/*.cu` to PTX and generates `images.rs`, which embeds the PTX.
 //!
-//! Without nvcc the crate still builds: `images.rs` then holds no image and the reason why, and the
-//! first GPU call returns `Error::KernelsNotBuilt`. `XACT_REQUIRE_NVCC=1` makes that a build error.
-//! An nvcc that is present but fails always is one. `XACT_CUDA_ARCHS` says for which architectures machine code is
-//! assembled from that PTX, which `cubins.rs` embeds.
+//! Without nvcc the crate still builds: `images.rs` then has no image but the reason, and the first GPU call returns
+//! `Error::KernelsNotBuilt`. `XACT_REQUIRE_NVCC=1` makes a missing nvcc a build error; an nvcc that fails is always a build
+//! error. For the architectures in `XACT_CUDA_ARCHS`, machine code is assembled from the PTX, and `cubins.rs` embeds it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -29,7 +28,7 @@ mod geometry;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
-/// What `src/args.rs` becomes here: the text of a C++ header.
+/// Makes the C++ structs of the header from the blocks of `src/args.rs`.
 macro_rules! kernel_args {
     ($($(#[$attribute:meta])* $name:ident {
         $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
@@ -50,7 +49,7 @@ macro_rules! kernel_args {
     };
 }
 
-/// What the numbers of `src/args.rs` become here: more of that header.
+/// Makes the C++ constants of the header from the numbers of `src/args.rs`.
 macro_rules! kernel_numbers {
     ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {
         pub fn numbers() -> String {
@@ -85,25 +84,25 @@ fn c_field(name: &str, rust_type: &str) -> String {
         "u32" => "unsigned",
         "f32" => "float",
         "i64" => "long long",
-        // Another of the blocks, declared before.
+        // A block that is declared earlier.
         block if block.starts_with(char::is_uppercase) => block,
         other => panic!("src/args.rs: no C++ type for {other}"),
     };
     format!("    {c_type} {name}{count};\n")
 }
 
-/// PTX versions, from the first that knows the oldest of [`TARGETS`].
+/// All PTX versions, from the first that supports the oldest of [`TARGETS`].
 const VERSIONS: [&str; 23] = [
     "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "7.7", "7.8", "8.0", "8.1", "8.2", "8.3",
     "8.4", "8.5", "8.6", "8.7", "8.8", "9.0", "9.1", "9.2", "9.3", "9.4",
 ];
 
-/// The variable by which nvcc is told its host compiler.
+/// The variable that names the host compiler of nvcc.
 const NVCC_CCBIN: &str = "NVCC_CCBIN";
 
 fn main() {
     if let Err(message) = build() {
-        // These fail the build. An exit status would too, but then cargo shows all that was printed.
+        // `cargo::error` fails the build. An exit status would too, but then cargo shows all output.
         for line in message.lines() {
             println!("cargo::error={line}");
         }
@@ -166,14 +165,13 @@ fn build() -> Result<(), String> {
         });
     }
     let reason = reason(&root, &search.ignored);
-    // Asked for only here, so that kernels once compiled do not depend on it.
+    // The variable is read only here, so that kernels that are already compiled do not depend on it.
     println!("cargo::rerun-if-env-changed=XACT_REQUIRE_NVCC");
     if required()? {
         return Err(format!("XACT_REQUIRE_NVCC=1, but {reason}"));
     }
     if is_own_workspace(&root) {
-        // Cargo runs the script again each time while one of these does not exist, and so notices when one
-        // begins to.
+        // While one of these files does not exist, cargo runs the script in every build, and so notices when it appears.
         for home in &surroundings.own {
             let place = nvcc::place_in(home);
             println!("cargo::rerun-if-changed={}", place.display());
@@ -183,7 +181,7 @@ fn build() -> Result<(), String> {
     write_nothing(&out, &reason)
 }
 
-/// What tells one nvcc from another.
+/// A text that identifies an nvcc, for the key of the cache.
 fn identity(nvcc: &Path) -> Result<String, String> {
     let metadata = fs::metadata(nvcc).map_err(|e| format!("{}: {e}", nvcc.display()))?;
     Ok(format!(
@@ -194,7 +192,7 @@ fn identity(nvcc: &Path) -> Result<String, String> {
     ))
 }
 
-/// What a command is told, beside the files that it reads and writes.
+/// The options of a command without the files that it reads and writes, for the key of the cache.
 fn told(command: &Command) -> String {
     let ccbin = env::var_os(NVCC_CCBIN);
     let flags: Vec<_> = command.get_envs().collect();
@@ -202,8 +200,8 @@ fn told(command: &Command) -> String {
     format!("{ccbin:?} {flags:?} {arguments:?}")
 }
 
-/// What a source and all that it includes come to, without comments: what stands beside the file that includes it, or in
-/// `headers`, as for the compiler.
+/// The text of a source and of all files that it includes, without comments. Included files are looked up as the compiler
+/// does: beside the file that includes them, then in `headers`.
 fn code(source: &Path, headers: &Path) -> Result<String, String> {
     let mut text = String::new();
     let mut files = vec![source.to_owned()];
@@ -222,7 +220,7 @@ fn code(source: &Path, headers: &Path) -> Result<String, String> {
             } else {
                 headers.join(name)
             };
-            // Two ways to a header are one.
+            // Two paths to the same header count as one.
             let path = path
                 .canonicalize()
                 .map_err(|e| format!("{}: {e}", path.display()))?;
@@ -236,7 +234,7 @@ fn code(source: &Path, headers: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// What a folder holds, in a fixed order.
+/// The files of a folder in a fixed order.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut paths: Vec<_> = entries
@@ -260,19 +258,19 @@ fn required() -> Result<bool, String> {
     }
 }
 
-/// Whether what is built is xact's own workspace, and not one that depends on it, be it on a checkout: `.cargo/config.toml`
-/// says so, which cargo reads where it is called.
+/// Whether this is a build of xact's own workspace, and not of one that depends on xact or on a checkout of it.
+/// `.cargo/config.toml` sets a variable for this, and cargo reads that file in the folder where it is called.
 fn is_own_workspace(root: &Path) -> bool {
     let named = env::var_os("XACT_WORKSPACE").map(PathBuf::from);
     named.is_some_and(|named| named.components().eq(root.components()))
 }
 
-/// Where `cargo xtask toolkit` may have installed a toolkit.
+/// The folders in which `cargo xtask toolkit` may have installed a toolkit.
 fn own_homes(root: &Path, out: &Path) -> Vec<PathBuf> {
-    // OUT_DIR is `<target>/<profile>/build/<package>/out`, with a triple before the profile where one is
-    // asked for; newer cargos put a hash after the package.
+    // OUT_DIR is `<target>/<profile>/build/<package>/out`, with a triple before the profile if one is given. Newer cargos
+    // add a hash after the package.
     let mut targets: Vec<&Path> = out.ancestors().skip(4).take(3).collect();
-    // Where `build.build-dir` moves OUT_DIR out of the target folder.
+    // `build.build-dir` may move OUT_DIR out of the target folder.
     let usual = root.join("target");
     if is_own_workspace(root) && !targets.contains(&usual.as_path()) {
         targets.push(&usual);
@@ -280,7 +278,7 @@ fn own_homes(root: &Path, out: &Path) -> Vec<PathBuf> {
     targets.into_iter().map(nvcc::own_home).collect()
 }
 
-/// Why there is no nvcc, and what to do.
+/// The text that says why there is no nvcc, and what to do.
 fn reason(root: &Path, ignored: &[String]) -> String {
     // Cargo notices a changed variable, but not a new file in one of the usual folders.
     let remedy = if is_own_workspace(root) {
@@ -303,15 +301,15 @@ struct Image {
     version: String,
     /// The `.version` nvcc wrote.
     nvcc_version: String,
-    /// The file's name in [`IMAGES`].
+    /// The name of the file in [`IMAGES`].
     file: String,
 }
 
-/// Where the images are, inside OUT_DIR.
+/// The folder of the images, inside OUT_DIR.
 const IMAGES: &str = "kernels";
 
-/// Compiles every kernel file for every target and assembles them for some architectures, as many at a time as cargo was
-/// told to and only what was not compiled before, and writes `images.rs` and `cubins.rs`.
+/// Compiles every kernel file for every target, assembles the PTX for `architectures`, and writes `images.rs` and `cubins.rs`.
+/// It runs as many jobs at a time as cargo allows, and takes from the cache what was compiled before.
 fn compile_all(nvcc: &Path, out: &Path, architectures: &[u32]) -> Result<(), String> {
     let folder = empty_folder(out, IMAGES)?;
     write(
@@ -326,9 +324,9 @@ fn compile_all(nvcc: &Path, out: &Path, architectures: &[u32]) -> Result<(), Str
         let targets = Target::of(&text);
         jobs.extend(targets.map(|target| (source.clone(), target, code.clone())));
     }
-    // What takes longest begins first.
+    // The longest jobs start first.
     jobs.sort_by_key(|(.., code)| std::cmp::Reverse(code.len()));
-    // How a text is lowered is in these, and in no flag.
+    // These files determine how the PTX version is lowered; no flag does.
     let mut identity = identity(nvcc)?;
     for script in ["build.rs", "build/compile.rs"] {
         identity += &fs::read_to_string(script).map_err(|e| format!("{script}: {e}"))?;
@@ -360,7 +358,7 @@ fn compile_all(nvcc: &Path, out: &Path, architectures: &[u32]) -> Result<(), Str
     embed_cubins(nvcc, out, &identity, &cache, architectures)
 }
 
-/// An empty folder in OUT_DIR, which outlives this run: files of kernels that are gone would stay.
+/// Makes an empty folder in OUT_DIR. OUT_DIR outlives this run, so files of removed kernels are deleted.
 fn empty_folder(out: &Path, name: &str) -> Result<PathBuf, String> {
     let folder = out.join(name);
     match fs::remove_dir_all(&folder) {
@@ -373,7 +371,7 @@ fn empty_folder(out: &Path, name: &str) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Does jobs, as many at a time as cargo was told to; all results in their order, or all errors.
+/// Runs jobs, as many at a time as cargo allows. Returns all results in the order of the jobs, or all errors.
 fn in_parallel<J: Sync, T: Send + Sync>(
     jobs: &[J],
     work: impl Fn(&J) -> Result<T, String> + Sync,
@@ -443,7 +441,7 @@ fn stem(source: &Path) -> &str {
     stem.expect("a .cu file of an op")
 }
 
-/// The PTX that a command writes to `path`, lowered, after a line with the version that nvcc gave it.
+/// Runs a command that writes PTX to `path`, and lowers its version. Returns a line with the version of nvcc, and the PTX.
 fn compile(
     nvcc: &Path,
     command: &mut Command,
@@ -461,8 +459,8 @@ fn compile(
     Ok(format!("{nvcc_version}\n{}", read()?))
 }
 
-/// nvcc stamps its own PTX version on its output, and a driver older than nvcc refuses that. Writes the
-/// text to `path` with the oldest version with which it still assembles; returns nvcc's.
+/// Writes the PTX to `path` with the lowest version with which it still assembles, and returns the version of nvcc. nvcc writes
+/// its own PTX version, which a driver older than nvcc refuses.
 fn lower_version(nvcc: &Path, text: &str, target: &Target, path: &Path) -> Result<String, String> {
     let no_version = || format!("{}: nvcc wrote no .version", path.display());
     let stamped = compile::version(text).ok_or_else(no_version)?;
@@ -476,7 +474,7 @@ fn lower_version(nvcc: &Path, text: &str, target: &Target, path: &Path) -> Resul
         let lowered = compile::with_version(text, version).ok_or_else(no_version)?;
         write(path, &lowered)?;
         let mut assembler = compile::assembler(nvcc, path, &cubin, target.capability);
-        // Nobody runs it.
+        // The machine code is not used, so it need not be optimised.
         match run(assembler.arg("-Xptxas=-O0")) {
             Ok(_) => {
                 fs::remove_file(&cubin).map_err(|e| format!("{}: {e}", cubin.display()))?;
@@ -485,11 +483,11 @@ fn lower_version(nvcc: &Path, text: &str, target: &Target, path: &Path) -> Resul
             Err(message) => refused = message,
         }
     }
-    // Not even as nvcc wrote it.
+    // The text does not assemble even as nvcc wrote it.
     Err(refused)
 }
 
-/// Runs a command and returns what it said.
+/// Runs a command and returns its output.
 fn run(command: &mut Command) -> Result<String, String> {
     let output = command
         .output()
@@ -517,10 +515,10 @@ fn write_images(out: &Path, images: &[Image], note: &str) -> Result<(), String> 
     write(&out.join("images.rs"), &text)
 }
 
-/// Where compressed machine code is, inside OUT_DIR.
+/// The folder of compressed machine code, inside OUT_DIR.
 const CUBINS: &str = "cubins";
 
-/// Assembles the images of [`IMAGES`] for every architecture that takes them, and writes `cubins.rs`.
+/// Assembles the images of [`IMAGES`] for every architecture that accepts them, and writes `cubins.rs`.
 fn embed_cubins(
     nvcc: &Path,
     out: &Path,
@@ -581,7 +579,7 @@ fn write_cubins(out: &Path, toolkit: &str, cubins: &[Cubin]) -> Result<(), Strin
     write(&out.join("cubins.rs"), &text)
 }
 
-/// No images and no machine code, and why.
+/// Writes `images.rs` and `cubins.rs` without images and machine code, and with the reason.
 fn write_nothing(out: &Path, note: &str) -> Result<(), String> {
     write_images(out, &[], note)?;
     write_cubins(out, "", &[])

@@ -1,5 +1,5 @@
-//! What nvcc made, kept in the target folder: the same text, compiled by the same nvcc with the same flags, is not compiled
-//! again, whatever profile, PATH or branch asks for it.
+//! The cache of nvcc's output in the target folder. The same text is compiled only once by the same nvcc with the same
+//! flags, whatever the profile, the PATH or the branch.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io, process};
 
-/// The most files that are kept, those that were used last: some ten states of all kernels, 90 MB.
+/// The maximum number of files; the least recently used are deleted. 64 files are about ten states of all kernels, 90 MB.
 const MOST: usize = 64;
 
-/// A folder of files, each called by what it was made from.
+/// A folder of files, each named after a hash of what it was made from.
 pub struct Cache(PathBuf);
 
 impl Cache {
-    /// That of the target folder in which OUT_DIR is; beside it, where that is not to be seen.
+    /// The cache of the target folder that contains OUT_DIR, or a folder beside OUT_DIR if the target folder cannot be found.
     pub fn beside(out: &Path) -> Cache {
-        // `<target>/<profile>/build/<package>/out`, with a triple before the profile where one is asked for; newer cargos
-        // put a hash after the package.
+        // `<target>/<profile>/build/<package>/out`, with a triple before the profile if one is given. Newer cargos add a hash
+        // after the package.
         let build = out.ancestors().find(|folder| folder.ends_with("build"));
         let target = build.and_then(|build| build.parent()?.parent());
         Cache(target.unwrap_or(out).join("xact-kernels"))
     }
 
-    /// The content of the file that was made from all that `key` says; `make` makes it if it is not there.
+    /// Returns the file for `key`, which must name everything that the content depends on. If there is none, `make` makes it.
     ///
     /// # Errors
-    /// Of `make`. A file that cannot be kept is made again the next time.
+    /// Those of `make`. A file that cannot be written to the cache is made again the next time.
     pub fn get(
         &self,
         key: &str,
@@ -34,7 +34,7 @@ impl Cache {
     ) -> Result<Vec<u8>, String> {
         let path = self.0.join(name(key));
         if let Ok(content) = fs::read(&path) {
-            // Used now: not the next to go.
+            // The modification time marks the file as recently used.
             let file = fs::File::options().append(true).open(&path);
             let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
             return Ok(content);
@@ -44,7 +44,7 @@ impl Cache {
         Ok(content)
     }
 
-    /// Another process may write the same file: it appears whole or not at all.
+    /// Writes a file atomically, because another process may write the same file.
     fn keep(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let new = path.with_extension(format!("{}.new", process::id()));
@@ -64,7 +64,7 @@ impl Cache {
     }
 }
 
-/// 128 bits of a key.
+/// The file name for a key: 128 bits of its hash.
 fn name(key: &str) -> String {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
@@ -74,7 +74,7 @@ fn name(key: &str) -> String {
     format!("{:016x}{:016x}", half(0), half(1))
 }
 
-/// A C++ text as the compiler sees it: without comments, and without the blanks around lines.
+/// A C++ text without comments and without the blanks around lines.
 pub fn without_comments(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -98,7 +98,8 @@ pub fn without_comments(text: &str) -> String {
     lines.flat_map(|line| [line, "\n"]).collect()
 }
 
-/// The length of the literal with which a text begins. A digit separator, as in 1'000, ends at the end of its line.
+/// The length of the literal at the start of a text. A digit separator, as in 1'000, counts as a literal that ends at the end
+/// of its line.
 fn literal(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {

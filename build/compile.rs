@@ -1,24 +1,24 @@
-//! How a kernel file becomes PTX, and PTX machine code.
+//! The commands that compile a kernel file to PTX and assemble PTX to machine code.
 //!
-//! One file for all who compile: `build.rs` and `cargo xtask mutants` include it, so that a mutant differs from
-//! what ships in its source alone.
+//! `build.rs` and `cargo xtask mutants` both include this file, so that a mutant differs from the shipped kernel only in its
+//! source.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-/// A virtual architecture that kernels are compiled for. PTX runs on its own and every later one.
+/// A virtual architecture that kernels are compiled for. The PTX runs on devices of this and every later architecture.
 pub struct Target {
     /// Compute capability times ten.
     pub capability: u32,
-    /// The oldest PTX version that knows it.
+    /// The oldest PTX version that supports the architecture.
     pub since: &'static str,
-    /// What stands in the sources that gain from it; in all, if it is empty.
+    /// Text in the sources that are compiled for this target. Empty: all sources are.
     mark: &'static str,
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 2] = [
     Target {
         capability: 80,
@@ -33,7 +33,7 @@ pub const TARGETS: [Target; 2] = [
 ];
 
 impl Target {
-    /// Those that a file with this text is compiled for.
+    /// The targets that a file with this text is compiled for.
     pub fn of(source: &str) -> impl Iterator<Item = &'static Self> {
         TARGETS
             .iter()
@@ -45,7 +45,7 @@ impl Target {
         format!("{stem}.sm_{}.ptx", self.capability)
     }
 
-    /// nvcc, told to write a source's PTX; `headers` holds the generated one.
+    /// The nvcc command that compiles a source to PTX. `headers` is the folder of the generated headers.
     pub fn compiler(
         &self,
         nvcc: &Path,
@@ -57,7 +57,8 @@ impl Target {
         let mut command = with_our_flags_last(nvcc);
         command
             .args(["-ptx", "-std=c++20", "-O3"])
-            // What is fused is what the source says. The others are nvcc's own choice, named so that nobody else's counts.
+            // With -fmad=false only the source decides what is fused. The other flags are nvcc's defaults, given here so that
+            // flags of the environment do not change them.
             .args([
                 "-fmad=false",
                 "-ftz=false",
@@ -76,9 +77,8 @@ impl Target {
     }
 }
 
-/// nvcc with the flags of the environment before those that follow. It has two variables for them, of which
-/// NVCC_APPEND_FLAGS stands last, and of two values of a flag the last counts: `-arch` or `-ftz` there would make other
-/// kernels than these.
+/// An nvcc command in which the flags of the environment come before the flags of the build. nvcc appends
+/// NVCC_APPEND_FLAGS at the end, and the last value of a flag counts, so `-arch` or `-ftz` there would change the kernels.
 fn with_our_flags_last(nvcc: &Path) -> Command {
     let flags = FLAGS.map(|name| env::var_os(name).unwrap_or_default());
     let mut command = Command::new(nvcc);
@@ -87,10 +87,10 @@ fn with_our_flags_last(nvcc: &Path) -> Command {
     command
 }
 
-/// Variables with flags of nvcc: those before the others, and those behind.
+/// The variables with flags of nvcc: those that it puts first, and those that it puts last.
 pub const FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
-/// nvcc, told to assemble PTX for an architecture: it knows where its assembler is, which need not be beside it.
+/// The nvcc command that assembles PTX for an architecture. nvcc knows where its assembler is, which need not be beside it.
 pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Command {
     let mut command = with_our_flags_last(nvcc);
     command
@@ -103,7 +103,7 @@ pub fn assembler(nvcc: &Path, ptx: &Path, cubin: &Path, architecture: u32) -> Co
     command
 }
 
-/// Fails unless PTX is of the target that was asked for, and of nothing more than that.
+/// Fails unless the PTX has exactly the target that was asked for.
 pub fn check_target(text: &str, target: &Target) -> Result<(), String> {
     let line = text.lines().find(|line| line.starts_with(".target "));
     let wanted = format!(".target sm_{}", target.capability);
@@ -118,8 +118,8 @@ pub fn check_target(text: &str, target: &Target) -> Result<(), String> {
     }
 }
 
-/// nvcc's PTX with another version, and without a hint to ptxas about which bytes of a load are used, which PTX
-/// before 8.3 does not know; `None` where nvcc wrote no version.
+/// The PTX of nvcc with another version, and without the hint about the used bytes of a load, which PTX before 8.3 does not
+/// support. `None` if nvcc wrote no version.
 pub fn with_version(text: &str, version: &str) -> Option<String> {
     let line = version_line(text)?;
     let text: String = text

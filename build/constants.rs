@@ -1,12 +1,13 @@
-//! The numbers that kernels share with the CPU backend: the blocks of `shared!` in src/activation, as a C++ header.
+//! Makes a C++ header from the `shared!` blocks in src/activation, the numbers that kernels share with the CPU backend.
 
 use std::fmt::Write as _;
 use std::fs;
 
-/// Where the blocks are.
+/// The folder of the blocks.
 const FOLDER: &str = "src/activation";
 
-/// The header: a namespace for each file, with a `constexpr` for each constant and a function for each polynomial.
+/// The text of the header: a namespace for each file, with a `constexpr` for each constant and a function for each
+/// polynomial.
 pub fn header() -> Result<String, String> {
     let mut text = String::from("// Generated from src/activation.\n#pragma once\n");
     let folder = fs::read_dir(FOLDER).map_err(|e| format!("{FOLDER}: {e}"))?;
@@ -69,7 +70,7 @@ fn literal(rust: &str) -> Result<String, String> {
         .replace('_', "")
         .parse()
         .map_err(|e| format!("{rust}: {e}"))?;
-    // The shortest digits that are this f32 and no other.
+    // The shortest digits that give exactly this f32.
     Ok(format!("{value:e}f"))
 }
 

@@ -1,6 +1,5 @@
-//! The machine code that is embedded beside the PTX: for which architectures, from which PTX, and compressed how.
-//!
-//! One file for all who make it: `build.rs`, `cargo xtask sass` and `tests/cubins.rs` include it.
+//! The machine code that is embedded beside the PTX: its architectures, the PTX that it is made from, and its compression.
+//! `build.rs`, `cargo xtask sass` and `tests/cubins.rs` include this file.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -9,7 +8,7 @@ use std::process::Command;
 
 use lzma_rust2::{LzipOptions, LzipWriter};
 
-/// The variable that says for which architectures: capabilities times ten, separated by `;` or `,`.
+/// The variable with the architectures: compute capabilities times ten, separated by `;` or `,`.
 pub const VARIABLE: &str = "XACT_CUDA_ARCHS";
 
 /// The architectures that `all` stands for: A100; H100 and H200; B200; RTX 50 and RTX PRO Blackwell.
@@ -18,7 +17,7 @@ pub const ALL: [u32; 4] = [80, 90, 100, 120];
 /// The architectures that a value of [`VARIABLE`] asks for, in order.
 ///
 /// # Errors
-/// It is not of that form.
+/// A text, if the value does not have this form.
 pub fn asked_for(value: &str) -> Result<Vec<u32>, String> {
     let value = value.trim();
     if value.is_empty() {
@@ -49,7 +48,7 @@ pub fn asked_for(value: &str) -> Result<Vec<u32>, String> {
     Ok(architectures)
 }
 
-/// Fails unless nvcc assembles for all of these, and the kernels have PTX that each takes.
+/// Fails unless nvcc assembles for all of these architectures, and the kernels have PTX that each of them accepts.
 pub fn check_available(
     architectures: &[u32],
     listed: &str,
@@ -80,7 +79,7 @@ pub fn check_available(
     ))
 }
 
-/// nvcc, told to list the architectures that it assembles for.
+/// The nvcc command that lists the architectures that it assembles for.
 pub fn lister(nvcc: &Path) -> Command {
     let mut command = Command::new(nvcc);
     command.arg("--list-gpu-code");
@@ -94,7 +93,7 @@ pub fn image_name(ptx: &Path) -> Option<(String, u32)> {
     Some((stem.to_owned(), target.parse().ok()?))
 }
 
-/// The images that an architecture takes: of each stem that of the newest target.
+/// The images for an architecture: for each stem the image with the highest target that the architecture accepts.
 pub fn images_for(kernels: &[PathBuf], architecture: u32) -> Vec<&PathBuf> {
     let mut newest = BTreeMap::new();
     for ptx in kernels {
@@ -109,9 +108,9 @@ pub fn images_for(kernels: &[PathBuf], architecture: u32) -> Vec<&PathBuf> {
     newest.into_values().map(|(_, ptx)| ptx).collect()
 }
 
-/// What is embedded of machine code: a member of lzip, whose checksum says whether it is read as it was written.
+/// Compresses machine code to an lzip member, whose checksum detects damage.
 pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    // Higher presets gain a tenth in ten times the time: build scripts are not optimised.
+    // Higher presets save a tenth of the size in ten times the time, because build scripts are not optimised.
     let mut writer = LzipWriter::new(Vec::new(), LzipOptions::with_preset(3));
     writer.write_all(bytes)?;
     writer.finish()

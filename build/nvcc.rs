@@ -1,7 +1,7 @@
 //! Finds nvcc, and checks for the host compiler that it needs.
 //!
-//! One file for all who look: `build.rs` and `cargo xtask` include it, so that they agree. Its tests are
-//! in `xtask/src/toolkit/discovery.rs`.
+//! `build.rs` and `cargo xtask` both include this file, so that they find the same nvcc. Its tests are in
+//! `xtask/src/toolkit/discovery.rs`.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -17,16 +17,16 @@ pub const HOMES: [&str; 4] = [
     "CUDA_TOOLKIT_ROOT_DIR",
 ];
 
-/// Where toolkits are commonly installed.
+/// Folders in which toolkits are commonly installed.
 const USUAL: [&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr"];
 
-/// The least release of nvcc: the first that knows C++20, in which the kernels are written.
+/// The minimum release of nvcc: the first that supports C++20, in which the kernels are written.
 pub const LEAST: [u32; 2] = [12, 0];
 
-/// The least release that cudarc's bindings may be of: the first that has `cuLaunchKernelEx`.
+/// The minimum CUDA release of cudarc's bindings: the first that has `cuLaunchKernelEx`.
 pub const LEAST_BINDINGS: [u32; 2] = [11, 8];
 
-/// What discovery looks at, as a value so that tests can make one up.
+/// The environment of the search, as a value so that tests can replace it.
 pub struct Surroundings<'a> {
     /// Reads an environment variable.
     pub variable: &'a dyn Fn(&str) -> Option<OsString>,
@@ -34,7 +34,7 @@ pub struct Surroundings<'a> {
     pub release: &'a dyn Fn(&Path) -> Result<String, String>,
     /// Folders to look into after PATH.
     pub usual: Vec<PathBuf>,
-    /// What relative paths are relative to: the folder of xact's manifest, where cargo runs build scripts.
+    /// The folder that relative paths start from: that of xact's manifest, where cargo runs build scripts.
     pub root: &'a Path,
     /// Toolkit folders that `cargo xtask toolkit` may have filled.
     pub own: Vec<PathBuf>,
@@ -52,7 +52,7 @@ impl<'a> Surroundings<'a> {
         }
     }
 
-    /// A variable that is set to something; an empty one counts as unset.
+    /// The value of a variable. An empty variable counts as unset.
     fn set(&self, name: &str) -> Option<OsString> {
         (self.variable)(name).filter(|value| !value.is_empty())
     }
@@ -100,27 +100,28 @@ impl fmt::Display for Source {
     }
 }
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Debug)]
 pub struct Search {
     /// The first nvcc, if any.
     pub found: Option<(PathBuf, Source)>,
-    /// Settings that led nowhere, in words.
+    /// Messages about settings that were ignored.
     pub ignored: Vec<String>,
 }
 
 /// Looks for nvcc in the documented order.
 ///
-/// One that is too old is passed over if it happens to be on PATH or in a usual folder.
+/// An nvcc on PATH or in a usual folder that is too old is ignored.
 ///
 /// # Errors
-/// NVCC is set to something that cannot be run, or a variable names an nvcc that is too old: it is the user's own choice,
-/// so nothing is taken in its stead. Or there is none but those that are too old.
+/// - NVCC is set to something that cannot be run, or a variable names an nvcc that is too old. The user has chosen it, so no
+///   other nvcc is used instead.
+/// - Every nvcc is too old.
 pub fn find(surroundings: &Surroundings) -> Result<Search, String> {
     let mut ignored = Vec::new();
     let mut old = Vec::new();
-    // Which of what happens to be there is new enough; one that does not say its release is taken, and fails with its
-    // own words.
+    // Whether an nvcc that was found is new enough. An nvcc that does not print its release is accepted, and fails later
+    // with its own message.
     let mut is_new_enough = |nvcc: &Path| match too_old(surroundings, nvcc) {
         None => true,
         Some(why) => {
@@ -190,7 +191,7 @@ fn chosen(
     }
 }
 
-/// That an nvcc is older than [`LEAST`], in words, if it is.
+/// A message if an nvcc is older than [`LEAST`].
 fn too_old(surroundings: &Surroundings, nvcc: &Path) -> Option<String> {
     let release = (surroundings.release)(nvcc).ok()?;
     let [major, minor] = LEAST;
@@ -208,11 +209,11 @@ fn major_minor(release: &str) -> Option<[u32; 2]> {
     Some([numbers.next()??, numbers.next()??])
 }
 
-/// Checks that cudarc, which takes the version of its bindings from CUDARC_CUDA_VERSION or else from the nvcc on PATH,
-/// makes some that xact compiles with: rustc's errors would not say why.
+/// Checks that xact compiles with the bindings that cudarc makes. cudarc takes their version from CUDARC_CUDA_VERSION or else
+/// from the nvcc on PATH. Without this check, the errors of rustc would not tell the cause.
 ///
 /// # Errors
-/// They are of an older version.
+/// The bindings have a version that is too old.
 pub fn check_bindings(surroundings: &Surroundings) -> Result<(), String> {
     const NAME: &str = "CUDARC_CUDA_VERSION";
     let [major, minor] = LEAST_BINDINGS;
@@ -222,7 +223,7 @@ pub fn check_bindings(surroundings: &Surroundings) -> Result<(), String> {
     if let Some(value) = surroundings.set(NAME) {
         let number = value.to_str().and_then(|value| value.parse::<u32>().ok());
         return match number {
-            // Others are cudarc's own error.
+            // cudarc itself refuses other values.
             Some(number) if number < major * 1000 + minor * 10 => Err(format!(
                 "{NAME}={number} makes cudarc's bindings too old; {needed}"
             )),
@@ -243,7 +244,7 @@ pub fn check_bindings(surroundings: &Surroundings) -> Result<(), String> {
     }
 }
 
-/// What to do about what nvcc says, where its own words do not tell.
+/// A hint for an error message of nvcc that does not say what to do.
 pub fn remedy(said: &str) -> Option<&'static str> {
     let host =
         said.contains("unsupported GNU version") || said.contains("unsupported clang version");
@@ -252,8 +253,8 @@ pub fn remedy(said: &str) -> Option<&'static str> {
     )
 }
 
-/// nvcc looks for its parts beside the name that it was called by. For a link that stands alone, as in
-/// /usr/local/bin, this is what it points to.
+/// nvcc looks for its parts beside the path by which it was called. For a link without these parts beside it, as in
+/// /usr/local/bin, this returns the target of the link.
 fn unlinked(nvcc: PathBuf) -> PathBuf {
     let has_parts = |nvcc: &Path| nvcc.with_file_name("nvcc.profile").is_file();
     match nvcc.canonicalize() {
@@ -265,7 +266,7 @@ fn unlinked(nvcc: PathBuf) -> PathBuf {
 /// The release of an nvcc, such as `13.0.88`, which is also that of its assembler.
 ///
 /// # Errors
-/// It does not run, or does not say.
+/// nvcc does not run, or does not print its release.
 pub fn release(nvcc: &Path) -> Result<String, String> {
     let output = Command::new(nvcc)
         .arg("--version")
@@ -295,7 +296,7 @@ pub fn parse_release(said: &str) -> Option<String> {
 /// Checks that nvcc will find a host C++ compiler, which it runs even to write PTX.
 ///
 /// # Errors
-/// There is none, or NVCC_CCBIN names one that does not exist.
+/// There is no host compiler, or NVCC_CCBIN names one that does not exist.
 pub fn check_host_compiler(surroundings: &Surroundings) -> Result<(), String> {
     if let Some(value) = surroundings.set("NVCC_CCBIN") {
         // nvcc also takes the folder that holds the compiler.

@@ -1,33 +1,33 @@
-// The parameter blocks that kernels take, declared once. `src/blocks.rs` expands this into Rust structs,
-// `build.rs` into the C++ structs of the generated header args.cuh; fields are laid out by the C rules
-// in both. Numbers that both sides name follow.
+// The parameter blocks of the kernels, declared once. `src/blocks.rs` expands this file into Rust structs, and `build.rs`
+// into the C++ structs of the generated header args.cuh. Both lay the fields out by the C rules. The numbers that both
+// sides name stand at the end.
 
 kernel_args! {
-    /// A matrix in device memory, of the call's `rows` × `cols` elements.
+    /// A `[rows, cols]` matrix in device memory. The call gives `rows`, `cols` and the element type.
     Matrix {
-        /// Address of its first element; a multiple of the element size.
+        /// The address of the first element, a multiple of the element size.
         pub ptr: u64,
-        /// Elements from the start of one row to the start of the next, at least `cols`. A tensor
-        /// without gaps has `pitch == cols`; the halves of a `[rows, 2·cols]` tensor have
-        /// `pitch == 2·cols`.
+        /// The row pitch: elements from the start of one row to the start of the next, at least `cols`. A contiguous
+        /// tensor has `pitch == cols`; each half of a `[rows, 2·cols]` tensor has `pitch == 2·cols`.
         pub pitch: u64,
     }
 
-    /// Rows of logits in device memory, of the call's columns each. They may come in groups, as those of the view
-    /// `logits[:, :-1]` of a `[B, S, V]` tensor do: B groups of S − 1 rows, S·V elements apart.
+    /// A `[rows, cols]` matrix of logits in device memory, whose rows may be in groups. The view `logits[:, :-1]` of a
+    /// `[B, S, V]` tensor, for example, is B groups of S − 1 rows, and the groups are S·V elements apart. The call gives
+    /// `rows`, `cols` and the element type.
     LogitsMatrix {
-        /// Address of the first element; a multiple of the element size.
+        /// The address of the first element, a multiple of the element size.
         pub ptr: u64,
-        /// Elements from the start of one row to the start of the next of its group, at least the columns.
+        /// The row pitch: elements from the start of one row to the start of the next in the same group, at least `cols`.
         pub pitch: u64,
-        /// Rows of a group, of which the number of rows is a multiple; 0: all rows are one group.
+        /// The number of rows of a group, which divides `rows`. 0 if there are no groups.
         pub group_rows: u64,
-        /// Elements from the start of one group to the start of the next; not used without groups.
+        /// Elements from the start of one group to the start of the next. Not used if there are no groups.
         pub group_pitch: u64,
     }
 
-    /// What the entries of an activation take. Addresses are of the device; an output whose address is 0
-    /// is not written; the cut is `Cut` of `src/geometry.rs`.
+    /// The parameters of every kernel entry of an activation. Addresses are device addresses, and an output whose address
+    /// is 0 is not written. `src/geometry.rs` computes the tiles and chunks (`Tiling`).
     ActivationArgs {
         pub(crate) x: Matrix,
         /// The second input of a gated form.
@@ -41,10 +41,10 @@ kernel_args! {
         pub(crate) tiles_per_row: u64,
         pub(crate) tiles_per_chunk: u64,
         pub(crate) chunks: u64,
-        /// (sum, compensation) as two f32, for each parameter for each chunk.
+        /// `[parameters, chunks]` pairs (sum, compensation) of f32.
         pub(crate) partials: u64,
         pub(crate) params: [u64; 3],
-        /// f32 each.
+        /// One f32 each.
         pub(crate) dparams: [u64; 3],
         /// 1: the parameters are f32; 0: they are of the type of x.
         pub(crate) params_are_f32: u32,
@@ -52,115 +52,116 @@ kernel_args! {
         pub(crate) accumulate: u32,
         /// xIELU: 1: the parameters pass through a softplus; 0: they are used as they are.
         pub(crate) raw_params: u32,
-        /// xIELU: 1: the gradient of the clamped formula; 0: the clamped gradient.
+        /// xIELU: 1: `EpsGradient::Autograd`; 0: `EpsGradient::Analytic`.
         pub(crate) autograd: u32,
-        /// xIELU: β, unless it is a parameter.
+        /// xIELU: β, used if β is not among the parameters.
         pub(crate) beta: f32,
-        /// xIELU: the bound of the clamp; +inf without one.
+        /// xIELU: the bound of the clamp; +inf if there is no clamp.
         pub(crate) eps: f32,
     }
 
-    /// Which labels Goldfish drops. Filled in by `src/raw/goldfish.rs`; read by
-    /// kernels/loss/goldfish.cuh.
+    /// The Goldfish decision: which labels are dropped. `src/cuda/raw/goldfish.rs` fills this in, and
+    /// `kernels/loss/goldfish.cuh` reads it.
     GoldfishArgs {
         /// One id for each label.
         pub(crate) ids: u64,
-        /// `halo_len` ids for each segment, of the type of the others: those before its first label.
+        /// `[segments, halo_len]`: the ids before the first label of each segment, of the type of `ids`.
         pub(crate) halo: u64,
         pub(crate) halo_len: u64,
-        /// Labels of a segment: a row, or all of them.
+        /// The number of labels of a segment: those of a row, or all labels where there are documents.
         pub(crate) len: u64,
-        /// `offsets` i32, or 0 where segments are not cut into documents.
+        /// `[offsets] i32`; 0 if there are no documents.
         pub(crate) cu_seqlens: u64,
         pub(crate) offsets: u64,
-        /// `exempts` i64.
+        /// `[exempts] i64`: the ids that are never dropped.
         pub(crate) exempt: u64,
         pub(crate) exempts: u64,
         /// Static: the first position that is dropped.
         pub(crate) start: u64,
-        /// Random and Hash64: mixed already.
+        /// Random and Hash64: `mix(seed)`.
         pub(crate) seed: u64,
-        /// Random, ProductAvalanche and Hash64: what is below is dropped.
+        /// Random, ProductAvalanche and Hash64: a label is dropped if its hash is below this threshold.
         pub(crate) cut: u64,
-        /// ProductTable and DotTable: GOLDFISH_TABLE_LEN bits, in u32 from the lowest bit on; 1 is dropped.
+        /// ProductTable and DotTable: GOLDFISH_TABLE_LEN bits in u32 words, lowest bit first. A 1 drops the label.
         pub(crate) bitmap: u64,
-        /// DotTable: h u64, the oldest id's first.
+        /// DotTable: `[h] u64`, the factor of the oldest id first.
         pub(crate) coefficients: u64,
-        /// One of the GOLDFISH numbers.
+        /// One of the constants `GOLDFISH_*`.
         pub(crate) strategy: u32,
-        /// One of the ID numbers: the type of the ids and of the halo.
+        /// One of the constants `ID_*`: the type of the ids and of the halo.
         pub(crate) id_type: u32,
         /// Static: the period.
         pub(crate) k: u32,
-        /// Ids in a window.
+        /// The number of ids in a window.
         pub(crate) h: u32,
-        /// Hash64: what is added to the ids at the first distances from the label. Beyond, a kernel computes it.
+        /// Hash64: `places[j]` is added to the id at distance j from the label. For longer distances the kernel computes
+        /// the addend.
         pub(crate) places: [u64; 32],
     }
 
-    /// What the entries of goldfish take. An output whose address is 0 is not written.
+    /// The parameters of the kernel entries of goldfish. An output whose address is 0 is not written.
     GoldfishMaskArgs {
         pub(crate) goldfish: GoldfishArgs,
         pub(crate) labels: u64,
-        /// u8: 1 kept, 0 dropped.
+        /// `[labels] u8`: 1 for kept, 0 for dropped.
         pub(crate) keep: u64,
-        /// f32: 1 kept, 0 dropped.
+        /// `[labels] f32`: 1 for kept, 0 for dropped.
         pub(crate) weights: u64,
-        /// The labels that each block dropped, u64.
+        /// `[blocks] u64`: the number of labels that each block dropped.
         pub(crate) partials: u64,
-        /// How many blocks that were.
+        /// The number of blocks of the mask kernel.
         pub(crate) blocks: u64,
-        /// Labels kept and labels dropped, u64.
+        /// `[2] u64`: the number of kept labels and the number of dropped labels.
         pub(crate) counts: u64,
     }
 
-    /// What a part of a row of logits comes to: the columns of one block, or of one rank. 20 bytes.
+    /// Softmax statistics of a part of a row of logits: the columns of one block or of one rank. 20 bytes.
     #[non_exhaustive]
     RowStats {
-        /// The largest logit, before the cap; -inf of no columns.
+        /// The largest logit, before the softcap; -inf if the part has no columns.
         pub max: f32,
-        /// Σ e^z of the capped logits without the target's, relative to the power of two that belongs to
+        /// Σ e^z over the softcapped logits except the target's, divided by the power of two that belongs to
         /// `max` (kernels/common/softmax.cuh).
         pub rest: f32,
-        /// The target's logit, before the cap; -inf where the target is in another part.
+        /// The logit of the target, before the softcap; -inf if the target is in another part.
         pub target: f32,
-        /// Σ z of the capped logits, with label smoothing; else 0.
+        /// Σ z over the softcapped logits if there is label smoothing; otherwise 0.
         pub sum: f32,
-        /// Class of the largest logit, the first of several, if asked for; else `u32::MAX`.
+        /// The class of the largest logit (the first of equal ones) if the argmax is asked for; otherwise `u32::MAX`.
         pub argmax: u32,
     }
 
-    /// Totals of a batch.
+    /// The totals of a cross-entropy call over all rows.
     #[non_exhaustive]
     CrossEntropySummary {
-        /// Σ of the losses of the kept rows.
+        /// The sum of the losses of the kept rows.
         pub loss: f32,
-        /// `loss / normalizer`. 0 if no row is kept, or NaN if that was asked for.
+        /// `loss / normalizer`. If no row is kept it is 0, or NaN with the option `empty_is_nan`.
         pub mean: f32,
         /// The part of `loss` that is z-loss.
         pub z_loss: f32,
-        /// Σ of the weights of the kept rows.
+        /// The sum of the weights of the kept rows.
         pub weight: f32,
-        /// What gradients are divided by.
+        /// The normaliser: the number by which the mean loss and the gradients are divided.
         pub normalizer: f32,
-        /// Σ of the losses of the rows that Goldfish dropped, if asked for; else 0.
+        /// The sum of the losses of the rows that Goldfish dropped, with the option `dropped_loss`; otherwise 0.
         pub dropped_loss: f32,
-        /// Rows whose label is not ignored, whatever their weight, dropped or not.
+        /// The number of rows whose label is not `ignore_index`, including rows of weight 0 and dropped rows.
         pub labels: u64,
-        /// Rows that count: not ignored, weight not 0, not dropped.
+        /// The number of kept rows: their label is not `ignore_index`, their weight is not 0, Goldfish does not drop them.
         pub kept: u64,
-        /// Rows that would count, had Goldfish not dropped them.
+        /// The number of rows that Goldfish drops and that would otherwise be kept.
         pub dropped: u64,
-        /// Kept rows whose label is the argmax, if that was asked for; else 0.
+        /// The number of kept rows whose label is the argmax, if the argmax is asked for; otherwise 0.
         pub correct: u64,
         /// The first row whose label is not a class; `u64::MAX` if there is none.
         pub bad_row: u64,
-        /// The first kept row whose label is a class and whose loss is NaN, from a NaN or +inf among its logits or
-        /// in its weight, or from nothing but −inf; `u64::MAX` if there is none.
+        /// The first kept row whose label is a class and whose loss is NaN; `u64::MAX` if there is none. The cause is a NaN
+        /// or +inf among its logits or in its weight, or a row with only −inf.
         pub nan_row: u64,
     }
 
-    /// What some rows come to. Sums are pairs of sum and compensation.
+    /// The totals of a chunk of rows. A sum is a pair (sum, compensation).
     CrossEntropyTotals {
         pub(crate) loss: [f32; 2],
         pub(crate) z_loss: [f32; 2],
@@ -174,66 +175,68 @@ kernel_args! {
         pub(crate) nan_row: u64,
     }
 
-    /// What the entries of cross-entropy take. Addresses are of the device; what has address 0 is absent.
+    /// The parameters of every kernel entry of cross-entropy. Addresses are device addresses; 0 means that the buffer is
+    /// absent.
     CrossEntropyArgs {
         pub(crate) logits: LogitsMatrix,
         pub(crate) dlogits: LogitsMatrix,
         pub(crate) rows: u64,
-        /// Columns that are classes.
+        /// The number of columns that are classes.
         pub(crate) cols: u64,
-        /// Columns of dlogits; 0 is written beyond `cols`.
+        /// The number of columns of dlogits. Those from `cols` on are written as 0.
         pub(crate) padded_cols: u64,
-        /// Blocks per row.
+        /// The number of parts of a row, each of which one block reads.
         pub(crate) splits: u64,
         pub(crate) packs_per_split: u64,
         /// The class of column 0.
         pub(crate) first_class: u64,
-        /// Classes of all ranks.
+        /// The number of classes of all ranks.
         pub(crate) classes: u64,
         pub(crate) labels: u64,
         pub(crate) ignore_index: i64,
-        /// f32 each.
+        /// `[rows] f32`.
         pub(crate) weights: u64,
-        /// f32, `dloss_stride` elements apart.
+        /// f32 upstream gradients, `dloss_stride` elements apart.
         pub(crate) dloss: u64,
         pub(crate) dloss_stride: i64,
-        /// An f32 by which gradients are divided.
+        /// `[1] f32`: the number by which gradients are divided.
         pub(crate) normalizer: u64,
-        /// RowStats of [parts][rows], to be merged.
+        /// `[part_count, rows] RowStats`, an input that is merged to one RowStats per row.
         pub(crate) parts: u64,
         pub(crate) part_count: u64,
-        /// RowStats of [splits][rows] or, merged, of [rows]; written.
+        /// An output: `[splits, rows] RowStats` or, after merging, `[rows] RowStats`.
         pub(crate) stats: u64,
-        /// Per row, f32.
+        /// `[rows] f32`, as are `z_loss_out` and `lse`.
         pub(crate) loss: u64,
         pub(crate) z_loss_out: u64,
         pub(crate) lse: u64,
-        /// Per row, i32.
+        /// `[rows] i32`.
         pub(crate) argmax: u64,
         pub(crate) rows_per_chunk: u64,
         pub(crate) chunks: u64,
-        /// CrossEntropyTotals of each chunk of rows.
+        /// `[chunks] CrossEntropyTotals`.
         pub(crate) totals: u64,
-        /// A u32, set to 0 by the kernel that reads the logits: `finish` counts the chunks that are done with it, and the
-        /// block that does the last one adds them up. If absent, `totals` does, unless there is one chunk.
+        /// A u32 counter, which the kernel that reads the logits sets to 0. `finish` counts the finished chunks in it, and
+        /// the block that finishes the last chunk adds up all of them. If the counter is absent and there is more than one
+        /// chunk, the entry `totals` adds them up.
         pub(crate) chunks_done: u64,
-        /// CrossEntropySummary.
+        /// `[1] CrossEntropySummary`.
         pub(crate) summary: u64,
         pub(crate) label_smoothing: f32,
         pub(crate) z_loss: f32,
-        /// 0: none.
+        /// 0 if there is no softcap.
         pub(crate) softcap: f32,
-        /// One of the ID numbers: I32, I64 or U32.
+        /// ID_I32, ID_I64 or ID_U32.
         pub(crate) label_type: u32,
-        /// 1: find the argmax.
+        /// 1: the argmax is computed.
         pub(crate) with_argmax: u32,
         /// 1: the loss of dropped rows is computed too.
         pub(crate) with_dropped: u32,
-        /// A row of logits fits into the dynamic shared memory.
+        /// 1: a row of logits fits into the dynamic shared memory.
         pub(crate) on_chip: u32,
-        /// One of the NORMALIZE_BY numbers.
+        /// One of the constants `NORMALIZE_BY_*`.
         pub(crate) normalize_by: u32,
-        /// 1: the mean of no rows is NaN, not 0.
+        /// 1: the mean over no rows is NaN instead of 0.
         pub(crate) empty_is_nan: u32,
         pub(crate) goldfish: GoldfishArgs,
     }
@@ -248,7 +251,7 @@ kernel_numbers! {
     GOLDFISH_PRODUCT_AVALANCHE = 4,
     GOLDFISH_DOT_TABLE = 5,
     GOLDFISH_HASH64 = 6,
-    /// Entries of a table of Goldfish.
+    /// The number of entries of a Goldfish table.
     GOLDFISH_TABLE_LEN = 1000003,
     /// The types of ids and labels.
     ID_I32 = 0,
@@ -256,14 +259,14 @@ kernel_numbers! {
     ID_U32 = 2,
     ID_U16 = 3,
     ID_U8 = 4,
-    /// The values of `CrossEntropyArgs::normalize_by`: what the mean is divided by. 1.
+    /// The values of `CrossEntropyArgs::normalize_by`, which name the normaliser. This one: 1.
     NORMALIZE_BY_NONE = 0,
     /// The number of kept rows.
     NORMALIZE_BY_KEPT = 1,
-    /// Their weight.
+    /// The sum of the weights of the kept rows.
     NORMALIZE_BY_WEIGHT = 2,
-    /// `CrossEntropyArgs::normalizer`.
+    /// The scalar at `CrossEntropyArgs::normalizer`.
     NORMALIZE_BY_EXTERNAL = 3,
-    /// The number of rows whose label is not ignored.
+    /// The number of rows whose label is not `ignore_index`.
     NORMALIZE_BY_LABELS = 4,
 }

@@ -1,9 +1,9 @@
-//! What `src/args.rs` becomes in Rust: the structs that kernels take, and those that both backends return.
+//! Rust structs from `src/args.rs`: the parameter blocks of the kernels, and the results that both backends return.
 
-// Without `cuda`, only the latter are used.
+// Without `cuda`, only the results are used.
 #![allow(dead_code)]
 
-/// The blocks: structs laid out by the C rules.
+/// Makes a struct of each parameter block, laid out by the C rules.
 macro_rules! kernel_args {
     ($($(#[$attribute:meta])* $name:ident {
         $($(#[doc = $doc:literal])* $vis:vis $field:ident: $type:tt,)*
@@ -19,7 +19,7 @@ macro_rules! kernel_args {
     )*};
 }
 
-/// The numbers.
+/// Makes a constant of each number.
 macro_rules! kernel_numbers {
     ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {$(
         $(#[doc = $doc])*
@@ -34,10 +34,10 @@ pub(crate) trait KernelArgs: Copy {}
 include!("args.rs");
 
 impl RowStats {
-    /// Bytes that a row's stats take where they are saved.
+    /// The bytes of the stats of one row in a saved buffer.
     pub(crate) const BYTES: usize = size_of::<RowStats>();
 
-    /// As they are saved, wherever they were made.
+    /// The bytes of a saved buffer, which are the same whether a device or the CPU computed the stats.
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
         let floats = [self.max, self.rest, self.target, self.sum].map(f32::to_bits);
         let words = [floats[0], floats[1], floats[2], floats[3], self.argmax];
@@ -48,7 +48,7 @@ impl RowStats {
         bytes
     }
 
-    /// From what was saved.
+    /// The stats from the bytes of a saved buffer.
     pub(crate) fn from_bytes(bytes: &[u8; Self::BYTES]) -> RowStats {
         let word = |i: usize| bytes.as_chunks::<4>().0[i];
         let float = |i| f32::from_ne_bytes(word(i));

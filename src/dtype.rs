@@ -1,8 +1,8 @@
-//! Element types.
+//! The element types of tensors: f32, f16 and bf16.
 
 use half::{bf16, f16};
 
-/// An element type at run time.
+/// The element type of a tensor, as a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dtype {
@@ -15,10 +15,10 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// All of them.
+    /// All element types.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-    /// `"f32"`, `"f16"` or `"bf16"`; also the suffix of kernel entries.
+    /// Returns `"f32"`, `"f16"` or `"bf16"`. The names of kernel entries end with it.
     pub const fn name(self) -> &'static str {
         match self {
             Dtype::F32 => "f32",
@@ -27,7 +27,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of an element.
+    /// The size of an element in bytes: 4 or 2.
     pub const fn size(self) -> u64 {
         match self {
             Dtype::F32 => 4,
@@ -42,7 +42,7 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-/// What lives on a device too, where there can be one.
+/// Types that can also be elements of a device buffer. Without the feature `cuda` every type is one.
 #[cfg(feature = "cuda")]
 mod portable {
     use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
@@ -57,13 +57,14 @@ mod portable {
 }
 pub(crate) use portable::Portable;
 
-/// Elements to f32 and back, branch-free, so that the conversions are vector code in any instruction set
-/// and agree in every bit. (`half` converts single values by a call, and slices by whatever the CPU has.)
+/// Conversions between elements and f32. They are branch-free, so that they become vector code in any instruction set and
+/// give the same bits in all of them. (`half` converts single values by a call, and slices by instructions that depend on
+/// the CPU.)
 pub trait Convert: Copy {
-    /// The value, exactly.
+    /// Converts the element to f32, exactly.
     fn widen(self) -> f32;
-    /// The nearest value, ties to even; overflow gives ±inf. Every NaN becomes the same one: which NaN an
-    /// operation passes on is up to the compiler.
+    /// Rounds to the nearest value, ties to even; overflow gives ±inf. Every NaN becomes the same NaN, because the compiler
+    /// decides which NaN an operation returns.
     fn narrow(value: f32) -> Self;
 }
 
@@ -88,7 +89,7 @@ impl Convert for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> bf16 {
         let bits = value.to_bits();
-        // Up to the next where the lower half is above the middle, or at it and the upper half odd.
+        // Rounds up if the lower half is above the midpoint, or at the midpoint and the upper half is odd.
         let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
         bf16::from_bits(if value.is_nan() {
             0x7fc0
@@ -98,9 +99,9 @@ impl Convert for bf16 {
     }
 }
 
-/// Difference of the exponents' biases, in the place of an f32's exponent.
+/// The difference between the exponent biases of f32 and f16, shifted to the exponent bits of an f32.
 const REBIAS: u32 = (127 - 15) << 23;
-/// Bits of fraction that an f32 has and an f16 has not.
+/// The number of fraction bits that an f32 has more than an f16.
 const EXTRA: u32 = 23 - 10;
 
 impl Convert for f16 {
@@ -109,7 +110,7 @@ impl Convert for f16 {
         let bits = u32::from(self.to_bits());
         let magnitude = (bits & 0x7fff) << EXTRA;
         let normal = magnitude + REBIAS;
-        // Of infinities and NaNs the exponent is the largest again.
+        // An infinity or a NaN has the largest exponent in f32 too.
         let special = normal + REBIAS;
         // A subnormal is a fraction without the leading 1 of the smallest normal value, 2⁻¹⁴.
         let smallest = 113 << 23;
@@ -131,10 +132,10 @@ impl Convert for f16 {
     fn narrow(value: f32) -> f16 {
         let bits = value.to_bits();
         let magnitude = bits & 0x7fff_ffff;
-        // Half to even, as for bf16; what rounds up to 2¹⁶ becomes infinity by itself.
+        // Rounds as for bf16. A value that rounds up to 2¹⁶ becomes infinity without a special case.
         let half = (1 << (EXTRA - 1)) - 1 + (magnitude >> EXTRA & 1);
         let normal = magnitude.wrapping_sub(REBIAS).wrapping_add(half) >> EXTRA;
-        // Below 2⁻¹⁴: the addition rounds to the spacing of f32 at ½, which is that of f16 there.
+        // Below 2⁻¹⁴ the addition rounds to the spacing of f32 at ½, which is the spacing of f16 subnormals.
         let subnormal = (f32::from_bits(magnitude) + 0.5)
             .to_bits()
             .wrapping_sub(0.5f32.to_bits());
@@ -157,22 +158,22 @@ impl Convert for f16 {
     }
 }
 
-/// An element of a tensor: [`f32`], [`struct@f16`] or [`bf16`]. (`Convert` is not public, so there are no others.)
+/// An element type of tensors: [`f32`], [`struct@f16`] or [`bf16`]. The trait is sealed.
 pub trait Element:
     bytemuck::Pod + Convert + Into<f64> + Portable + Send + Sync + std::fmt::Debug
 {
     /// The type as a value.
     const DTYPE: Dtype;
-    /// Distance from 1 to the next value, as a power of two: −23, −10 or −7.
+    /// The base-2 logarithm of the distance from 1 to the next value: −23 (f32), −10 (f16) or −7 (bf16).
     const ULP_EXPONENT: i32;
-    /// Exponent of the smallest normal value: −126, −14 or −126.
+    /// The exponent of the smallest normal value: −126 (f32), −14 (f16) or −126 (bf16).
     const MIN_EXPONENT: i32;
 
-    /// The value, exactly.
+    /// Converts the element to f64, exactly.
     fn to_f64(self) -> f64;
 
-    /// The nearest value, ties to even, in one rounding; overflow gives ±inf. (The conversions of the
-    /// `half` crate from f64 round twice.)
+    /// Rounds to the nearest value once, ties to even; overflow gives ±inf. (The conversions of the `half` crate from f64
+    /// round twice.)
     fn from_f64(value: f64) -> Self;
 }
 
@@ -224,14 +225,14 @@ impl Element for bf16 {
     }
 }
 
-/// A type that the trainable scalars of an activation over elements `T` may have: f32, or `T` itself.
+/// A type for the trainable scalars of an activation on tensors of `T`: f32, or `T` itself.
 pub trait ParamOf<T: Element>: Element {}
 impl<T: Element> ParamOf<T> for f32 {}
 impl ParamOf<f16> for f16 {}
 impl ParamOf<bf16> for bf16 {}
 
-/// The f32 that a later rounding to fewer digits cannot tell from `value`: exact if it can be, else
-/// the neighbour whose last bit is 1.
+/// Rounds to f32 so that a later rounding to fewer digits gives the same as one rounding of `value`: the result is exact, or
+/// else the neighbour whose last bit is 1.
 #[inline]
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;

@@ -1,214 +1,216 @@
-//! The one error type.
+//! [`Error`], the one error type of the crate.
 
 use std::fmt;
 
-/// Why a call did not happen. Nothing was launched and nothing was written when a check fails.
+/// Why a call failed. When a check of a call fails, the call launches nothing and writes nothing.
 ///
-/// The messages say what to do next, and print without a driver.
+/// The messages say what to do next. Formatting them needs no CUDA driver.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The crate was compiled without nvcc, so it holds no kernels.
+    /// The crate was built without nvcc, so it contains no kernels.
     KernelsNotBuilt {
-        /// Why, as found at build time.
+        /// Why the build script compiled no kernels.
         reason: &'static str,
     },
-    /// No CUDA driver library was found on this machine.
+    /// The CUDA driver library is missing on this machine, or cannot be loaded.
     NoDriver {
-        /// The names that were looked for.
+        /// The file names that were tried.
         tried: String,
-        /// What the loader says of the one that is there, or where it does not look.
+        /// The loader's message, or the folder that has the library but is not searched.
         why: String,
     },
     /// A call of the CUDA driver failed.
     Driver {
-        /// What was being done.
+        /// What the crate was doing, such as `launching a kernel`.
         doing: &'static str,
         /// The name of the driver's error, such as `CUDA_ERROR_OUT_OF_MEMORY`.
         name: String,
     },
-    /// The driver is older than the PTX that the kernels were compiled to.
+    /// The driver is too old for the PTX version of the kernels.
     DriverTooOld {
-        /// The PTX version of the embedded kernel.
+        /// The PTX version of the embedded kernel, such as `8.1`.
         ptx: &'static str,
         /// The CUDA version that the driver supports, such as `11.4`.
         driver: String,
     },
-    /// The device is older than every embedded image of a kernel.
+    /// The device has a lower compute capability than every embedded image of a kernel.
     DeviceTooOld {
         /// The device's compute capability times ten, such as 75.
         device: u32,
-        /// The oldest that the kernels were compiled for.
+        /// The lowest compute capability that the kernels were compiled for, times ten.
         oldest: u32,
     },
-    /// The driver loads none of the images of a kernel file.
+    /// The driver refused every image (PTX or machine code) of a kernel file.
     NotLoaded {
         /// The stem of the file, such as `xielu`.
         kernel: &'static str,
-        /// For each image that was tried its name, the name of the driver's error, and what the driver's compiler says.
+        /// For each image that was tried: its name, the name of the driver's error, and the driver's compiler log.
         log: String,
     },
-    /// A tensor does not have the length that the call needs.
+    /// A tensor, or a list of parameters, does not have the number of elements that the call needs.
     Length {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
-        /// Elements needed.
+        /// The number of elements that the call needs.
         expected: u64,
-        /// Elements given.
+        /// The number of elements that were given.
         got: u64,
     },
-    /// A tensor does not have the shape of the others.
+    /// A tensor does not have the same shape as the other tensors of the call.
     Shape {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
-        /// Rows and columns of the others.
+        /// `[rows, columns]` of the other tensors.
         expected: [u64; 2],
-        /// Its own.
+        /// `[rows, columns]` of this tensor.
         got: [u64; 2],
     },
-    /// The element type of the parameters is neither f32 nor that of x.
+    /// The element type of the parameters is neither f32 nor the type of x.
     ParamDtype {
-        /// The type of the parameters.
+        /// The element type of the parameters.
         params: &'static str,
-        /// The type of x.
+        /// The element type of x.
         x: &'static str,
     },
-    /// Labels of a type that only ids may have.
+    /// Labels have the type u8 or u16, which only the ids of Goldfish may have.
     LabelType {
-        /// The type of the labels.
+        /// The element type of the labels.
         labels: &'static str,
     },
-    /// A row pitch is smaller than the row.
+    /// A row pitch is smaller than the number of columns.
     Pitch {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
-        /// The pitch in elements.
+        /// The row pitch in elements.
         pitch: u64,
-        /// The row's elements.
+        /// The number of columns.
         cols: u64,
     },
-    /// Groups of rows are closer to each other than they are long.
+    /// The pitch of groups of rows (see [`Rows::groups`](crate::Rows::groups)) is smaller than a group.
     GroupPitch {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
-        /// The pitch of the groups in elements.
+        /// The elements from the start of one group to the start of the next.
         pitch: u64,
-        /// The elements from the first to the last of a group.
+        /// The elements from the first to the last of one group.
         len: u64,
     },
-    /// A buffer does not split into a gate and a value half in each row.
+    /// A buffer is not a `[rows, 2·n]` tensor, so it does not split into a gate and a value half.
     Halves {
-        /// Elements of the buffer.
+        /// The number of elements of the buffer.
         len: u64,
-        /// Rows it is said to have.
+        /// The number of rows that were given.
         rows: u64,
     },
-    /// Rows that come in groups were given to a call that takes rows at one pitch.
+    /// Rows in groups (see [`Rows::groups`](crate::Rows::groups)) were given for a tensor other than logits or dlogits.
     Groups {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
     },
-    /// The tensor has more bytes than 63 bits can count.
+    /// The number of bytes of a tensor does not fit into 63 bits.
     TooLarge {
-        /// Rows.
+        /// The number of rows.
         rows: u64,
-        /// Elements in a row.
+        /// The number of elements in a row.
         cols: u64,
     },
-    /// Two buffers overlap where neither the same buffer nor separate ones would be right.
+    /// An output overlaps another buffer of the call. Outputs must be separate, or exactly the input where the call can work
+    /// in place.
     Overlap {
-        /// The buffer that would be written.
+        /// The name of the output.
         output: &'static str,
-        /// The buffer it overlaps.
+        /// The name of the buffer that it overlaps.
         other: &'static str,
     },
     /// A device pointer is null.
     Null {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
     },
-    /// A device pointer is not a multiple of the size of its element.
+    /// A device pointer is not a multiple of its element size, or the workspace is not a multiple of 8 bytes.
     Misaligned {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
         /// The address.
         address: u64,
-        /// What it must be a multiple of.
+        /// The required alignment in bytes.
         alignment: u64,
     },
-    /// A stream or buffer belongs to another context than the device.
+    /// A stream or a buffer belongs to another `CudaContext` object than the device or the queue.
     WrongContext {
-        /// The argument.
+        /// The name of the argument.
         what: &'static str,
     },
-    /// A table was given for a strategy that has none.
+    /// A table was given for a Goldfish strategy that uses no table.
     NoTable {
-        /// The strategy.
+        /// The name of the strategy.
         strategy: &'static str,
     },
-    /// Offsets of documents decrease.
+    /// The document offsets `cu_seqlens` decrease.
     Offsets {
-        /// The first that is smaller than the one before it.
+        /// The index of the first offset that is smaller than the one before it.
         at: u64,
     },
-    /// An option, or a number of a strategy, is out of its range.
+    /// An option of an op, or a number of a Goldfish strategy, is out of range.
     OutOfRange {
-        /// Its name.
+        /// The name of the option.
         what: &'static str,
-        /// Its value.
+        /// The value that was given.
         got: f64,
-        /// The values that it may have.
+        /// The allowed range, such as `[0, 1)`.
         range: &'static str,
     },
     /// No op has this name.
     UnknownOp {
-        /// The name.
+        /// The name that was given.
         name: String,
-        /// The names that there are.
+        /// The names of all ops.
         known: &'static [&'static str],
     },
     /// The op has no gated forms.
     NotGated {
-        /// Its name.
+        /// The name of the op.
         op: &'static str,
     },
-    /// There are no classes, more than 32 bits count, or a rank's columns reach beyond them.
+    /// There are no classes or more than 2³² − 2, or the columns of a rank end beyond the classes of all ranks.
     Classes {
-        /// Classes of all ranks.
+        /// The number of classes of all ranks.
         classes: u64,
-        /// One past the rank's last.
+        /// One past the last class of this rank.
         end: u64,
     },
-    /// A queue on the per-thread default stream was used in another thread, where the same handle is another stream.
+    /// A queue on the per-thread default stream was used in another thread than the one that made it. There the same handle
+    /// means another stream.
     WrongThread,
     /// A workspace is too small.
     Workspace {
-        /// Bytes needed.
+        /// The bytes that the call needs.
         needed: u64,
-        /// Bytes it has.
+        /// The bytes that the workspace has.
         got: u64,
     },
 }
 
-/// Shorthand for results of this crate.
+/// A `Result` whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::KernelsNotBuilt { reason } => {
-                write!(f, "xact holds no CUDA kernels: {reason}")
+                write!(f, "xact was built without CUDA kernels: {reason}")
             }
             Error::NoDriver { tried, why } => write!(
                 f,
-                "the CUDA driver cannot be loaded: {why} (looked for {tried}); install NVIDIA's driver, in a container \
-                 pass the device on (`--gpus all`), or use the CPU reference"
+                "the CUDA driver cannot be loaded: {why} (looked for {tried}); install NVIDIA's driver, pass the device \
+                 to the container (`--gpus all`), or use the CPU backend"
             ),
-            Error::Driver { doing, name } => write!(f, "{doing}: the CUDA driver says {name}"),
+            Error::Driver { doing, name } => write!(f, "{doing}: the CUDA driver returned {name}"),
             Error::DriverTooOld { ptx, driver } => write!(
                 f,
-                "the driver supports CUDA {driver}, but the kernels were compiled to PTX {ptx}, \
-                 which is newer; update the driver, or build xact with an older nvcc"
+                "the driver supports CUDA {driver}, which is too old for the PTX {ptx} of the kernels; \
+                 update the driver, or build xact with an older nvcc"
             ),
             Error::DeviceTooOld { device, oldest } => write!(
                 f,
@@ -220,7 +222,7 @@ impl fmt::Display for Error {
             ),
             Error::NotLoaded { kernel, log } => write!(
                 f,
-                "the CUDA driver loads none of the images of the kernel {kernel}; update the driver, or build xact \
+                "the CUDA driver refused every image of the kernel file {kernel}; update the driver, or build xact \
                  with the CUDA toolkit of the driver's version:\n{log}"
             ),
             Error::Length {
@@ -243,7 +245,7 @@ impl fmt::Display for Error {
             ),
             Error::LabelType { labels } => write!(
                 f,
-                "the labels are {labels}, which only ids may be; convert them to i32, i64 or u32"
+                "the labels are {labels}, a type for Goldfish ids only; convert them to i32, i64 or u32"
             ),
             Error::Pitch { what, pitch, cols } => write!(
                 f,
@@ -251,15 +253,15 @@ impl fmt::Display for Error {
             ),
             Error::GroupPitch { what, pitch, len } => write!(
                 f,
-                "the groups of {what} are {pitch} elements apart, less than the {len} that each takes"
+                "{what} has a group pitch of {pitch} elements, less than the {len} elements of a group"
             ),
             Error::Halves { len, rows } => write!(
                 f,
-                "{len} elements are not {rows} rows of a gate and a value half of equal length"
+                "{len} elements do not split into {rows} rows with a gate and a value half of equal length"
             ),
             Error::Groups { what } => write!(
                 f,
-                "the rows of {what} come in groups, which only logits may; call once per group, or copy"
+                "the rows of {what} are in groups, which only logits and dlogits may be; make one call per group, or copy"
             ),
             Error::TooLarge { rows, cols } => {
                 write!(f, "a tensor of {rows} × {cols} elements is too large")
@@ -276,7 +278,7 @@ impl fmt::Display for Error {
                 alignment,
             } => write!(
                 f,
-                "{what} is at {address:#x}, which is not a multiple of its element's {alignment} bytes"
+                "{what} is at {address:#x}, which is not a multiple of {alignment} bytes"
             ),
             Error::WrongContext { what } => write!(
                 f,
@@ -285,7 +287,7 @@ impl fmt::Display for Error {
             ),
             Error::NoTable { strategy } => write!(
                 f,
-                "the strategy {strategy} looks nothing up in a table; give one to product-table or dot-table"
+                "the strategy {strategy} uses no table; only product-table and dot-table do"
             ),
             Error::Offsets { at } => write!(
                 f,
@@ -298,22 +300,22 @@ impl fmt::Display for Error {
             Error::UnknownOp { name, known } => {
                 write!(
                     f,
-                    "no op is called {name:?}; there are {}",
+                    "no op is called {name:?}; the ops are {}",
                     known.join(", ")
                 )
             }
             Error::NotGated { op } => write!(f, "{op} has no gated forms"),
             Error::Classes { classes, end } => write!(
                 f,
-                "columns up to class {end} of {classes}: there must be at least one class, fewer than 2^32 - 1, and \
-                 a rank's must be among those of all ranks"
+                "the columns end at class {end} of {classes}: the number of classes must be in [1, 2^32 - 2], and the \
+                 columns of a rank must be among them"
             ),
             Error::WrongThread => f.write_str(
-                "the queue is on the default stream of another thread; make a queue in this one",
+                "the queue is on the per-thread default stream of another thread; make a queue in this thread",
             ),
             Error::Workspace { needed, got } => write!(
                 f,
-                "the workspace has {got} bytes, {needed} are needed; reserve them (`Queue::reserve`)"
+                "the workspace has {got} bytes, but {needed} are needed; call `Queue::reserve`"
             ),
         }
     }

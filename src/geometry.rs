@@ -1,23 +1,25 @@
-//! The numbers that shape a launch, and the cut of a tensor into tiles and chunks.
+//! The launch geometry: block sizes, and how a tensor is divided into tiles and chunks.
 //!
-//! The only home of these numbers: `build.rs` includes this file and hands [`DEFINES`] to nvcc. Any
-//! values are correct; they only change speed. The cut depends on the shape alone, never on the
-//! device, which is what makes the parameter gradients reproducible to the bit.
+//! These numbers stand only here. `build.rs` includes this file and passes [`DEFINES`] to nvcc. Any values give correct
+//! results and only change speed. The division depends on the shape alone and never on the device, so that the parameter
+//! gradients are reproducible to the bit.
 
 /// Threads per block.
 ///
-/// 256 divides the 2048 threads of an A100 or H100 SM, and is small enough for several blocks to be
-/// resident, so that a block which waits does not idle the SM.
+/// 256 divides the 2048 threads of an A100 or H100 SM. It is small enough that several blocks are resident, so the SM does
+/// not idle while one block waits.
 pub const BLOCK: u64 = 256;
 
-/// Blocks that must fit on an SM at once, which caps the registers of a thread: by the number of inputs of
-/// a kernel, so that each keeps 32 to 48 KiB in flight. One input, a forward: 64 registers.
+/// Blocks of a kernel with one input (a forward) that must fit on an SM at once. This caps a thread at 64 registers.
+///
+/// The number depends on the number of inputs, so that every kernel keeps 32 to 48 KiB in flight.
 pub const BLOCKS_OF_1: u64 = 4;
 
-/// Two inputs, a backward or a gated forward: 80 registers.
+/// The same for kernels with two inputs (a backward or a gated forward). This caps a thread at 80 registers.
 pub const BLOCKS_OF_2: u64 = 3;
 
-/// Three inputs, a gated backward: 128 registers, of which it uses nearly all.
+/// The same for kernels with three inputs (a gated backward). This caps a thread at 128 registers, of which the kernel uses
+/// nearly all.
 pub const BLOCKS_OF_3: u64 = 2;
 
 /// 16-byte vectors that a thread has in flight per input buffer.
@@ -28,32 +30,34 @@ pub const PACKS: u64 = 2;
 
 /// 16-byte vectors of a row of logits that a thread has in flight.
 ///
-/// With the 768 threads of [`BLOCKS_OF_ROWS`] blocks that is the 48 KiB per SM that an H200 wants; a row of
-/// 131,072 16-bit logits is 16 batches of a block.
+/// With the 768 threads of [`BLOCKS_OF_ROWS`] blocks this is 48 KiB per SM, which an H200 needs. A block reads a row of
+/// 131,072 16-bit logits in 16 batches.
 pub const ROW_PACKS: u64 = 4;
 
-/// Blocks of the row kernels that must fit on an SM at once: 80 registers, of which a batch holds 16.
+/// Blocks of the row kernels that must fit on an SM at once. This caps a thread at 80 registers, of which a batch of vectors
+/// takes 16.
 pub const BLOCKS_OF_ROWS: u64 = 3;
 
-/// Blocks of the largest cluster that CUDA calls portable to every device of compute capability 9.0 and later. One may
-/// have room for fewer, and is asked when the kernel is loaded.
+/// The largest cluster size, in blocks, that CUDA calls portable to every device of compute capability 9.0 and later. A
+/// device may have room for less; the loader asks it.
 pub const MAX_CLUSTER: u64 = 8;
 
 /// Bytes of the widest load and store.
 pub const VECTOR_BYTES: u64 = 16;
 
-/// The most chunks a tensor is cut into: one block each, one partial sum per parameter each.
+/// The maximum number of chunks of a tensor. A chunk has one block, and one partial sum per parameter.
 ///
-/// About four waves of blocks on an H100 (132 SMs × 8 blocks), enough for the hardware's scheduler
-/// to even out; and the second stage reads at most 64 KiB, which one block does in a few µs.
+/// This is about four waves of blocks on an H100 (132 SMs × 8 blocks), enough for the hardware's scheduler to balance them.
+/// The second stage then reads at most 64 KiB, which takes one block a few µs.
 pub const MAX_CHUNKS: u64 = 4096;
 
-/// Blocks that rows of logits are cut into if there are fewer rows: about two waves of
-/// [`BLOCKS_OF_ROWS`] blocks on the 132 SMs of an H100, enough that one long row uses the device.
+/// If there are fewer rows of logits than this, the rows are split into parts, up to this number of parts in all.
+///
+/// This is about two waves of [`BLOCKS_OF_ROWS`] blocks on the 132 SMs of an H100, so that one long row uses the device.
 #[allow(dead_code)] // unused by build.rs, which includes this file
 pub const SPLIT_BLOCKS: u64 = 1024;
 
-/// What the CUDA sources are compiled with.
+/// The macros that nvcc gets, as `-D` options.
 #[allow(dead_code)] // read by build.rs, which includes this file
 pub const DEFINES: [(&str, u64); 8] = [
     ("XACT_BLOCK", BLOCK),
@@ -66,27 +70,27 @@ pub const DEFINES: [(&str, u64); 8] = [
     ("XACT_ROW_PACKS", ROW_PACKS),
 ];
 
-/// How a tensor is cut.
+/// How a tensor is divided into tiles, and tiles into chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // unused by build.rs, which includes this file
-pub struct Cut {
-    /// Tiles (`BLOCK · PACKS` vectors) that cover a row, whatever its alignment.
+pub struct Tiling {
+    /// The number of tiles (`BLOCK · PACKS` vectors) that cover a row of any alignment.
     pub tiles_per_row: u64,
-    /// Consecutive tiles of one chunk.
+    /// The number of consecutive tiles of one chunk.
     pub tiles_per_chunk: u64,
-    /// Chunks of the whole tensor; 0 if it is empty.
+    /// The number of chunks of the tensor; 0 if it has no elements.
     pub chunks: u64,
-    /// At least as many as `chunks`, and as those of every smaller tensor.
+    /// An upper bound on `chunks` that never decreases when the tensor grows.
     pub chunks_bound: u64,
 }
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
-impl Cut {
-    /// Cuts `rows` rows of `cols` elements of `element_bytes` each; `None` if the element count does
-    /// not fit into 63 bits.
-    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> Option<Cut> {
+impl Tiling {
+    /// Divides a `[rows, cols]` tensor with elements of `element_bytes`. Returns `None` if the number of bytes does not fit
+    /// into 63 bits.
+    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> Option<Tiling> {
         if rows == 0 || cols == 0 {
-            return Some(Cut {
+            return Some(Tiling {
                 tiles_per_row: 0,
                 tiles_per_chunk: 0,
                 chunks: 0,
@@ -102,7 +106,7 @@ impl Cut {
         let tiles_per_row = packs_per_row.div_ceil(BLOCK * PACKS);
         let tiles = rows.checked_mul(tiles_per_row)?;
         let tiles_per_chunk = tiles.div_ceil(MAX_CHUNKS);
-        Some(Cut {
+        Some(Tiling {
             tiles_per_row,
             tiles_per_chunk,
             chunks: tiles.div_ceil(tiles_per_chunk),
@@ -111,21 +115,21 @@ impl Cut {
     }
 }
 
-/// How the rows of a matrix of logits are cut into the parts of blocks: by the shape alone.
+/// How the rows of a matrix of logits are split into parts, one for each block. It depends on the shape alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // unused by build.rs, which includes this file
-pub struct RowCut {
-    /// Parts of a row.
+pub struct RowSplit {
+    /// The number of parts of a row.
     pub splits: u64,
-    /// Packs of all parts but the last, which may have fewer.
+    /// The number of packs of a part. The last part may have fewer.
     pub packs_per_split: u64,
 }
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
-impl RowCut {
-    /// Cuts `rows` rows of `cols` elements: at most [`SPLIT_BLOCKS`] parts in all, unless there are more rows. Few
-    /// parts are made to fill a cluster, whose size is a power of two.
-    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> RowCut {
+impl RowSplit {
+    /// Splits `rows` rows of `cols` elements into at most [`SPLIT_BLOCKS`] parts in all; more rows than that are not split.
+    /// Up to [`MAX_CLUSTER`] parts of a row are a power of two, so that they fill a cluster.
+    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> RowSplit {
         // A step of a block is one pack per thread.
         let steps = (Self::row_bytes(cols, element_bytes) / VECTOR_BYTES).div_ceil(BLOCK);
         let wanted = (SPLIT_BLOCKS / rows.max(1)).clamp(1, steps.max(1));
@@ -136,51 +140,53 @@ impl RowCut {
         }
     }
 
-    /// Cuts a row of so many steps into at most so many parts.
-    fn of_parts(steps: u64, parts: u64) -> RowCut {
+    /// Splits a row of `steps` steps into at most `parts` parts.
+    fn of_parts(steps: u64, parts: u64) -> RowSplit {
         let steps_per_split = steps.div_ceil(parts).max(1);
-        RowCut {
+        RowSplit {
             splits: steps.div_ceil(steps_per_split).max(1),
             packs_per_split: steps_per_split * BLOCK,
         }
     }
 
-    /// How a cluster of at most `most` blocks shares a row of so many bytes (see [`RowCut::row_bytes`]), if it does:
-    /// each block keeps a part in `room` bytes. The parts are those of this cut where they fit, and then the results have the same bits as
-    /// those of other kernels; else the fewest that fit. With `least`, a cluster has at least so many blocks, as far as it may.
+    /// How a cluster of at most `most` blocks shares a row of `row_bytes` bytes (see [`RowSplit::row_bytes`]), each block
+    /// keeping one part in `room` bytes of shared memory. Returns `None` if the row does not fit, or needs one block only.
     ///
-    /// More parts than a cluster has blocks are not merged into fewer: the rows are so few that the second read finds
-    /// them in the L2 cache (at most 113 rows, 28 MiB of 131,072 16-bit logits), and their parts keep more of the
-    /// device busy.
+    /// Where the parts of this split fit, they are used, and the results have the same bits as those of the other kernels;
+    /// otherwise the row is split into the fewest parts that fit. With `least`, a cluster has at least so many blocks, but
+    /// never more than `most`.
+    ///
+    /// A row with more parts than `most` gets no cluster. Such rows are so few that the second read finds them in the L2
+    /// cache (at most 113 rows, 28 MiB of 131,072 16-bit logits), and more parts keep more of the device busy.
     pub fn of_cluster(
         self,
         row_bytes: u64,
         room: u64,
         most: u64,
         least: Option<u64>,
-    ) -> Option<RowCut> {
+    ) -> Option<RowSplit> {
         let steps = (row_bytes / VECTOR_BYTES).div_ceil(BLOCK);
         let fewest = steps.div_ceil((room / (BLOCK * VECTOR_BYTES)).max(1));
-        let cut = match least {
+        let split = match least {
             Some(least) => Self::of_parts(steps, fewest.max(least.min(most)).next_power_of_two()),
             None if self.part_bytes() <= room => self,
             None => Self::of_parts(steps, fewest.next_power_of_two()),
         };
-        let fits = cut.part_bytes() <= room && cut.cluster_blocks() <= most;
-        (fits && cut.splits > 1).then_some(cut)
+        let fits = split.part_bytes() <= room && split.cluster_blocks() <= most;
+        (fits && split.splits > 1).then_some(split)
     }
 
-    /// Blocks of the cluster that takes these parts; the last may have none.
+    /// The number of blocks of the cluster that takes these parts. The last blocks may have no part.
     pub fn cluster_blocks(self) -> u64 {
         self.splits.next_power_of_two()
     }
 
-    /// Bytes of a part.
+    /// The number of bytes of a part.
     pub fn part_bytes(self) -> u64 {
         self.packs_per_split * VECTOR_BYTES
     }
 
-    /// Bytes of the packs that hold a row, whatever its alignment.
+    /// The number of bytes of the packs that hold a row of any alignment.
     pub fn row_bytes(cols: u64, element_bytes: u64) -> u64 {
         let per_pack = VECTOR_BYTES / element_bytes;
         // A row may begin up to `per_pack - 1` elements past a vector boundary.
@@ -188,21 +194,21 @@ impl RowCut {
     }
 }
 
-/// How rows are cut into the chunks whose sums are taken together: by their number alone.
+/// How rows are divided into the chunks over which losses are summed. It depends on the number of rows alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // unused by build.rs, which includes this file
 pub struct RowChunks {
-    /// Rows of all chunks but the last, which may have fewer.
+    /// The number of rows of a chunk. The last chunk may have fewer.
     pub rows_per_chunk: u64,
-    /// At most [`MAX_CHUNKS`].
+    /// The number of chunks, at most [`MAX_CHUNKS`].
     pub chunks: u64,
-    /// At least as many as `chunks`, and as those of fewer rows.
+    /// An upper bound on `chunks` that never decreases with more rows.
     pub chunks_bound: u64,
 }
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
 impl RowChunks {
-    /// Cuts `rows` rows.
+    /// Divides `rows` rows into chunks.
     pub fn new(rows: u64) -> RowChunks {
         let rows_per_chunk = BLOCK * rows.div_ceil(BLOCK * MAX_CHUNKS).max(1);
         RowChunks {
@@ -222,16 +228,16 @@ mod tests {
         for bytes in [2, 4] {
             for rows in [0, 1, 2, 3, 500, 513, 1024, 5000] {
                 for cols in [0, 1, 7, 2048, 2049, 50257, 131_072, 262_144] {
-                    let cut = RowCut::new(rows, cols, bytes);
-                    let packs = RowCut::row_bytes(cols, bytes) / VECTOR_BYTES;
-                    assert!(cut.splits * cut.packs_per_split >= packs);
-                    assert!((cut.splits - 1) * cut.packs_per_split < packs.max(1));
-                    assert!(rows * cut.splits <= SPLIT_BLOCKS.max(rows));
+                    let split = RowSplit::new(rows, cols, bytes);
+                    let packs = RowSplit::row_bytes(cols, bytes) / VECTOR_BYTES;
+                    assert!(split.splits * split.packs_per_split >= packs);
+                    assert!((split.splits - 1) * split.packs_per_split < packs.max(1));
+                    assert!(rows * split.splits <= SPLIT_BLOCKS.max(rows));
                 }
             }
         }
-        assert_eq!(RowCut::new(1, 262_144, 2).splits, 129);
-        assert_eq!(RowCut::new(16_384, 131_072, 2).splits, 1);
+        assert_eq!(RowSplit::new(1, 262_144, 2).splits, 129);
+        assert_eq!(RowSplit::new(16_384, 131_072, 2).splits, 1);
     }
 
     #[test]
@@ -239,16 +245,16 @@ mod tests {
         // What the tests of the launches find on an H100: 3 blocks of 74 KiB.
         const ROOM: u64 = 74 << 10;
         let parts_of = |most, rows, cols, bytes| {
-            let cut = RowCut::new(rows, cols, bytes);
-            let row_bytes = RowCut::row_bytes(cols, bytes);
-            let shared = cut.of_cluster(row_bytes, ROOM, most, None);
+            let split = RowSplit::new(rows, cols, bytes);
+            let row_bytes = RowSplit::row_bytes(cols, bytes);
+            let shared = split.of_cluster(row_bytes, ROOM, most, None);
             if let Some(shared) = shared {
                 assert!((2..=most).contains(&shared.cluster_blocks()));
                 assert!(shared.splits * shared.part_bytes() >= row_bytes);
                 assert!(shared.part_bytes() <= ROOM);
-                assert!(cut.splits == 1 || cut == shared || cut.part_bytes() > ROOM);
+                assert!(split.splits == 1 || split == shared || split.part_bytes() > ROOM);
             }
-            shared.map(|cut| cut.splits)
+            shared.map(|split| split.splits)
         };
         let parts = |rows, cols, bytes| parts_of(MAX_CLUSTER, rows, cols, bytes);
         for bytes in [2, 4] {
@@ -285,11 +291,11 @@ mod tests {
         assert_eq!(parts(3, 5_000, 4), Some(3));
         assert_eq!(parts(3, 7, 2), None);
         // More blocks than needed, but no more than there are.
-        let row_bytes = RowCut::row_bytes(128_256, 2);
-        let cut = RowCut::new(8192, 128_256, 2);
+        let row_bytes = RowSplit::row_bytes(128_256, 2);
+        let split = RowSplit::new(8192, 128_256, 2);
         let with_least = |most, least| {
-            let shared = cut.of_cluster(row_bytes, ROOM, most, Some(least));
-            shared.map(|cut| cut.cluster_blocks())
+            let shared = split.of_cluster(row_bytes, ROOM, most, Some(least));
+            shared.map(|split| split.cluster_blocks())
         };
         for (most, least, want) in [
             (8, 1, Some(4)),
@@ -323,14 +329,14 @@ mod tests {
         for bytes in [2, 4] {
             for rows in [1, 2, 3, 1000, 5000] {
                 for cols in [1, 7, 8, 9, 4095, 4096, 4097, 100_000, 50_000_000] {
-                    let cut = Cut::new(rows, cols, bytes).unwrap();
-                    let tiles = rows * cut.tiles_per_row;
-                    assert!(cut.chunks <= MAX_CHUNKS);
-                    assert!(cut.chunks * cut.tiles_per_chunk >= tiles);
-                    assert!((cut.chunks - 1) * cut.tiles_per_chunk < tiles);
+                    let tiling = Tiling::new(rows, cols, bytes).unwrap();
+                    let tiles = rows * tiling.tiles_per_row;
+                    assert!(tiling.chunks <= MAX_CHUNKS);
+                    assert!(tiling.chunks * tiling.tiles_per_chunk >= tiles);
+                    assert!((tiling.chunks - 1) * tiling.tiles_per_chunk < tiles);
                     let worst_skew = VECTOR_BYTES / bytes - 1;
                     let tile_elements = BLOCK * PACKS * VECTOR_BYTES / bytes;
-                    assert!(cut.tiles_per_row * tile_elements >= cols + worst_skew);
+                    assert!(tiling.tiles_per_row * tile_elements >= cols + worst_skew);
                 }
             }
         }
@@ -340,18 +346,18 @@ mod tests {
     fn the_bound_grows_with_the_tensor() {
         let mut last = 0;
         for cols in (0..60_000_000).step_by(30_011) {
-            let cut = Cut::new(1, cols, 4).unwrap();
-            assert!(cut.chunks <= cut.chunks_bound && last <= cut.chunks_bound);
-            last = cut.chunks_bound;
+            let tiling = Tiling::new(1, cols, 4).unwrap();
+            assert!(tiling.chunks <= tiling.chunks_bound && last <= tiling.chunks_bound);
+            last = tiling.chunks_bound;
         }
     }
 
     #[test]
     fn empty_and_huge_shapes() {
-        assert_eq!(Cut::new(0, 5, 2).unwrap().chunks, 0);
-        assert_eq!(Cut::new(5, 0, 2).unwrap().chunks, 0);
-        assert!(Cut::new(1, 1 << 36, 2).unwrap().chunks <= MAX_CHUNKS);
-        assert_eq!(Cut::new(u64::MAX, 2, 2), None);
-        assert_eq!(Cut::new(1, u64::MAX / 2, 4), None);
+        assert_eq!(Tiling::new(0, 5, 2).unwrap().chunks, 0);
+        assert_eq!(Tiling::new(5, 0, 2).unwrap().chunks, 0);
+        assert!(Tiling::new(1, 1 << 36, 2).unwrap().chunks <= MAX_CHUNKS);
+        assert_eq!(Tiling::new(u64::MAX, 2, 2), None);
+        assert_eq!(Tiling::new(1, u64::MAX / 2, 4), None);
     }
 }

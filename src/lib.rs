@@ -6,7 +6,7 @@
     doc = "The CPU backend and the f64 references of xact, built without its CUDA kernels."
 )]
 
-/// Errors that were measured: `docs/accuracy.md` of the repository.
+/// The measured errors of every op. This is `docs/accuracy.md` of the repository.
 #[cfg(doc)]
 #[doc = include_str!("../docs/accuracy.md")]
 pub mod accuracy {}
@@ -26,7 +26,7 @@ pub mod loss;
 #[cfg(all(doc, feature = "cuda"))]
 #[doc = include_str!("../docs/losses.md")]
 pub mod losses {}
-/// Speeds that were measured, and how: `docs/performance.md` of the repository.
+/// The measured speeds, and how they are measured. This is `docs/performance.md` of the repository.
 #[cfg(doc)]
 #[doc = include_str!("../docs/performance.md")]
 pub mod performance {}

@@ -1,21 +1,19 @@
-//! The f64 references, and checks of anyone's results against them.
+//! The f64 references of the activations on tensors, and checks of other results against them.
 //!
-//! [`check_forward`] and [`check_gradients`] compare tensors (from this crate's kernels, or from any
-//! other implementation) with the f64 reference of an op, element by element and without a GPU, and
-//! return a [`Report`] that says how far off the worst element is, where, and whether that is within
-//! the bounds this crate holds itself to:
+//! [`check_forward`] and [`check_gradients`] compare tensors, from this crate or from any other implementation, with the
+//! f64 reference of an op, element by element and without a GPU. They return a [`Report`] with the worst error, its place,
+//! and whether it is within the bounds of this crate:
 //!
 //! | result | bound |
 //! | --- | --- |
 //! | f32 y, dx | E = [`ULPS`] ulp of max(\|result\|, largest addend of the formula) |
-//! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E as for f32: as good as rounding the f32 result once |
+//! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E as for f32: an f32 result within its bound, rounded once |
 //! | parameter gradients | [`PARAM_GRADIENT_BOUND`] of Σ\|terms\| |
 //!
-//! A result that is a product, such as dx = dy·f′(x), is of two f32 factors: where f′(x) is below the
-//! normal range, an ulp is at least the spacing there times |dy|, and where it is above, the result is
-//! infinite.
+//! A product such as dx = dy·f′(x) has two f32 factors. Where f′(x) is subnormal in f32, an ulp is at least the spacing of
+//! subnormals times |dy|; where f′(x) overflows f32, the exact result counts as infinite.
 //!
-//! [`finite_differences`] checks the reference itself: its derivatives against its values.
+//! [`finite_differences`] checks the derivatives of the reference against its values.
 
 use std::fmt;
 
@@ -23,26 +21,26 @@ use crate::activation::{Activation, Gated, MAX_PARAMS, Order, Term};
 use crate::dtype::Element;
 use crate::error::{Result, check_length};
 
-/// The bound on y and dx in f32, in ulp, for hardware whose approximate instructions may err to
-/// either end of their documented bounds.
+/// The bound on y and dx in f32, in ulp of max(|result|, largest addend), when approximate instructions err by as much as
+/// they are documented to.
 pub const ULPS: f64 = 10.0;
 
-/// The same with exact approximate instructions.
+/// The bound on y and dx in f32, in ulp of max(|result|, largest addend), when approximate instructions are exact.
 pub const ULPS_EXACT: f64 = 5.0;
 
-/// The bounds of a check of y or dx.
+/// The bounds for a check of y, dx or dv.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bounds {
-    /// Error in ulp of max(|result|, largest addend): [`ULPS`], or what you hold your own kernel to.
+    /// The error in ulp of max(|result|, largest addend): [`ULPS`], or a bound for your own kernel.
     pub ulps: f64,
-    /// Relative error, in units of 2⁻²³, with which the kernel may have turned the stored parameters
-    /// into those of the formula. The addends are proportional to these.
+    /// The relative error, in units of 2⁻²³, that the kernel may make when it computes the formula's parameters from the
+    /// stored ones. The addends are proportional to these parameters.
     pub parameter_ulps: f64,
 }
 
 impl Bounds {
-    /// Bounds on y and dx at parameters that are exactly those that the kernel used.
+    /// A bound of `ulps`, for a reference that is evaluated at exactly the parameters that the kernel used.
     pub const fn new(ulps: f64) -> Bounds {
         Bounds {
             ulps,
@@ -62,8 +60,11 @@ impl Bounds {
 /// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|.
 pub const PARAM_GRADIENT_BOUND: f64 = 1e-6;
 
-/// y = f(x) in f64, for x of an element's type or f64. `params` are in the order of
-/// [`Signature::params`](crate::Signature::params) and in the form that the op's options name.
+/// Returns y = f(x) in f64, for x of an element type or f64. `params` are in the order of
+/// [`Signature::params`](crate::Signature::params), raw or effective as the options of the op say.
+///
+/// # Panics
+/// As [`Activation::evaluate`].
 pub fn forward<A: Activation + ?Sized, T: Copy + Into<f64>>(
     op: &A,
     params: &[f64],
@@ -74,10 +75,14 @@ pub fn forward<A: Activation + ?Sized, T: Copy + Into<f64>>(
         .collect()
 }
 
-/// dx and the parameter gradients in f64, for tensors of an element's type or f64.
+/// Returns dx = dy·f′(x) and the parameter gradients in f64, for x and dy of an element type or f64. The parameter gradients
+/// are in the order of `params` and with respect to the stored parameters.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if dy is not as long as x.
+///
+/// # Panics
+/// As [`Activation::evaluate`].
 pub fn backward<A: Activation + ?Sized, T: Copy + Into<f64>>(
     op: &A,
     params: &[f64],
@@ -106,7 +111,7 @@ pub fn backward<A: Activation + ?Sized, T: Copy + Into<f64>>(
 #[derive(Clone, Copy, Default)]
 struct ParameterSum {
     sum: f64,
-    /// What the additions to `sum` rounded away.
+    /// The sum of the rounding errors of the additions to `sum`.
     rest: f64,
     magnitude: f64,
 }
@@ -116,10 +121,10 @@ struct ParameterSum {
 struct ParameterSums([ParameterSum; MAX_PARAMS]);
 
 impl ParameterSums {
-    /// Adds an element at x: the upstream gradient, and what it multiplies.
+    /// Adds `upstream`·`terms` of the element x.
     #[inline]
     fn add(&mut self, x: f64, upstream: f64, terms: &[f64; MAX_PARAMS]) {
-        // In f64 too, x² may be infinite.
+        // With upstream = 0 and an x² that overflows f64, the product would be NaN.
         let nothing = upstream == 0.0 && x.is_finite();
         for (total, term) in self.0.iter_mut().zip(terms) {
             let v = if nothing { 0.0 } else { upstream * term };
@@ -131,7 +136,7 @@ impl ParameterSums {
         }
     }
 
-    /// The sums with what their additions rounded away.
+    /// The sums, with the rounding errors added.
     fn totals(mut self) -> [ParameterSum; MAX_PARAMS] {
         for total in &mut self.0 {
             if total.sum.is_finite() {
@@ -142,71 +147,70 @@ impl ParameterSums {
     }
 }
 
-/// The worst element of a tensor.
+/// An element of a tensor and its error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Worst {
-    /// Its index.
+    /// The index of the element.
     pub at: usize,
-    /// x there.
+    /// The value of x at this index.
     pub x: f64,
-    /// The result given.
+    /// The result that was checked.
     pub got: f64,
     /// The exact result.
     pub exact: f64,
-    /// The error in ulp: for f32 of max(|exact|, largest addend), which is what the bound is on; for
-    /// f16 and bf16 of the exact result, where a correctly rounded one has at most ½ (or of the f32
-    /// bound, should that be larger). Infinite if the kind is wrong: a NaN or infinity on one side only,
-    /// or the wrong sign of zero.
+    /// The error in ulp. For f32 it is in ulp of max(|exact|, largest addend), as the bound is. For f16 and bf16 it is in ulp
+    /// of the exact result, so that a correctly rounded result has at most ½, or in units of the f32 bound where that is
+    /// larger. It is infinite if only one of `got` and `exact` is NaN or infinite, or if a zero has the wrong sign.
     pub ulps: f64,
 }
 
-/// How a tensor compares.
+/// The comparison of a tensor with the reference.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TensorReport {
     /// `y`, `dx` or `dv`.
     pub name: &'static str,
-    /// Elements.
+    /// The number of elements.
     pub len: usize,
-    /// The element with the largest error; `None` if there is none.
+    /// The element with the largest error; `None` if the tensor has no elements.
     pub worst: Option<Worst>,
-    /// The first few elements that are out of bounds.
+    /// The first elements that are out of bounds, at most 8.
     pub failures: Vec<Worst>,
-    /// How many are out of bounds.
+    /// The number of elements that are out of bounds.
     pub failed: usize,
-    /// How many are the correctly rounded result.
+    /// The number of elements that equal the correctly rounded result.
     pub correctly_rounded: usize,
 }
 
-/// How the gradient of a parameter compares.
+/// The comparison of a parameter gradient with the reference.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParameterReport {
-    /// Its name, such as `dalpha_p`.
+    /// The name of the gradient, such as `dalpha_p`.
     pub name: &'static str,
-    /// The gradient given.
+    /// The gradient that was checked.
     pub got: f64,
-    /// The exact one.
+    /// The exact gradient.
     pub exact: f64,
-    /// |got − exact| / Σ|terms|.
+    /// The relative error |got − exact| / Σ|terms|.
     pub error: f64,
-    /// Whether that is within [`PARAM_GRADIENT_BOUND`].
+    /// Whether `error` is within [`PARAM_GRADIENT_BOUND`].
     pub ok: bool,
 }
 
-/// The result of a check. `Display` prints it for people.
+/// The result of a check. `Display` prints it as text, a line for each tensor, failure and parameter.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// y; or dx, and dv for a gated form.
+    /// The report of y (a forward), of dx (a backward), or of dx and dv (a gated backward).
     pub tensors: Vec<TensorReport>,
-    /// The parameter gradients; empty for a forward.
+    /// The reports of the parameter gradients; empty for a forward.
     pub parameters: Vec<ParameterReport>,
 }
 
 impl Report {
-    /// Whether everything is within the bounds.
+    /// Returns whether all tensors and parameter gradients are within the bounds.
     pub fn ok(&self) -> bool {
         self.tensors.iter().all(|t| t.failed == 0) && self.parameters.iter().all(|p| p.ok)
     }
@@ -247,9 +251,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// Compares anyone's y with the reference.
+/// Compares y = f(x), as computed by any implementation, with the f64 reference. x and y are `[n]` f32, f16 or bf16.
 ///
-/// `bounds` are [`Bounds::of`] the op unless you know better.
+/// `bounds` are usually [`Bounds::of`] the op.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if y is not as long as x.
@@ -268,10 +272,11 @@ pub fn check_forward<A: Activation + ?Sized, T: Element>(
     })
 }
 
-/// Compares anyone's dx and parameter gradients with the reference.
+/// Compares dx and the parameter gradients, as computed by any implementation, with the f64 reference. x, dy and dx are `[n]`
+/// f32, f16 or bf16.
 ///
-/// `dparams` are in the order of [`Signature::params`](crate::Signature::params), the gradients of the parameters in
-/// the form that the op's options name: for raw parameters they include softplus′.
+/// `dparams` are in the order of [`Signature::params`](crate::Signature::params) and with respect to the stored parameters:
+/// for raw parameters they include the factor softplus′.
 ///
 /// ```
 /// use xact::{Xielu, reference};
@@ -288,7 +293,7 @@ pub fn check_forward<A: Activation + ?Sized, T: Element>(
 /// ```
 ///
 /// # Errors
-/// [`Error::Length`](crate::Error::Length) if dy or dx is not as long as x, or dparams not one value per parameter.
+/// [`Error::Length`](crate::Error::Length) if dy or dx is not as long as x, or `dparams` not as long as `params`.
 pub fn check_gradients<A: Activation + ?Sized, T: Element>(
     op: &A,
     params: &[f64],
@@ -314,7 +319,8 @@ pub fn check_gradients<A: Activation + ?Sized, T: Element>(
     })
 }
 
-/// Compares anyone's y of a gated form with the reference.
+/// Compares y of a gated form, as computed by any implementation, with the f64 reference. x, v and y are `[n]` f32, f16 or
+/// bf16.
 ///
 /// # Errors
 /// [`Error::Length`](crate::Error::Length) if v or y is not as long as x.
@@ -339,25 +345,25 @@ pub fn check_gated_forward<A: Gated + ?Sized, T: Element>(
     })
 }
 
-/// The tensors of a backward of a gated form, for [`check_gated_gradients`].
+/// The tensors of a gated backward for [`check_gated_gradients`], all `[n]` f32, f16 or bf16.
 #[derive(Clone, Copy, Debug)]
 pub struct GatedGradients<'a, T> {
-    /// Gate.
+    /// The gate.
     pub x: &'a [T],
-    /// Value.
+    /// The value.
     pub v: &'a [T],
-    /// Gradient with respect to y.
+    /// The gradient with respect to y.
     pub dy: &'a [T],
-    /// Gradient with respect to x, to be checked.
+    /// The gradient with respect to x, which is checked.
     pub dx: &'a [T],
-    /// Gradient with respect to v, to be checked.
+    /// The gradient with respect to v, which is checked.
     pub dv: &'a [T],
 }
 
-/// Compares anyone's dx, dv and parameter gradients of a gated form with the reference.
+/// Compares dx, dv and the parameter gradients of a gated form, as computed by any implementation, with the f64 reference.
 ///
 /// # Errors
-/// [`Error::Length`](crate::Error::Length) if a tensor is not as long as x, or dparams not one value per parameter.
+/// [`Error::Length`](crate::Error::Length) if a tensor is not as long as x, or `dparams` not as long as `params`.
 pub fn check_gated_gradients<A: Gated + ?Sized, T: Element>(
     op: &A,
     order: Order,
@@ -409,7 +415,7 @@ fn check_parameters<A: Activation + ?Sized>(
             } else if exact.is_infinite() || got.is_infinite() {
                 ok(got == f64::from(exact as f32))
             } else {
-                // What rounding to the smallest subnormal f32 costs is not the sum's.
+                // The rounding of a subnormal f32 does not count as an error of the sum.
                 let beyond = ((got - exact).abs() - ulp::<f32>(0.0)).max(0.0);
                 if beyond == 0.0 {
                     0.0
@@ -428,7 +434,7 @@ fn check_parameters<A: Activation + ?Sized>(
         .collect()
 }
 
-/// The exact result of an f32 value, and what may be off in it, times another f32.
+/// The exact product of an f32 value and another f32, with what its error bound depends on.
 #[derive(Clone, Copy)]
 struct Product {
     value: f64,
@@ -448,7 +454,7 @@ impl Product {
         }
     }
 
-    /// `term` is formed in f32 and may overflow there, even if the product would fit.
+    /// `term` is computed in f32 and may overflow there, even if the product would fit.
     #[inline]
     fn new(term: Term, factor: f64) -> Product {
         let value = f64::from(term.value as f32);
@@ -486,7 +492,7 @@ fn check_tensor<T: Element>(
         let term = exact(i);
         let value = got[i].to_f64();
         let (ok, error) = if term.value == 0.0 && value == 0.0 {
-            // The sign of zero is part of the result at x = ±0 and in the limits; elsewhere it is a matter of rounding.
+            // The sign of zero is part of the result at x = ±0 and ±inf. Elsewhere it depends on rounding.
             let same = term.value.is_sign_negative() == value.is_sign_negative();
             let x = x[i].to_f64();
             let ok = same || !(x == 0.0 || x.is_infinite());
@@ -518,7 +524,7 @@ fn check_tensor<T: Element>(
     report
 }
 
-/// Whether `got` is within the bound around `exact`, and its error in ulp as [`Worst::ulps`] has it.
+/// Whether `got` is within the bound around `exact`, and its error in ulp (see [`Worst::ulps`]).
 #[inline]
 fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) {
     let Product {
@@ -533,7 +539,7 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
     if value.is_infinite() {
         return kind(got == value);
     }
-    // Where the formula's addends themselves leave the range of f32, so may its result.
+    // Where the addends of the formula overflow f32, the result may too.
     let largest = value.abs().max(largest_addend);
     let f32_unit = ulp::<f32>(largest).max(spacing);
     let bound =
@@ -557,8 +563,8 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
     (ok, error)
 }
 
-/// Distance of neighbouring values of type T around `value`, which is taken as if the exponent had no
-/// upper end.
+/// Returns the distance between neighbouring values of type T around `value`. Values beyond the largest T have the distance
+/// that they would have if the exponent had no upper limit; for a non-finite value the result is the smallest distance.
 #[inline]
 pub fn ulp<T: Element>(value: f64) -> f64 {
     let exponent = if value == 0.0 || !value.is_finite() {
@@ -571,7 +577,7 @@ pub fn ulp<T: Element>(value: f64) -> f64 {
     power_of_2(exponent + T::ULP_EXPONENT)
 }
 
-/// 2 to a power that makes a normal f64: the function of std multiplies.
+/// 2 to a power that gives a normal f64. (The function of std is slower: it multiplies.)
 #[inline]
 fn power_of_2(exponent: i32) -> f64 {
     debug_assert!((-1022..1024).contains(&exponent));
@@ -582,22 +588,26 @@ fn power_of_2(exponent: i32) -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct FiniteDifferences {
-    /// Of f′, relative to its largest addend.
+    /// The disagreement of f′, relative to its largest addend.
     pub slope: f64,
-    /// Of the parameter gradients, relative to max(1, |∂f/∂p|).
+    /// The disagreement of the parameter gradients, relative to max(1, |∂f/∂p|).
     pub dparams: f64,
 }
 
-/// Compares f′ and the parameter gradients of the reference with central differences of f, in f64, at
-/// every `x` but 0, around which f″ may jump, and where f′ is not too small for f64. A right pair of formulas agrees to about 1e-7. Points at
-/// which f′ jumps (the clamp of [`Compat`](crate::Compat)) do not belong into `x`, nor do values
-/// beyond about ±1e3.
+/// Compares f′ and the parameter gradients of the reference with central differences of f, in f64, at every `x`. Correct
+/// formulas agree to about 1e-7.
+///
+/// It skips x = 0, where f″ may jump, and points where all addends of f′ are below 1e-290. Do not pass points at which f′ jumps (the clamp of
+/// [`Compat`](crate::Compat)) or values beyond about ±1e3.
+///
+/// # Panics
+/// As [`Activation::evaluate`].
 pub fn finite_differences<A: Activation + ?Sized>(
     op: &A,
     params: &[f64],
     x: &[f64],
 ) -> FiniteDifferences {
-    /// Below, values of f64 lose digits, and their differences all.
+    /// Smaller values lose digits in f64, and their differences lose all.
     const TINY: f64 = 1e-290;
     // Richardson's extrapolation of two central differences: the error is of order h⁴.
     let derivative = |f: &dyn Fn(f64) -> f64, at: f64, h: f64| {

@@ -1,16 +1,17 @@
-//! Where the rows of a tensor lie in a buffer, the same for slices and for device memory.
+//! [`Rows`] and [`Halves`]: how a tensor lies in a buffer, for slices and for device memory.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result, check_length};
 
-/// Where the rows of a tensor lie in a buffer. All numbers are in elements.
+/// How a `[rows, cols]` tensor lies in a buffer: the offset of its first element, the row pitch and, for logits, groups of
+/// rows. All numbers are in elements.
 ///
 /// ```
 /// use xact::Rows;
 /// // The last 3 columns of a [4, 10] matrix.
 /// let rows = Rows::new(4, 3).pitch(10).offset(7);
-/// // logits[:, :-1] of [2, 5, 100]: two groups of 4 rows each.
+/// // logits[:, :-1] of a [2, 5, 100] tensor: two groups of 4 rows each.
 /// let view = Rows::new(8, 100).groups(4, 500);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,17 +23,17 @@ pub struct Rows {
     pub(crate) groups: Option<Groups>,
 }
 
-/// Rows that come in groups: a second pitch.
+/// A second pitch, between groups of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Groups {
-    /// Rows of a group.
+    /// The number of rows of a group.
     pub(crate) rows: usize,
     /// Elements from the start of one group to the start of the next.
     pub(crate) pitch: usize,
 }
 
 impl Rows {
-    /// `rows` rows of `cols` elements, without gaps, from the first element of the buffer on.
+    /// A contiguous `[rows, cols]` tensor that begins at the first element of the buffer.
     pub fn new(rows: usize, cols: usize) -> Rows {
         Rows {
             offset: 0,
@@ -43,34 +44,36 @@ impl Rows {
         }
     }
 
-    /// Sets the number of elements from the start of one row to the start of the next, at least a row's.
+    /// Sets the row pitch: the elements from the start of one row to the start of the next, at least `cols`. The default is
+    /// `cols`.
     #[must_use]
     pub fn pitch(mut self, pitch: usize) -> Rows {
         self.pitch = pitch;
         self
     }
 
-    /// Sets the first element of the first row.
+    /// Sets the index of the first element of the first row. The default is 0.
     #[must_use]
     pub fn offset(mut self, offset: usize) -> Rows {
         self.offset = offset;
         self
     }
 
-    /// The rows come in groups of `rows` each, `pitch` elements from the start of one to the start of the next, such as
-    /// `logits[:, :-1]` of `[B, S, V]`: groups of S − 1 rows, S·V apart. Only logits may.
+    /// Divides the rows into groups of `rows` rows, with `pitch` elements from the start of one group to the start of the
+    /// next. The view `logits[:, :-1]` of a `[B, S, V]` tensor has groups of S − 1 rows and a group pitch of S·V. Only
+    /// logits and dlogits may have groups; other tensors give [`Error::Groups`].
     #[must_use]
     pub fn groups(mut self, rows: usize, pitch: usize) -> Rows {
         self.groups = Some(Groups { rows, pitch });
         self
     }
 
-    /// The number of elements of the rows; `None` if they cannot be counted.
+    /// The number of elements of the rows; `None` if it overflows.
     pub(crate) fn len(&self) -> Option<usize> {
         self.rows.checked_mul(self.cols)
     }
 
-    /// Elements that a buffer needs to hold these rows; `None` if they cannot be counted.
+    /// The number of elements that a buffer needs to hold these rows; `None` if it overflows.
     fn end(&self) -> Option<usize> {
         if self.rows == 0 || self.cols == 0 {
             return Some(0);
@@ -88,7 +91,7 @@ impl Rows {
         start.checked_add(self.offset)?.checked_add(self.cols)
     }
 
-    /// Fails unless these are rows of a buffer of `len` elements.
+    /// Fails unless these rows lie inside a buffer of `len` elements and do not overlap each other.
     pub(crate) fn check(&self, what: &'static str, len: usize) -> Result<()> {
         let mut of_one_group = self.rows;
         if let Some(groups) = self.groups {
@@ -129,7 +132,7 @@ impl Rows {
         }
     }
 
-    /// Where each row lies.
+    /// The range of elements of each row.
     pub(crate) fn ranges(self) -> impl Iterator<Item = Range<usize>> {
         (0..self.rows).map(move |row| {
             let start = match self.groups {
@@ -140,7 +143,7 @@ impl Rows {
         })
     }
 
-    /// Whether the rows follow one another without gaps.
+    /// Whether the rows are contiguous.
     pub(crate) fn is_dense(&self) -> bool {
         self.groups.is_none() && (self.rows <= 1 || self.pitch == self.cols)
     }
@@ -151,12 +154,12 @@ impl Rows {
 pub enum Halves {
     /// The first half is the gate, the second the value.
     GateFirst,
-    /// The first half is the value, the second the gate, as in torch.nn.GLU and Megatron's.
+    /// The first half is the value, the second the gate, as in `torch.nn.GLU` and Megatron.
     ValueFirst,
 }
 
 impl Halves {
-    /// Gate and value of a tensor of `len` elements in `rows` rows.
+    /// The rows of the gate and of the value in a contiguous tensor of `rows` rows and `len` elements.
     pub(crate) fn of(self, len: usize, rows: usize) -> Result<[Rows; 2]> {
         let width = len.checked_div(rows).unwrap_or(0);
         if width * rows != len || !width.is_multiple_of(2) {
@@ -174,7 +177,7 @@ impl Halves {
     }
 }
 
-/// The shape of a call: that of the first of its tensors that is given as rows, or else one row.
+/// The shape of a call. It is the shape of the first tensor that is given as [`Rows`], or one row if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) rows: usize,
@@ -190,7 +193,7 @@ impl Shape {
         })
     }
 
-    /// The shape of logits: as given, or as many rows as labels.
+    /// The shape of logits: the given one, or else one row for each label.
     pub(crate) fn of_logits(given: Option<Rows>, len: usize, labels: usize) -> Result<Shape> {
         let cols = match given {
             Some(given) => {
@@ -211,7 +214,7 @@ impl Shape {
         Ok(Shape { rows: labels, cols })
     }
 
-    /// The rows of a tensor of this shape in a buffer of `len` elements: as given, or all of it.
+    /// The rows of a tensor of this shape in a buffer of `len` elements: the given ones, or else the whole buffer.
     pub(crate) fn rows_of(
         self,
         what: &'static str,
@@ -252,7 +255,7 @@ mod tests {
         assert!(Halves::GateFirst.of(0, 0).is_ok() && Halves::ValueFirst.of(0, 3).is_ok());
     }
 
-    /// Against the definition: the rows are checked to lie inside the buffer, and apart.
+    /// Compares `check` with the definition: the rows lie inside the buffer and do not overlap.
     #[test]
     fn rows_lie_in_their_buffer_and_apart() {
         for (rows, cols, pitch, group, group_pitch) in [

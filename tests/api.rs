@@ -1561,7 +1561,7 @@ fn errors_say_what_to_do() {
         "libcuda.so",
         "invalid ELF header",
         "--gpus all",
-        "CPU reference",
+        "CPU backend",
     ] {
         assert!(text.contains(word), "{text}");
     }

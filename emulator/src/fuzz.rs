@@ -1,5 +1,5 @@
-//! Malformed and hostile PTX: it may be refused or stopped with a finding, and never crash, hang, or take memory
-//! without end.
+//! Tests with malformed and hostile PTX. The emulator may refuse it or stop with a finding. It must never crash, hang, or
+//! allocate without bound.
 //!
 //! Inputs follow from their number alone. Some are programs made from the table of instructions, with operands
 //! that mostly fit; some are those with tokens cut, doubled and exchanged; some are nonsense.

@@ -17,10 +17,13 @@ impl fmt::Display for InstallError {
 
 impl std::error::Error for InstallError {}
 
-/// Makes this process's `libcuda.so` the emulator, for ever.
+/// Makes the emulator the `libcuda.so` of this process until the process ends.
 ///
-/// Call it before anything opens the driver. It may be called any number of times, from any thread;
-/// all calls return what the first one found. On systems other than Linux it always fails.
+/// Call it before anything opens the driver. It may be called any number of times, from any thread; all calls return the
+/// result of the first.
+///
+/// # Errors
+/// On systems other than Linux, and if another `libcuda.so` is already loaded.
 ///
 /// ```
 /// cuda_emulator::install().unwrap();
@@ -72,9 +75,9 @@ fn load() -> Result<(), String> {
             .map_or(0, |d| d.as_nanos())
     ));
     std::fs::write(&path, SHIM).map_err(|e| format!("writing {}: {e}", path.display()))?;
-    // SAFETY: the shim has no initialisers; it is our own, written the moment before.
+    // SAFETY: the shim has no initialisers; it is our own file, written just before.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
-    // Loaded or not, the file has done its work.
+    // The file is not needed any more, whether it was loaded or not.
     let _ = std::fs::remove_file(&path);
     let library = library.map_err(|e| format!("loading the shim: {e}"))?;
     // SAFETY: the shim defines this function with this type.

@@ -1,20 +1,18 @@
 //! A stand-in for the CUDA driver that executes PTX on the CPU.
 //!
-//! [`install`] puts it in the place of `libcuda.so`. From then on whatever uses the CUDA driver API
-//! in this process, cudarc for instance, finds five devices: an H100 (ordinal 0), an A100 (1),
-//! the two multiprocessors of an H100 that a limit may leave (2), an H200 (3) and a B200 (4).
-//! The same PTX that a GPU gets is parsed and executed, instruction by instruction, with exact IEEE
-//! arithmetic. It runs where no GPU is, and sees what a GPU hides: see [`Check`] for the bugs that it
-//! reports, [`Settings`] for the freedoms of a GPU that it can take, [`LaunchReport`] for what it
-//! counts.
+//! [`install`] puts it in the place of `libcuda.so`. After that, all users of the CUDA driver API in this process, such as
+//! cudarc, find five devices: an H100 (ordinal 0), an A100 (1), an H100 that an MPS limit reduces to two multiprocessors
+//! (2), an H200 (3) and a B200 (4). The emulator parses and executes the same PTX that a GPU gets, instruction by
+//! instruction, with exact IEEE arithmetic. [`Check`] lists the bugs that it reports, [`Settings`] the schedules and
+//! approximations that it can choose, and [`LaunchReport`] what it counts.
 //!
-//! A launch runs to its end inside `cuLaunchKernel`, a long one on all idle cores (see [`Settings::workers`]). A bug ends the launch,
-//! is printed to stderr, and becomes the error that CUDA would give, but at once and for this launch
-//! only: the context stays usable, so that one process can try many bugs. [`last_finding`] and
-//! [`record`] return it as a value.
+//! A launch runs to its end inside `cuLaunchKernel`, a long one on all idle cores (see [`Settings::workers`]). A bug ends
+//! the launch, is printed to stderr, and becomes the error that CUDA would give. Unlike with CUDA, that launch itself
+//! returns the error, and the context stays usable, so that one process can try many bugs. [`last_finding`] and [`record`]
+//! return the bug as a value.
 //!
-//! It supports what `xact` ships: see the table in [`instructions`]. An instruction, modifier, directive or
-//! driver call that it does not know stops the work with its name; nothing is skipped in silence.
+//! The emulator supports what `xact` uses: see the table in [`instructions`]. An unsupported instruction, modifier, directive
+//! or driver call stops the work with an error that names it.
 //!
 //! ```
 //! use cuda_emulator::{Schedule, Settings, install, record, with_settings};

@@ -54,14 +54,14 @@ pub(crate) const FORBIDDEN: u8 = 2;
 pub(crate) struct Buffer {
     pub base: u64,
     pub len: u64,
-    /// What reports call it, if it has a name.
+    /// The name of the buffer in reports, if it has one.
     pub name: String,
     pub read_only: bool,
     data: Box<[AtomicU64]>,
     /// One byte of state per byte of data.
     state: Box<[AtomicU64]>,
     pub shadow: Shadow,
-    /// What streams have done with it.
+    /// The uses of the buffer by streams.
     pub uses: Mutex<Vec<Use>>,
 }
 
@@ -166,8 +166,8 @@ impl Buffer {
         self.set_state(offset, bytes.len() as u64, WRITTEN);
     }
 
-    /// Reads bytes for the host. Of those that nobody has written the bits are ones: on a device they would be what
-    /// the last owner left, and zeros would hide that a kernel leaves a part of its output out.
+    /// Reads bytes for the host. The bits of bytes that were never written are ones. On a device they would be arbitrary, and
+    /// zeros would hide a kernel that omits a part of its output.
     pub fn copy_out(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
         let mut rest = bytes;
@@ -278,7 +278,7 @@ static USED: [AtomicU64; DEVICES.len()] = [const { AtomicU64::new(0) }; DEVICES.
 
 static TABLE: LazyLock<RwLock<Vec<Slot>>> = LazyLock::new(RwLock::default);
 
-/// What an address belongs to.
+/// The buffer that an address belongs to.
 pub(crate) enum Found {
     /// Inside a live buffer, or outside of it but nearer to it than to any other.
     Live {

@@ -5,9 +5,9 @@
 //! goes back, over all launches of the process: a stamp from before this launch is older than its start, and
 //! nothing is ever reset.
 //!
-//! An asynchronous store belongs to no thread: its stamp names the mbarrier that it completes bytes of, and
-//! only a wait for that phase orders it. It publishes nothing else that its thread wrote. But what the thread had read
-//! before, it has: whoever has waited may overwrite that by an asynchronous store of its own.
+//! An asynchronous store belongs to no thread: its stamp names the mbarrier that counts its bytes, and only a wait for that
+//! phase orders it. It publishes no other writes of its thread. But the thread has completed its earlier reads, so a thread
+//! that has waited may overwrite the bytes that were read, by an asynchronous store of its own.
 //!
 //! Limits: one writer and one group of readers are remembered, so a race can be missed in one
 //! schedule and found in another; of several readers at once none is taken to read between its arrival at the barrier
@@ -24,7 +24,7 @@ const THREAD_BITS: u32 = 11;
 const BLOCK_BITS: u32 = 18;
 const CLOCK_SHIFT: u32 = 1 + THREAD_BITS + BLOCK_BITS;
 const ATOMIC: u64 = 1;
-/// What stands for block where there are several clusters.
+/// The block number in the stamps of several clusters.
 const NO_BLOCK: u64 = (1 << BLOCK_BITS) - 1;
 /// Pseudo-threads: several threads of one block, of several blocks of a cluster (the block is a [`channel`] of
 /// the cluster's number), or of several clusters.
@@ -55,9 +55,9 @@ pub(crate) fn stamp(clock: u64, block: u64, thread: u32, atomic: bool) -> u64 {
     clock << CLOCK_SHIFT | block << (1 + THREAD_BITS) | u64::from(thread) << 1 | u64::from(atomic)
 }
 
-/// What stands for block in stamps that belong to none: of asynchronous stores that complete bytes of an mbarrier
-/// (the `n`-th that the worker has initialised), of readers in several blocks of the cluster `n`. Far from the
-/// numbers of blocks, unless there are very many.
+/// The block number in stamps that belong to no single block: of asynchronous stores that complete bytes of an mbarrier (the
+/// `n`-th that the worker has initialised), and of readers in several blocks of the cluster `n`. It differs from real block
+/// numbers, unless there are very many blocks.
 pub(crate) fn channel(n: u64) -> u64 {
     (1 << BLOCK_BITS) - 2 - n % (1 << (BLOCK_BITS - 1))
 }
@@ -99,7 +99,7 @@ fn same_block(a: u64, b: u64) -> bool {
     (a ^ b) >> (1 + THREAD_BITS) & ((1 << BLOCK_BITS) - 1) == 0
 }
 
-/// What orders the accesses of a warp after earlier ones.
+/// The synchronisation that orders the accesses of a warp after earlier ones.
 pub(crate) struct Order<'a> {
     /// Stamps below this are older than the launch (or, of shared memory, than the block).
     pub floor: u64,
@@ -110,7 +110,7 @@ pub(crate) struct Order<'a> {
     /// `bar.warp.sync`s of this warp: clock and lanes.
     pub warp_syncs: &'a [(u64, u32)],
     pub warp: u32,
-    /// What blocks have published.
+    /// The published work of blocks.
     pub released: &'a HashMap<u64, Vec<Release>>,
     /// Clock of the last atomic of this warp, or of another before a barrier of both.
     pub acquired: u64,
@@ -118,7 +118,7 @@ pub(crate) struct Order<'a> {
     pub lenient: bool,
     /// The cluster's barrier, as far as this warp has waited for it.
     pub met: Option<&'a Meeting>,
-    /// What this warp knows of mbarriers.
+    /// The mbarrier phases that this warp has waited for.
     pub landed: &'a Landed,
     /// Blocks of a cluster.
     pub cluster: u64,
@@ -126,16 +126,16 @@ pub(crate) struct Order<'a> {
     pub concurrent: bool,
 }
 
-/// A phase of the barrier of a cluster that is complete: what each thread did before it arrived is known to
-/// whoever has waited.
+/// A completed phase of a cluster barrier. The work of each thread before its arrival is ordered before the work of threads
+/// that have waited.
 pub(crate) struct Meeting {
-    /// When it opened.
+    /// The time at which the barrier opened.
     pub clock: u64,
     /// Number of the cluster's first block.
     pub first: u64,
     /// Threads of a block.
     pub threads: usize,
-    /// When each thread arrived, block after block.
+    /// The time at which each thread arrived, block after block.
     pub arrivals: Vec<u64>,
     /// What they knew of mbarriers then.
     pub landed: Landed,
@@ -159,7 +159,7 @@ impl Landed {
         self.0.clear();
     }
 
-    /// Takes in what others know.
+    /// Merges the knowledge of others.
     pub fn learn(&mut self, other: &Landed) {
         for &(known, clock) in &other.0 {
             self.note(known, clock);
@@ -206,8 +206,8 @@ impl Meeting {
     }
 }
 
-/// An atomic after a fence: whoever sees it sees what its warp did before, and what the other warps of the
-/// block did before their last barrier with it.
+/// An atomic after a fence. It orders the earlier work of its warp, and the work of the other warps of the block before their
+/// last common barrier, before the work of threads that see the atomic.
 pub(crate) struct Release {
     pub clock: u64,
     pub warp: u32,

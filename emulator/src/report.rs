@@ -1,11 +1,11 @@
-//! What a launch found and counted.
+//! The findings and the counts of a launch.
 
 use std::cell::RefCell;
 use std::fmt;
 
 use crate::traffic::{BankPhases, BufferTraffic};
 
-/// What a [`Finding`] is about.
+/// The kind of bug that a [`Finding`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Check {
@@ -21,11 +21,11 @@ pub enum Check {
     ReadOnly,
     /// Bytes that a launch reads through the non-coherent path (`ld.global.nc`) and also writes.
     NonCoherent,
-    /// Memory or a register was used that nobody had written.
+    /// A use of memory or of a register that was never written.
     Uninitialised,
     /// Two threads touched a byte of global memory, one of them writing, and nothing ordered them.
     GlobalRace,
-    /// The same in shared memory.
+    /// Two threads touched a byte of shared memory, one of them writing, and nothing ordered them.
     SharedRace,
     /// Work of two streams touched the same bytes, one of them writing, and nothing ordered them.
     StreamRace,
@@ -37,8 +37,8 @@ pub enum Check {
     ClusterBarrier,
     /// A block of a cluster has returned while others still store into its shared memory.
     PeerExited,
-    /// An mbarrier that nobody initialised, or whose initialisation nothing orders before its use; more bytes than
-    /// it was told to expect.
+    /// An mbarrier that was not initialised, or whose initialisation is not ordered before its use; or more bytes arrived
+    /// than the mbarrier was told to expect.
     Mbarrier,
     /// The member mask of a warp instruction does not contain the lane that executes it.
     MemberMask,
@@ -48,22 +48,22 @@ pub enum Check {
     Deadlock,
     /// The launch exceeds a limit of the device or the kernel.
     LaunchLimits,
-    /// A warp executed so many instructions that it is taken to loop for ever.
+    /// A warp executed more instructions than the budget, so it counts as an endless loop.
     InstructionBudget,
     /// `trap` was executed.
     Trap,
-    /// Something that the emulator does not implement.
+    /// An instruction or a driver call that the emulator does not implement.
     Unsupported,
 }
 
 /// A bug that a launch showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Its kind.
+    /// The kind of the bug.
     pub check: Check,
-    /// Name of the entry; of work that is no kernel, what it is.
+    /// The name of the kernel entry, or the kind of work if it is no kernel.
     pub kernel: String,
-    /// Line of the PTX text; 0 if the finding is about the launch as a whole.
+    /// The line of the PTX text; 0 if the finding is about the launch as a whole.
     pub ptx_line: u32,
     /// File and line of the CUDA source, if the PTX was compiled with `-lineinfo`.
     pub source: Option<(String, u32)>,
@@ -71,7 +71,7 @@ pub struct Finding {
     pub block: (u32, u32, u32),
     /// The thread inside its block.
     pub thread: (u32, u32, u32),
-    /// What happened, with buffer and offset.
+    /// The description of the bug, with buffer and offset.
     pub message: String,
 }
 
@@ -104,7 +104,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What one launch did.
+/// The counts and the finding of one launch.
 #[derive(Clone, Debug)]
 pub struct LaunchReport {
     /// Name of the entry.
@@ -113,9 +113,9 @@ pub struct LaunchReport {
     pub grid: (u32, u32, u32),
     /// Threads of a block.
     pub block: (u32, u32, u32),
-    /// Instructions executed, each lane counted.
+    /// The number of executed instructions, counted per lane.
     pub instructions: u64,
-    /// Instructions executed by opcode with its modifiers, each lane counted; in order of name.
+    /// The number of executed instructions by opcode with modifiers, counted per lane, in the order of the names.
     pub by_opcode: Vec<(String, u64)>,
     /// Traffic of each global buffer that was touched, in order of address.
     pub buffers: Vec<BufferTraffic>,
@@ -123,12 +123,12 @@ pub struct LaunchReport {
     pub shared: BankPhases,
     /// Lines of the PTX text whose instruction no thread executed.
     pub lines_not_executed: Vec<u32>,
-    /// The bug that ended the launch.
+    /// The bug that ended the launch, if there was one.
     pub finding: Option<Finding>,
 }
 
 impl LaunchReport {
-    /// The traffic of the buffer that holds an address; nothing if it was not touched.
+    /// Returns the traffic of the buffer that contains `address`; `None` if the launch did not touch the buffer.
     pub fn buffer(&self, address: u64) -> Option<&BufferTraffic> {
         self.buffers
             .iter()
@@ -142,7 +142,7 @@ thread_local! {
     static RECORDS: RefCell<Vec<Vec<LaunchReport>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` and returns the reports of the launches that this thread made inside it, in order.
+/// Runs `f`, and returns its result and the reports of the launches that this thread made inside `f`, in order.
 pub fn record<R>(f: impl FnOnce() -> R) -> (R, Vec<LaunchReport>) {
     /// Closes the list, after a panic too.
     struct Open;
@@ -159,28 +159,28 @@ pub fn record<R>(f: impl FnOnce() -> R) -> (R, Vec<LaunchReport>) {
     (result, reports)
 }
 
-/// The finding of this thread's latest launch, if it had one.
+/// Returns the finding of the latest launch of this thread, if it had one.
 pub fn last_finding() -> Option<Finding> {
     LAST.with_borrow(Clone::clone)
 }
 
-/// Whether anybody wants the report of a launch.
+/// Whether a `record` is open in this thread.
 pub(crate) fn is_recording() -> bool {
     RECORDS.with_borrow(|r| !r.is_empty())
 }
 
-/// A launch begins: what the previous one found is history.
+/// Called when a launch begins. Removes the finding of the previous launch.
 pub(crate) fn begin() {
     LAST.set(None);
 }
 
-/// Makes a finding known.
+/// Stores and prints a finding.
 pub(crate) fn tell(finding: &Finding) {
     eprintln!("cuda-emulator: {finding}");
     LAST.set(Some(finding.clone()));
 }
 
-/// A launch has ended.
+/// Called when a launch has ended.
 pub(crate) fn finish(report: LaunchReport) {
     if let Some(f) = &report.finding {
         tell(f);

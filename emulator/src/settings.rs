@@ -1,4 +1,4 @@
-//! How a launch runs: the order of its threads, and the values of approximate instructions.
+//! The settings of a launch: the order of its threads, and the values of approximate instructions.
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
@@ -6,19 +6,19 @@ use std::num::NonZeroUsize;
 /// The order in which threads run. A correct kernel gives the same result under each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Schedule {
-    /// Blocks and warps one after the other, the lanes of a warp together, as a GPU would. The
-    /// fastest, and the one under which requests and sectors are those of a GPU.
+    /// Runs blocks and warps one after the other, and the lanes of a warp together. This is the fastest order, and its
+    /// requests and sectors are those of a GPU.
     #[default]
     InOrder,
-    /// As `InOrder`, but from the last block and warp to the first.
+    /// Like `InOrder`, but from the last block and warp to the first.
     Reversed,
-    /// Several blocks at once, pre-emption between any two instructions, and the lanes of a warp
-    /// taken apart at random. Every launch with the same seed runs the same way.
+    /// Runs several blocks at once, with pre-emption between any two instructions, and separates the lanes of a warp at
+    /// random. Launches with the same seed run in the same order.
     Seeded(u64),
 }
 
-/// What `.approx` instructions return. Cases that the PTX ISA defines exactly (such as `ex2` of 0)
-/// hold in every mode.
+/// The values that `.approx` instructions return. Cases that the PTX ISA defines exactly (such as `ex2` of 0) are exact in
+/// every mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Approx {
     /// The correctly rounded value.
@@ -39,16 +39,18 @@ pub struct Settings {
     pub schedule: Schedule,
     /// The values of approximate instructions.
     pub approx: Approx,
-    /// Instructions after which a warp that has not ended its block is taken to loop for ever. The default, 2^28,
-    /// is seconds of a GPU's time.
+    /// The number of instructions after which a warp counts as an endless loop. The default is 2^28, which takes a GPU
+    /// seconds.
     pub instruction_budget: u64,
-    /// Threads that run the blocks of a launch, the caller's included; fewer if there are fewer clusters. `None`, the
-    /// default: the caller's, and those for which there are idle cores once it has run for a while. The caller's alone
-    /// under [`Schedule::Seeded`], and if the blocks of the kernel can wait for each other: it has fences, or
-    /// outside of shared memory atomics or accesses that are `.volatile`, `.relaxed` or stronger.
+    /// The number of threads that run the blocks of a launch, with the caller's thread; fewer if there are fewer clusters.
+    /// `None`, the default, uses the caller's thread and, after some time, a thread for each idle core. Only the caller's
+    /// thread is used under [`Schedule::Seeded`], and if the blocks of the kernel can wait for each other. That is assumed
+    /// of kernels with fences, and of kernels with atomics or with `.volatile`, `.relaxed` or stronger accesses outside
+    /// shared memory.
     ///
-    /// Results and counts of a launch without a finding do not depend on it. Of several findings that of the first
-    /// block in the schedule is reported, as from one thread; of a race between two blocks either may be.
+    /// The results and counts of a launch without a finding do not depend on this number. If there are several findings, that
+    /// of the first block in the schedule is reported, as with one thread. For a race between two blocks, either block may
+    /// be reported.
     pub workers: Option<NonZeroUsize>,
 }
 
@@ -71,7 +73,7 @@ thread_local! {
     static CURRENT: Cell<Settings> = const { Cell::new(Settings::DEFAULT) };
 }
 
-/// Runs `f`; the launches that this thread makes inside it use these settings.
+/// Runs `f`. The launches that this thread makes inside `f` use these settings.
 pub fn with_settings<R>(settings: Settings, f: impl FnOnce() -> R) -> R {
     /// Restores the outer settings, after a panic too.
     struct Restore(Settings);

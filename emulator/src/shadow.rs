@@ -1,21 +1,20 @@
-//! What memory remembers of its accesses: who wrote, who read, who read through the non-coherent path.
+//! The accesses that memory remembers: writes, reads, and reads through the non-coherent path.
 //!
 //! Marks are kept by granules of the size of the access, up to 16 bytes: a 16-byte store leaves one. An access marks
 //! its own granules, then looks at those of every size that has been used, so that a scalar tail that laps over
 //! a vector is seen whatever came first. Of each granule the last writer is known, the readers that nothing orders
-//! (one of them, or only how far apart they are), and the first non-coherent reader of the launch: reads on that
-//! path are no matter of order, the launch may not write the same bytes.
+//! (one of them, or only how far apart they are), and the first non-coherent reader of the launch. Reads on that path are
+//! wrong in any order: the launch must not write the same bytes.
 //!
 //! # Blocks on several threads
 //! [`crate::exec`] runs blocks at once only if nothing can order them, so that two accesses of theirs, one a write,
 //! are always a race. At least one of the two finds it. Each marks (m), then looks (l); marks are replaced in one
 //! atomic step, and all of this is sequentially consistent, in one order of everything. If l1 comes before m2,
-//! then l2 comes after m1: one of the looks comes after the other's mark. What it meets there is that mark, or what
-//! has replaced it. That is no way to hide: of readers outside of one's cluster the marks of readers that follow keep
-//! that there are some (`Order::readers`), and a writer replaces the mark of one in another cluster only by a
-//! race that it reports itself, or by a mark of the same cluster, which is as foreign. Between two writes of one size
-//! the mark itself looks: it gives back what it replaced. The bit that says that a size is in use is set before
-//! the first mark of that size is made, so that it is no hiding place either.
+//! then l2 comes after m1: one of the looks comes after the other's mark. It finds that mark, or a mark that has replaced it.
+//! A replaced mark hides no race: the marks of later readers record that there are readers in other clusters
+//! (`Order::readers`). A writer that replaces the mark of a reader in another cluster reports a race itself, or replaces it
+//! by a mark of the same other cluster. For two writes of one size the marking itself looks, because it returns the replaced
+//! mark. The bit that says that a size is in use is set before the first mark of that size.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -159,8 +158,7 @@ impl Shadow {
         Conflict::check(writer, true, false)
     }
 
-    /// Records a read through the non-coherent path: nobody may write these bytes in this launch, not
-    /// even this thread before or after.
+    /// Records a read through the non-coherent path. No thread may write these bytes in this launch, not even the reading thread.
     #[inline(always)]
     pub fn read_non_coherent(
         &self,

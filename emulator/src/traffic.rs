@@ -13,16 +13,16 @@ pub struct AccessCounts {
     pub minimum_sectors: u64,
 }
 
-/// What a launch moved from and to one buffer.
+/// The traffic of a launch to and from one buffer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BufferTraffic {
-    /// The buffer's first address.
+    /// The first address of the buffer.
     pub address: u64,
-    /// Its size in bytes.
+    /// The size of the buffer in bytes.
     pub len: u64,
-    /// Bytes read, each as often as it is read.
+    /// The number of bytes read. A byte that is read twice counts twice.
     pub bytes_read: u64,
-    /// Bytes written, each as often as it is written.
+    /// The number of bytes written. A byte that is written twice counts twice.
     pub bytes_written: u64,
     /// Loads, and atomics.
     pub loads: AccessCounts,
@@ -30,14 +30,14 @@ pub struct BufferTraffic {
     pub stores: AccessCounts,
 }
 
-/// Shared memory serves one word of each of its 32 banks per phase.
+/// Counts of shared-memory phases. Shared memory serves one word of each of its 32 banks per phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BankPhases {
     /// Accesses of warps.
     pub requests: u64,
-    /// Phases that they take.
+    /// Phases that the requests take.
     pub phases: u64,
-    /// Phases that they would take without bank conflicts.
+    /// Phases that the requests would take without bank conflicts.
     pub minimum_phases: u64,
 }
 

@@ -12,8 +12,8 @@ template <class T>
 struct NormalGate {
     static constexpr float kUnit = 0.5f * ScaledExp2::kTiny;
 
-    // φ(u) = ½·2^(kHalfLog2e·u² + kOffset)·(1 + kDrift·u²): kDrift is what kHalfLog2e, −(log2 e)/2, rounds
-    // away, and kOffset is 1 − log2 √(2π).
+    // φ(u) = ½·2^(kHalfLog2e·u² + kOffset)·(1 + kDrift·u²): kDrift corrects the rounding of kHalfLog2e, which
+    // is −(log2 e)/2, and kOffset is 1 − log2 √(2π).
     static constexpr float kOffset = -0.325748056f;
 
     float u;

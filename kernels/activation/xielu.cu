@@ -9,15 +9,15 @@
 // α_n = β + s_n; their gradients take the factor softplus'(a). β may be a third parameter. Its own
 // derivative is x for x > 0; for x ≤ 0 it is expm1(x) where α_n contains β (raw), else x.
 //
-// The q-form keeps the sign and the digits near 0, where expm1(x) loses to −x; the s_n-form holds
-// far out, where α_n·q + β·x would cancel and is inf − inf at −inf, and where f' is −s_n.
+// The q-form keeps the sign and the digits near 0, where the s_n-form would cancel. The s_n-form is used for
+// large |x|, where α_n·q + β·x would cancel and be inf − inf at −inf, and where f' tends to −s_n.
 //
 // Compat computes min(x, eps) inside expm1 and leaves the −x as it is, like Hugging Face and
 // Megatron: α_n·(expm1(min(x, eps)) − x) + β·x. The Autograd gradient is that of this formula (the
 // clamp passes nothing above eps, half at the tie, as torch.min does); the Analytic one is
 // α_n·expm1(min(x, eps)) + β. eps = +inf is the ideal function.
 //
-// Corners: f(−0) = −0 in the ideal form; f(−inf) = +inf, or −α_n where s_n = 0; f(+inf) = +inf for
+// Special values: f(−0) = −0 in the ideal form; f(−inf) = +inf, or −α_n where s_n = 0; f(+inf) = +inf for
 // α_p = 0 too, as long as β > 0; f'(−inf) = −s_n; NaN gives NaN.
 #include "../common/map.cuh"
 #include "../common/math.cuh"
@@ -35,7 +35,7 @@ struct XieluParams {
         return fmaf(alpha_n, e.near ? e.expm1() : e.exp, e.near ? beta : -s_n);
     }
 
-    // upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
+    // upstream·q(x): upstream·x²·r near 0, without forming x² alone.
     __device__ static float of_q(const Expm1& e, float upstream, float r) {
         return (e.near ? upstream * e.x : upstream) * (e.near ? e.x * r : e.far - e.x);
     }
@@ -62,7 +62,7 @@ struct XieluIdeal : XieluParams {
     }
 };
 
-// Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
+// All other cases: the clamp, and α_p or s_n of 0, where 0·inf would give NaN.
 struct XieluGeneral : XieluParams {
     __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         Point<kParams> p;
@@ -77,7 +77,7 @@ struct XieluGeneral : XieluParams {
         const bool clamps = x > eps;
         const float clamped = clamps ? eps : x;
         const Expm1 e(clamped);
-        // expm1(min(x, eps)) − x: for the eps that are in use, both addends are exact or nearly so.
+        // expm1(min(x, eps)) − x. For the usual eps, both addends are exact or nearly exact.
         const float q = clamps ? (e.near ? e.q() + (clamped - x) : e.far - x) : e.q();
         if (clamps) {
             p.value = fmaf(alpha_n, q, beta * x);

@@ -1,8 +1,8 @@
 // The blocks of a cluster: their ranks, their barrier, and stores into the shared memory of a peer (sm_90).
 //
-// A store goes to a peer that has begun and not yet returned: the barrier of the cluster says so. What has
-// been stored may be read once the mbarrier beside it has counted its bytes. That publishes nothing else of
-// the sender; but what it had read before, it has.
+// The caller must store only to a peer that has begun and not yet returned, which the cluster barrier
+// guarantees. The stored bytes may be read once the mbarrier beside them has counted them. That publishes no
+// other writes of the sender, but it shows that the sender has completed its earlier reads.
 #pragma once
 
 namespace xact {
@@ -33,8 +33,8 @@ __device__ inline unsigned clusters() {
     return count;
 }
 
-// Every thread of the cluster arrives and later waits, by turns. What was done before the arrival is known
-// to whoever has waited. The lanes of a warp do both together.
+// Every thread of the cluster arrives and then waits, alternately. Writes before an arrival are visible to
+// every thread after its wait. The lanes of a warp do both together.
 __device__ inline void cluster_arrive() {
     __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -44,7 +44,7 @@ __device__ inline void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// A shared address of this block, as another instruction of this file takes it.
+// A shared address of this block, as the other instructions of this file take it.
 __device__ inline unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
@@ -56,18 +56,18 @@ __device__ inline unsigned peer_address(const void* p, unsigned rank) {
     return address;
 }
 
-// Counts the bytes that peers store into this block: a phase is complete when the block has said how many
-// there will be, and they have come. Phases are told apart by their parity, 0 of the first.
+// Counts the bytes that peers store into this block. A phase is complete when the block has set the expected
+// number of bytes and these bytes have arrived. Phases have alternating parity; that of the first is 0.
 struct Mbarrier {
     unsigned long long state;
 
-    // By one thread, before an arrival at the barrier of the cluster.
+    // Called by one thread, before an arrival at the cluster barrier.
     __device__ void init() {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(this)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
 
-    // By one thread, once per phase; bytes may have come before.
+    // Called by one thread, once per phase. Bytes may have arrived before.
     __device__ void expect(unsigned bytes) {
         asm volatile(
             "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
@@ -75,7 +75,7 @@ struct Mbarrier {
             : "memory");
     }
 
-    // Returns when the phase is complete; the thread then sees what was stored.
+    // Returns when the phase is complete. The thread then sees the stored bytes.
     __device__ void wait(unsigned parity) {
         unsigned complete;
         do {

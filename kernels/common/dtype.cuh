@@ -1,4 +1,4 @@
-// Element types: what a tensor holds against what a kernel computes with.
+// Conversions between the element types of tensors and f32.
 //
 // All arithmetic is f32. A value is widened once after the load and rounded once, to nearest even,
 // before the store; f16 overflow therefore gives inf, and a NaN stays a NaN.

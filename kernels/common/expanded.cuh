@@ -2,20 +2,20 @@
 //
 //   f(x) = x·G(x),  G = (1 + 2α)·g(x) − α,  g a gate with g(−x) = 1 − g(x), rising from 0 to 1
 //
-// With u = |x| and t = g(−u), the small tail of the gate, both sides are sums that lose no digits:
+// With u = |x| and t = g(−u), the small tail of the gate, the sums of both sides do not cancel:
 //
 //   x < 0:  c = −α,      κ = 1 + 2α            G = c + κ·t
 //   x ≥ 0:  c = 1 + α,   κ = −(1 + 2α)         f = x·G = ±(c·u + κ·u·t), with the sign of x
 //   f' = c + κ·(t − u·g'(u))                   G' = (1 + 2α)·g'(u)
 //   ∂f/∂α = x·h(x),  ∂G/∂α = h(x),  h = 2g − 1, which is odd
 //
-// A gate provides the pieces, each accurate relative to itself (v to its larger addend):
+// A gate provides these terms, each accurate relative to its own size (plus_v relative to its larger addend):
 //   plus_t(a, k) = a + k·t    ut(k) = k·u·t    plus_v(a, k) = a + k·(t − u·g'(u))    slope(k) = k·g'(u)
 //   h = h(u)
-// where a subnormal intermediate is never multiplied: each rounds once there, at the end. It is told the
-// type that x was widened from, and is handed k·kUnit for k, a power of two of its choice.
+// No subnormal intermediate is multiplied, so a subnormal result is rounded once, at the end. The gate gets
+// the type that x was widened from, and k·kUnit instead of k, where it chooses the power of two kUnit.
 //
-// Corners: f(±0) = ±0; f(+inf) = +inf for α > −1 and f(−inf) = ±inf for α ≠ 0 with the sign of α,
+// Special values: f(±0) = ±0; f(+inf) = +inf for α > −1 and f(−inf) = ±inf for α ≠ 0 with the sign of α,
 // else the limit of (1 + 2α)·u·t with its sign; f'(±inf) = 1 + α, −α; NaN gives NaN.
 #pragma once
 
@@ -57,7 +57,8 @@ struct Expanded {
             const float sum = c(x) == 0.0f ? curved : fmaf(c(x), fabsf(x), curved);
             p.value = with_sign_of(x, sum);
             p.slope = g.plus_v(c(x), kappa(x));
-            // h(u) ≤ 1 first: u·h(u) would be a subnormal near 0, and upstream·u might overflow.
+            // The product with h(u) ≤ 1 comes first: u·h(u) would be subnormal near 0, and upstream·u could
+            // overflow.
             p.terms[0] = upstream * g.h() * fabsf(x);
             return p;
         }

@@ -1,10 +1,10 @@
-// The elementwise loops, written once; an activation is a functor handed to them.
+// The elementwise loops. An activation is a functor that they call.
 //
-// A tensor is `rows` rows of `cols` elements, each buffer with its own pitch. A row is cut into
-// tiles of XACT_BLOCK·XACT_PACKS packs; all tiles, numbered row by row, are cut into `chunks` equal
-// runs. A block takes one chunk (or several, a grid apart, if the grid is smaller), and a chunk gives
-// one partial sum per parameter. The cut depends on the shape alone (src/geometry.rs), so the sums
-// have the same bits on any grid.
+// A tensor has `rows` rows of `cols` elements, and each buffer has its own row pitch. A row is divided into
+// tiles of XACT_BLOCK·XACT_PACKS packs. All tiles, numbered row by row, are divided into `chunks` equal runs.
+// A block takes one chunk, or several in a grid-stride loop if the grid is smaller, and a chunk gives one
+// partial sum per parameter. The division depends on the shape alone (src/geometry.rs), so the sums have the
+// same bits on any grid.
 //
 // An activation f(x) = x·G(x) is used plain, y = f(x), or gated by a second input v:
 //
@@ -16,7 +16,7 @@
 //   kParams                  number of trainable scalars
 //   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
 //   op.at(Order<1 or 2>, x, upstream)
-//                            a Point of G or f; what is not used of it costs nothing
+//                            a Point of G or f; the compiler removes fields that are not used
 //   op.chain[i]              factor from the i-th sum to the gradient of the parameter
 #pragma once
 
@@ -31,7 +31,7 @@
 
 namespace xact {
 
-// How an activation is used.
+// The form of an activation: plain, or gated with an order.
 enum class Form { Plain, Gated1, Gated2 };
 
 __host__ __device__ constexpr bool is_gated(Form form) { return form != Form::Plain; }
@@ -41,8 +41,8 @@ __host__ __device__ constexpr int order(Form form) { return form == Form::Gated1
 template <int kOrder>
 struct Order {};
 
-// A function g at one x: g, g', and upstream·∂g/∂p for each parameter. A functor multiplies in such an order
-// that nothing overflows on the way: of a finite x and an upstream gradient of 0 the terms are 0.
+// A function g at one x: g, g', and upstream·∂g/∂p for each parameter. A functor multiplies in an order in
+// which no intermediate overflows, so that the terms are 0 for a finite x and an upstream gradient of 0.
 template <int kParams>
 struct Point {
     float value;
@@ -82,11 +82,11 @@ __device__ inline void for_each_run(const ActivationArgs& args, Body body, End e
     }
 }
 
-// What a thread does with its packs of one tile: load all whole ones, then compute and store one by
-// one, so that XACT_PACKS vectors per buffer are in flight. A partial pack is done element by
-// element. compute(in, out) receives the same W = N or W = 1 neighbours of every input; if `again`
-// has a buffer, compute.again(in, out) gives what goes there, a second evaluation that costs nothing
-// where it is not asked for.
+// The work of a thread on its packs of one tile. It loads all whole packs, then computes and stores one after
+// the other, so that XACT_PACKS vectors per buffer are in flight. A partial pack is computed element by
+// element. compute(in, out) gets the same W = N or W = 1 neighbours of every input. If `again` has a buffer,
+// compute.again(in, out) computes its contents in a second evaluation, which costs nothing without the
+// buffer.
 template <class T, int kInputs, int kOutputs, class Compute>
 __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[kOutputs],
                                const Row<T>& again, unsigned long long index, long long cols,
@@ -95,9 +95,9 @@ __device__ inline void do_tile(const Row<T> (&in)[kInputs], const Row<T> (&out)[
     Pack<T> packs[XACT_PACKS][kInputs];
     long long first[XACT_PACKS];
     bool whole[XACT_PACKS];
-    // All packs whole, and all inputs aligned alike: one branch, and every load behind it. With a branch for
-    // each, ptxas waits for some of three 16-bit inputs before it asks for the others. A single input has
-    // none.
+    // If all packs are whole and all inputs have the same alignment, one branch covers all loads. With a
+    // branch for each input, ptxas waits for some of three 16-bit inputs before it loads the others. A single
+    // input needs no branch.
     bool straight = kInputs > 1;
 #pragma unroll
     for (int i = 1; i < kInputs; ++i) straight = straight && in[i].opaque_width() == 16;
@@ -183,7 +183,8 @@ struct Forward {
     __device__ void again(const float (&)[kInputs][W], float (&)[W]) const {}
 };
 
-// Inputs x, dy (, v); outputs dx (, dv), and y again; adds up the terms of the parameter gradients.
+// Inputs x, dy (, v); outputs dx (, dv) and, if it has a buffer, y. Sums the terms of the parameter
+// gradients.
 template <class Functor, Form kForm>
 struct Backward {
     static constexpr int kInputs = is_gated(kForm) ? 3 : 2;
@@ -275,7 +276,7 @@ __device__ inline void forward(const ActivationArgs& args) {
     Op::template with<T>(args, [&](const auto& op) { run_forward<T, kForm>(args, op); });
 }
 
-// dx (and dv), y again if it has a buffer, and one partial Sum per parameter and chunk at
+// Writes dx (and dv), y if it has a buffer, and one partial Sum per parameter and chunk to
 // args.partials[param][chunk].
 template <class Op, class T, Form kForm>
 __device__ inline void backward(const ActivationArgs& args) {
@@ -283,7 +284,7 @@ __device__ inline void backward(const ActivationArgs& args) {
     Op::template with<T>(args, [&](const auto& op) { run_backward<T, kForm>(args, op, scratch); });
 }
 
-// The second stage: a block for each parameter adds its partials in a fixed order.
+// The second stage: one block for each parameter adds its partial sums in a fixed order.
 template <class Op, class T>
 __device__ inline void dparams(const ActivationArgs& args) {
     constexpr int P = Op::kParams;

@@ -1,6 +1,6 @@
 // The approximations shared by the ops, each with its error.
 //
-// Compiled with -fmad=false: what is fused is what is written as fmaf, so that neither nvcc nor
+// The code is compiled with -fmad=false. Only what is written as fmaf is fused, so that neither nvcc nor
 // ptxas changes a bit.
 #pragma once
 
@@ -35,12 +35,12 @@ __device__ inline float min_nan(float a, float b) {
 }
 
 // 2^(a·z + …) = m·scale·kTiny for -190 <= a·z <= 0, with m near 1 and scale = 2^-n/kTiny an exact power of
-// two, so that a product with it keeps its digits until the product itself is subnormal. kTiny is what
-// lets scale reach 2^-190; it costs nothing where it joins a constant factor.
+// two, so that a product with it keeps its digits until the product itself is subnormal. The factor kTiny
+// lets scale reach 2^-190; it costs nothing if it is part of a constant factor.
 //
-// n is the integer nearest to -a·z, and f = a·z + n is formed in one fused step: the rounding of a product
-// near 150 would cost 60 ulp. rest(f) adds to f what a·z leaves out. One exp2_approx, so 2 ulp of its own
-// at most.
+// n is the integer nearest to -a·z, and f = a·z + n is computed in one fused step, because the rounding of a
+// product near 150 would cost 60 ulp. rest(f) adds to f the part of the exponent that a·z omits. m is one
+// exp2_approx, with an error of at most 2 ulp.
 struct ScaledExp2 {
     float m;
     float scale;
@@ -78,8 +78,8 @@ struct Expm1 {
         r = xielu::q_over_square(x);
         exp = exp2_approx(x * 1.44269504f);
         far = exp - 1.0f;
-        // Here, for every x: nvcc would move each into a branch of its own, which the lanes of a warp take by
-        // turns.
+        // Both are computed here for every x. Otherwise nvcc would move each into its own branch, and the
+        // lanes of a warp would diverge.
         asm volatile("" : "+f"(r), "+f"(exp), "+f"(far));
     }
 

@@ -1,4 +1,4 @@
-// A pack: the elements of one 16-byte vector, and how packs lie over a row of any alignment.
+// A pack is the elements of one 16-byte vector. This file has the packs of a row of any alignment.
 //
 // The packs of a row are laid so that every pack of the *anchor* buffer (x) starts at a multiple of
 // 16 bytes. If x begins `skew` elements past such a multiple, pack k covers the row's elements
@@ -69,8 +69,8 @@ struct alignas(16) Pack {
         }
     }
 
-    // Hides from the compiler that the bits are still the same, so that it does not keep what it
-    // computed from them, a hundred registers, for a second use.
+    // Hides from the compiler that the bits are unchanged. Otherwise it would keep a hundred registers of
+    // values computed from them for a second use.
     __device__ void forget() {
 #pragma unroll
         for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(v4[i]));

@@ -1,9 +1,9 @@
-// The loop of one block over a part of one row, written once; what is done with the elements is a functor.
+// The loop of one block over a part of one row. A functor gets the elements.
 //
-// The packs of a row lie as pack.cuh says, anchored at the input. A block takes the packs
-// [begin, end) of a row, thread t the packs begin + t, begin + t + XACT_BLOCK, …, in batches of
-// XACT_ROW_PACKS, all loaded before the first is used. A thread therefore meets the same packs each time
-// it walks the same part, and finds in shared memory what it left there without a barrier.
+// The packs of a row are those of pack.cuh, anchored at the input. A block takes the packs [begin, end) of a
+// row, and thread t the packs begin + t, begin + t + XACT_BLOCK, …, in batches of XACT_ROW_PACKS, all loaded
+// before the first is used. A thread therefore gets the same packs in every pass over the same part, and can
+// read what it wrote to shared memory without a barrier.
 #pragma once
 
 #include "pack.cuh"

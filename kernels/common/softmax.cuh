@@ -2,17 +2,17 @@
 //
 //   e_j = 2^(z_j·log2 e − n),   n the integer nearest to max_j z_j·log2 e
 //
-// The largest e_j is near 1. Because n is an integer, sums of e_j taken with different n are brought
-// together by exact factors 2^(n' − n): how a row is cut, and how often a running maximum moved, leaves no
-// rounding behind. The rounding of the constant log2 e moves all z_j·log2 e by the same relative 2^-26,
-// which cancels between z_j and the largest of them but for their distance.
+// The largest e_j is near 1. Because n is an integer, sums of e_j with different n are combined with exact
+// factors 2^(n' − n), so the split of a row and the changes of a running maximum add no rounding errors. The
+// rounding of the constant log2 e changes all z_j·log2 e by the same relative 2^-26, so only the distance of
+// z_j from the largest logit is affected.
 #pragma once
 
 #include "math.cuh"
 
 namespace xact {
 
-// n, as a sum of two f32: where it exceeds 2^23 one f32 does not hold it to the unit.
+// n, as a sum of two f32: one f32 cannot hold all integers beyond 2^24.
 struct Base {
     static constexpr float kLog2e = 1.44269502f;
 
@@ -21,7 +21,7 @@ struct Base {
 
     Base() = default;
     __device__ explicit Base(float max) {
-        // Logits up to the largest f32 have a base.
+        // The clamp gives a finite base to logits up to the largest f32.
         hi = rintf(fminf(fmaxf(max * kLog2e, -kMax), kMax));
         lo = max == -INFINITY ? 0.0f : rintf(above_hi(max));
     }
@@ -56,7 +56,7 @@ __device__ inline float exp2_near(float t) {
 
 // sum·2^(from − to), exactly unless it is subnormal.
 __device__ inline float rebased(float sum, const Base& from, const Base& to) {
-    // Two factors, because one f32 does not reach 2^-252, below which nothing of a sum is left.
+    // Two factors, because one f32 cannot hold 2^-252, below which a sum vanishes.
     const float exponent = fmaxf(fminf((from.hi - to.hi) + (from.lo - to.lo), 126.0f), -252.0f);
     const int n = static_cast<int>(exponent);
     const int half = n / 2;

@@ -21,12 +21,13 @@
 //   cluster   both, a row per cluster, whose blocks keep its parts (sm_90)           one read, one write
 //   finish    RowStats -> loss, lse, z-loss, argmax of each row; sums over a chunk of rows
 //   totals    the sums of all chunks -> Summary
-// With a count of the chunks that are done, the block that does the last of them in finish goes on with
-// totals. The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
+// If finish counts the finished chunks, the block that finishes the last chunk also does the work of totals.
+// The parts of a row and the chunks depend on the shape alone, and all sums run in a fixed order.
 //
-// Corners: a −inf logit has p = 0, under a cap too. A row of nothing but −inf, a NaN and a +inf give NaN in
-// loss and gradient. A row that is masked (label is ignore_index, weight is 0, or dropped) is not read, its
-// loss is 0 and its gradient exactly 0. A label that is no class gives NaN in its row, unread.
+// Special values: a −inf logit has p = 0, also with a softcap. A row with only −inf, with a NaN or with +inf
+// gives NaN in loss and gradient. A masked row (label is ignore_index, weight is 0, or dropped) is not read;
+// its loss is 0 and its gradient exactly 0. A label that is not a class gives NaN in its row, which is not
+// read.
 #include "args.cuh"
 #include "../common/cluster.cuh"
 #include "../common/reduce.cuh"
@@ -42,8 +43,7 @@ using u64 = unsigned long long;
 
 constexpr unsigned kNoClass = 0xffffffffu;
 
-// What becomes of a row: it does not count; it would count, had it not been dropped; its label is no
-// class; it counts.
+// The status of a row: masked by its label or weight; dropped by Goldfish; a label that is not a class; kept.
 enum class Fate { Masked, Dropped, Bad, Kept };
 
 struct Target {
@@ -70,8 +70,8 @@ __device__ inline Target target_of(const Args& args, u64 row) {
     return t;
 }
 
-// A row of logits, as a matrix of nothing else. Its address is that of a row without groups too: which part
-// of it is a thread's depends on the address alone.
+// A row of logits, as a matrix of one row. The part of the row that a thread takes depends on the address
+// alone, so rows with and without groups give the same bits.
 template <class T>
 __device__ inline Matrix row_of(const LogitsMatrix& logits, u64 row) {
     u64 offset = row * logits.pitch;
@@ -94,26 +94,26 @@ __device__ inline bool has_loss(const Args& args, Fate fate) {
     return fate == Fate::Kept || (fate == Fate::Dropped && args.with_dropped);
 }
 
-// The logits as the formulas have them: capped, or as they are.
+// The logits after the softcap, or unchanged if there is none.
 template <bool kCap>
 struct Cap {
     float cap;
     float two_over_cap;
 
     __device__ explicit Cap(const Args& args) : cap(args.softcap), two_over_cap(2.0f / args.softcap) {}
-    // −inf is no class with a cap either.
+    // A softcap leaves −inf as it is.
     __device__ float operator()(float z) const { return kCap && z != -INFINITY ? bounded(z) : z; }
-    // Of −inf too, for a gradient: it takes the slope 0 there.
+    // The gradient uses this for −inf too, with the slope 0.
     __device__ float bounded(float z) const { return kCap ? Softcap(z, cap, two_over_cap).value : z; }
     __device__ float slope(float z) const { return kCap ? Softcap(z, cap, two_over_cap).slope : 1.0f; }
 };
 
-// Packs that a thread has in flight. With a cap the arithmetic is the bound, and one pack makes the
-// smaller kernel.
+// Packs that a thread has in flight. With a softcap the kernel is bound by arithmetic, and one pack makes it
+// smaller.
 template <bool kCap>
 constexpr int kBatch = kCap ? 1 : XACT_ROW_PACKS;
 
-// The largest of the elements of some packs. NaNs are passed over.
+// The largest element of some packs, ignoring NaN.
 template <int K>
 __device__ inline float max_of(const Pack<float> (&packs)[K]) {
     float m = -INFINITY;
@@ -146,19 +146,19 @@ __device__ inline float max_of(const Pack<__nv_bfloat16> (&packs)[K]) {
 
 __device__ inline RowStats no_stats() { return {-INFINITY, 0.0f, -INFINITY, 0.0f, kNoClass}; }
 
-// What one thread knows of its elements. The target is apart in all of it: its exponential is not
-// summed, and were the others' taken relative to it, those of a confident row would round with an
-// exponent of 30.
+// The statistics of the elements of one thread. The target is kept out of them: its exponential is not
+// summed. If the other exponentials were relative to the target, they would be rounded with an exponent of 30
+// in a row with p near 1.
 template <class T, bool kCap>
 struct Stats {
     static constexpr int N = Pack<T>::N;
-    // An exponent may reach this before the sum is taken relative to a larger power of two, which real
-    // logits make happen a few times in a row. Below 4 the rounding of the exponent costs 2^-24·1.4.
+    // When an exponent exceeds this, the sum is rescaled to a larger power of two. With real logits this
+    // happens a few times in a row. Exponents below 4 have a rounding error of 2^-24·1.4.
     static constexpr float kHeadroom = 4.0f;
     static constexpr int kNowhere = 0x7fffffff;
 
     const Row<T>& in;
-    Pack<T>* kept;  // where the packs of the row are kept, or null
+    Pack<T>* kept;  // the buffer that keeps the packs of the row, or null
     long long column;
     Cap<kCap> cap;
     bool with_sum;
@@ -182,7 +182,7 @@ struct Stats {
 
     __device__ Pack<T> load(long long, long long first) const { return in.load_aligned(first); }
 
-    // Takes note of a maximum and makes room for its exponential.
+    // Records a maximum, and rescales the sum if its exponent is too large.
     __device__ void see(float z, long long pack) {
         // The head of a row is met after the packs that follow it.
         if (z == max) where = min(where, static_cast<int>(pack));
@@ -270,7 +270,7 @@ struct Stats {
     }
 };
 
-// What the threads of a block tell each other.
+// The values that the threads of a block exchange.
 struct Scratch {
     float max[XACT_BLOCK / 32];
     unsigned argmax[XACT_BLOCK / 32];
@@ -292,7 +292,7 @@ __device__ inline RowStats block_stats(const Args& args, Stats<T, kCap>& mine, P
     __syncthreads();
 #pragma unroll
     for (int w = 0; w < XACT_BLOCK / 32; ++w) max = fmaxf(max, scratch.max[w]);
-    // Only the thread that met the target has one; a NaN is a target too.
+    // Only the thread that read the target has one. The target may be NaN.
     if (mine.target != -INFINITY) scratch.target = mine.target;
     if (args.with_argmax) {
         unsigned first = kNoClass;
@@ -331,7 +331,7 @@ __device__ inline RowStats merged(const Args& args, u64 count, PartAt part_at) {
             all.argmax = part.argmax;
         }
         all.max = fmaxf(all.max, part.max);
-        // A NaN is a target too.
+        // The target may be NaN.
         if (part.target != -INFINITY) all.target = part.target;
     }
     const Cap<kCap> cap(args);
@@ -347,7 +347,7 @@ __device__ inline RowStats merged(const Args& args, u64 count, PartAt part_at) {
     return all;
 }
 
-// From the parts that other blocks, or ranks, have left in memory.
+// From the parts that other blocks or ranks have written to memory.
 template <bool kCap>
 __device__ inline RowStats merged(const Args& args, u64 row) {
     const RowStats* parts = reinterpret_cast<const RowStats*>(args.parts) + row;
@@ -355,11 +355,11 @@ __device__ inline RowStats merged(const Args& args, u64 row) {
                         [&](u64 p) -> const RowStats& { return parts[p * args.rows]; });
 }
 
-// What the formulas of a row have in common.
+// The values that the formulas of a row share.
 struct RowLoss {
     Base base;
     float target;    // z_t, capped
-    float exponent;  // its
+    float exponent;  // that of e_t
     float e_target;  // e_t
     float rest;
     float s;
@@ -371,14 +371,14 @@ struct RowLoss {
         s = rest + e_target;
     }
 
-    // log Σ e^z. Off by what s is, up to 2 ulp of 1.
+    // log Σ e^z. The relative error of s, up to 2 ulp of 1, becomes an absolute one.
     __device__ float lse() const { return base.natural(logf(s)); }
 
     // lse − z_t, and lse from it where it has more digits.
     __device__ float surprise(float& lse) const {
         if (e_target > rest) {
-            // The rounding of the constant log2 e, which the exponents took, is a part of the gap between
-            // the target and the others: in a very confident row the largest error left.
+            // The exponents were computed with a rounded log2 e. In a row with p very near 1 this is the
+            // largest error of the gap between the target and the other logits.
             constexpr float kOfLog2e = 1.33499e-08f;  // log2 e / 1.44269504f − 1
             const float ratio = rest / e_target;
             const float value = log1pf(fmaf(ratio, fmaxf(logf(ratio), -200.0f) * kOfLog2e, ratio));
@@ -391,7 +391,7 @@ struct RowLoss {
     }
 };
 
-// What the elements of a row's gradient have in common:  dz_j = (e_j·k − offset)·cap'(z_j).
+// The constants of a row's gradient:  dz_j = (e_j·k − offset)·cap'(z_j).
 struct RowGradient {
     Base base;
     float k;
@@ -399,7 +399,7 @@ struct RowGradient {
     float target;  // dz_t without cap'
 };
 
-// The scalars of a row that its gradient takes from memory. One thread needs them.
+// The scalars that the gradient of a row reads from memory. One thread needs them.
 struct Upstream {
     float dloss = 1.0f;
     float normalizer = 1.0f;
@@ -492,7 +492,7 @@ __device__ inline void write_gradient(const Args& args, const Row<T>& in, const 
     fill(out, part, args.cols, args.padded_cols, 0.0f);
 }
 
-// Writes the gradient of a part of a row that is not read: 0, or NaN for a label that is no class.
+// Writes the gradient of a part of a row that is not read: 0, or NaN for a label that is not a class.
 template <class T>
 __device__ inline void write_unread(const Args& args, const Row<T>& out, Part part, Fate fate) {
     fill(out, part, 0, args.cols, fate == Fate::Bad ? NAN : 0.0f);
@@ -516,8 +516,8 @@ __device__ inline void for_each_item(const Args& args, Body body) {
     }
 }
 
-// The stats of a part of a row, in thread 0. meanwhile() is called when the part has been read, before the
-// threads wait for each other: what it asks memory for comes in that time.
+// The stats of a part of a row, in thread 0. meanwhile() is called when the part has been read and before the
+// threads wait for each other, so that its memory accesses overlap with that wait.
 template <class T, bool kCap, class Meanwhile>
 __device__ inline RowStats stats_of(const Args& args, const Row<T>& in, Pack<T>* kept, long long column,
                                     Part part, Scratch& scratch, Meanwhile meanwhile) {
@@ -606,10 +606,10 @@ __device__ inline void fused(const Args& args, Scratch& scratch, RowGradient& sh
 }
 
 #if __CUDA_ARCH__ >= 900
-// What the blocks of a cluster tell each other of a row. The rows that are read take turns at two sets of
-// slots, so that no barrier of the cluster stands between them: a lane that sends its stats of one row has
-// read, and used, what it had received of the row before, and whoever receives them may overwrite that with
-// the row after.
+// The exchange of row stats between the blocks of a cluster. The rows that are read alternate between two
+// sets of slots, so that no cluster barrier is needed between rows: a lane that sends its stats of one row
+// has already used the stats of the previous row, so its peer may overwrite those with the stats of the next
+// row.
 struct Exchange {
     struct alignas(16) Slot {
         RowStats stats;
@@ -618,15 +618,16 @@ struct Exchange {
     Slot slots[2][XACT_MAX_CLUSTER];  // by the rank of who sent it
     Mbarrier sent[2];                 // a phase is a row
 
-    // By one thread, before an arrival at the barrier of the cluster.
+    // Called by one thread, before an arrival at the cluster barrier.
     __device__ void init() {
         sent[0].init();
         sent[1].init();
     }
 
-    // By the first warp, for the rows that are read, `turn` counting them. Lane p sends the stats of lane 0
-    // to the block of rank p and receives that block's. Thread 0 has those of the row afterwards, and so have
-    // the other blocks': from the same stats in the same order, and so with the same bits.
+    // Called by the first warp for each row that is read; `turn` counts these rows. Lane p sends the stats of
+    // lane 0 to the block of rank p and receives the stats of that block. Afterwards thread 0 of every block
+    // has the stats of the row. All blocks merge the same stats in the same order, so they have the same
+    // bits.
     template <bool kCap>
     __device__ RowStats all(const Args& args, const RowStats& mine, unsigned turn) {
         static_assert(sizeof(RowStats) == sizeof(uint4) + sizeof(unsigned), "what is sent is all of it");
@@ -657,7 +658,7 @@ struct Exchange {
     }
 
   private:
-    // merged() of the parts that the first lanes have, which share all but the sums.
+    // merged() of the parts in the first lanes. The lanes do everything in parallel but the sums.
     template <bool kCap>
     __device__ static RowStats merged(const Args& args, unsigned count, const RowStats& part) {
         constexpr unsigned kAll = 0xffffffffu;
@@ -667,7 +668,7 @@ struct Exchange {
             all.max = fmaxf(all.max, __shfl_xor_sync(kAll, all.max, offset));
         }
         all.argmax = __reduce_min_sync(kAll, part.max == all.max ? part.argmax : kNoClass);
-        // A NaN is a target too.
+        // The target may be NaN.
         const unsigned targets = __ballot_sync(kAll, part.target != -INFINITY);
         all.target = __shfl_sync(kAll, part.target, targets == 0 ? 0 : 31 - __clz(targets));
         const Cap<kCap> cap(args);
@@ -685,8 +686,8 @@ struct Exchange {
     }
 };
 
-// A block keeps a part of the row. The barrier of the cluster is passed before the first exchange, when all
-// mbarriers are initialised, and after the last, when no peer is still needed.
+// A block keeps a part of the row. The blocks pass the cluster barrier before the first exchange, so that all
+// mbarriers are initialised, and after the last, so that no block returns while a peer still needs it.
 template <class T>
 __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& shared, Exchange& exchange,
                                Pack<T>* chip) {
@@ -704,7 +705,7 @@ __device__ inline void cluster(const Args& args, Scratch& scratch, RowGradient& 
             constexpr bool kCap = cap.value;
             Pack<T>* kept = chip - part.begin;  // so that a pack has the same number here as in the row
             __builtin_assume(kept != nullptr);
-            // All blocks of the cluster find the same.
+            // All blocks of the cluster compute the same result.
             if (has_loss(args, target.fate)) {
                 Upstream upstream;
                 stats = stats_of<T, kCap>(args, logits, kept, target.column, part, scratch,
@@ -783,7 +784,7 @@ __device__ inline void finish_row(const Args& args, u64 row, Totals& totals) {
         });
         if (args.label_smoothing != 0.0f) {
             const float mean = stats.sum / static_cast<float>(args.classes);
-            // Not as a difference to value: both are infinite for a target of −inf.
+            // This is not computed as a difference to value, because both are infinite for a target of −inf.
             value = fmaf(args.label_smoothing, lse - mean, (1.0f - args.label_smoothing) * value);
         }
         value *= target.weight;
@@ -846,7 +847,7 @@ __device__ inline void totals(const Args& args, Totals* scratch) {
     *reinterpret_cast<CrossEntropySummary*>(args.summary) = out;
 }
 
-// Whether this block has done the last of the chunks: then it sees what all have left.
+// Whether this block has finished the last chunk. It then sees the totals of all chunks.
 __device__ inline bool is_last_chunk(const Args& args) {
     if (args.summary == 0) return false;
     if (args.chunks == 1) return true;

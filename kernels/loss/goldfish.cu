@@ -1,5 +1,5 @@
-// The Goldfish mask as a tensor, and the counts of kept and dropped labels. The loss decides on its own,
-// by the same function, and needs no mask.
+// The Goldfish mask as a tensor, and the counts of kept and dropped labels. Cross-entropy calls the same
+// function and needs no mask.
 
 #include "goldfish.cuh"
 
@@ -27,7 +27,8 @@ __device__ inline unsigned long long block_count(unsigned long long count) {
 
 }  // namespace xact
 
-// A thread per label, a grid apart. Leaves the number that each block dropped at args.partials.
+// One thread per label, in a grid-stride loop. Each block writes the number of labels that it dropped to
+// args.partials.
 extern "C" __global__ void __launch_bounds__(XACT_BLOCK)
     goldfish_mask(const __grid_constant__ xact::GoldfishMaskArgs args) {
     unsigned char* keep = reinterpret_cast<unsigned char*>(args.keep);
@@ -48,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(XACT_BLOCK)
     }
 }
 
-// The second stage: one block adds what the others dropped.
+// The second stage: one block adds up the numbers of dropped labels.
 extern "C" __global__ void __launch_bounds__(XACT_BLOCK)
     goldfish_counts(const __grid_constant__ xact::GoldfishMaskArgs args) {
     const unsigned long long* partials = reinterpret_cast<const unsigned long long*>(args.partials);

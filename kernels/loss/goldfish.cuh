@@ -1,6 +1,5 @@
-// Whether Goldfish drops a label: a function of the ids alone, in integers, so that every device and
-// every grid decides alike. The rule of each strategy is documented, and implemented once more, in
-// src/loss/goldfish.rs.
+// Whether Goldfish drops a label. The decision uses integer arithmetic only, so every device and every grid
+// decides alike. src/loss/goldfish.rs documents the rule of each strategy and has the reference.
 //
 // A window is the h ids that end at the label. Its key is a product or a sum of one term per id, so
 // the lanes of a warp may each take a part of the window and combine their parts in any order.
@@ -11,27 +10,27 @@
 
 namespace xact {
 
-// Where a label is.
+// The position of a label.
 struct GoldfishPlace {
     unsigned long long segment;
-    // In the segment.
+    // The index in the segment.
     unsigned long long column;
-    // In the segment or the document.
+    // The index in the row or the document.
     unsigned long long position;
-    // The ids before it that a window may hold.
+    // The number of ids before the label that its window may use.
     unsigned long long previous;
 };
 
 __device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigned long long index) {
     GoldfishPlace at;
-    // Nearly always true, and a 64-bit division is a hundred instructions.
+    // This is nearly always true and avoids a 64-bit division of a hundred instructions.
     at.segment = index < args.len ? 0 : index / args.len;
     at.column = index - at.segment * args.len;
     at.position = at.column;
     at.previous = at.column + args.halo_len;
     if (args.offsets == 0) return at;
-    // The last boundary that is not after the label. Whatever the offsets hold, the search ends,
-    // offset low - 1 has been compared, and a window only ever gets shorter by it.
+    // The last boundary that is not after the label. For any offsets, also wrong ones, the search ends,
+    // offset low - 1 has been compared, and a boundary can only shorten a window.
     const int* cu_seqlens = reinterpret_cast<const int*>(args.cu_seqlens);
     unsigned long long low = 0;
     unsigned long long high = args.offsets;
@@ -90,9 +89,9 @@ __device__ inline unsigned long long avalanche(unsigned long long a) {
     return (a + (a << 31)) & kMask;
 }
 
-// What Hash64 adds to the id at a distance from the label: the `distance`-th output of SplitMix64. A thread
-// that works alone takes it from the call, as its neighbours do; the lanes of a warp, each at a distance of
-// its own, would wait for each other there.
+// The addend of Hash64 for the id at a distance from the label: the `distance`-th output of SplitMix64. A
+// thread that works alone reads it from the arguments, at the same address as its neighbours. The lanes of a
+// warp have different distances, and such reads would be serialised, so they compute it.
 template <int kLanes>
 __device__ inline unsigned long long goldfish_place_constant(const GoldfishArgs& args, unsigned distance) {
     if (kLanes == 1 && distance < sizeof(args.places) / sizeof(args.places[0])) return args.places[distance];

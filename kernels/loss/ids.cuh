@@ -1,5 +1,4 @@
-// Ids and labels of the integer types that there are, each as the number that it is: those of an unsigned
-// type are never negative.
+// Reads ids and labels of all integer types. Values of an unsigned type are never negative.
 #pragma once
 
 #include "args.cuh"

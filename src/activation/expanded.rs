@@ -1,8 +1,8 @@
-//! What the activations with an expanded gate share: [`Xatlu`](super::Xatlu), [`Xgelu`](super::Xgelu),
-//! [`Xsilu`](super::Xsilu).
+//! The activations with an expanded gate: [`Xatlu`](super::Xatlu), [`Xgelu`](super::Xgelu) and
+//! [`Xsilu`](super::Xsilu) share the formulas of this module.
 //!
-//! Huang, *Expanded Gating Ranges Improve Activation Functions*, arXiv 2405.20768. A gate g rises from 0
-//! to 1 with g(−x) = 1 − g(x); one trainable scalar α, initially 0, expands its range to (−α, 1 + α):
+//! Source: Huang, *Expanded Gating Ranges Improve Activation Functions*, arXiv 2405.20768. A gate g rises from 0
+//! to 1 with g(−x) = 1 − g(x). One trainable scalar α, initially 0, expands the range of the gate to (−α, 1 + α):
 //!
 //! ```text
 //! G(x) = (1 + 2α)·g(x) − α        f(x) = x·G(x)
@@ -11,9 +11,11 @@
 //!
 //! α is unconstrained: −1, −½ (where f = x/2) and large values are legal.
 //!
-//! Special values of f: ±0 → ±0; NaN → NaN; +inf → +inf for α > −1; −inf → ±inf for α ≠ 0, with the
-//! sign of α; the limit of the other part where the linear part is absent (α = 0 on the left, α = −1
-//! on the right). Of f′ at ±inf: 1 + α and −α.
+//! Special values:
+//! - f(±0) = ±0, and f(NaN) = NaN;
+//! - f(+inf) = +inf for α > −1, and f(−inf) = ±inf for α ≠ 0, with the sign of α;
+//! - where the linear part vanishes (α = 0 at −inf, α = −1 at +inf), f is the limit of the other part;
+//! - f′(+inf) = 1 + α, and f′(−inf) = −α.
 
 use std::any::Any;
 
@@ -23,20 +25,20 @@ use super::op::{
 
 pub use super::op::Tail;
 
-/// A gate, in f64.
+/// The gate of an expanded activation, in f64.
 pub trait Gate: Named + Copy + std::fmt::Debug + Default + Send + Sync + 'static {
-    /// Where kernel or CPU change from one formula to another, in |x|.
+    /// The values of |x| at which the kernel or the CPU backend switches to another formula.
     #[doc(hidden)]
     const SWITCH_OVERS: &'static [f64];
 
-    /// The relative error of g(−u) and g′(u) that an f64 reference makes by rounding the argument of an exponential.
+    /// The relative error of g(−u) and g′(u) in the f64 reference that comes from rounding the argument of an exponential.
     #[doc(hidden)]
     fn argument_error(u: f64) -> f64 {
         let _ = u;
         0.0
     }
 
-    /// The gate at u and −u, for u ≥ 0.
+    /// Evaluates the gate at u and −u, for u ≥ 0.
     fn tail(u: f64) -> Tail;
 }
 
@@ -56,7 +58,7 @@ fn alpha(params: &[f64]) -> f64 {
     }
 }
 
-/// a·b, where nothing times infinity is nothing.
+/// a·b, where 0·inf is 0.
 fn product(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a * b }
 }
@@ -108,7 +110,7 @@ impl<G: Gate> Activation for G {
             k * u * density
         };
         let (mut y, mut slope) = if x < 0.0 {
-            // Nothing as −0, which takes no sign away from what is left.
+            // −0 and not +0, so that the sum keeps the sign of the other addend.
             let linear = if alpha == 0.0 { -0.0 } else { alpha * u };
             (sum([linear, -k * ut]), sum([-alpha, k * t, -bend]))
         } else {
@@ -117,7 +119,7 @@ impl<G: Gate> Activation for G {
             } else {
                 [u, product(alpha, u)]
             };
-            // inf + α·inf would be NaN for α < 0, where inf·(1 + α) is meant.
+            // inf + α·inf would be NaN for α < 0; the limit is inf·(1 + α).
             let linear = if u.is_infinite() {
                 [product(1.0 + alpha, u), 0.0]
             } else {
@@ -131,7 +133,7 @@ impl<G: Gate> Activation for G {
         if x == 0.0 {
             y.value = x;
         }
-        // Far out, where the tail is below all of f64, its sign is left, that of −k·u·g′.
+        // Where the tail underflows f64, the slope keeps the sign of −k·u·g′.
         if slope.value == 0.0 && t == 0.0 && ut == 0.0 {
             slope.value = k * 0f64.copysign(x);
         }

@@ -1,8 +1,8 @@
-//! Activations with trainable scalars: what they are, in f64, and by name.
+//! Activations with trainable scalars: their options, their f64 references and their names.
 //!
-//! An op is a small `Copy` value with its options, such as [`Xielu`]. [`Activation`] is its reference, [`Gated`] that
-//! of its gated forms, [`AnyActivation`] an op whose name was a string. [`xact::cpu`](crate::cpu) and [`xact::cuda`](https://docs.rs/xact/latest/xact/cuda)
-//! compute them.
+//! An op is a small `Copy` value that holds its options, such as [`Xielu`]. The trait [`Activation`] is its f64 reference,
+//! and [`Gated`] is the reference of its gated forms. [`AnyActivation`] is an op chosen by a string.
+//! [`xact::cpu`](crate::cpu) and [`xact::cuda`](https://docs.rs/xact/latest/xact/cuda) compute the ops on tensors.
 
 pub mod expanded;
 mod op;

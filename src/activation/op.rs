@@ -1,4 +1,4 @@
-//! What an activation is.
+//! The traits of activations and their f64 references.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -6,36 +6,36 @@ use std::fmt::Debug;
 use crate::blocks::ActivationArgs;
 use crate::error::{Result, check_length};
 
-/// The most trainable scalars that an activation has.
+/// The maximum number of trainable scalars of an activation.
 pub const MAX_PARAMS: usize = 3;
 
-/// How a gated activation uses its gate: y = g(x)·v.
+/// The order of a gated form y = g(x)·v of an activation f(x) = x·G(x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// g = G, the gate alone, with f(x) = x·G(x).
+    /// y = G(x)·v.
     First,
-    /// g = f.
+    /// y = f(x)·v.
     Second,
 }
 
 impl Order {
-    /// Both.
+    /// Both orders.
     pub const ALL: [Order; 2] = [Order::First, Order::Second];
 }
 
-/// The names that an op is known by, and how it may be called.
+/// The name of an op, the names of its parameters, and whether it has gated forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Signature {
-    /// The op's name: stem of its files and kernel entries.
+    /// The name of the op, such as `xielu`. Its files and kernel entries have this stem.
     pub name: &'static str,
-    /// The names of the trainable scalars.
+    /// The names of the trainable scalars, such as `alpha_p`.
     pub params: &'static [&'static str],
-    /// The names of their gradients, in the same order.
+    /// The names of the gradients of `params`, in the same order, such as `dalpha_p`.
     pub gradients: &'static [&'static str],
-    /// How many of the scalars, at the end, may be left out: the op's options then hold their values.
+    /// The number of scalars at the end of `params` that a call may leave out. The options of the op then give their values.
     pub optional: usize,
-    /// Whether it has gated forms.
+    /// Whether the op has gated forms.
     pub gated: bool,
 }
 
@@ -57,36 +57,36 @@ impl Signature {
         }
     }
 
-    /// Fails unless the op takes so many scalars.
+    /// Fails unless the op takes `given` scalars.
     pub(crate) fn check_params(&self, given: usize) -> Result<()> {
         check_length("params", self.nearest_count(given), given)
     }
 
-    /// Fails unless a call with so many scalars, which are checked, has so many gradients: one for each; those of
-    /// optional ones may be left out.
+    /// Fails unless a call with `params` scalars, a number that is already checked, may have `given` gradients: one for each
+    /// scalar, where those of optional scalars may be left out.
     pub(crate) fn check_gradients(&self, params: usize, given: usize) -> Result<()> {
         check_length("dparams", self.nearest_count(given).min(params), given)
     }
 
-    /// The number of scalars, if so many were given, or the nearest that the op takes.
+    /// The allowed number of scalars that is nearest to `given`.
     fn nearest_count(&self, given: usize) -> usize {
         let most = self.params.len();
         given.clamp(most - self.optional, most)
     }
 }
 
-/// A value and the largest addend of the formula it comes from. Rounding errors are proportional to
-/// the addends, so accuracy is measured against `max(|value|, largest_addend)`.
+/// A value and the largest addend of the sum that gives it. Rounding errors are proportional to the addends, so the bounds
+/// are in ulp of `max(|value|, largest_addend)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Term {
     /// The value.
     pub value: f64,
-    /// Largest magnitude among the addends.
+    /// The largest magnitude among the addends.
     pub largest_addend: f64,
 }
 
-/// Everything about an activation at one point, in f64.
+/// The values of f, f′ and ∂f/∂p at one x, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation {
@@ -94,20 +94,20 @@ pub struct Evaluation {
     pub y: Term,
     /// f′(x).
     pub slope: Term,
-    /// ∂f/∂p for each of [`Signature::params`], before [`Activation::chain`]; unused places are 0.
+    /// ∂f/∂p for each of [`Signature::params`], to be multiplied by [`Activation::chain`]. Unused places are 0.
     pub dparams: [f64; MAX_PARAMS],
 }
 
 pub(crate) mod sealed {
     use super::*;
 
-    /// What only this crate implements, and what the back ends need to know of an op.
+    /// The part of an activation that only this crate implements, for its back ends.
     pub trait Op {
-        /// The op behind an [`AnyActivation`](crate::AnyActivation); else the op itself.
+        /// The op inside an [`AnyActivation`](crate::AnyActivation); for other types the op itself.
         fn concrete(&self) -> &dyn Any;
 
-        /// Fills the fields of the kernels' parameter block that are the op's own.
-        // Without `cuda` nobody asks.
+        /// Sets the options of the op in the parameter block of its kernels.
+        // Not called without `cuda`.
         #[allow(dead_code)]
         fn set_options(&self, args: &mut ActivationArgs) {
             let _ = args;
@@ -115,54 +115,56 @@ pub(crate) mod sealed {
     }
 }
 
-/// An activation with trainable scalars. Implemented by this crate's ops, and by
-/// [`AnyActivation`](crate::AnyActivation), one of them whose type is not known.
+/// An activation with trainable scalars, and its f64 reference. The trait is sealed: the ops of this crate implement it, and
+/// so does [`AnyActivation`](crate::AnyActivation).
 ///
-/// Tensors are f32, f16 or bf16, of any length and alignment; arithmetic is f32, rounded once at the store.
-/// f′(x) too is formed in f32: where it exceeds 3.4e38 (xIELU at x = 3e38, say), dx is ±inf, and NaN for dy = 0.
-/// Parameters are single elements, f32 or of the type of x; parameter gradients are f32. Under tensor parallelism
-/// they are the partial sums of a rank, still to be added over the ranks.
+/// The kernels and the CPU backend compute it for f32, f16 and bf16 tensors of any length and alignment. Arithmetic is f32,
+/// rounded once at the store. f′(x) is computed in f32 too: where it exceeds 3.4e38 (for example xIELU at x = 3e38), dx is
+/// ±inf, or NaN if dy = 0.
 ///
-/// The same input at the same alignment (modulo 16 bytes) gives the same bits on one device model,
-/// whatever the grid, the stream or the load.
+/// Each parameter is one element, f32 or of the type of x. Parameter gradients are f32. Under tensor parallelism they are
+/// the partial sums of one rank, and the caller adds them over the ranks.
+///
+/// On one device model, the same input at the same alignment (modulo 16 bytes) gives the same bits, whatever the grid, the
+/// stream or the load.
 pub trait Activation: sealed::Op + Debug + Send + Sync {
-    /// Its name, its parameters and its forms.
+    /// Returns the names of the op and of its parameters, and whether it has gated forms.
     fn signature(&self) -> &'static Signature;
 
-    /// The reference: f, f′ and ∂f/∂p at `x`, in f64, for `params` in the order of [`Signature::params`] and in the
-    /// form that the op's options name (raw or effective).
+    /// The f64 reference: returns f, f′ and ∂f/∂p at `x`. `params` are in the order of [`Signature::params`], raw or
+    /// effective as the options of the op say.
     ///
     /// # Panics
-    /// If `params` does not have one value for each parameter that is not optional.
+    /// If the number of `params` is not one that the op takes.
     fn evaluate(&self, params: &[f64], x: f64) -> Evaluation;
 
-    /// The factor from Σ dy·∂f/∂p to the gradient of the parameter as it is stored: softplus′ for raw
-    /// parameters, else 1.
+    /// Returns the factor that turns Σ dy·∂f/∂p into the gradient of the stored parameter: softplus′ for raw parameters,
+    /// otherwise 1.
     ///
     /// # Panics
-    /// If `params` does not have one value for each parameter that is not optional.
+    /// If the number of `params` is not one that the op takes.
     fn chain(&self, params: &[f64]) -> [f64; MAX_PARAMS];
 
-    /// Relative error in units of 2⁻²³ that a kernel may have made in turning the stored parameters
-    /// into those of the formula: 4 ulp of a softplus, or 0.
+    /// Returns the relative error, in units of 2⁻²³, that a kernel may make when it computes the parameters of the formula
+    /// from the stored ones: 4 for raw parameters (a softplus), otherwise 0.
     fn parameter_ulps(&self) -> f64 {
         0.0
     }
 }
 
-/// An activation f(x) = x·G(x) that can also gate a second input v, the value: y = G(x)·v (order 1) or
-/// y = f(x)·v (order 2). Gate and value are two tensors, or the halves of one `[rows, 2·n]`, in either order.
+/// An activation f(x) = x·G(x) with gated forms: y = G(x)·v (order 1) and y = f(x)·v (order 2). x is the gate and v the
+/// value. They are two tensors, or the halves of one `[rows, 2·n]` tensor, in either order.
 ///
-/// G(x), f(x) and dy·v are formed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN for v = 0) even if the
-/// product would fit.
+/// G(x), f(x) and dy·v are computed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN if v = 0), even if the product
+/// would fit into the type.
 pub trait Gated: Activation {
-    /// The reference of the gate: G, G′ and ∂G/∂p at `x`, in f64.
+    /// The f64 reference of the gate: returns G, G′ and ∂G/∂p at `x`.
     ///
     /// # Panics
     /// As [`evaluate`](Activation::evaluate).
     fn evaluate_gate(&self, params: &[f64], x: f64) -> Evaluation;
 
-    /// The reference of g: G or f.
+    /// The f64 reference of g in y = g(x)·v, which is G for order 1 and f for order 2: returns g, g′ and ∂g/∂p at `x`.
     ///
     /// # Panics
     /// As [`evaluate`](Activation::evaluate).
@@ -174,23 +176,23 @@ pub trait Gated: Activation {
     }
 }
 
-/// A gate at ±u.
+/// The values of a gate g at ±u.
 #[derive(Clone, Copy, Debug)]
 pub struct Tail {
-    /// g(−u), with all its digits.
+    /// g(−u), computed without cancellation.
     pub t: f64,
-    /// u·g(−u); its limit at infinity.
+    /// u·g(−u), or its limit at u = inf.
     pub ut: f64,
     /// g′(u).
     pub density: f64,
-    /// 2·g(u) − 1, with all its digits.
+    /// 2·g(u) − 1, computed without cancellation.
     pub h: f64,
 }
 
-/// Options and parameters with which an activation is worth testing.
+/// Options and parameters with which the tests run an activation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample<A> {
-    /// What is special about them: `initial`, `trained`, or what makes them hard.
+    /// The name of the sample: `initial`, `trained`, or what makes it difficult.
     pub name: &'static str,
     /// The options.
     pub op: A,
@@ -198,33 +200,33 @@ pub struct Sample<A> {
     pub params: Vec<f32>,
 }
 
-/// What the registry says of an op.
+/// The entry of an op in the registry.
 pub trait Named {
-    /// What [`Activation::signature`] returns.
+    /// The value that [`Activation::signature`] returns.
     const SIGNATURE: Signature;
     /// The op's name.
     const NAME: &'static str = Self::SIGNATURE.name;
 }
 
-/// An op of the registry, as this crate's own suites see it.
+/// An op of the registry, with what the tests of this crate need of it.
 pub trait Registered: Activation + Named + Copy + Default + 'static {
-    /// Where kernel or CPU change from one formula to another, in |x|.
+    /// The values of |x| at which the kernel or the CPU backend switches to another formula.
     const SWITCH_OVERS: &'static [f64];
 
-    /// The gate at ±u, if the op is an expanded one, and the relative error that f64 makes of it: for the comparison with
-    /// an oracle of more digits.
+    /// The gate at ±u and its relative error in f64, for the comparison with an oracle of more digits. `None` if the op has
+    /// no expanded gate.
     fn gate(u: f64) -> Option<(Tail, f64)> {
         let _ = u;
         None
     }
 
-    /// The options and parameters that the suites run with: initial values, values of published checkpoints,
-    /// adversarial ones.
+    /// The options and parameters that the tests use: initial values, values of published checkpoints, and adversarial
+    /// values.
     fn samples() -> Vec<Sample<Self>>;
 
-    /// The stored parameters in f64 for which the formula's parameters are exactly what a kernel makes of
-    /// `params`. It asks the kernel, through `run`, which computes f(x) in f32 for an op, its parameters
-    /// and x. The accuracy bounds are for y and dx at those; how well they are computed is another bound.
+    /// Returns the stored parameters, in f64, that give exactly the formula's parameters that a kernel computes from
+    /// `params`. It measures them with `run`, which computes f(x) in f32 for an op, its parameters and x. The bounds on y
+    /// and dx hold at these parameters; their own error has a separate bound.
     fn measured(&self, params: &[f32], run: &mut dyn FnMut(&Self, &[f32], f32) -> f32) -> Vec<f64> {
         let _ = run;
         params.iter().map(|&p| f64::from(p)).collect()

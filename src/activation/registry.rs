@@ -1,4 +1,4 @@
-//! The registry: every op once, by name.
+//! The registry: the list of all activations, with their names and parameters.
 
 use std::any::Any;
 use std::str::FromStr;
@@ -7,8 +7,8 @@ use super::op::{Activation, Evaluation, Gated, MAX_PARAMS, Named, Registered, Si
 use crate::blocks::ActivationArgs;
 use crate::error::{Error, Result};
 
-/// Hands the list of ops to the macro `$then`. Of each: a word, which is its module, its kernel file and the stem of
-/// its entries; its type; its parameters with their gradients, and those that may be left out at the end.
+/// Passes the list of ops to the macro `$then`. An entry has the name of the op (of its module, its kernel file and the stem
+/// of its kernel entries), its type, its parameters with their gradients, and after the `;` its optional parameters.
 macro_rules! for_each_activation {
     ($then:path) => {
         $then! {
@@ -33,7 +33,7 @@ macro_rules! registry {
         $(registry!(named $plain: $Plain($($p $dp),*; $($op $dop),*), false);)*
         $(registry!(named $gated: $Gated($($q $dq),*; $($oq $doq),*), true);)*
 
-        /// The ops themselves.
+        /// The types of all activations.
         pub mod ops {
             $(pub use super::super::$plain::$Plain;)*
             $(pub use super::super::$gated::$Gated;)*
@@ -42,7 +42,7 @@ macro_rules! registry {
         /// The names of all activations.
         pub const NAMES: &[&str] = &[$(stringify!($plain),)* $(stringify!($gated),)*];
 
-        /// What the back ends call them by.
+        /// The signatures of all activations.
         #[allow(dead_code)] // without `cuda`
         pub(crate) const SIGNATURES: &[Signature] = &[
             $(<super::$plain::$Plain as Named>::SIGNATURE,)*
@@ -58,7 +58,8 @@ macro_rules! registry {
             )*
         }
 
-        /// An op whose name was a string: a configuration's, or the caller's of another language.
+        /// An activation that is chosen at run time by its name, for example from a configuration file. `FromStr` returns
+        /// the op with its default options, or [`Error::UnknownOp`].
         ///
         /// ```
         /// use xact::{Activation, AnyActivation};
@@ -82,10 +83,10 @@ macro_rules! registry {
                 }
             }
 
-            /// The op as one that can gate.
+            /// Returns the op as a [`Gated`] activation.
             ///
             /// # Errors
-            /// [`Error::NotGated`] if it has no gated forms.
+            /// [`Error::NotGated`] if the op has no gated forms.
             pub fn as_gated(&self) -> Result<&dyn Gated> {
                 match self {
                     $(AnyActivation::$Gated(op) => Ok(op),)*
@@ -97,7 +98,7 @@ macro_rules! registry {
         impl FromStr for AnyActivation {
             type Err = Error;
 
-            /// The op of that name with its default options.
+            /// Returns the op of this name with its default options, or [`Error::UnknownOp`].
             fn from_str(name: &str) -> Result<AnyActivation> {
                 match name {
                     $(stringify!($plain) => Ok(super::$plain::$Plain::default().into()),)*
@@ -156,11 +157,11 @@ impl Activation for AnyActivation {
     }
 }
 
-/// Something to do with every activation: see [`for_each`].
+/// Code that runs once for each activation type: see [`for_each`].
 pub trait Visitor {
-    /// Is called with each op `A`.
+    /// Called once for each op type `A`.
     fn visit<A: Registered>(&mut self);
 
-    /// Is called with each op `A` that has gated forms; by default does nothing.
+    /// Called once for each op type `A` that has gated forms. The default does nothing.
     fn visit_gated<A: Gated + Registered>(&mut self) {}
 }

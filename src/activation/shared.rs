@@ -1,7 +1,7 @@
-//! Numbers that a kernel and the CPU backend share: they stand once, with the op.
+//! Numbers that a kernel and the CPU backend share. Each stands once, in the file of its op.
 //!
-//! `build.rs` reads the blocks of [`shared!`] in the files of this folder, and writes the same for the kernels into the
-//! header constants.cuh: of `FAR` in xsilu.rs the constant `xsilu::kFar`, of a polynomial a function of its name.
+//! `build.rs` reads the [`shared!`] blocks in the files of this folder and writes the header constants.cuh for the kernels:
+//! `FAR` in xsilu.rs becomes the constant `xsilu::kFar`, and a polynomial becomes a function of the same name.
 
 /// Constants and polynomials in f32.
 ///
@@ -17,7 +17,7 @@ macro_rules! shared {
     () => {};
     ($(#[doc = $doc:literal])* constant $name:ident: $value:literal; $($rest:tt)*) => {
         $(#[doc = $doc])*
-        // Some are for the kernels alone; one may be a part of a constant that has a name.
+        // Only kernels use some of them, and one may be close to a constant of std.
         #[allow(dead_code, clippy::approx_constant)]
         pub(crate) const $name: f32 = $value;
         shared! { $($rest)* }
@@ -25,7 +25,7 @@ macro_rules! shared {
     ($(#[doc = $doc:literal])* polynomial $name:ident: $($c:literal),+; $($rest:tt)*) => {
         $(#[doc = $doc])*
         #[inline(always)]
-        #[allow(dead_code)] // some are for the kernels alone
+        #[allow(dead_code)] // only kernels use some of them
         pub(crate) fn $name(x: f32) -> f32 {
             $crate::activation::shared::polynomial!(x; $($c),+)
         }

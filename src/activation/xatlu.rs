@@ -5,19 +5,19 @@ use std::f64::consts::{FRAC_1_PI, FRAC_2_PI};
 use super::expanded::{Gate, Tail};
 use super::shared::shared;
 
-/// xATLU: g(x) = ½ + arctan(x)/π. See [`expanded`](super::expanded) for f, its parameter and its
-/// special values. The limit of f(−inf) at α = 0 is −1/π.
+/// The activation xATLU, f(x) = x·G(x) with the gate g(x) = ½ + arctan(x)/π. The module [`expanded`](super::expanded) has
+/// the formulas, the parameter α and the special values. At α = 0, f(−inf) is the limit −1/π.
 #[doc(alias = "xATGLU")]
 #[doc(alias = "ATLU")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Xatlu;
 
 impl Gate for Xatlu {
-    /// Arctan(u) to arctan(1/u), and the scaling of u², from 2⁶⁰.
+    /// At 1 the formula changes from arctan(u) to arctan(1/u). From 2⁶⁰ on, u² is scaled.
     const SWITCH_OVERS: &'static [f64] = &[1.0, 1_152_921_504_606_846_976.0];
 
     fn tail(u: f64) -> Tail {
-        // The angle of (u, 1), which is arctan(1/u) without the division at 0.
+        // This is arctan(1/u) without a division by 0.
         let t = 1f64.atan2(u) * FRAC_1_PI;
         Tail {
             t,

@@ -6,19 +6,20 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use super::expanded::{Gate, Tail};
 use super::shared::shared;
 
-/// xGELU: g(x) = ½·(1 + erf(x/√2)), the exact erf, not the tanh form. See
-/// [`expanded`](super::expanded) for f, its parameter and its special values. The limit of f(−inf) at
-/// α = 0 is −0, and so is f where it is below all numbers of the type.
+/// The activation xGELU, f(x) = x·G(x) with the gate g(x) = ½·(1 + erf(x/√2)): the exact erf, not the tanh approximation.
+/// The module [`expanded`](super::expanded) has the formulas, the parameter α and the special values. At α = 0, f(−inf) is
+/// the limit −0, and f underflows to −0.
 #[doc(alias = "xGEGLU")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Xgelu;
 
 impl Gate for Xgelu {
-    /// The series of h; where e^(−u²/2) reaches 2⁻¹²⁶, the last exponent that scales; where it is taken to be 0.
+    /// At 0.625 the series of h ends. At 13.2 e^(−u²/2) reaches 2⁻¹²⁶. Then come the last exponent that is scaled, and the
+    /// point from which e^(−u²/2) is taken to be 0.
     const SWITCH_OVERS: &'static [f64] = &[0.625, 13.215_9, 14.5, 16.0];
 
-    /// u/√2 and u² are rounded: with 1/√2 to a relative 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond u = 64 nothing
-    /// is left of either.
+    /// u/√2 and u² are rounded: with 1/√2 the relative error is 2⁻⁵², and d ln g(−u) ≤ (u² + 1)·d ln u. Beyond u = 64 both
+    /// g(−u) and g′(u) underflow.
     fn argument_error(u: f64) -> f64 {
         2f64.powi(-52) * (u.min(64.0).powi(2) + 1.0)
     }
@@ -37,13 +38,13 @@ impl Gate for Xgelu {
 
 // With φ(u) = e^(−u²/2)/√(2π), both φ and its tail are formed from 2^(HALF_LOG2E·u²)·(1 + DRIFT·u²).
 shared! {
-    /// Beyond, t and u·t are below the smallest subnormal.
+    /// For larger u, t and u·t are below the smallest subnormal.
     constant FAR: 16.0;
-    /// Beyond, h is formed as 1 − 2t.
+    /// For larger u, h is computed as 1 − 2t.
     constant NEAR: 0.625;
     /// −(log2 e)/2.
     constant HALF_LOG2E: -0.721_347_5;
-    /// What HALF_LOG2E rounds away, as a factor.
+    /// The rounding error of HALF_LOG2E, as a factor.
     constant DRIFT: -6.674_879e-9;
     /// The numerator p of R(u)·(1 + DRIFT·u²) = p/(u·p + s) for u ≤ FAR, with R = t/φ(u), which falls slowly from √(π/2)
     /// to 1/u. All terms are positive: where t is small, u·p ≫ s, and the error of p cancels. Minimax with s(0) = 1 up to

@@ -1,7 +1,6 @@
-//! xIELU: an activation with two trainable scalars, quadratic for x > 0 and exponential-linear below.
+//! xIELU: an activation with two trainable scalars, quadratic for x > 0 and exponential-linear for x ≤ 0.
 //!
-//! Huang & Schlag, *Deriving Activation Functions Using Integration*, arXiv 2411.13010; the
-//! activation of the Apertus models.
+//! Source: Huang & Schlag, *Deriving Activation Functions Using Integration*, arXiv 2411.13010. The Apertus models use it.
 //!
 //! ```text
 //! x > 0:  f = α_p·x² + β·x                              f′ = 2·α_p·x + β
@@ -17,21 +16,25 @@ use super::op::{
 use super::shared::shared;
 use crate::blocks::ActivationArgs;
 
-/// xIELU with its options. The default is what the paper defines and checkpoints hold: raw
-/// parameters, β = 0.5, no clamp.
+/// The activation xIELU and its options. The default is the function of the paper with the parameters that checkpoints
+/// hold: raw parameters, β = 0.5, no clamp. The parameters of a call are `alpha_p`, `alpha_n` and, optionally, `beta`.
 ///
-/// Special values of y: +inf → +inf; −inf → +inf, the limit; NaN → NaN; −0 → −0. (That is for α_p ≥ 0,
-/// β > 0 and α_n > β. At −inf: −α_n if α_n = β, −inf if α_n < β. At +inf: −inf if α_p < 0, β·inf if
-/// α_p = 0.) Of f′: +inf → +inf, −inf → β − α_n. A NaN in x counts as x ≤ 0 in the parameter gradients.
-/// f16 results beyond 65504 are inf: with the α_p = 166 of Apertus-8B's first layer from |x| = 19.9.
+/// Special values for α_p ≥ 0, β > 0 and α_n > β:
+/// - f(+inf) = +inf, f(−inf) = +inf, f(NaN) = NaN, f(−0) = −0;
+/// - f′(+inf) = +inf, f′(−inf) = β − α_n;
+/// - in the parameter gradients, a NaN in x counts as x ≤ 0.
+///
+/// For other parameters, f(−inf) is −α_n if α_n = β, and −inf if α_n < β; f(+inf) is −inf if α_p < 0, and β·inf if α_p = 0.
+///
+/// f16 results beyond 65504 are inf: with α_p = 166 of Apertus-8B's first layer, from |x| = 19.9 on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Xielu {
-    /// What the two scalars are.
+    /// Whether the scalars of a call are raw or effective parameters. Raw by default.
     pub parameters: Parameters,
-    /// β, the slope at 0, unless it is a parameter of the call.
+    /// β, the slope at 0, for calls that do not give `beta` as a parameter. 0.5 by default.
     pub beta: f32,
-    /// `None`: the ideal function.
+    /// The clamp of Hugging Face and Megatron. `None`, the default, is the function of the paper.
     pub compat: Option<Compat>,
 }
 
@@ -46,21 +49,21 @@ impl Default for Xielu {
 }
 
 impl Xielu {
-    /// Sets what the two scalars are.
+    /// Sets whether the scalars of a call are raw or effective parameters.
     #[must_use]
     pub fn parameters(mut self, parameters: Parameters) -> Xielu {
         self.parameters = parameters;
         self
     }
 
-    /// Sets β.
+    /// Sets β, for calls that do not give `beta` as a parameter.
     #[must_use]
     pub fn beta(mut self, beta: f32) -> Xielu {
         self.beta = beta;
         self
     }
 
-    /// Sets the clamp of Hugging Face's and Megatron's formula.
+    /// Sets the clamp of the formula of Hugging Face and Megatron.
     #[must_use]
     pub fn compat(mut self, compat: Compat) -> Xielu {
         self.compat = Some(compat);
@@ -68,34 +71,33 @@ impl Xielu {
     }
 }
 
-/// What the scalars `alpha_p` and `alpha_n` are.
+/// The meaning of the scalars `alpha_p` and `alpha_n` of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Parameters {
-    /// As they are trained and stored: α_p = softplus(alpha_p), α_n = β + softplus(alpha_n). Their
-    /// gradients are those of the stored values.
+    /// The scalars are as trained and stored: α_p = softplus(alpha_p) and α_n = β + softplus(alpha_n). The gradients are
+    /// with respect to the stored values.
     Raw,
-    /// α_p and α_n themselves, as inference formats such as ggml's operator take them.
+    /// The scalars are α_p and α_n themselves, as inference formats such as ggml's operator take them.
     Effective,
 }
 
-/// The clamp of Hugging Face's and Megatron's formula, `α_n·(expm1(min(x, eps)) − x) + β·x` for x ≤ 0,
-/// evaluated in f32. It exists there to keep autograd's unused branch finite, but moves f(0) to
-/// α_n·eps.
+/// The clamp in the formula of Hugging Face and Megatron: `α_n·(expm1(min(x, eps)) − x) + β·x` for x ≤ 0, evaluated in f32.
+/// They clamp to keep the unused branch finite in autograd, which moves f(0) to α_n·eps.
 ///
-/// One point differs on purpose: at x = −inf theirs is inf − inf = NaN, this is the limit.
+/// One value differs on purpose: f(−inf) is the limit here, and inf − inf = NaN there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Compat {
-    /// The bound: −1e-6 in Hugging Face transformers and Megatron. A positive one changes nothing. The
-    /// accuracy bounds are kept for eps ≥ −1e-3; NaN and −inf are not meaningful.
+    /// The upper bound of expm1's argument: −1e-6 in Hugging Face transformers and Megatron. A positive value has no effect.
+    /// The accuracy bounds hold for eps ≥ −1e-3. NaN and −inf are not meaningful.
     pub eps: f32,
     /// The derivative for eps < x ≤ 0.
     pub gradient: EpsGradient,
 }
 
 impl Compat {
-    /// A clamp at `eps`, with the analytic gradient.
+    /// A clamp at `eps` with [`EpsGradient::Analytic`].
     pub fn new(eps: f32) -> Compat {
         Compat {
             eps,
@@ -115,14 +117,14 @@ impl Compat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EpsGradient {
-    /// `α_n·expm1(min(x, eps)) + β`, close to β, as the CUDA kernels of the paper's authors have it.
+    /// `α_n·expm1(min(x, eps)) + β`, which is close to β, as in the CUDA kernels of the paper's authors.
     Analytic,
-    /// What automatic differentiation of the formula gives: the clamp passes no gradient, so the slope
-    /// is β − α_n for eps < x ≤ 0, x = 0 included; at x = eps the clamp passes half of it.
+    /// The result of automatic differentiation: the clamp passes no gradient, so the slope is β − α_n for eps < x ≤ 0,
+    /// including x = 0. At x = eps the clamp passes half of the gradient.
     Autograd,
 }
 
-/// The parameters of the formula.
+/// The parameters of the formula, with s_n = α_n − β.
 struct Effective {
     alpha_p: f64,
     alpha_n: f64,
@@ -131,7 +133,7 @@ struct Effective {
 }
 
 impl Xielu {
-    /// a_p, a_n and β, which may be a parameter or an option.
+    /// alpha_p and alpha_n as stored, and β, which is the third parameter or the option.
     fn stored(&self, params: &[f64]) -> [f64; 3] {
         match *params {
             [a_p, a_n] => [a_p, a_n, f64::from(self.beta)],
@@ -172,7 +174,7 @@ fn logistic(z: f64) -> f64 {
     }
 }
 
-/// expm1(x) − x, by its series where the difference would cancel.
+/// expm1(x) − x. The series is used where the difference would cancel.
 fn q(x: f64) -> f64 {
     if x.abs() >= 0.5 {
         return x.exp_m1() - x;
@@ -204,7 +206,7 @@ impl sealed::Op for Xielu {
 }
 
 impl Registered for Xielu {
-    /// expm1.
+    /// The formula of expm1 changes at 1.25.
     const SWITCH_OVERS: &'static [f64] = &[1.25];
 
     fn samples() -> Vec<Sample<Self>> {
@@ -241,7 +243,7 @@ impl Registered for Xielu {
             // β as a parameter.
             with_beta("trained beta", raw, [0.5, -0.25, 0.125]),
             with_beta("effective beta", effective, [2.0, 0.75, -0.5]),
-            // α_n < β: the left side falls. α_n = β = 0: nothing is left of it.
+            // With α_n < β, f falls for x < 0. With α_n = β = 0, f is 0 there.
             sample("falling", effective, [3.0, 0.125]),
             sample(
                 "flat",
@@ -263,7 +265,7 @@ impl Registered for Xielu {
             sample("autograd", compat(-1e-6, EpsGradient::Autograd), apertus),
             sample("eps > 0", compat(1e-6, EpsGradient::Autograd), apertus),
             sample("eps = 0", compat(0.0, EpsGradient::Autograd), initial),
-            // The clamp where expm1 is formed another way than near 0, and β as a parameter beside it.
+            // The clamp where expm1 has its other formula, and β as a parameter.
             with_beta(
                 "eps = -2",
                 compat(-2.0, EpsGradient::Autograd),
@@ -306,7 +308,7 @@ impl Activation for Xielu {
         } = self.effective(params);
         let product = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a * b };
         if x == f64::INFINITY {
-            // The limits; α_p·x² outgrows β·x.
+            // The limits: α_p·x² dominates β·x.
             let limit = |a: f64| if a == 0.0 { beta } else { a };
             let (y, slope) = (
                 limit(alpha_p) * x,
@@ -348,20 +350,20 @@ impl Activation for Xielu {
         } else {
             q(clamped) + shift
         };
-        // The same sum in two groupings: near 0 the first has the smaller addends, far out the second.
+        // The same sum in two groupings. The first has the smaller addends near 0, the second for large |x|.
         let near = [alpha_n * q, beta * x];
         let far = [alpha_n * expm1, product(-s_n, x)];
         let size = |addends: [f64; 2]| addends[0].abs().max(addends[1].abs());
         let scale = size(near).min(size(far));
         let y = if x == 0.0 && shift == 0.0 {
-            // The addend α_n·q(−0) = +0 would take the sign away.
+            // Adding α_n·q(−0) = +0 would lose the sign of −0.
             beta * x
         } else if x > -1.0 {
             near[0] + near[1]
         } else {
             far[0] + far[1]
         };
-        // Raw: α_n contains β.
+        // With raw parameters α_n depends on β.
         let dbeta = match self.parameters {
             Parameters::Raw => expm1,
             Parameters::Effective => x,
@@ -376,7 +378,7 @@ impl Activation for Xielu {
         } else {
             alpha_n * expm1
         };
-        // Far out the two addends would cancel to −s_n.
+        // For large |x| the two addends would cancel to −s_n.
         let slope = if clamped < -1.0 && !(autograd && x >= eps) {
             alpha_n * clamped.exp() - s_n
         } else {
@@ -412,7 +414,7 @@ impl Activation for Xielu {
 }
 
 shared! {
-    /// Above, q(x) = expm1(x) − x is formed as x²·r(x) for x ≤ 0; below, it is eˣ − 1 − x.
+    /// For NEAR < x ≤ 0, q(x) = expm1(x) − x is computed as x²·r(x); for x ≤ NEAR, as eˣ − 1 − x.
     constant NEAR: -1.25;
     /// r = ½ + x·R(x) with R of degree 5, minimax for the relative error of q: 2⁻²⁸·⁵ before rounding, below 3·2⁻²⁴
     /// after.

@@ -1,4 +1,4 @@
-//! Calls of activations on slices.
+//! Calls of the activations on slices.
 
 use super::call::{AnyCall, Call, Gradients};
 use super::on_cpu::{GatedOnCpu, OnCpu};
@@ -14,7 +14,7 @@ macro_rules! dispatch {
         plain {$($plain:ident: $Plain:ident $params:tt;)*}
         gated {$($gated:ident: $Gated:ident $gated_params:tt;)*}
     ) => {
-        /// Runs `call` with f of the op.
+        /// Runs `call` with the function f of the op.
         fn run(op: &(impl sealed::Op + ?Sized), params: &[f32], call: AnyCall<'_, false>) -> Gradients {
             let op = op.concrete();
             $(if let Some(op) = op.downcast_ref::<crate::$Plain>() {
@@ -26,7 +26,7 @@ macro_rules! dispatch {
             unreachable!("every op is in the registry")
         }
 
-        /// Runs `call` with G or f of the op.
+        /// Runs `call` with the function G or f of the op.
         fn run_gated(
             op: &(impl sealed::Op + ?Sized),
             order: Order,
@@ -43,7 +43,8 @@ macro_rules! dispatch {
 }
 for_each_activation!(dispatch);
 
-/// y = f(x), for x of any length: [`run`](Forward::run) writes y.
+/// Returns a call that computes y = f(x). x and y are f32, f16 or bf16 tensors of the same shape, and `params` are the f32
+/// parameters in the order of [`Signature::params`](crate::Signature::params). [`run`](Forward::run) runs the call.
 ///
 /// ```
 /// use xact::{Xsilu, cpu};
@@ -66,7 +67,7 @@ pub fn forward<'a, A: Activation + ?Sized, T: Element>(
     }
 }
 
-/// x = f(x), in place.
+/// Returns a call that computes x = f(x) in place.
 pub fn forward_in_place<'a, A: Activation + ?Sized, T: Element>(
     op: &'a A,
     x: impl Into<Output<'a, T>>,
@@ -85,7 +86,7 @@ pub fn forward_in_place<'a, A: Activation + ?Sized, T: Element>(
 #[must_use = "nothing is computed until `run`"]
 pub struct Forward<'a, A: ?Sized, T> {
     op: &'a A,
-    /// `None`: it is in y.
+    /// `None` if x is in the buffer of y.
     x: Option<Input<'a, T>>,
     params: &'a [f32],
     y: Output<'a, T>,
@@ -95,9 +96,12 @@ impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
     /// Computes y.
     ///
     /// # Errors
-    /// [`Length`](crate::Error::Length): a tensor is not as long as x or does not fit into its slice, or there is not
-    /// one parameter for each that the op needs. [`Shape`](crate::Error::Shape), [`Pitch`](crate::Error::Pitch),
-    /// [`Groups`](crate::Error::Groups). Nothing is written then.
+    /// - [`Length`](crate::Error::Length): a tensor is not as long as x or does not fit into its slice, or the number of
+    ///   parameters is wrong;
+    /// - [`Shape`](crate::Error::Shape), [`Pitch`](crate::Error::Pitch), [`Groups`](crate::Error::Groups): the rows of a
+    ///   tensor are wrong.
+    ///
+    /// Nothing is written when a call fails.
     pub fn run(self) -> Result<()> {
         let Forward { op, x, params, y } = self;
         op.signature().check_params(params.len())?;
@@ -120,7 +124,8 @@ impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
     }
 }
 
-/// dx = dy·f′(x) and, if it is asked for, the gradient of each parameter, Σ dy·∂f/∂p.
+/// Returns a call that computes dx = dy·f′(x) and, if asked, the gradient of each parameter, Σ dy·∂f/∂p. x, dy and dx have
+/// the same shape and element type.
 pub fn backward<'a, A: Activation + ?Sized, T: Element>(
     op: &'a A,
     x: impl Into<Input<'a, T>>,
@@ -134,11 +139,11 @@ pub fn backward<'a, A: Activation + ?Sized, T: Element>(
         dy: Some(dy.into()),
         params,
         dx: dx.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
-/// dy = dy·f′(x), in place, and the gradient of each parameter.
+/// Like [`backward`], but overwrites dy with dx.
 pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element>(
     op: &'a A,
     x: impl Into<Input<'a, T>>,
@@ -151,7 +156,7 @@ pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element>(
         dy: None,
         params,
         dx: dy.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
@@ -161,24 +166,24 @@ pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element>(
 pub struct Backward<'a, A: ?Sized, T> {
     op: &'a A,
     x: Input<'a, T>,
-    /// `None`: it is in dx.
+    /// `None` if dy is in the buffer of dx.
     dy: Option<Input<'a, T>>,
     params: &'a [f32],
     dx: Output<'a, T>,
-    also: Also<'a, T>,
+    optional: OptionalOutputs<'a, T>,
 }
 
-/// What a backward writes if it is asked to.
+/// The optional outputs of a backward.
 #[derive(Debug)]
-struct Also<'a, T> {
+struct OptionalOutputs<'a, T> {
     y: Option<Output<'a, T>>,
     dparams: Option<&'a mut [f32]>,
     accumulate: bool,
 }
 
-impl<T> Default for Also<'_, T> {
+impl<T> Default for OptionalOutputs<'_, T> {
     fn default() -> Self {
-        Also {
+        OptionalOutputs {
             y: None,
             dparams: None,
             accumulate: false,
@@ -186,7 +191,7 @@ impl<T> Default for Also<'_, T> {
     }
 }
 
-impl<T> Also<'_, T> {
+impl<T> OptionalOutputs<'_, T> {
     fn check(&self, signature: &Signature, params: &[f32]) -> Result<()> {
         signature.check_params(params.len())?;
         match &self.dparams {
@@ -196,39 +201,40 @@ impl<T> Also<'_, T> {
     }
 }
 
-/// The setters of a backward.
-macro_rules! also {
+/// The setters of the optional outputs of a backward.
+macro_rules! optional_setters {
     () => {
-        /// Computes y again and writes it here, of the shape of x, so that a training stack stores only x.
+        /// Sets an output for y = f(x) (or the gated y), which the backward then recomputes, so that a training stack needs
+        /// to store only the inputs. It has the shape of x.
         pub fn y(mut self, y: impl Into<Output<'a, T>>) -> Self {
-            self.also.y = Some(y.into());
+            self.optional.y = Some(y.into());
             self
         }
 
-        /// Writes the gradients of the parameters, one for each that is given; those of optional parameters may be
-        /// left out.
+        /// Sets the output for the parameter gradients, which is overwritten: one f32 for each parameter of the call, where
+        /// those of optional parameters may be left out.
         pub fn gradients(mut self, dparams: &'a mut [f32]) -> Self {
-            self.also.dparams = Some(dparams);
-            self.also.accumulate = false;
+            self.optional.dparams = Some(dparams);
+            self.optional.accumulate = false;
             self
         }
 
-        /// Adds the gradients of the parameters to what is in these (gradient accumulation).
+        /// Sets the outputs for the parameter gradients, which are added to their contents (gradient accumulation).
         pub fn accumulate(mut self, dparams: &'a mut [f32]) -> Self {
-            self.also.dparams = Some(dparams);
-            self.also.accumulate = true;
+            self.optional.dparams = Some(dparams);
+            self.optional.accumulate = true;
             self
         }
     };
 }
 
 impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
-    also!();
+    optional_setters!();
 
     /// Computes the gradients.
     ///
     /// # Errors
-    /// As [`Forward::run`], for each tensor.
+    /// As [`Forward::run`].
     pub fn run(self) -> Result<()> {
         let Backward {
             op,
@@ -236,14 +242,14 @@ impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
             dy,
             params,
             dx,
-            also,
+            optional,
         } = self;
-        also.check(op.signature(), params)?;
-        let Also {
+        optional.check(op.signature(), params)?;
+        let OptionalOutputs {
             y,
             dparams,
             accumulate,
-        } = also;
+        } = optional;
         let shape = Shape::of(
             x.len(),
             &[
@@ -270,7 +276,8 @@ impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
     }
 }
 
-/// y = g(x)·v, with g = G or f by `order`, of gate and value.
+/// Returns a call that computes y = g(x)·v of a gate x and a value v, where g is G for [`Order::First`] and f for
+/// [`Order::Second`]. x, v and y have the same shape and element type.
 pub fn gated_forward<'a, A: Gated + ?Sized, T: Element>(
     op: &'a A,
     order: Order,
@@ -302,7 +309,7 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
     /// Computes y.
     ///
     /// # Errors
-    /// As [`Forward::run`], for each tensor.
+    /// As [`Forward::run`].
     pub fn run(self) -> Result<()> {
         let GatedForward {
             op,
@@ -329,7 +336,8 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
     }
 }
 
-/// dx = dy·v·g′(x), dv = dy·g(x) and, if it is asked for, the gradient of each parameter, Σ dy·v·∂g/∂p.
+/// Returns a call that computes dx = dy·v·g′(x), dv = dy·g(x) and, if asked, the gradient of each parameter,
+/// Σ dy·v·∂g/∂p. All tensors have the same shape and element type.
 pub fn gated_backward<'a, A: Gated + ?Sized, T: Element>(
     op: &'a A,
     order: Order,
@@ -345,11 +353,11 @@ pub fn gated_backward<'a, A: Gated + ?Sized, T: Element>(
         dy: dy.into(),
         params,
         dxv: dxv.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
-/// The same in place: gate and value are overwritten with their gradients.
+/// Like [`gated_backward`], but overwrites x with dx and v with dv.
 pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element>(
     op: &'a A,
     order: Order,
@@ -364,7 +372,7 @@ pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element>(
         dy: dy.into(),
         params,
         dxv: xv.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
@@ -374,21 +382,21 @@ pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element>(
 pub struct GatedBackward<'a, A: ?Sized, T> {
     op: &'a A,
     order: Order,
-    /// `None`: they are in dx and dv.
+    /// `None` if x and v are in the buffers of dx and dv.
     xv: Option<Pair<'a, T>>,
     dy: Input<'a, T>,
     params: &'a [f32],
     dxv: PairMut<'a, T>,
-    also: Also<'a, T>,
+    optional: OptionalOutputs<'a, T>,
 }
 
 impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
-    also!();
+    optional_setters!();
 
     /// Computes the gradients.
     ///
     /// # Errors
-    /// As [`Forward::run`], for each tensor.
+    /// As [`Forward::run`].
     pub fn run(self) -> Result<()> {
         let GatedBackward {
             op,
@@ -397,14 +405,14 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
             dy,
             params,
             dxv,
-            also,
+            optional,
         } = self;
-        also.check(op.signature(), params)?;
-        let Also {
+        optional.check(op.signature(), params)?;
+        let OptionalOutputs {
             y,
             dparams,
             accumulate,
-        } = also;
+        } = optional;
         let (x, v) = xv.map(|Pair { x, v }| (x, v)).unzip();
         let shape = Shape::of(
             x.as_ref().map_or(dxv.len(), Input::len),

@@ -1,11 +1,11 @@
-//! Blocks of elements as f32.
+//! [`Block`]: up to [`BLOCK`] elements of a tensor, converted to f32.
 
 use crate::dtype::Element;
 
-/// Elements of a block: the arrays of a backward stay in the first-level cache.
+/// The number of elements of a block. The arrays of a backward then fit into the L1 cache.
 pub const BLOCK: usize = 256;
 
-/// A block on the stack, at the start of a cache line: a vector that straddles two costs twice.
+/// A block on the stack. It is aligned to a cache line, because a vector that straddles two lines costs twice as much.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub struct Block(pub [f32; BLOCK]);
@@ -13,7 +13,7 @@ pub struct Block(pub [f32; BLOCK]);
 impl Block {
     pub const ZERO: Block = Block([0.0; BLOCK]);
 
-    /// Converts what `from` has, at most a block; the rest becomes 0.
+    /// Converts the elements of `from`, at most a block, to f32. The rest of the block becomes 0.
     #[inline(always)]
     pub fn load<T: Element>(&mut self, from: &[T]) {
         if let Ok(from) = <&[T; BLOCK]>::try_from(from) {
@@ -28,7 +28,7 @@ impl Block {
         }
     }
 
-    /// Converts as much as `to` has, at most a block.
+    /// Fills `to`, at most a block, with elements rounded to T.
     #[inline(always)]
     pub fn store<T: Element>(&self, to: &mut [T]) {
         if let Ok(to) = <&mut [T; BLOCK]>::try_from(&mut *to) {

@@ -1,7 +1,7 @@
-//! A call of the elementwise loops: its tensors, cut into chunks.
+//! A call of the elementwise loops: its tensors, divided into chunks.
 //!
-//! The loops are generic over the op and the type of the elements, and each pair is compiled for every
-//! instruction set. That is done once, here in the crate: an op takes an [`AnyCall`], which is not generic.
+//! The loops are generic over the op and the element type, and each pair is compiled for every instruction set. An op takes
+//! an [`AnyCall`], which is not generic, so that the loops are compiled in this crate and not again in its users.
 
 use super::function::Function;
 use super::map::{self, CHUNK, Sums, run_all};
@@ -9,7 +9,7 @@ use super::segment::Segment;
 use crate::activation::MAX_PARAMS;
 use crate::dtype::{Dtype, Element};
 
-/// The gradients of the parameters; of a forward there are none, and they are 0.
+/// The gradients of the parameters. A forward returns zeros.
 pub type Gradients = [f32; MAX_PARAMS];
 
 /// The tensors of a call, all of one length.
@@ -18,7 +18,7 @@ pub struct Call<'a, T, const GATED: bool> {
     pub rows: Vec<Segment<'a, T>>,
 }
 
-/// A call with the type of its elements as a value.
+/// A call of any element type.
 pub enum AnyCall<'a, const GATED: bool> {
     F32(Call<'a, f32, GATED>),
     F16(Call<'a, half::f16, GATED>),
@@ -36,8 +36,7 @@ impl<'a, T: Element, const GATED: bool> From<Call<'a, T, GATED>> for AnyCall<'a,
 }
 
 impl<const GATED: bool> AnyCall<'_, GATED> {
-    /// Runs the loops with `f`; `chain` has the factor from each sum to the gradient of the parameter as it
-    /// is stored.
+    /// Runs the loops with `f`. `chain` has the factors that turn the sums into the gradients of the stored parameters.
     pub fn run<F: Function>(self, f: F, chain: Gradients) -> Gradients {
         let sums = match self {
             AnyCall::F32(call) => call.run(f),
@@ -49,7 +48,7 @@ impl<const GATED: bool> AnyCall<'_, GATED> {
 }
 
 impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
-    /// The same tensors; `U` is `T`.
+    /// The same tensors, where `U` is the same type as `T`.
     fn cast<U: Element>(self) -> Call<'a, U, GATED> {
         use bytemuck::{cast_slice, cast_slice_mut};
         let cast = |row: Segment<'a, T>| Segment {
@@ -85,11 +84,11 @@ impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
     }
 }
 
-/// Cuts rows into pieces of at most [`CHUNK`] elements, and gathers short ones until there are as many: by the shape
-/// alone.
+/// Divides the rows of a call into chunks of at most [`CHUNK`] elements: long rows are divided, and short rows are gathered.
+/// The division depends on the shape alone.
 struct Chunks<'a, T> {
     rows: std::vec::IntoIter<Segment<'a, T>>,
-    /// What is left of a row.
+    /// The rest of a row that is longer than a chunk.
     rest: Option<Segment<'a, T>>,
 }
 
@@ -102,7 +101,7 @@ impl<'a, T> Iterator for Chunks<'a, T> {
             let Some(mut row) = self.rest.take().or_else(|| self.rows.next()) else {
                 break;
             };
-            // A long row is cut where it would be if it were alone, so that a tensor of one row is cut as ever.
+            // A long row begins a new chunk, so that it is divided as if it were the only row.
             if row.out.len() > room && !chunk.is_empty() {
                 self.rest = Some(row);
                 break;

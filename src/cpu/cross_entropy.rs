@@ -1,8 +1,8 @@
 //! Cross-entropy on the CPU: the formulas, options and special values of [`CrossEntropy`], for slices.
 //!
-//! Rows are shared among threads, none is cut. A row is read once for its stats and once more, then from the cache,
-//! for its gradient: the memory sees one read and one write. Arithmetic on elements and the statistics of rows are
-//! f32, that on a row's few numbers is f64.
+//! Each row is computed by one thread. It is read once for its statistics and once more, from the cache, for its
+//! gradient, so the memory traffic is one read and one write. Arithmetic on elements and the statistics of rows are f32;
+//! arithmetic on the few numbers of a row is f64.
 //!
 //! ```
 //! use xact::CrossEntropy;
@@ -33,7 +33,7 @@ use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
 use row::{NO_STATS, Options, RowLoss, Target, merged, rounded};
 
-/// What decides about the rows of a call.
+/// The inputs that decide which rows are kept.
 struct Rows<'a, L> {
     labels: &'a [L],
     weights: Option<&'a [f32]>,
@@ -77,7 +77,7 @@ impl<I: TokenId> Ids for Tokens<'_, I> {
     }
 }
 
-/// Where the results of a forward go.
+/// The outputs of a forward, and its normaliser.
 #[derive(Debug, Default)]
 struct Outputs<'a> {
     loss: Option<&'a mut [f32]>,
@@ -87,25 +87,26 @@ struct Outputs<'a> {
     saved: Option<&'a mut [u8]>,
 }
 
-/// The gradients with respect to the losses: of row r it is element `r·stride`.
+/// The upstream gradients: the one of row r is element `r·stride`.
 #[derive(Clone, Copy, Debug)]
-struct Dloss<'a> {
+struct UpstreamGradient<'a> {
     values: &'a [f32],
-    /// `None`: 0 for one element, 1 for one of each row.
+    /// `None`: 0 if there is one element, otherwise 1.
     stride: Option<usize>,
 }
 
-/// The setters of what decides about rows.
+/// The setters of the weights and of Goldfish.
 macro_rules! row_setters {
     () => {
-        /// Sets the weights, `[N] f32`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        /// Sets the weights of the rows, `[N] f32`. A row of weight 0 is masked. Negative weights are legal, and a NaN
+        /// makes the loss and the gradient of its row NaN.
         pub fn weights(mut self, weights: &'a [f32]) -> Self {
             self.rows.weights = Some(weights);
             self
         }
 
-        /// Drops the rows that `goldfish` decides about from `tokens`, which have an id for each row. The ids need not
-        /// be the labels, nor of their type: labels that are masked otherwise still have an id.
+        /// Drops rows by a Goldfish decision. `tokens` have one id for each row. The ids may differ from the labels and
+        /// have another type: give the true ids where labels are ignored.
         pub fn goldfish<I: TokenId>(
             mut self,
             goldfish: &'a Goldfish,
@@ -117,41 +118,43 @@ macro_rules! row_setters {
     };
 }
 
-/// The setters of what a forward writes.
+/// The setters of the outputs of a forward.
 macro_rules! output_setters {
     () => {
-        /// Writes the losses, `[N] f32`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        /// Sets an output for the loss of each row, `[N] f32`: weighted and not divided by the normaliser. It is 0 for a
+        /// masked row, and NaN for a row whose label is not a class.
         pub fn loss(mut self, loss: &'a mut [f32]) -> Self {
             self.outputs.loss = Some(loss);
             self
         }
 
-        /// Writes the part of each loss that is z-loss, `[N] f32`.
+        /// Sets an output for the z-loss of each row, `[N] f32`, which is part of the loss.
         pub fn z_loss(mut self, z_loss: &'a mut [f32]) -> Self {
             self.outputs.z_loss = Some(z_loss);
             self
         }
 
-        /// Writes log Σ e^z, `[N] f32`; 0 of a masked row.
+        /// Sets an output for lse = log Σ e^z of each row, `[N] f32`. It is 0 for a masked row.
         pub fn lse(mut self, lse: &'a mut [f32]) -> Self {
             self.outputs.lse = Some(lse);
             self
         }
 
-        /// Writes the class of the largest logit, `[N] i32`: the first of several; −1 of a masked row. It makes
-        /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
+        /// Sets an output for the class of the largest logit of each row, `[N] i32`: the first of equal ones, ignoring NaN.
+        /// It is −1 for a masked row. With it, the summary counts the [`correct`](CrossEntropySummary::correct) rows.
         pub fn argmax(mut self, argmax: &'a mut [i32]) -> Self {
             self.outputs.argmax = Some(argmax);
             self
         }
 
-        /// Saves what the backward needs, [`saved_bytes`](CrossEntropy::saved_bytes).
+        /// Sets an output for the statistics that the backward needs, `[saved_bytes] u8`: see
+        /// [`saved_bytes`](CrossEntropy::saved_bytes).
         pub fn saved(mut self, saved: &'a mut [u8]) -> Self {
             self.outputs.saved = Some(saved);
             self
         }
 
-        /// Divides by this, not by what [`normalizer`](CrossEntropy::normalizer) says.
+        /// Sets the normaliser, which is used instead of the option [`normalizer`](CrossEntropy::normalizer).
         pub fn normalizer(mut self, normalizer: f32) -> Self {
             self.normalizer = Some(normalizer);
             self
@@ -159,21 +162,22 @@ macro_rules! output_setters {
     };
 }
 
-/// The setters of upstream gradients.
+/// The setters of the upstream gradient.
 macro_rules! dloss_setters {
     () => {
-        /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
+        /// Sets the upstream gradient, by which the gradients are multiplied: `[N] f32`, one for each row, or `[1] f32`, one
+        /// for all rows. Without it, the upstream gradient is 1.
         pub fn dloss(mut self, dloss: &'a [f32]) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss,
                 stride: None,
             });
             self
         }
 
-        /// The same, with the number of elements from one row's to the next one's.
+        /// Sets the upstream gradient with a stride: the one of row r is element `r·stride`.
         pub fn dloss_strided(mut self, dloss: &'a [f32], stride: usize) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss,
                 stride: Some(stride),
             });
@@ -182,8 +186,8 @@ macro_rules! dloss_setters {
     };
 }
 
-/// Losses, statistics and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of
-/// a row, or [`ignore_index`](CrossEntropy::ignore_index).
+/// Returns a call that computes the losses of `[N, V]` logits in f32, f16 or bf16, and their summary. `labels` are `[N]`
+/// i32, i64 or u32: the class of each row, or [`ignore_index`](CrossEntropy::ignore_index).
 pub fn forward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
@@ -216,9 +220,13 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     /// Computes the losses.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::Classes`] (no classes, or not those of the logits), [`Error::Length`] (a tensor
-    /// is not as long as it must be), [`Error::Shape`], [`Error::Pitch`], [`Error::TooLarge`], [`Error::Offsets`].
-    /// Nothing is written then.
+    /// - [`Error::OutOfRange`]: an option is out of range;
+    /// - [`Error::Classes`]: there are no classes, too many, or not those of the logits;
+    /// - [`Error::Length`], [`Error::Shape`], [`Error::Pitch`], [`Error::GroupPitch`], [`Error::TooLarge`]: a tensor has the
+    ///   wrong size;
+    /// - [`Error::Offsets`]: the document offsets of Goldfish decrease.
+    ///
+    /// Nothing is written when a call fails.
     pub fn run(self) -> Result<CrossEntropySummary> {
         let Forward {
             op,
@@ -238,7 +246,8 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     }
 }
 
-/// The same, and the logits overwritten with their gradients; 0 in the columns that are no classes.
+/// Returns a call that computes what [`forward`] computes, and overwrites the `[N, V]` logits with their gradients. The
+/// gradients in columns that are not classes are 0.
 pub fn forward_with_gradient<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
@@ -263,7 +272,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     rows: Rows<'a, L>,
     outputs: Outputs<'a>,
     normalizer: Option<f32>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
@@ -296,9 +305,10 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
     }
 }
 
-/// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
-/// ranks have, in their order, `[ranks, saved_bytes]`. They are divided by `normalizer`: that of the forward's summary,
-/// or a number of yours.
+/// Returns a call that computes the gradients `dlogits`, `[N, V]` of the type of the logits, from the statistics that a
+/// forward with the same options, labels, weights and Goldfish decision has saved. `saved` is `[saved_bytes] u8`, or with a
+/// sharded vocabulary the gathered statistics of all ranks in their order, `[ranks, saved_bytes] u8`. The gradients are
+/// divided by `normalizer`: that of the forward's summary, or a number of yours.
 pub fn backward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
@@ -318,7 +328,7 @@ pub fn backward<'a, T: Element, L: Label>(
     }
 }
 
-/// The same, over the logits.
+/// Like [`backward`], but overwrites the logits with the gradients.
 pub fn backward_in_place<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
@@ -342,21 +352,21 @@ pub fn backward_in_place<'a, T: Element, L: Label>(
 #[must_use = "nothing is computed until `run`"]
 pub struct Backward<'a, T, L> {
     op: &'a CrossEntropy,
-    /// `None`: they are in `dlogits`.
+    /// `None` if the logits are in `dlogits`.
     logits: Option<Input<'a, T>>,
     rows: Rows<'a, L>,
     saved: &'a [u8],
     normalizer: f32,
     dlogits: Output<'a, T>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     row_setters!();
     dloss_setters!();
 
-    /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
-    /// of classes.
+    /// Sets which classes the columns are, for a vocabulary that is sharded over ranks. [`vocab`](CrossEntropy::vocab) is
+    /// then the number of classes of this rank.
     pub fn shard(mut self, shard: Shard) -> Self {
         self.rows.shard = Some(shard);
         self
@@ -404,8 +414,9 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     }
 }
 
-/// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks. It is that of
-/// the device: ranks of both kinds may be mixed.
+/// Returns a call that saves the statistics of one rank's columns of a sharded vocabulary, `[saved_bytes] u8`. Gather those
+/// of all ranks and give them to [`finish`] and [`backward`]. A device saves the same format, so the ranks may be devices
+/// and CPUs.
 pub fn partial<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
@@ -439,7 +450,7 @@ pub struct Partial<'a, T, L> {
 impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     row_setters!();
 
-    /// [`finish`] will be asked for the argmax.
+    /// Computes the argmax too. Needed if [`finish`] has an output for the argmax.
     pub fn with_argmax(mut self) -> Self {
         self.with_argmax = true;
         self
@@ -472,8 +483,9 @@ impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     }
 }
 
-/// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
-/// every rank. What is saved here is that of whole rows.
+/// Returns a call that computes the losses and the summary from the gathered statistics of all ranks in their order,
+/// `[ranks, saved_bytes] u8`. The results have the same bits on every rank. The output `saved` of this call has the
+/// statistics of whole rows.
 pub fn finish<'a, L: Label>(
     op: &'a CrossEntropy,
     labels: &'a [L],
@@ -530,7 +542,7 @@ impl<'a, L: Label> Finish<'a, L> {
     }
 }
 
-/// Writes stats as they are saved.
+/// Writes stats in the format of a saved buffer.
 fn save(stats: &[RowStats], saved: &mut [u8]) {
     for (bytes, stats) in saved.as_chunks_mut().0.iter_mut().zip(stats) {
         *bytes = stats.to_bytes();
@@ -557,19 +569,19 @@ impl Outputs<'_> {
     }
 }
 
-/// A call: what decides about its rows.
+/// The status of every row of a call.
 struct Plan {
     options: Options,
     targets: Vec<Target>,
-    /// Rows that are not ignored by their label.
+    /// The number of rows whose label is not `ignore_index`.
     labels: u64,
-    /// Rows that count, and their weight.
+    /// The number of kept rows, and the sum of their weights.
     kept: u64,
     weight: f32,
 }
 
 impl Plan {
-    /// `cols` are the columns of the logits, where there are logits.
+    /// `cols` is the number of columns of the logits, if the call has logits.
     fn new<L: Label>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
         op.check()?;
         let n = rows.labels.len();
@@ -577,7 +589,7 @@ impl Plan {
             Some(cols) => op.vocab.unwrap_or(cols as u64),
             None => 0,
         };
-        // An empty batch need not know how many columns its rows would have.
+        // Without rows, the number of columns does not matter.
         if let Some(cols) = cols.filter(|&cols| n > 0 && vocab > cols as u64) {
             return Err(Error::Length {
                 what: "a row of logits",
@@ -590,7 +602,7 @@ impl Plan {
             None if cols.is_none() => (0, op.vocab.unwrap_or(0)),
             None => (0, vocab),
         };
-        // Classes are counted by 32 bits.
+        // Kernels count classes with 32 bits.
         let end = first_class.checked_add(vocab);
         let known = classes > 0 && classes < u64::from(u32::MAX);
         let some = cols.is_none() || vocab > 0;
@@ -637,13 +649,13 @@ impl Plan {
             options: Options::new(op, classes, first_class, vocab as usize),
             labels: labels.count() as u64,
             kept: kept.clone().count() as u64,
-            // From 0, not std's −0, so that of no rows it is what a device finds.
+            // The sum starts from 0 and not from −0 as in std, so that the sum over no rows equals that of a device.
             weight: rounded(kept.fold(0.0, |sum, target| sum + f64::from(target.weight))),
             targets,
         })
     }
 
-    /// What the mean is divided by.
+    /// The normaliser.
     fn divisor(&self, op: &CrossEntropy, given: Option<f32>) -> f32 {
         given.unwrap_or(match op.normalizer {
             Normalizer::None => 1.0,
@@ -653,9 +665,9 @@ impl Plan {
         })
     }
 
-    /// The upstream gradients, and what they are divided by.
-    fn multiply(&mut self, dloss: Option<Dloss<'_>>, divisor: f32) -> Result<()> {
-        if let Some(Dloss { values, stride }) = dloss {
+    /// Multiplies each row's upstream gradient by `dloss`, and divides it by the normaliser.
+    fn multiply(&mut self, dloss: Option<UpstreamGradient<'_>>, divisor: f32) -> Result<()> {
+        if let Some(UpstreamGradient { values, stride }) = dloss {
             let stride = dloss_stride(stride, self.targets.len(), values.len())?;
             for (row, target) in self.targets.iter_mut().enumerate() {
                 target.upstream *= f64::from(values[row * stride]);
@@ -667,7 +679,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The stats of whole rows from what all ranks have saved.
+    /// The stats of whole rows, merged from the saved ones of all ranks.
     fn merge(&self, op: &CrossEntropy, saved: &[u8]) -> Result<Vec<RowStats>> {
         let n = self.targets.len();
         let bytes = op.saved_bytes(n as u64) as usize;
@@ -680,7 +692,7 @@ impl Plan {
         Ok((0..n).map(row).collect())
     }
 
-    /// Runs over the logits and gradients of all rows; their stats, found or as given.
+    /// Computes the stats of all rows, or takes the given ones, and writes the gradients.
     fn run<'a, T: Element>(
         &self,
         find_stats: bool,
@@ -706,7 +718,7 @@ impl Plan {
         pass.run(AnyRows::from(rows))
     }
 
-    /// The outputs and the summary, from the stats of whole rows.
+    /// Writes the outputs and returns the summary, from the stats of whole rows.
     fn finish(
         &self,
         op: &CrossEntropy,

@@ -1,6 +1,6 @@
-//! Activations with an expanded gate, as in `kernels/common/expanded.cuh`.
+//! The activations with an expanded gate. The formulas are those of `kernels/common/expanded.cuh`.
 //!
-//! With u = |x| and t = g(−u), the small tail of the gate, both sides are sums that lose no digits:
+//! With u = |x| and t = g(−u), the small tail of the gate, the sums of both sides do not cancel:
 //!
 //! ```text
 //! x < 0:  c = −α,      κ = 1 + 2α            G = c + κ·t
@@ -13,11 +13,11 @@ use std::marker::PhantomData;
 
 use super::function::{Function, Point};
 
-/// A gate at u = |x|: the pieces, each accurate relative to itself (`plus_v` to its larger addend). A
-/// subnormal intermediate is never multiplied: each rounds once there, at the end. It is handed k·UNIT for
-/// k, a power of two of its choice.
+/// The terms of a gate at u = |x|. Each is accurate relative to its own size (`plus_v` relative to its larger addend). No
+/// subnormal intermediate is multiplied, so a subnormal result is rounded once, at the end. The argument k of a method is
+/// multiplied by UNIT, a power of two that the gate chooses.
 pub trait Tail: Copy + Send + Sync {
-    /// See above.
+    /// The factor of k in the methods.
     const UNIT: f32;
     /// The gate at |x|.
     fn new(x: f32) -> Self;
@@ -33,7 +33,7 @@ pub trait Tail: Copy + Send + Sync {
     fn h(self) -> f32;
 }
 
-/// What does not depend on x.
+/// The values that do not depend on x.
 #[derive(Clone, Copy)]
 struct Constants {
     alpha: f32,
@@ -63,7 +63,7 @@ impl Constants {
     }
 }
 
-/// f.
+/// The function f.
 #[derive(Clone, Copy)]
 struct Whole<T>(Constants, PhantomData<T>);
 
@@ -87,13 +87,13 @@ impl<T: Tail> Function for Whole<T> {
         Point {
             value: f32::from_bits(sum.to_bits() ^ sign),
             slope: g.plus_v(c, kappa),
-            // h(u) ≤ 1 first: u·h(u) would be a subnormal near 0, and upstream·u might overflow.
+            // The product with h(u) ≤ 1 comes first: u·h(u) would be subnormal near 0, and upstream·u could overflow.
             terms: [upstream * g.h() * x.abs(), 0.0, 0.0],
         }
     }
 }
 
-/// G.
+/// The function G.
 #[derive(Clone, Copy)]
 struct GateAlone<T>(Constants, PhantomData<T>);
 
@@ -112,18 +112,18 @@ impl<T: Tail> Function for GateAlone<T> {
     }
 }
 
-/// f for these parameters.
+/// The function f for these parameters.
 pub fn whole<T: Tail>(params: &[f32]) -> impl Function {
     Whole::<T>(Constants::new::<T>(params), PhantomData)
 }
 
-/// G for these parameters.
+/// The function G for these parameters.
 pub fn gate_alone<T: Tail>(params: &[f32]) -> impl Function {
     GateAlone::<T>(Constants::new::<T>(params), PhantomData)
 }
 
-/// Puts an op with this tail on the CPU. A macro and not a generic implementation, which would be compiled
-/// in every crate that uses it.
+/// Implements the CPU backend of an op with this tail. This is a macro because a generic implementation would be compiled in
+/// every crate that uses it.
 macro_rules! on_cpu {
     ($Op:ident: $Tail:ident) => {
         use $crate::activation::MAX_PARAMS;

@@ -1,10 +1,10 @@
-//! What an op is to the loops: a function of one element.
+//! [`Function`]: an op as a function of one element, which the loops call.
 
 use crate::activation::MAX_PARAMS;
 
-/// A function g at one x: g, g′, and upstream·∂g/∂p for each parameter, multiplied in such an order that nothing
-/// overflows on the way: of a finite x and an upstream gradient of 0 the terms are 0. What is not used of it costs
-/// nothing.
+/// A function g at one x: g, g′, and upstream·∂g/∂p for each parameter. The factors are multiplied in an order in which no
+/// intermediate overflows, so that the terms are 0 for a finite x and an upstream gradient of 0. The compiler removes fields
+/// that are not used.
 #[derive(Clone, Copy)]
 pub struct Point {
     pub value: f32,
@@ -12,12 +12,12 @@ pub struct Point {
     pub terms: [f32; MAX_PARAMS],
 }
 
-/// An op with its parameters. `at` must be `#[inline(always)]` and branch-free: it is compiled once for each
-/// instruction set, in a loop that becomes vector code.
+/// An op with its parameters. `at` must be `#[inline(always)]` and branch-free, because it is compiled for each instruction
+/// set in a loop that must become vector code.
 pub trait Function: Copy + Send + Sync {
-    /// How many of `Point::terms` are in use.
+    /// The number of `Point::terms` in use.
     const PARAMS: usize;
 
-    /// The function at x.
+    /// Evaluates the function at x.
     fn at(self, x: f32, upstream: f32) -> Point;
 }

@@ -1,4 +1,4 @@
-//! Goldfish masks on the CPU: the decisions of [`Goldfish::keep`], in vector code, on threads.
+//! Goldfish masks on the CPU: the decisions of [`Goldfish::keep`] in vector code, on the threads of rayon's current pool.
 //!
 //! ```
 //! use xact::cpu::goldfish::{self, Counts};
@@ -19,17 +19,18 @@ use crate::loss::goldfish::{
     avalanche_cut, cut64, mix,
 };
 
-/// How many labels are kept and dropped.
+/// The numbers of kept and dropped labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Labels kept.
+    /// The number of kept labels.
     pub kept: u64,
-    /// Labels dropped.
+    /// The number of dropped labels.
     pub dropped: u64,
 }
 
-/// Decides about every label: the same as [`Goldfish::keep`].
+/// Returns a call that decides for every label whether it is kept. The decisions equal those of [`Goldfish::keep`]. The
+/// methods of the call set the outputs.
 pub fn mask<'a, I: TokenId>(goldfish: &'a Goldfish, tokens: Tokens<'a, I>) -> Mask<'a, I> {
     Mask {
         goldfish,
@@ -39,7 +40,7 @@ pub fn mask<'a, I: TokenId>(goldfish: &'a Goldfish, tokens: Tokens<'a, I>) -> Ma
     }
 }
 
-/// A call of [`mask`]. An output that is not given is not written.
+/// A call of [`mask`].
 #[derive(Debug)]
 #[must_use = "nothing is decided until `run`"]
 pub struct Mask<'a, I> {
@@ -50,24 +51,26 @@ pub struct Mask<'a, I> {
 }
 
 impl<'a, I: TokenId> Mask<'a, I> {
-    /// Writes the decisions, one for each label: 1 kept, 0 dropped.
+    /// Sets an output for the decisions, `[N] u8`: 1 for kept, 0 for dropped.
     pub fn keep(mut self, keep: &'a mut [u8]) -> Self {
         self.keep = Some(keep);
         self
     }
 
-    /// Writes them as weights of a loss: 1 kept, 0 dropped.
+    /// Sets an output for the decisions as weights of a loss, `[N] f32`: 1 for kept, 0 for dropped.
     pub fn weights(mut self, weights: &'a mut [f32]) -> Self {
         self.weights = Some(weights);
         self
     }
 
-    /// Decides.
+    /// Writes the outputs, and returns the numbers of kept and dropped labels.
     ///
     /// # Errors
-    /// [`Error::Length`](crate::Error::Length): an output is not of one element for each label, the number of labels
-    /// is no multiple of a row, or that of halo ids none of the segments.
-    /// [`Error::Offsets`](crate::Error::Offsets): offsets that decrease. Nothing is written then.
+    /// - [`Error::Length`](crate::Error::Length): an output does not have one element for each label, the number of labels
+    ///   is not a multiple of the row length, or the number of halo ids not a multiple of the number of segments;
+    /// - [`Error::Offsets`](crate::Error::Offsets): the offsets decrease.
+    ///
+    /// Nothing is written when a call fails.
     pub fn run(self) -> Result<Counts> {
         let Mask {
             goldfish,
@@ -93,14 +96,15 @@ impl<'a, I: TokenId> Mask<'a, I> {
     }
 }
 
-/// Labels that a thread takes at a time.
+/// The number of labels that a thread takes at a time.
 const CHUNK: usize = 1 << 12;
 
-/// Labels from which there are threads: a label takes some nanoseconds, handing work over 12 µs.
+/// The number of labels from which several threads are used. A label takes some nanoseconds, and handing work to another
+/// thread 12 µs.
 #[cfg(feature = "rayon")]
 const PARALLEL_FROM: usize = 4 * CHUNK;
 
-/// For each label whether it is kept.
+/// Whether each label is kept.
 pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
     let segments = Segments::new(tokens)?;
     let decision = Decision::new(goldfish, &segments);
@@ -110,7 +114,7 @@ pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> R
     for_chunks(segments.len, &mut keep, &|segment, first, keep| {
         let ids = &tokens.hash_ids[segment * segments.len..][..segments.len];
         let halo = &tokens.halo[segment * segments.halo_len..][..segments.halo_len];
-        // The ids before the first label that its window needs, in the place of those that are not there 0.
+        // The ids that the window of the first label needs, with 0 for those that do not exist.
         let of_halo = before.saturating_sub(first).min(halo.len());
         let missing = before.saturating_sub(first + of_halo);
         let present = halo[halo.len() - of_halo..]
@@ -148,14 +152,15 @@ fn for_chunks(len: usize, keep: &mut [bool], work: &(dyn Fn(usize, usize, &mut [
     chunks.for_each(|(segment, first, keep)| work(segment, first, keep));
 }
 
-/// Labels whose keys are formed side by side: four registers of u64 in the widest instruction set.
+/// The number of labels whose keys are computed at once: four registers of u64 in the widest instruction set.
 const LANES: usize = 32;
 
-/// What decides, the same for all labels. Nothing of it depends on the type of the ids, so that the loops are
-/// compiled here.
+/// The strategy, prepared for the loops. It does not depend on the type of the ids, so that the loops are compiled in this
+/// crate.
 struct Decision<'a> {
     strategy: Strategy,
-    /// What goes with each id of a window, the label's own first: an addend, a factor, or nothing.
+    /// The addend or factor for each id of a window, that of the label's own id first; zeros for the product strategies.
+    /// Empty if no label has a complete window.
     terms: Vec<u64>,
     /// A bit for each entry of the table.
     bitmap: &'a [u32],
@@ -167,7 +172,7 @@ impl<'a> Decision<'a> {
         let strategy = goldfish.strategy();
         let h = strategy.h().map_or(0, |h| h as usize);
         let terms = match strategy {
-            // No window is whole, and h may be beyond all memory.
+            // No window is complete, and h may be larger than the memory.
             _ if h > segments.len.saturating_add(segments.halo_len) => Vec::new(),
             Strategy::Hash64 { seed, .. } => SplitMix(mix(seed)).take(h).collect(),
             Strategy::DotTable { .. } => {
@@ -184,8 +189,8 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Decides about the labels from column `first` of a segment on, all of which are kept so far. `ids` are those
-    /// of all their windows.
+    /// Decides about the labels from column `first` of a segment on, which are all marked as kept. `ids` has the ids of all
+    /// their windows.
     fn decide(
         &self,
         set: InstructionSet,
@@ -200,7 +205,7 @@ impl<'a> Decision<'a> {
             cu_seqlens,
             ..
         } = *self.segments;
-        // Labels before this one in its document, if it is in one.
+        // The number of labels before this one in its document, if there are documents.
         let mut next = 0;
         let mut in_document = |column: usize| {
             while cu_seqlens
@@ -245,7 +250,7 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// Decides about labels by their windows, as if all were whole.
+/// Decides about labels by their windows, as if all windows were complete.
 struct Windows<'a> {
     decision: &'a Decision<'a>,
     ids: &'a [u64],
@@ -253,7 +258,7 @@ struct Windows<'a> {
 }
 
 impl Windows<'_> {
-    /// Keeps a label if `keeps` its key, which `join` makes of a window from the label's own id on.
+    /// Keeps a label if `keeps` returns true for its key. `join` adds an id to the key, starting with the label's own id.
     #[inline(always)]
     fn each(self, empty: u64, join: impl Fn(u64, u64, u64) -> u64, keeps: impl Fn(u64) -> bool) {
         let Windows {

@@ -1,9 +1,9 @@
-//! The elementwise loops, written once; an activation is a [`Function`] handed to them.
+//! The elementwise loops. An activation is a [`Function`] that the loops call.
 //!
-//! A tensor is cut into chunks of [`CHUNK`] elements, which threads share, a chunk into blocks of [`BLOCK`],
-//! which are converted to f32 on the stack. Each loop over a block does one thing on arrays of fixed size,
-//! which is what makes it vector code. A chunk adds the terms of the parameter gradients in [`LANES`] f64
-//! lanes, the lanes in their order, and the chunks are added in theirs: the same bits on any number of threads.
+//! A tensor is divided into chunks of [`CHUNK`] elements, which the threads share. A chunk is divided into blocks of
+//! [`BLOCK`] elements, which are converted to f32 on the stack. Each loop over a block does one thing on arrays of fixed
+//! size, so that the compiler makes vector code of it. A chunk sums the terms of the parameter gradients in [`LANES`] f64
+//! lanes. The lanes and then the chunks are added in a fixed order, so any number of threads gives the same bits.
 //!
 //! ```text
 //! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
@@ -16,22 +16,22 @@ use super::simd::{InstructionSet, Task, prefetch};
 use crate::activation::MAX_PARAMS;
 use crate::dtype::Element;
 
-/// Elements of a chunk: a multiple of 64 bytes in every type, and long beside what it costs to hand one to
-/// another thread.
+/// The number of elements of a chunk: a multiple of 64 bytes in every type, and large compared with the cost of handing a
+/// chunk to another thread.
 pub const CHUNK: usize = 1 << 15;
 
-/// How far ahead of a block the tensors are asked for. The work on a block is longer than what a CPU looks
-/// ahead by itself: with this a backward over 2²⁴ elements of f32 takes half the time (Zen 5; 4 blocks ahead
-/// are as good, stores past the cache are no better).
+/// The prefetch distance in elements. The work on a block takes longer than a CPU looks ahead by itself: with this prefetch a
+/// backward over 2²⁴ f32 elements takes half the time (Zen 5; 4 blocks ahead are as good, and non-temporal stores are no
+/// better).
 pub const AHEAD: usize = 2 * BLOCK;
 
-/// Independent sums: two registers of f64 in the widest instruction set.
+/// The number of independent sums: two registers of f64 in the widest instruction set.
 const LANES: usize = 16;
 
-/// Sums of the terms of each parameter.
+/// The sum of the terms of each parameter.
 pub type Sums = [f64; MAX_PARAMS];
 
-/// The segments of a chunk, and what to do with them.
+/// A chunk as a task: its segments, and the function to apply.
 pub struct Work<'a, F, T, const GATED: bool> {
     pub f: F,
     pub backward: bool,
@@ -93,7 +93,7 @@ fn values<F: Function, const GATED: bool>(
     }
 }
 
-/// The gradients of x and v, and the sums of those of the parameters.
+/// Writes the gradients of x and v, and returns the sums of the parameter gradients.
 #[inline(always)]
 fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'_, T>) -> Sums {
     let Segment {
@@ -115,7 +115,7 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
         prefetch(dx, start + AHEAD);
         prefetch(dv, start + AHEAD);
         xs.load(x.map_or(&dx[range.clone()], |x| &x[range.clone()]));
-        // A short block is filled up with dy = 0, so its terms are 0.
+        // A short block is padded with dy = 0, so that the padding adds 0 to the sums.
         dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));
         if GATED {
             vs.load(v.map_or(&dv[range.clone()], |v| &v[range.clone()]));
@@ -150,8 +150,8 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
     lanes.map(|lanes| lanes.iter().sum())
 }
 
-/// Runs the chunks of a tensor of `len` elements in order, or on the threads of rayon's current pool where
-/// there are enough.
+/// Runs the chunks of a tensor of `len` elements in this thread, or on the threads of rayon's current pool if the tensor is
+/// large enough.
 pub fn run_all<K: Task<Output = Sums> + Send>(len: usize, chunks: impl Iterator<Item = K>) -> Sums {
     let isa = InstructionSet::current();
     let run = move |chunk: K| isa.run(chunk);
@@ -178,7 +178,7 @@ pub fn run_all<K: Task<Output = Sums> + Send>(len: usize, chunks: impl Iterator<
     total
 }
 
-/// Elements from which there are threads. Handing work to the pool and waiting for it takes 12 µs (Zen 5),
-/// as long as one thread takes for 40 thousand elements of a forward: here that is a sixth of the whole.
+/// The number of elements from which several threads are used. Handing work to the pool and waiting for it takes 12 µs
+/// (Zen 5). One thread computes a forward of 40 thousand elements in that time, a sixth of this number.
 #[cfg(feature = "rayon")]
 pub const PARALLEL_FROM: usize = 8 * CHUNK;

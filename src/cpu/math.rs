@@ -1,8 +1,8 @@
-//! The approximations shared by the ops, each with its error; those of `kernels/common/math.cuh`.
+//! The approximations that the ops share, each with its error. They are those of `kernels/common/math.cuh`.
 //!
-//! Everything is branch-free on f32, so that loops over it become vector code: a choice is a select, and
-//! what is fused is written as `mul_add`. (rustc fuses nothing by itself.) `f32::min` and `f32::max` drop
-//! a NaN and `as i32` saturates, which costs instructions; neither is used.
+//! Everything is branch-free f32, so that loops over it become vector code. A choice is a select, and fused operations are
+//! written as `mul_add`, because rustc fuses nothing by itself. `f32::min` and `f32::max` are not used because they drop a
+//! NaN, and `as i32` is not used because it saturates, which costs instructions.
 
 use std::f32::consts::LN_2;
 
@@ -12,10 +12,10 @@ use crate::activation::xielu;
 /// log2 e, rounded to f32.
 pub const LOG2E: f32 = std::f32::consts::LOG2_E;
 
-/// Adding and subtracting it rounds to an integer, whose bits it then holds: 1.5·2²³.
+/// 1.5·2²³. Adding this number rounds to an integer, whose value is then in the low bits; subtracting it gives the integer.
 const ROUND: f32 = 12_582_912.0;
 
-/// Bits of the fraction of an f32, and the bias of its exponent.
+/// The number of fraction bits of an f32, and below it the bias of the exponent.
 const FRACTION_BITS: u32 = 23;
 const BIAS: u32 = 127;
 
@@ -38,14 +38,14 @@ pub fn exp2(t: f32) -> f32 {
 }
 
 /// 2^(a·z + …) = m·scale·TINY for −190 ≤ a·z ≤ 0, with m near 1 and scale = 2⁻ⁿ/TINY an exact power of
-/// two, so that a product with it keeps its digits until the product itself is subnormal. TINY is what
-/// lets scale reach 2⁻¹⁹⁰; it costs nothing where it joins a constant factor.
+/// two, so that a product with it keeps its digits until the product itself is subnormal. The factor TINY lets scale reach
+/// 2⁻¹⁹⁰; it costs nothing if it is part of a constant factor.
 ///
-/// n is the integer nearest to −a·z, and f = a·z + n is formed in one fused step: the rounding of a product
-/// near 150 would cost 60 ulp.
+/// n is the integer nearest to −a·z, and f = a·z + n is computed in one fused step, because the rounding of a product near
+/// 150 would cost 60 ulp.
 #[derive(Clone, Copy)]
 pub struct ScaledExp2 {
-    /// f, to which the caller adds what a·z leaves out before it takes 2^f.
+    /// f. The caller adds the part of the exponent that a·z omits, and then computes 2^f.
     pub fraction: f32,
     /// 2⁻ⁿ/TINY.
     pub scale: f32,
@@ -137,7 +137,7 @@ pub fn softplus(z: f32) -> (f32, f32) {
     let e = (-z.abs()).exp();
     let value = if z > 0.0 { z } else { 0.0 } + e.ln_1p();
     let slope = if z > 0.0 { 1.0 } else { e } / (1.0 + e);
-    // The comparison above drops a NaN.
+    // The comparison above would drop a NaN.
     (
         if z.is_nan() { f32::NAN } else { value as f32 },
         slope as f32,

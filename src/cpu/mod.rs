@@ -1,18 +1,18 @@
-//! The ops on the CPU, near the speed of memory: the formulas and the semantics of the kernels, in vector
-//! code for the instruction set that is found at run time, on the threads of rayon's current pool (feature
-//! `rayon`).
+//! The ops on the CPU: the formulas, options and special values of the kernels, near the speed of memory. It is vector code
+//! for the instruction set that is detected at run time, on the threads of rayon's current pool (feature `rayon`).
 //!
-//! Tensors are slices of f32, f16 or bf16, whole or as rows with a pitch; arithmetic is f32, rounded once at the store.
-//! Parameters and their gradients are f32, in the order of [`Signature::params`](crate::Signature::params); those at
-//! the end that are optional may be left out. Accuracy is that of
-//! [`reference::ULPS_EXACT`](crate::reference::ULPS_EXACT), special values are those of the op.
+//! Tensors are slices of f32, f16 or bf16, whole or as rows with a pitch. Arithmetic is f32, rounded once at the store.
+//! Parameters and their gradients are f32, in the order of [`Signature::params`](crate::Signature::params); optional ones at
+//! the end may be left out. The error bound is [`reference::ULPS_EXACT`](crate::reference::ULPS_EXACT), and the special
+//! values are those of the op.
 //!
-//! A function takes what must be given and returns a call; its methods set what may be given, and `run` runs it.
+//! A function such as [`forward`] takes the required arguments and returns a call. The methods of the call set optional
+//! arguments, and `run` runs it.
 //!
-//! Activations are here; [`cross_entropy`] and [`goldfish`] have the losses, with the options of the device.
+//! This module has the activations; [`cross_entropy`] and [`goldfish`] have the losses.
 //!
-//! The same input gives the same bits, whatever the number of threads and the instruction set. On x86-64
-//! without FMA, results are right but slow.
+//! The same input gives the same bits, whatever the number of threads and the instruction set. On x86-64 without FMA,
+//! results are correct but slow.
 //!
 //! ```
 //! use xact::{Xielu, cpu};
@@ -42,7 +42,7 @@ mod segment;
 mod simd;
 mod tensor;
 
-/// A module for each op of the registry.
+/// Declares a module for each op of the registry.
 macro_rules! modules {
     (
         plain {$($plain:ident: $Plain:ident $params:tt;)*}

@@ -1,26 +1,26 @@
-//! The tensors of a call, row by row.
+//! [`Segment`]: contiguous elements of all tensors of a call.
 
 use super::tensor::{Checked, CheckedPair};
 use crate::shape::Halves;
 
-/// Elements that follow one another in every tensor of a call: a row, or a part of one.
+/// Elements that are contiguous in every tensor of a call: a row, or a part of a row.
 pub struct Segment<'a, T> {
-    /// The gate; `None`: where the result for it goes (y or dx).
+    /// x; `None` if x is in `out` (in place).
     pub x: Option<&'a [T]>,
-    /// The value, if gated; `None` in a backward: it is in `dv`.
+    /// The value v of a gated form; in a gated backward, `None` if v is in `dv`.
     pub v: Option<&'a [T]>,
-    /// Of a backward; `None`: it is in `out`.
+    /// dy of a backward; `None` if dy is in `out`.
     pub dy: Option<&'a [T]>,
     /// y of a forward, dx of a backward.
     pub out: &'a mut [T],
-    /// Of a gated backward; else empty.
+    /// dv of a gated backward; otherwise empty.
     pub dv: &'a mut [T],
-    /// Of a backward, if y is computed again.
+    /// y of a backward that recomputes y.
     pub y: Option<&'a mut [T]>,
 }
 
 impl<'a, T> Segment<'a, T> {
-    /// Takes the first `len` elements off, or all.
+    /// Splits off the first `len` elements, or all if there are fewer.
     pub fn take(&mut self, len: usize) -> Segment<'a, T> {
         let len = len.min(self.out.len());
         fn first<'a, T>(rest: &mut &'a [T], len: usize) -> &'a [T] {
@@ -40,7 +40,7 @@ impl<'a, T> Segment<'a, T> {
     }
 }
 
-/// The tensors of a call as checked, for [`Segment`]s of their rows.
+/// The checked tensors of a call.
 pub struct Tensors<'a, T> {
     pub x: Option<Checked<&'a [T]>>,
     pub v: Option<Checked<&'a [T]>>,
@@ -49,7 +49,7 @@ pub struct Tensors<'a, T> {
     pub y: Option<Checked<&'a mut [T]>>,
 }
 
-/// Where the result goes.
+/// The outputs of a call.
 pub enum Out<'a, T> {
     /// y or dx.
     Plain(Checked<&'a mut [T]>),
@@ -58,7 +58,7 @@ pub enum Out<'a, T> {
 }
 
 impl<'a, T> Tensors<'a, T> {
-    /// A row of all of them for each row of the call; a single one if all are dense.
+    /// A segment for each row of the call, or a single one if all tensors are contiguous.
     pub fn segments(self) -> Vec<Segment<'a, T>> {
         let Tensors { x, v, dy, out, y } = self;
         let inputs =
@@ -70,7 +70,7 @@ impl<'a, T> Tensors<'a, T> {
         let all = inputs.iter().all(|&dense| dense)
             && out_is_dense
             && y.as_ref().is_none_or(|y| y.rows.is_dense());
-        // A row without gaps before and after it is as good as any number of them.
+        // Contiguous rows are treated as a single row.
         fn joined<E>(mut tensor: Checked<E>, all: bool) -> Checked<E> {
             if all {
                 let len = tensor.rows.rows * tensor.rows.cols;

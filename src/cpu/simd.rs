@@ -1,7 +1,7 @@
-//! Instruction sets: the one place that knows about architectures, and the only unsafe code of the backend.
+//! Instruction sets. Only this file depends on the CPU architecture, and it has the only unsafe code of the CPU backend.
 //!
-//! The loops are plain Rust, compiled once for each set by being inlined into a function that may use it.
-//! They give the same bits on all: rustc contracts nothing, and sums have a fixed number of lanes.
+//! The loops are plain Rust. They are compiled for each instruction set by inlining them into a function that may use that
+//! set. They give the same bits in all of them, because rustc fuses no operations and sums have a fixed number of lanes.
 
 #![allow(unsafe_code)]
 
@@ -10,14 +10,14 @@ use std::cell::Cell;
 #[cfg(target_arch = "x86_64")]
 use super::block::BLOCK;
 
-/// A set that this CPU has: only [`InstructionSet::available`] makes one.
+/// An instruction set that this CPU has. Only [`InstructionSet::available`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstructionSet(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// What every CPU of the architecture has. On x86-64 that is SSE2, where a fused multiply-add is a
-    /// call into the C library: right, but a hundred times slower.
+    /// The base instruction set of the architecture. On x86-64 this is SSE2, where a fused multiply-add is a call into the C
+    /// library: correct, but a hundred times slower.
     Portable,
     /// AVX2 with fused multiply-adds.
     #[cfg(target_arch = "x86_64")]
@@ -32,7 +32,7 @@ thread_local! {
 }
 
 impl InstructionSet {
-    /// Those that this CPU has, the best last.
+    /// Returns the instruction sets that this CPU has, the fastest last.
     pub fn available() -> Vec<InstructionSet> {
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut kinds = vec![Kind::Portable];
@@ -52,7 +52,7 @@ impl InstructionSet {
         kinds.into_iter().map(InstructionSet).collect()
     }
 
-    /// The set that calls of this thread use: the best there is, unless another is forced.
+    /// Returns the instruction set that calls in this thread use: the fastest one, unless another is forced.
     pub fn current() -> InstructionSet {
         use std::sync::OnceLock;
         static BEST: OnceLock<InstructionSet> = OnceLock::new();
@@ -60,7 +60,7 @@ impl InstructionSet {
         FORCED.get().unwrap_or_else(best)
     }
 
-    /// Its name.
+    /// Returns the name of the instruction set.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable => "portable",
@@ -71,7 +71,7 @@ impl InstructionSet {
         }
     }
 
-    /// Runs `f`, in which calls of this thread use this set and no other.
+    /// Runs `f`. Calls that `f` makes in this thread use this instruction set.
     pub fn force<R>(self, f: impl FnOnce() -> R) -> R {
         struct Restore(Option<InstructionSet>);
         impl Drop for Restore {
@@ -83,7 +83,7 @@ impl InstructionSet {
         f()
     }
 
-    /// Runs `task`, compiled for this set.
+    /// Runs `task`, compiled for this instruction set.
     pub(super) fn run<K: Task>(self, task: K) -> K::Output {
         match self.0 {
             Kind::Portable => task.run(),
@@ -97,15 +97,15 @@ impl InstructionSet {
     }
 }
 
-/// Something to be compiled for each set. `run`, and all that it calls, must be `#[inline(always)]`.
+/// A task that is compiled for each instruction set. `run`, and all functions that it calls, must be `#[inline(always)]`.
 pub(super) trait Task {
-    /// The task's result.
+    /// The result of the task.
     type Output;
     /// Runs the task.
     fn run(self) -> Self::Output;
 }
 
-/// Asks for the block of `tensor` that begins at `start` to be brought into the cache, if there is a whole one.
+/// Prefetches the block of `tensor` that begins at `start`. Does nothing if fewer elements than a block are left.
 #[inline(always)]
 pub(super) fn prefetch<T>(tensor: &[T], start: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -120,7 +120,7 @@ pub(super) fn prefetch<T>(tensor: &[T], start: usize) {
     let _ = (tensor, start);
 }
 
-/// Bytes of a cache line.
+/// The bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 

@@ -1,18 +1,19 @@
-//! The tensors of a call: slices, whole or as rows of a larger matrix.
+//! The tensors of a call: whole slices, or rows of a larger matrix.
 
 use crate::error::{Error, Result};
 use crate::shape::{Halves, Rows, Shape};
 
-/// A tensor that a call reads. A slice, an array or a vector converts into the tensor of all its elements.
+/// A tensor of T that a call reads. A reference to a slice, an array or a vector converts into the tensor of all its
+/// elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a, T> {
     elements: &'a [T],
-    /// `None`: all elements, taken in the shape of the call.
+    /// `None` for all elements, in the shape of the call.
     rows: Option<Rows>,
 }
 
-/// A tensor that a call writes, or reads and writes in place. What lies between its rows is not touched. A slice, an
-/// array or a vector converts into the tensor of all its elements.
+/// A tensor of T that a call writes, or reads and writes in place. Elements between its rows are not touched. A mutable
+/// reference to a slice, an array or a vector converts into the tensor of all its elements.
 #[derive(Debug)]
 pub struct Output<'a, T> {
     elements: &'a mut [T],
@@ -20,7 +21,7 @@ pub struct Output<'a, T> {
 }
 
 impl<'a, T> Input<'a, T> {
-    /// Rows of a slice.
+    /// A tensor of the given rows of a slice.
     pub fn rows(elements: &'a [T], rows: Rows) -> Self {
         Input {
             elements,
@@ -36,7 +37,7 @@ impl<'a, T> Input<'a, T> {
         self.elements.len()
     }
 
-    /// The elements, and where the rows of a call of this shape lie in them.
+    /// Checks the tensor against the shape of the call, and returns its elements and rows.
     pub(crate) fn check(self, what: &'static str, shape: Shape) -> Result<Checked<&'a [T]>> {
         Ok(Checked {
             rows: shape.rows_of(what, self.elements.len(), self.rows)?,
@@ -44,14 +45,14 @@ impl<'a, T> Input<'a, T> {
         })
     }
 
-    /// The same of an activation, whose rows have one pitch.
+    /// Like `check`, for an activation, which allows no groups of rows.
     pub(crate) fn check_rows(self, what: &'static str, shape: Shape) -> Result<Checked<&'a [T]>> {
         self.check(what, shape)?.of_one_pitch(what)
     }
 }
 
 impl<'a, T> Output<'a, T> {
-    /// Rows of a slice.
+    /// A tensor of the given rows of a slice.
     pub fn rows(elements: &'a mut [T], rows: Rows) -> Self {
         Output {
             elements,
@@ -74,7 +75,7 @@ impl<'a, T> Output<'a, T> {
         })
     }
 
-    /// The same of an activation, whose rows have one pitch.
+    /// Like `check`, for an activation, which allows no groups of rows.
     pub(crate) fn check_rows(
         self,
         what: &'static str,
@@ -105,7 +106,7 @@ whole! {
     [const N: usize] [T; N];
 }
 
-/// A tensor whose rows lie inside its elements, and apart.
+/// A checked tensor: its rows lie inside its elements and do not overlap.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Checked<E> {
     pub(crate) elements: E,
@@ -118,7 +119,7 @@ impl<E> Checked<E> {
             return Err(Error::Groups { what });
         }
         if self.rows.cols == 0 {
-            // However many they are, there is nothing to do.
+            // Rows without columns need no work, however many they are.
             self.rows.rows = 0;
         }
         Ok(self)
@@ -127,7 +128,7 @@ impl<E> Checked<E> {
 
 impl<'a, T> Checked<&'a [T]> {
     pub(crate) fn rows(self) -> impl Iterator<Item = &'a [T]> {
-        // Rows without elements may lie anywhere.
+        // Rows without elements may have any offset, also beyond the buffer.
         (self.rows.ranges()).map(|range| self.elements.get(range).unwrap_or_default())
     }
 }
@@ -151,8 +152,8 @@ impl<'a, T> Checked<&'a mut [T]> {
     }
 }
 
-/// Gate and value of a gated activation, which are read: two tensors, or the halves of one. A tuple converts into a
-/// pair.
+/// The gate x and the value v of a gated activation, which a call reads: two tensors, or the halves of one. A tuple `(x, v)`
+/// converts into a pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a, T> {
     pub(crate) x: Input<'a, T>,
@@ -160,16 +161,16 @@ pub struct Pair<'a, T> {
 }
 
 impl<'a, T> Pair<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         Pair { x, v }
     }
 
-    /// The halves of a `[rows, 2·n]` tensor.
+    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
     ///
     /// # Errors
-    /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
+    /// [`Error::Halves`](crate::Error::Halves) if the slice is not such a tensor.
     pub fn halves(elements: &'a [T], rows: usize, order: Halves) -> Result<Self> {
         let [x, v] = order.of(elements.len(), rows)?;
         Ok(Pair {
@@ -185,7 +186,8 @@ impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<
     }
 }
 
-/// A gate and a value that are written: two tensors, or the halves of one. A tuple converts into a pair.
+/// The outputs of the gate and of the value, such as dx and dv: two tensors, or the halves of one. A tuple converts into a
+/// pair.
 #[derive(Debug)]
 pub struct PairMut<'a, T>(pub(crate) Place<'a, T>);
 
@@ -203,16 +205,16 @@ pub(crate) enum Place<'a, T> {
 }
 
 impl<'a, T> PairMut<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Output<'a, T>>, v: impl Into<Output<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         PairMut(Place::Separate { x, v })
     }
 
-    /// The halves of a `[rows, 2·n]` tensor.
+    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
     ///
     /// # Errors
-    /// [`Error::Halves`](crate::Error::Halves) if it is not such a tensor.
+    /// [`Error::Halves`](crate::Error::Halves) if the slice is not such a tensor.
     pub fn halves(elements: &'a mut [T], rows: usize, order: Halves) -> Result<Self> {
         order.of(elements.len(), rows)?;
         Ok(PairMut(Place::Halves {
@@ -222,7 +224,7 @@ impl<'a, T> PairMut<'a, T> {
         }))
     }
 
-    /// The rows of the gate, where they are given.
+    /// The rows of the gate, if they are given.
     pub(crate) fn given(&self) -> Option<Rows> {
         match &self.0 {
             Place::Separate { x, v } => x.given().or(v.given()),
@@ -234,7 +236,7 @@ impl<'a, T> PairMut<'a, T> {
         }
     }
 
-    /// Elements of the gate's buffer.
+    /// The number of elements of the gate's buffer.
     pub(crate) fn len(&self) -> usize {
         match &self.0 {
             Place::Separate { x, .. } => x.len(),
@@ -242,7 +244,7 @@ impl<'a, T> PairMut<'a, T> {
         }
     }
 
-    /// Checks both, which the errors call by these names.
+    /// Checks both tensors. Errors use the given names.
     pub(crate) fn check(
         self,
         [x_name, v_name]: [&'static str; 2],
@@ -277,12 +279,12 @@ impl<'a, T, X: Into<Output<'a, T>>, V: Into<Output<'a, T>>> From<(X, V)> for Pai
     }
 }
 
-/// A pair of tensors whose rows lie inside their elements, and apart.
+/// A checked pair of tensors: their rows lie inside their elements and do not overlap.
 pub(crate) enum CheckedPair<'a, T> {
     Separate(Checked<&'a mut [T]>, Checked<&'a mut [T]>),
     Halves {
         elements: &'a mut [T],
-        /// Elements of a half of a row.
+        /// The number of elements of half a row.
         width: usize,
         order: Halves,
     },

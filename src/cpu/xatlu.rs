@@ -77,9 +77,9 @@ impl Tail for Arctan {
 
     #[inline(always)]
     fn slope(self, k: f32) -> f32 {
-        // 1/(1 + u²), where far as z/(u + z): u² is not formed, nothing overflows, and nothing underflows
-        // before the end. (A scale beyond a bound on u, as the kernel has, keeps this from becoming vector
-        // code, which is three times slower; z²/(1 + z²) costs 5.7 ulp.)
+        // 1/(1 + u²), computed for u > 1 as z/(u + z): u² is not formed, so nothing overflows, and nothing underflows
+        // before the end. (The kernel scales beyond a bound on u. Here that would prevent vector code and take three times
+        // as long; z²/(1 + z²) has an error of 5.7 ulp.)
         let (w, far) = (if self.far { self.z } else { 1.0 }, self.u + self.z);
         let near = self.u.mul_add(self.u, 1.0);
         (k * FRAC_1_PI * w) * (1.0 / if self.far { far } else { near })

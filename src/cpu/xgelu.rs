@@ -1,4 +1,4 @@
-//! xGELU: the normal distribution function g(x) = ½·(1 + erf(x/√2)); the exact erf.
+//! xGELU: the gate is the normal distribution function g(x) = ½·(1 + erf(x/√2)), with the exact erf.
 //!
 //! With φ(u) = e^(−u²/2)/√(2π):  t = ½·erfc(u/√2) = φ(u)·R(u), g′ = φ,  h = erf(u/√2), where R falls slowly
 //! from √(π/2) to 1/u.
@@ -55,7 +55,7 @@ impl Tail for Normal {
         let near_u = min(u, FAR);
         let square = near_u * near_u;
         let e = ScaledExp2::new(HALF_LOG2E, square);
-        // What the square rounds away would cost 10 ulp far out.
+        // Ignoring the rounding error of the square would cost 10 ulp at large |x|.
         let f = HALF_LOG2E.mul_add(near_u.mul_add(near_u, -square), e.fraction);
         Normal {
             u,

@@ -1,6 +1,6 @@
-//! xIELU, as in `kernels/activation/xielu.cu`, which has the formulas and the corners.
+//! xIELU. `kernels/activation/xielu.cu` has the formulas and the special values.
 //!
-//! Near 0 the q-form `α_n·q(x) + β·x`, which keeps the sign and the digits; far out
+//! Near 0 it computes the q-form `α_n·q(x) + β·x`, which keeps the sign and the digits, and for large |x|
 //! `α_n·expm1(x) − s_n·x` with s_n = α_n − β, which does not cancel.
 
 use super::call::{AnyCall, Gradients};
@@ -9,7 +9,7 @@ use super::math::{Expm1, softplus};
 use super::on_cpu::OnCpu;
 use crate::activation::{EpsGradient, Parameters, Xielu};
 
-/// What does not depend on x.
+/// The values that do not depend on x.
 #[derive(Clone, Copy)]
 struct Constants {
     alpha_p: f32,
@@ -29,14 +29,14 @@ impl Constants {
             .mul_add(exp, if e.near { self.beta } else { -self.s_n })
     }
 
-    /// upstream·x²·r near 0, upstream·q(x) far out. The square of x is never formed.
+    /// upstream·q(x): upstream·x²·r near 0, without forming x² alone.
     #[inline(always)]
     fn of_q(e: Expm1, x: f32, upstream: f32, r: f32) -> f32 {
         (if e.near { upstream * x } else { upstream }) * (if e.near { x * r } else { e.far - x })
     }
 }
 
-/// The usual case: no clamp, α_p and s_n not 0. The third parameter, β, is one or is not.
+/// The usual case: no clamp, and α_p and s_n are not 0. PARAMS is 3 if β is a parameter, otherwise 2.
 #[derive(Clone, Copy)]
 struct Ideal<const PARAMS: usize>(Constants);
 
@@ -48,7 +48,7 @@ impl<const PARAMS: usize> Function for Ideal<PARAMS> {
         let Ideal(p) = self;
         let e = Expm1::new(x);
         let positive = x > 0.0;
-        // Near 0 both sides are x·(a·x·r + β), which keeps the sign of zero.
+        // Near 0 both sides are computed as x·(a·x·r + β), which keeps the sign of zero.
         let a = if positive { p.alpha_p } else { p.alpha_n };
         let r = if positive { 1.0 } else { e.r };
         let near = x * (a * x).mul_add(r, p.beta);
@@ -68,7 +68,7 @@ impl<const PARAMS: usize> Function for Ideal<PARAMS> {
     }
 }
 
-/// Everything else: the clamp, and parameters so small that 0·inf would make a NaN.
+/// All other cases: the clamp, and α_p or s_n of 0, where 0·inf would give NaN.
 #[derive(Clone, Copy)]
 struct General(Constants);
 
@@ -91,7 +91,7 @@ impl General {
         let clamps = x > p.eps;
         let clamped = if clamps { p.eps } else { x };
         let e = Expm1::new(clamped);
-        // expm1(min(x, eps)) − x: for the eps that are in use, both addends are exact or nearly so.
+        // expm1(min(x, eps)) − x. For the usual eps, both addends are exact or nearly exact.
         let shifted = if e.near {
             e.q() + (clamped - x)
         } else {

@@ -1,7 +1,7 @@
-//! Calls of activations on device buffers: they hold the borrows of all buffers over the launch, check what the types
-//! do not say, and resolve the buffers only when all is well.
+//! Calls of activations on device buffers. A call borrows all its buffers until the launch, checks what the types do not
+//! guarantee, and takes device pointers only after all checks have passed.
 
-#![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
+#![allow(unsafe_code)] // the safe calls of `raw`; each block says what it guarantees
 
 use super::device::Device;
 use super::params::{Gradients, Params};
@@ -13,7 +13,8 @@ use crate::dtype::{Element, ParamOf};
 use crate::error::Result;
 use crate::shape::{Rows, Shape};
 
-/// y = f(x), of any shape: [`launch`](Forward::launch) launches it.
+/// Returns a call that computes y = f(x). x and y are f32, f16 or bf16 tensors of the same shape, and the parameters are
+/// f32 or of the type of x. [`launch`](Forward::launch) launches the call.
 ///
 /// ```no_run
 /// # use xact::{Queue, Xielu, cuda, cudarc::driver::CudaContext};
@@ -39,7 +40,7 @@ pub fn forward<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
     }
 }
 
-/// x = f(x), in place.
+/// Returns a call that computes x = f(x) in place.
 pub fn forward_in_place<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     x: impl Into<Output<'a, T>>,
@@ -57,21 +58,26 @@ pub fn forward_in_place<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
 #[must_use = "nothing is launched until `launch`"]
 pub struct Forward<'a, A: ?Sized, T, P> {
     op: &'a A,
-    /// `None`: it is in y.
+    /// `None` if x is in the buffer of y.
     x: Option<Input<'a, T>>,
     params: Params<'a, A, P>,
     y: Output<'a, T>,
 }
 
 impl<A: Activation + ?Sized, T: Element, P: ParamOf<T>> Forward<'_, A, T, P> {
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
-    /// [`Length`](crate::Error::Length) (a tensor is not as long as x or does not fit into its buffer, or
-    /// a parameter is not one element, or there are more or fewer than the op has), [`Shape`](crate::Error::Shape),
-    /// [`Pitch`](crate::Error::Pitch), [`Groups`](crate::Error::Groups),
-    /// [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread),
-    /// [`Overlap`](crate::Error::Overlap), or what loading and launching say. Nothing is written then.
+    /// - [`Length`](crate::Error::Length): a tensor is not as long as x or does not fit into its buffer, a parameter is not
+    ///   one element, or the number of parameters is wrong;
+    /// - [`Shape`](crate::Error::Shape), [`Pitch`](crate::Error::Pitch), [`Groups`](crate::Error::Groups),
+    ///   [`TooLarge`](crate::Error::TooLarge): the rows of a tensor are wrong;
+    /// - [`Overlap`](crate::Error::Overlap), [`WrongContext`](crate::Error::WrongContext),
+    ///   [`WrongThread`](crate::Error::WrongThread);
+    /// - the errors of [`Device::preload`](crate::Device::preload), if the kernel is not loaded yet, and
+    ///   [`Driver`](crate::Error::Driver), if the driver refuses the launch.
+    ///
+    /// Nothing is written when a call fails.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let Forward {
             op,
@@ -101,16 +107,17 @@ impl<A: Activation + ?Sized, T: Element, P: ParamOf<T>> Forward<'_, A, T, P> {
         unsafe { raw::forward(device, stream.cu_stream(), op, &call) }
     }
 
-    /// Bytes of workspace that the launch needs: none.
+    /// Returns the bytes of workspace that the launch needs: 0.
     ///
     /// # Errors
-    /// None today; it is a `Result` so that an option may bring one.
+    /// None. It is a `Result` so that a later option can add one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }
 }
 
-/// dx = dy·f′(x) and, if it is asked for, the gradient of each parameter, Σ dy·∂f/∂p.
+/// Returns a call that computes dx = dy·f′(x) and, if asked, the gradient of each parameter, Σ dy·∂f/∂p. x, dy and dx have
+/// the same shape and element type.
 pub fn backward<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     x: impl Into<Input<'a, T>>,
@@ -124,11 +131,11 @@ pub fn backward<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
         dy: Some(dy.into()),
         params,
         dx: dx.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
-/// dy = dy·f′(x), in place, and the gradient of each parameter.
+/// Like [`backward`], but overwrites dy with dx.
 pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     x: impl Into<Input<'a, T>>,
@@ -141,7 +148,7 @@ pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
         dy: None,
         params,
         dx: dy.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
@@ -150,23 +157,23 @@ pub fn backward_in_place<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>>(
 pub struct Backward<'a, A: ?Sized, T, P> {
     op: &'a A,
     x: Input<'a, T>,
-    /// `None`: it is in dx.
+    /// `None` if dy is in the buffer of dx.
     dy: Option<Input<'a, T>>,
     params: Params<'a, A, P>,
     dx: Output<'a, T>,
-    also: Also<'a, A, T>,
+    optional: OptionalOutputs<'a, A, T>,
 }
 
-/// What a backward writes if it is asked to.
-struct Also<'a, A: ?Sized, T> {
+/// The optional outputs of a backward.
+struct OptionalOutputs<'a, A: ?Sized, T> {
     y: Option<Output<'a, T>>,
     gradients: Option<Gradients<'a, A>>,
     accumulate: bool,
 }
 
-impl<A: ?Sized, T> Default for Also<'_, A, T> {
+impl<A: ?Sized, T> Default for OptionalOutputs<'_, A, T> {
     fn default() -> Self {
-        Also {
+        OptionalOutputs {
             y: None,
             gradients: None,
             accumulate: false,
@@ -174,35 +181,36 @@ impl<A: ?Sized, T> Default for Also<'_, A, T> {
     }
 }
 
-/// The setters of a backward.
-macro_rules! also {
+/// The setters of the optional outputs of a backward.
+macro_rules! optional_setters {
     () => {
-        /// Computes y again and writes it here, of the shape of x, so that a training stack stores only x.
+        /// Sets an output for y = f(x) (or the gated y), which the backward then recomputes, so that a training stack needs
+        /// to store only the inputs. It has the shape of x.
         pub fn y(mut self, y: impl Into<Output<'a, T>>) -> Self {
-            self.also.y = Some(y.into());
+            self.optional.y = Some(y.into());
             self
         }
 
-        /// Writes the gradients of the parameters.
+        /// Sets the outputs for the parameter gradients, which are overwritten.
         pub fn gradients(mut self, gradients: Gradients<'a, A>) -> Self {
-            self.also.gradients = Some(gradients);
-            self.also.accumulate = false;
+            self.optional.gradients = Some(gradients);
+            self.optional.accumulate = false;
             self
         }
 
-        /// Adds the gradients of the parameters to what is in these (gradient accumulation).
+        /// Sets the outputs for the parameter gradients, which are added to their contents (gradient accumulation).
         pub fn accumulate(mut self, gradients: Gradients<'a, A>) -> Self {
-            self.also.gradients = Some(gradients);
-            self.also.accumulate = true;
+            self.optional.gradients = Some(gradients);
+            self.optional.accumulate = true;
             self
         }
 
-        /// Bytes of workspace that the launch needs.
+        /// Returns the bytes of workspace that the launch needs: 0 without parameter gradients.
         ///
         /// # Errors
         /// [`TooLarge`](crate::Error::TooLarge).
         pub fn workspace_bytes(&self) -> Result<u64> {
-            if self.also.gradients.is_none() {
+            if self.optional.gradients.is_none() {
                 return Ok(0);
             }
             let Shape { rows, cols } = self.shape();
@@ -211,12 +219,13 @@ macro_rules! also {
     };
 }
 
-/// Launches `$call` with what a backward writes if it is asked to.
-macro_rules! launch_also {
-    ($also:ident, $params:ident, $addresses:ident, $workspace:ident, $y_rows:ident, |$y:ident, $dparams:ident| $call:expr) => {{
-        let accumulate = $also.accumulate;
-        let $y = ($also.y.as_mut().zip($y_rows)).map(|(y, rows)| $addresses.output_rows(y, rows));
-        let out = ($also.gradients.as_mut()).map(|out| out.resolve(&mut $addresses));
+/// Launches `$call` with the optional outputs of a backward.
+macro_rules! launch_with_optional {
+    ($optional:ident, $params:ident, $addresses:ident, $workspace:ident, $y_rows:ident, |$y:ident, $dparams:ident| $call:expr) => {{
+        let accumulate = $optional.accumulate;
+        let $y =
+            ($optional.y.as_mut().zip($y_rows)).map(|(y, rows)| $addresses.output_rows(y, rows));
+        let out = ($optional.gradients.as_mut()).map(|out| out.resolve(&mut $addresses));
         let (workspace, workspace_bytes) = $addresses.workspace($workspace);
         let $dparams = out.as_ref().map(|out| raw::Dparams {
             out,
@@ -229,7 +238,7 @@ macro_rules! launch_also {
 }
 
 impl<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>> Backward<'a, A, T, P> {
-    also!();
+    optional_setters!();
 
     fn shape(&self) -> Shape {
         Shape::of(
@@ -238,15 +247,16 @@ impl<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>> Backward<'a, A, T, P
                 self.x.given(),
                 self.dy.as_ref().and_then(Input::given),
                 self.dx.given(),
-                self.also.y.as_ref().and_then(Output::given),
+                self.optional.y.as_ref().and_then(Output::given),
             ],
         )
     }
 
-    /// Launches the call on the queue: one pass for dx and the partial sums, and a small one that adds those up.
+    /// Launches the call on the stream of the queue: one kernel for dx and partial sums, and, for the parameter gradients, a
+    /// small second kernel that adds the partial sums.
     ///
     /// # Errors
-    /// As [`Forward::launch`], and [`Workspace`](crate::Error::Workspace).
+    /// As [`Forward::launch`], and [`Workspace`](crate::Error::Workspace) if the workspace of the queue is too small.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let shape = self.shape();
         let Backward {
@@ -255,7 +265,7 @@ impl<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>> Backward<'a, A, T, P
             dy,
             params,
             mut dx,
-            mut also,
+            mut optional,
         } = self;
         let Parts {
             device,
@@ -266,27 +276,35 @@ impl<'a, A: Activation + ?Sized, T: Element, P: ParamOf<T>> Backward<'a, A, T, P
         let dy_rows = rows(&dy, "dy", device, shape)?;
         let dx_rows = dx.check_rows(if dy.is_some() { "dx" } else { "dy" }, device, shape)?;
         params.check(op.signature(), device)?;
-        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
+        let y_rows = check_optional(op.signature(), &optional, params.len(), device, shape)?;
         let mut addresses = Addresses::on(stream);
         let params = params.resolve(&mut addresses);
         let dx = addresses.output_rows(&mut dx, dx_rows);
-        launch_also!(also, params, addresses, workspace, y_rows, |y, dparams| {
-            let call = raw::Backward {
-                common: common::<T, P>(shape, &params),
-                x: addresses.input_rows(&x, x_rows),
-                dy: (dy.as_ref().zip(dy_rows))
-                    .map_or(dx, |(dy, rows)| addresses.input_rows(dy, rows)),
-                dx,
-                y,
-                dparams,
-            };
-            // SAFETY: as in `Forward::launch`; the workspace is the queue's, used by launches on its stream alone.
-            unsafe { raw::backward(device, stream.cu_stream(), op, &call) }
-        })
+        launch_with_optional!(
+            optional,
+            params,
+            addresses,
+            workspace,
+            y_rows,
+            |y, dparams| {
+                let call = raw::Backward {
+                    common: common::<T, P>(shape, &params),
+                    x: addresses.input_rows(&x, x_rows),
+                    dy: (dy.as_ref().zip(dy_rows))
+                        .map_or(dx, |(dy, rows)| addresses.input_rows(dy, rows)),
+                    dx,
+                    y,
+                    dparams,
+                };
+                // SAFETY: as in `Forward::launch`; the workspace is the queue's, used by launches on its stream alone.
+                unsafe { raw::backward(device, stream.cu_stream(), op, &call) }
+            }
+        )
     }
 }
 
-/// y = g(x)·v, with g = G or f by `order`, of gate and value.
+/// Returns a call that computes y = g(x)·v of a gate x and a value v, where g is G for [`Order::First`] and f for
+/// [`Order::Second`]. x, v and y have the same shape and element type.
 pub fn gated_forward<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     order: Order,
@@ -314,7 +332,7 @@ pub struct GatedForward<'a, A: ?Sized, T, P> {
 }
 
 impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
     /// As [`Forward::launch`].
@@ -345,16 +363,17 @@ impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
         unsafe { raw::gated_forward(device, stream.cu_stream(), op, &call) }
     }
 
-    /// Bytes of workspace that the launch needs: none.
+    /// Returns the bytes of workspace that the launch needs: 0.
     ///
     /// # Errors
-    /// None today; it is a `Result` so that an option may bring one.
+    /// None. It is a `Result` so that a later option can add one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }
 }
 
-/// dx = dy·v·g′(x), dv = dy·g(x) and, if it is asked for, the gradient of each parameter, Σ dy·v·∂g/∂p.
+/// Returns a call that computes dx = dy·v·g′(x), dv = dy·g(x) and, if asked, the gradient of each parameter,
+/// Σ dy·v·∂g/∂p. All tensors have the same shape and element type.
 pub fn gated_backward<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     order: Order,
@@ -370,11 +389,11 @@ pub fn gated_backward<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>(
         dy: dy.into(),
         params,
         dxv: dxv.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
-/// The same in place: gate and value are overwritten with their gradients.
+/// Like [`gated_backward`], but overwrites x with dx and v with dv.
 pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>(
     op: &'a A,
     order: Order,
@@ -389,7 +408,7 @@ pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>
         dy: dy.into(),
         params,
         dxv: xv.into(),
-        also: Also::default(),
+        optional: OptionalOutputs::default(),
     }
 }
 
@@ -398,16 +417,16 @@ pub fn gated_backward_in_place<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>>
 pub struct GatedBackward<'a, A: ?Sized, T, P> {
     op: &'a A,
     order: Order,
-    /// `None`: they are in dx and dv.
+    /// `None` if x and v are in the buffers of dx and dv.
     xv: Option<Pair<'a, T>>,
     dy: Input<'a, T>,
     params: Params<'a, A, P>,
     dxv: PairMut<'a, T>,
-    also: Also<'a, A, T>,
+    optional: OptionalOutputs<'a, A, T>,
 }
 
 impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P> {
-    also!();
+    optional_setters!();
 
     fn shape(&self) -> Shape {
         let xv = self.xv.as_ref();
@@ -418,12 +437,13 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
                 xv.and_then(|xv| xv.v.given()),
                 self.dxv.given(),
                 self.dy.given(),
-                self.also.y.as_ref().and_then(Output::given),
+                self.optional.y.as_ref().and_then(Output::given),
             ],
         )
     }
 
-    /// Launches the call on the queue: one pass for dx, dv and the partial sums, and a small one that adds those up.
+    /// Launches the call on the stream of the queue: one kernel for dx, dv and partial sums, and, for the parameter
+    /// gradients, a small second kernel that adds the partial sums.
     ///
     /// # Errors
     /// As [`Backward::launch`].
@@ -436,7 +456,7 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
             dy,
             params,
             mut dxv,
-            mut also,
+            mut optional,
         } = self;
         let Parts {
             device,
@@ -458,7 +478,7 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
         };
         let dxv_rows = dxv.check(names, device, shape)?;
         params.check(op.signature(), device)?;
-        let y_rows = check_also(op.signature(), &also, params.len(), device, shape)?;
+        let y_rows = check_optional(op.signature(), &optional, params.len(), device, shape)?;
         let mut addresses = Addresses::on(stream);
         let params = params.resolve(&mut addresses);
         let [dx, dv] = dxv.resolve(&mut addresses, dxv_rows);
@@ -469,25 +489,32 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
             ],
             _ => [dx, dv],
         };
-        launch_also!(also, params, addresses, workspace, y_rows, |y, dparams| {
-            let call = raw::GatedBackward {
-                common: common::<T, P>(shape, &params),
-                order,
-                x,
-                v,
-                dy: addresses.input_rows(&dy, dy_rows),
-                dx,
-                dv,
-                y,
-                dparams,
-            };
-            // SAFETY: as in `Backward::launch`.
-            unsafe { raw::gated_backward(device, stream.cu_stream(), op, &call) }
-        })
+        launch_with_optional!(
+            optional,
+            params,
+            addresses,
+            workspace,
+            y_rows,
+            |y, dparams| {
+                let call = raw::GatedBackward {
+                    common: common::<T, P>(shape, &params),
+                    order,
+                    x,
+                    v,
+                    dy: addresses.input_rows(&dy, dy_rows),
+                    dx,
+                    dv,
+                    y,
+                    dparams,
+                };
+                // SAFETY: as in `Backward::launch`.
+                unsafe { raw::gated_backward(device, stream.cu_stream(), op, &call) }
+            }
+        )
     }
 }
 
-/// Where the rows of a tensor that may be absent lie.
+/// Checks a tensor that may be absent, and returns its rows.
 fn rows<T>(
     tensor: &Option<Input<'_, T>>,
     what: &'static str,
@@ -498,19 +525,19 @@ fn rows<T>(
     tensor.as_ref().map(check).transpose()
 }
 
-/// Checks what a backward writes if it is asked to; where the rows of y lie.
-fn check_also<A: ?Sized, T>(
+/// Checks the optional outputs of a backward, and returns the rows of y.
+fn check_optional<A: ?Sized, T>(
     signature: &Signature,
-    also: &Also<'_, A, T>,
+    optional: &OptionalOutputs<'_, A, T>,
     params: usize,
     device: &Device,
     shape: Shape,
 ) -> Result<Option<Rows>> {
-    if let Some(gradients) = &also.gradients {
+    if let Some(gradients) = &optional.gradients {
         gradients.check(signature, params, device)?;
     }
     let check = |y: &Output<'_, T>| y.check_rows("y", device, shape);
-    also.y.as_ref().map(check).transpose()
+    optional.y.as_ref().map(check).transpose()
 }
 
 fn common<'a, T: Element, P: Element>(

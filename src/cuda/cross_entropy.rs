@@ -1,6 +1,6 @@
-//! Cross-entropy on a device.
+//! Cross-entropy on a device: forward, backward, both in one call, and the parts for a sharded vocabulary.
 //!
-//! A summary, and what a forward saves for the backward, are device memory of the caller's:
+//! The caller allocates the summary, and the statistics that a forward saves for the backward, in device memory:
 //!
 //! ```no_run
 //! # use xact::{CrossEntropy, Queue, cudarc::driver::CudaContext};
@@ -18,7 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
+#![allow(unsafe_code)] // the safe calls of `raw`; each block says what it guarantees
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -45,25 +45,25 @@ unsafe impl ValidAsZeroBits for RowStats {}
 // SAFETY: as above.
 unsafe impl ValidAsZeroBits for CrossEntropySummary {}
 
-/// What a backward divides gradients by.
+/// The number by which a backward divides the gradients.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub enum Divisor<'a> {
     /// 1.
     One,
-    /// What the forward divided the mean by: [`normalizer`](CrossEntropySummary::normalizer) of its summary.
+    /// The [`normalizer`](CrossEntropySummary::normalizer) in the summary of the forward, `[1] CrossEntropySummary`.
     Summary(Input<'a, CrossEntropySummary>),
-    /// A scalar of the caller's.
+    /// A scalar of the caller, `[1] f32`.
     Scalar(Input<'a, f32>),
 }
 
 impl<'a> Divisor<'a> {
-    /// What the forward divided the mean by.
+    /// The normaliser in the summary of the forward, `[1] CrossEntropySummary`.
     pub fn summary(summary: impl Into<Input<'a, CrossEntropySummary>>) -> Self {
         Divisor::Summary(summary.into())
     }
 
-    /// A scalar of the caller's.
+    /// A scalar of the caller, `[1] f32`.
     pub fn scalar(scalar: impl Into<Input<'a, f32>>) -> Self {
         Divisor::Scalar(scalar.into())
     }
@@ -88,7 +88,7 @@ impl<'a> Divisor<'a> {
     }
 }
 
-/// What decides about the rows of a call.
+/// The inputs that decide which rows are kept.
 struct Rows<'a, L> {
     labels: Input<'a, L>,
     weights: Option<Input<'a, f32>>,
@@ -144,7 +144,7 @@ impl<'a, L: Label> Rows<'a, L> {
     }
 }
 
-/// Where the results of a forward go.
+/// The outputs of a forward, and its normaliser.
 struct Outputs<'a> {
     loss: Option<Output<'a, f32>>,
     z_loss: Option<Output<'a, f32>>,
@@ -152,7 +152,7 @@ struct Outputs<'a> {
     argmax: Option<Output<'a, i32>>,
     saved: Option<Output<'a, u8>>,
     summary: Output<'a, CrossEntropySummary>,
-    /// What to divide by.
+    /// The normaliser, if the caller gives one.
     normalizer: Option<Input<'a, f32>>,
 }
 
@@ -193,7 +193,7 @@ impl<'a> Outputs<'a> {
         }
     }
 
-    /// The outputs, and what to divide by.
+    /// The device pointers of the outputs and of the normaliser.
     fn resolve<'b>(
         &'b mut self,
         addresses: &mut Addresses<'b>,
@@ -211,21 +211,21 @@ impl<'a> Outputs<'a> {
     }
 }
 
-/// The gradients with respect to the losses: of row r it is element `r·stride`.
+/// The upstream gradients: the one of row r is element `r·stride`.
 #[derive(Clone, Copy)]
-struct Dloss<'a> {
+struct UpstreamGradient<'a> {
     values: Input<'a, f32>,
-    /// `None`: 0 for one element, 1 for one of each row.
+    /// `None`: 0 if there is one element, otherwise 1.
     stride: Option<usize>,
 }
 
-/// Upstream gradients, checked, and the stride of their rows.
+/// Checks the upstream gradients, and returns them with their stride.
 fn check_dloss<'a>(
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
     device: &Device,
     rows: usize,
 ) -> Result<Option<(Input<'a, f32>, usize)>> {
-    let Some(Dloss { values, stride }) = dloss else {
+    let Some(UpstreamGradient { values, stride }) = dloss else {
         return Ok(None);
     };
     let len = values.len();
@@ -239,23 +239,23 @@ fn upstream<'b>(
 ) -> raw::Upstream {
     (dloss.as_ref()).map_or(raw::Upstream::default(), |(values, stride)| raw::Upstream {
         dloss: Some(addresses.input(values)),
-        // It is less than the number of elements of a buffer.
+        // The stride is less than the number of elements of a buffer, so it fits.
         stride: *stride as i64,
     })
 }
 
-/// The setters of what decides about rows.
+/// The setters of the weights and of Goldfish.
 macro_rules! row_setters {
     () => {
-        /// Sets the weights, `[N] f32`; a row of weight 0 is masked. Negative ones are legal; a NaN makes its row NaN.
+        /// Sets the weights of the rows, `[N] f32`. A row of weight 0 is masked. Negative weights are legal, and a NaN
+        /// makes the loss and the gradient of its row NaN.
         pub fn weights(mut self, weights: impl Into<Input<'a, f32>>) -> Self {
             self.rows.weights = Some(weights.into());
             self
         }
 
-        /// Drops the rows that `goldfish` decides about from `tokens`, which have an id for each row: no mask tensor
-        /// is made. The ids need not be the labels, nor of their type: labels that are masked otherwise still have an
-        /// id.
+        /// Drops rows by a Goldfish decision inside the kernel, without a mask tensor. `tokens` have one id for each row.
+        /// The ids may differ from the labels and have another type: give the true ids where labels are ignored.
         pub fn goldfish<I: TokenId>(
             mut self,
             goldfish: &'a DeviceGoldfish,
@@ -267,41 +267,44 @@ macro_rules! row_setters {
     };
 }
 
-/// The setters of what a forward writes.
+/// The setters of the outputs of a forward.
 macro_rules! output_setters {
     () => {
-        /// Writes the losses, `[N] f32`: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+        /// Sets an output for the loss of each row, `[N] f32`: weighted and not divided by the normaliser. It is 0 for a
+        /// masked row, and NaN for a row whose label is not a class.
         pub fn loss(mut self, loss: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.loss = Some(loss.into());
             self
         }
 
-        /// Writes the part of each loss that is z-loss, `[N] f32`.
+        /// Sets an output for the z-loss of each row, `[N] f32`, which is part of the loss.
         pub fn z_loss(mut self, z_loss: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.z_loss = Some(z_loss.into());
             self
         }
 
-        /// Writes log Σ e^z, `[N] f32`; 0 of a masked row.
+        /// Sets an output for lse = log Σ e^z of each row, `[N] f32`. It is 0 for a masked row.
         pub fn lse(mut self, lse: impl Into<Output<'a, f32>>) -> Self {
             self.outputs.lse = Some(lse.into());
             self
         }
 
-        /// Writes the class of the largest logit, `[N] i32`: the first of several; −1 of a masked row. It makes
-        /// [`correct`](CrossEntropySummary::correct) be counted. Of a row with NaN it is the largest of the others.
+        /// Sets an output for the class of the largest logit of each row, `[N] i32`: the first of equal ones, ignoring NaN.
+        /// It is −1 for a masked row. With it, the summary counts the [`correct`](CrossEntropySummary::correct) rows.
         pub fn argmax(mut self, argmax: impl Into<Output<'a, i32>>) -> Self {
             self.outputs.argmax = Some(argmax.into());
             self
         }
 
-        /// Saves what the backward needs, [`saved_bytes`](CrossEntropy::saved_bytes).
+        /// Sets an output for the statistics that the backward needs, `[saved_bytes] u8`: see
+        /// [`saved_bytes`](CrossEntropy::saved_bytes).
         pub fn saved(mut self, saved: impl Into<Output<'a, u8>>) -> Self {
             self.outputs.saved = Some(saved.into());
             self
         }
 
-        /// Divides by this scalar, not by what [`normalizer`](CrossEntropy::normalizer) says.
+        /// Sets the normaliser, `[1] f32`, which is used instead of the option
+        /// [`normalizer`](CrossEntropy::normalizer).
         pub fn normalizer(mut self, normalizer: impl Into<Input<'a, f32>>) -> Self {
             self.outputs.normalizer = Some(normalizer.into());
             self
@@ -309,21 +312,22 @@ macro_rules! output_setters {
     };
 }
 
-/// The setters of upstream gradients.
+/// The setters of the upstream gradient.
 macro_rules! dloss_setters {
     () => {
-        /// Multiplies the gradients by upstream ones: `[N] f32`, one of each row, or `[1] f32`, one that all share.
+        /// Sets the upstream gradient, by which the gradients are multiplied: `[N] f32`, one for each row, or `[1] f32`, one
+        /// for all rows. Without it, the upstream gradient is 1.
         pub fn dloss(mut self, dloss: impl Into<Input<'a, f32>>) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss.into(),
                 stride: None,
             });
             self
         }
 
-        /// The same, with the number of elements from one row's to the next one's.
+        /// Sets the upstream gradient with a stride: the one of row r is element `r·stride`.
         pub fn dloss_strided(mut self, dloss: impl Into<Input<'a, f32>>, stride: usize) -> Self {
-            self.dloss = Some(Dloss {
+            self.dloss = Some(UpstreamGradient {
                 values: dloss.into(),
                 stride: Some(stride),
             });
@@ -332,13 +336,13 @@ macro_rules! dloss_setters {
     };
 }
 
-/// The query of a call's workspace.
+/// The method that returns the workspace size of a call.
 macro_rules! workspace_bytes {
     () => {
-        /// Bytes of workspace that the launch needs.
+        /// Returns the bytes of workspace that the launch needs.
         ///
         /// # Errors
-        /// None today; it is a `Result` so that an option may bring one.
+        /// None. It is a `Result` so that a later option can add one.
         pub fn workspace_bytes(&self) -> Result<u64> {
             Ok(raw::workspace_bytes(self.rows.count() as u64))
         }
@@ -365,7 +369,8 @@ fn logits<T: Element>(shape: Shape, matrix: LogitsMatrix) -> raw::Logits {
     }
 }
 
-/// Losses and the summary of `logits`, `[N, V]`, N being the number of `labels`. A label is the class of a row, or
+/// Returns a call that computes the losses of `[N, V]` logits in f32, f16 or bf16 and their summary
+/// (`[1] CrossEntropySummary`). `labels` are `[N]` i32, i64 or u32: the class of each row, or
 /// [`ignore_index`](CrossEntropy::ignore_index). The logits are read once.
 pub fn forward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
@@ -395,14 +400,20 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     output_setters!();
     workspace_bytes!();
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
-    /// [`OutOfRange`](crate::Error::OutOfRange), [`Classes`](crate::Error::Classes) (no classes, or not those of the
-    /// logits), [`Length`](crate::Error::Length) (a tensor is not as long as it must be), [`Shape`](crate::Error::Shape),
-    /// [`Pitch`](crate::Error::Pitch), [`TooLarge`](crate::Error::TooLarge), [`Overlap`](crate::Error::Overlap),
-    /// [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread),
-    /// [`Workspace`](crate::Error::Workspace), or what loading and launching say. Nothing is written then.
+    /// - [`OutOfRange`](crate::Error::OutOfRange): an option is out of range;
+    /// - [`Classes`](crate::Error::Classes): there are no classes, too many, or not those of the logits;
+    /// - [`Length`](crate::Error::Length), [`Shape`](crate::Error::Shape), [`Pitch`](crate::Error::Pitch),
+    ///   [`GroupPitch`](crate::Error::GroupPitch), [`TooLarge`](crate::Error::TooLarge): a tensor has the wrong size;
+    /// - [`Overlap`](crate::Error::Overlap), [`WrongContext`](crate::Error::WrongContext),
+    ///   [`WrongThread`](crate::Error::WrongThread);
+    /// - [`Workspace`](crate::Error::Workspace): the workspace of the queue is too small;
+    /// - the errors of [`Device::preload`](crate::Device::preload), if a kernel is not loaded yet, and
+    ///   [`Driver`](crate::Error::Driver), if the driver refuses a launch.
+    ///
+    /// When a check fails, nothing is written.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let Forward {
             op,
@@ -435,11 +446,14 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     }
 }
 
-/// The same, and the logits overwritten with their gradients; 0 in the columns that are no classes. The logits are read
-/// once and written once where a row fits into the shared memory of a cluster of 8 blocks (compute capability 9.0 and
-/// later; of 4 or 2 where no more are resident at once, as in a small instance of MIG), or, if there are more than 512
-/// rows, of one block; else, and where the rows are few and long, they are read twice.
-/// [`forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) of `raw` has the numbers.
+/// Returns a call that computes what [`forward`] computes, and overwrites the `[N, V]` logits with their gradients. The
+/// gradients in columns that are not classes are 0.
+///
+/// The logits are read once and written once if a row fits into the shared memory of a cluster of 8 blocks (compute
+/// capability 9.0 and later; a cluster of 4 or 2 blocks where the device holds no larger one, as in a small MIG instance).
+/// The same holds, with more than 512 rows, if a row fits into the shared memory of one block. Otherwise, and if the rows
+/// are few and long, the logits are read twice.
+/// [`raw::cross_entropy::forward_with_gradient`](crate::raw::cross_entropy::forward_with_gradient) has the numbers.
 pub fn forward_with_gradient<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
@@ -462,7 +476,7 @@ pub struct ForwardWithGradient<'a, T, L> {
     logits: Output<'a, T>,
     rows: Rows<'a, L>,
     outputs: Outputs<'a>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
@@ -471,7 +485,7 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
     dloss_setters!();
     workspace_bytes!();
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
     /// As [`Forward::launch`].
@@ -513,8 +527,10 @@ impl<'a, T: Element, L: Label> ForwardWithGradient<'a, T, L> {
     }
 }
 
-/// The gradients `dlogits`, `[N, V]`, from what a forward with the same options and rows has saved, or from what all
-/// ranks have, in their order, `[ranks, saved_bytes]`. The logits are read once.
+/// Returns a call that computes the gradients `dlogits`, `[N, V]` of the type of the logits, from the statistics that a
+/// forward with the same options, labels, weights and Goldfish decision has saved. `saved` is `[saved_bytes] u8`, or with a
+/// sharded vocabulary the gathered statistics of all ranks in their order, `[ranks, saved_bytes] u8`. The logits are read
+/// once.
 pub fn backward<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
@@ -534,7 +550,7 @@ pub fn backward<'a, T: Element, L: Label>(
     }
 }
 
-/// The same, over the logits.
+/// Like [`backward`], but overwrites the logits with the gradients.
 pub fn backward_in_place<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Output<'a, T>>,
@@ -557,35 +573,35 @@ pub fn backward_in_place<'a, T: Element, L: Label>(
 #[must_use = "nothing is launched until `launch`"]
 pub struct Backward<'a, T, L> {
     op: &'a CrossEntropy,
-    /// `None`: they are in `dlogits`.
+    /// `None` if the logits are in `dlogits`.
     logits: Option<Input<'a, T>>,
     rows: Rows<'a, L>,
     saved: Input<'a, u8>,
     divisor: Divisor<'a>,
     dlogits: Output<'a, T>,
-    dloss: Option<Dloss<'a>>,
+    dloss: Option<UpstreamGradient<'a>>,
 }
 
 impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     row_setters!();
     dloss_setters!();
 
-    /// The columns are those of one rank of several; [`vocab`](CrossEntropy::vocab) is then the rank's own number
-    /// of classes.
+    /// Sets which classes the columns are, for a vocabulary that is sharded over ranks. [`vocab`](CrossEntropy::vocab) is
+    /// then the number of classes of this rank.
     pub fn shard(mut self, shard: Shard) -> Self {
         self.rows.shard = Some(shard);
         self
     }
 
-    /// Bytes of workspace that the launch needs: none.
+    /// Returns the bytes of workspace that the launch needs: 0.
     ///
     /// # Errors
-    /// None today; it is a `Result` so that an option may bring one.
+    /// None. It is a `Result` so that a later option can add one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         Ok(0)
     }
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
     /// As [`Forward::launch`].
@@ -634,7 +650,8 @@ impl<'a, T: Element, L: Label> Backward<'a, T, L> {
     }
 }
 
-/// What a rank saves of its columns, for [`finish`] and [`backward`] once it is gathered from all ranks.
+/// Returns a call that saves the statistics of one rank's columns of a sharded vocabulary, `[saved_bytes] u8`. Gather those
+/// of all ranks and give them to [`finish`] and [`backward`].
 pub fn partial<'a, T: Element, L: Label>(
     op: &'a CrossEntropy,
     logits: impl Into<Input<'a, T>>,
@@ -668,13 +685,13 @@ impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     row_setters!();
     workspace_bytes!();
 
-    /// [`finish`] will be asked for the argmax.
+    /// Computes the argmax too. Needed if [`finish`] has an output for the argmax.
     pub fn with_argmax(mut self) -> Self {
         self.with_argmax = true;
         self
     }
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
     /// As [`Forward::launch`].
@@ -709,8 +726,9 @@ impl<'a, T: Element, L: Label> Partial<'a, T, L> {
     }
 }
 
-/// Losses and the summary from what all ranks have saved, in their order, `[ranks, saved_bytes]`: the same bits on
-/// every rank. What is saved here is that of whole rows.
+/// Returns a call that computes the losses and the summary from the gathered statistics of all ranks in their order,
+/// `[ranks, saved_bytes] u8`. The results have the same bits on every rank. The output `saved` of this call has the
+/// statistics of whole rows.
 pub fn finish<'a, L: Label>(
     op: &'a CrossEntropy,
     labels: impl Into<Input<'a, L>>,
@@ -743,7 +761,7 @@ impl<'a, L: Label> Finish<'a, L> {
     output_setters!();
     workspace_bytes!();
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
     /// As [`Forward::launch`].
@@ -777,7 +795,7 @@ impl<'a, L: Label> Finish<'a, L> {
     }
 }
 
-/// The number of ranks that have saved so much.
+/// Checks the gathered statistics, and returns the number of ranks.
 fn check_saved(
     op: &CrossEntropy,
     saved: &Input<'_, u8>,

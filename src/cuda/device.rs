@@ -1,4 +1,4 @@
-//! A CUDA context with the kernels loaded into it.
+//! [`Device`]: a CUDA context with its loaded kernels.
 
 #![allow(unsafe_code)]
 
@@ -19,17 +19,17 @@ use super::slots::Slots;
 use crate::error::{Error, Result};
 use crate::geometry::{BLOCKS_OF_ROWS, MAX_CLUSTER};
 
-/// Shared memory of a block that is left to what the compiler places there.
+/// The bytes of shared memory per block that are reserved for static shared memory.
 const STATIC_SHARED_BYTES: u32 = 1024;
 
-/// Shared memory of a multiprocessor that the system takes for each block.
+/// The bytes of shared memory that the system takes for each block of a multiprocessor.
 const SYSTEM_SHARED_BYTES: u32 = 1024;
 
-/// The kernels of a CUDA context: a cache of what is loaded into it. Cheap to clone; all clones, and all queues on
-/// streams of the context, share what is loaded.
+/// A CUDA context and the cache of the kernels that are loaded into it. It is cheap to clone. All clones, and all queues on
+/// streams of the context, share the loaded kernels.
 ///
-/// Kernels are loaded when first used. Loading is not allowed while a stream is being captured into a
-/// graph: call [`preload`](Device::preload) before.
+/// A kernel is loaded when it is first used. CUDA does not allow loading while a stream is being captured into a graph, so
+/// call [`preload`](Device::preload) before a capture.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<Inner>);
 
@@ -41,32 +41,32 @@ struct Inner {
     dynamic_shared_bytes: u32,
     shared_bytes_per_multiprocessor: u32,
     multiprocessors: u32,
-    /// Where what is loaded comes from.
+    /// The images that kernels are loaded from.
     kernels: Kernels,
     modules: Slots<Loaded>,
     functions: RwLock<HashMap<Entry, Function>>,
 }
 
-/// An entry on the device.
+/// A kernel entry that is loaded on the device.
 #[derive(Clone, Debug)]
 pub(crate) struct Function {
     pub(super) function: CudaFunction,
-    /// Blocks of the largest cluster of the entry that the device holds at once, with as much shared memory each as
-    /// [`Device::dynamic_shared_bytes_of_each`] gives to [`BLOCKS_OF_ROWS`]; 1 if it holds none. All blocks of a
-    /// cluster are on one GPC, of which an instance of MIG or a limit of MPS may leave little.
+    /// The size in blocks of the largest cluster that the device can hold, with the shared memory per block that
+    /// [`Device::dynamic_shared_bytes_of_each`] gives to [`BLOCKS_OF_ROWS`] blocks; 1 if it holds no cluster. All blocks of
+    /// a cluster are on one GPC, and a MIG instance or an MPS limit may leave only a part of it.
     pub(crate) largest_cluster: u64,
 }
 
-/// An image on the device.
+/// An image that is loaded on the device.
 #[derive(Clone, Debug)]
 struct Loaded {
     module: Arc<CudaModule>,
     candidate: Candidate,
 }
 
-/// Why an image is not on the device.
+/// Why an image was not loaded.
 enum Refusal {
-    /// It could not be decompressed.
+    /// The machine code could not be decompressed.
     Unreadable(String),
     ByDriver(sys::CUresult),
 }
@@ -100,11 +100,10 @@ impl Inner {
 }
 
 impl Device {
-    /// The device number `ordinal`, from 0, with its primary context: the one that PyTorch, candle
-    /// and cubecl use too.
+    /// Opens the device number `ordinal` (from 0) with its primary context, which PyTorch, candle and cubecl use too.
     ///
     /// # Errors
-    /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`], or [`Error::Driver`] (no such device, say).
+    /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`], or [`Error::Driver`], for example if there is no such device.
     pub fn new(ordinal: usize) -> Result<Device> {
         check_built()?;
         driver()?;
@@ -113,11 +112,11 @@ impl Device {
         Device::from_context(&context)
     }
 
-    /// The kernels of a context that the caller already has: always the same for the same `Arc`, as long as any of them
-    /// are in use.
+    /// Returns the device of a context that the caller has opened. The same `Arc` gives the same device as long as any clone
+    /// of it is in use.
     ///
-    /// cudarc panics where there is no driver: a program that opens a `CudaContext` by itself does so before it gets
-    /// here, and can ask [`check_driver`](super::check_driver) first.
+    /// `CudaContext::new` of cudarc panics if there is no driver. A program that opens contexts itself can call
+    /// [`check_driver`](super::check_driver) first.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].
@@ -126,8 +125,8 @@ impl Device {
         Device::with_kernels(context, KERNELS)
     }
 
-    /// As [`from_context`](Device::from_context), which from now on gives this device too; if the context has none yet, it
-    /// loads these kernels and not those that are embedded. For tests of the loader.
+    /// Like [`from_context`](Device::from_context), but if the context has no device yet, the device loads `kernels` instead
+    /// of the embedded ones. For tests of the loader.
     #[doc(hidden)]
     pub fn with_kernels(context: &Arc<CudaContext>, kernels: Kernels) -> Result<Device> {
         static ALL: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
@@ -147,32 +146,32 @@ impl Device {
         Ok(Device(inner))
     }
 
-    /// The context.
+    /// Returns the context.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
     }
 
-    /// The most dynamic shared memory that an entry may be launched with.
+    /// The maximum bytes of dynamic shared memory per block.
     pub(crate) fn dynamic_shared_bytes(&self) -> u32 {
         self.0.dynamic_shared_bytes
     }
 
-    /// The most with which so many blocks still fit on a multiprocessor at once.
+    /// The maximum bytes of dynamic shared memory per block with which `blocks` blocks fit on a multiprocessor at once.
     pub(crate) fn dynamic_shared_bytes_of_each(&self, blocks: u32) -> u32 {
         (self.0.shared_bytes_per_multiprocessor / blocks)
             .saturating_sub(SYSTEM_SHARED_BYTES + STATIC_SHARED_BYTES)
             .min(self.0.dynamic_shared_bytes)
     }
 
-    /// How many multiprocessors it has.
+    /// The number of multiprocessors.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.0.multiprocessors
     }
 
-    /// The device's name, such as `NVIDIA H100 80GB HBM3`.
+    /// Returns the name of the device, such as `NVIDIA H100 80GB HBM3`.
     ///
     /// # Errors
-    /// [`Error::Driver`].
+    /// [`Error::Driver`] if the driver does not return it.
     pub fn name(&self) -> Result<String> {
         self.0
             .context
@@ -180,7 +179,7 @@ impl Device {
             .map_err(|e| driver_error("asking for the device's name", e))
     }
 
-    /// With lazy loading, CUDA's default, a function reaches the device only at its first launch.
+    /// Loads a function on to the device now. With lazy loading, CUDA's default, that happens at its first launch.
     pub(super) fn force_load(&self, function: &Function) -> Result<()> {
         type CuFuncLoad = unsafe extern "C" fn(sys::CUfunction) -> sys::CUresult;
         // SAFETY: cuFuncLoad has this signature in every driver that has it (12.4 and later). cudarc's
@@ -198,7 +197,7 @@ impl Device {
                     .result()
                     .map_err(|e| driver_error(doing, e))
             }
-            // Asking for a property of the compiled code has the same effect on older drivers.
+            // On older drivers, asking for a property of the compiled code has the same effect.
             Err(_) => function
                 .function
                 .num_regs()
@@ -212,7 +211,7 @@ impl Device {
         Ok(self.loaded(entry.stem)?.candidate.target() >= entry.min_target)
     }
 
-    /// The entry, loaded if it is not yet.
+    /// Returns the entry, and loads it if it is not loaded yet.
     pub(crate) fn function(&self, entry: Entry) -> Result<Function> {
         // A poisoned lock means that another thread panicked between two insertions; the map is whole.
         let functions = &self.0.functions;
@@ -224,7 +223,7 @@ impl Device {
             return Ok(found.clone());
         }
         let module = self.loaded(entry.stem)?.module;
-        // It may have been loaded in another thread.
+        // Another thread may have loaded the module, so the context may not be bound to this one.
         self.0
             .context
             .bind_to_thread()
@@ -233,14 +232,14 @@ impl Device {
             .load_function(&entry.name())
             .map_err(|e| driver_error("finding a kernel in its module", e))?;
         if entry.dynamic_shared {
-            // Beyond 48 KiB it must be asked for.
+            // CUDA allows more than 48 KiB only if it is asked for.
             function
                 .set_attribute(
                     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     self.0.dynamic_shared_bytes as i32,
                 )
                 .map_err(|e| driver_error("asking for shared memory", e))?;
-            // Several blocks shall fit on a multiprocessor, and what passes through once needs no cache.
+            // Several blocks must fit on a multiprocessor. The data is read once, so the L1 cache does not help.
             function
                 .set_attribute(
                     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
@@ -284,7 +283,7 @@ impl Device {
         self.0.modules.get(stem, || self.load(stem))
     }
 
-    /// Loads the best of what there is of a stem that the device and the driver take.
+    /// Loads the best image of a kernel file that the device and the driver accept.
     fn load(&self, stem: &'static str) -> Result<Loaded> {
         let inner = &self.0;
         let driver = driver_version();
@@ -308,7 +307,7 @@ impl Device {
                 Err(e) => return Err(driver_error("loading a kernel", e)),
             }
         }
-        // The image of the oldest target is of the oldest version.
+        // The image for the lowest target has the lowest PTX version.
         if let Some((Candidate::Ptx(image), Refusal::ByDriver(error))) = refused.last()
             && *error == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
         {
@@ -327,13 +326,13 @@ impl Device {
         })
     }
 
-    /// Why an image was not loaded, in a line or more.
+    /// The text that says why an image was not loaded.
     fn explain(&self, candidate: Candidate, refusal: Refusal) -> String {
         let name = candidate.name();
         match refusal {
             Refusal::Unreadable(why) => format!("{name}: damaged ({why})"),
             Refusal::ByDriver(error) => {
-                // Of machine code the compiler says nothing.
+                // There is no compiler log for machine code.
                 let log = match candidate {
                     Candidate::Ptx(image) => CString::new(image.ptx).ok(),
                     Candidate::Cubin(_) => None,
@@ -347,15 +346,15 @@ impl Device {
         }
     }
 
-    /// What of the embedded kernels is loaded, such as `xielu.sm_90.cubin` or `goldfish.sm_80.ptx`, for tests and tools.
+    /// Returns the names of the loaded images, such as `xielu.sm_90.cubin` or `goldfish.sm_80.ptx`. For tests and tools.
     #[doc(hidden)]
     pub fn loaded_images(&self) -> Vec<String> {
         let loaded = self.0.modules.made().into_iter();
         loaded.map(|loaded| loaded.candidate.name()).collect()
     }
 
-    /// Fails unless the buffer `what`, allocated on `stream`, is of this device's context: of the same
-    /// object, since cudarc keeps pending errors and the ordering of streams there, not in the driver.
+    /// Fails unless the buffer `what`, allocated on `stream`, belongs to the `CudaContext` object of this device. Another
+    /// object for the same driver context is refused, because cudarc keeps pending errors and the order of streams in it.
     pub(super) fn check_buffer(&self, what: &'static str, stream: &CudaStream) -> Result<()> {
         if Arc::ptr_eq(stream.context(), &self.0.context) {
             Ok(())

@@ -1,4 +1,4 @@
-//! The driver library: whether there is one, and its errors.
+//! The CUDA driver library: whether it can be loaded, and its errors.
 
 #![allow(unsafe_code)]
 
@@ -10,8 +10,7 @@ use cudarc::driver::{CudaContext, DriverError, sys};
 
 use crate::error::{Error, Result};
 
-/// The driver library's names, in the order in which cudarc looks for them: those that exist on Linux,
-/// then that on Windows.
+/// The file names of the driver library, in the order in which cudarc tries them: those of Linux, then that of Windows.
 const DRIVER_NAMES: [&str; 7] = [
     "libcuda.so",
     "libcuda.so.12",
@@ -22,7 +21,7 @@ const DRIVER_NAMES: [&str; 7] = [
     "nvcuda.dll",
 ];
 
-/// Folders in which systems have the driver without always telling the loader: Debian, Fedora, WSL, NixOS, and old
+/// Folders that may have the driver although the loader does not search them: on Debian, Fedora, WSL, NixOS, and in old
 /// containers.
 const DRIVER_FOLDERS: [&str; 5] = [
     "/usr/lib/x86_64-linux-gnu",
@@ -32,17 +31,17 @@ const DRIVER_FOLDERS: [&str; 5] = [
     "/usr/local/nvidia/lib64",
 ];
 
-/// Whether the CUDA driver library can be loaded. What cudarc does without one is a panic, `CudaContext::new` too: a
-/// program that opens a context by itself asks this first.
+/// Checks that the CUDA driver library can be loaded. Without it, the functions of cudarc panic, also `CudaContext::new`, so
+/// a program that opens a context itself calls this first.
 ///
 /// # Errors
-/// [`Error::NoDriver`], which says what was looked for and why it was not loaded.
+/// [`Error::NoDriver`], with the file names that were tried and why they were not loaded.
 pub fn check_driver() -> Result<()> {
     driver().map(|_| ())
 }
 
-/// The driver library, if this machine has one. cudarc panics where there is none, even when it
-/// formats an error, so nothing of cudarc is called before this succeeds.
+/// Returns the driver library. Without it, cudarc panics even when it formats an error, so no function of cudarc is called
+/// before this one succeeds.
 pub(super) fn driver() -> Result<&'static libloading::Library> {
     static DRIVER: OnceLock<std::result::Result<libloading::Library, String>> = OnceLock::new();
     let loaded = DRIVER.get_or_init(|| {
@@ -65,8 +64,8 @@ pub(super) fn driver() -> Result<&'static libloading::Library> {
     })
 }
 
-/// Why the driver was not loaded, from what the loader said of each name: that of a library that is there but does not
-/// load, or else where one is that the loader does not look for.
+/// Why the driver was not loaded, from the loader's message for each name: the message for a library that exists but does
+/// not load, or else the path of a library in a folder that the loader does not search.
 fn why_not(reasons: &[String], folders: &[&Path]) -> String {
     let absent = |reason: &&String| reason.contains("No such file");
     if let Some(reason) = reasons.iter().find(|reason| !absent(reason)) {
@@ -81,7 +80,7 @@ fn why_not(reasons: &[String], folders: &[&Path]) -> String {
     });
     match there {
         Some(file) => format!(
-            "{} exists, but the loader does not look there: add its folder to LD_LIBRARY_PATH",
+            "{} exists, but the loader does not search this folder: add it to LD_LIBRARY_PATH",
             file.display()
         ),
         None => "no such file".to_owned(),
@@ -91,12 +90,12 @@ fn why_not(reasons: &[String], folders: &[&Path]) -> String {
 pub(super) fn driver_error(doing: &'static str, error: DriverError) -> Error {
     Error::Driver {
         doing,
-        // The name of the enum's variant. The error's own Display would ask the driver.
+        // The name of the enum variant. `Display` of the error would call the driver.
         name: format!("{:?}", error.0),
     }
 }
 
-/// The CUDA version that the driver supports, 12040 for 12.4; 0 if it does not say.
+/// The CUDA version that the driver supports, 12040 for 12.4; 0 if the driver does not return it.
 pub(super) fn driver_version() -> u32 {
     let mut version = 0;
     // SAFETY: writes one int to a live one; a driver is loaded, or this would not be reached.
@@ -107,7 +106,7 @@ pub(super) fn driver_version() -> u32 {
     }
 }
 
-/// Such as `12.4`.
+/// The text of a CUDA version, such as `12.4` for 12040.
 pub(super) fn version_text(version: u32) -> String {
     match version {
         0 => "unknown".to_owned(),
@@ -115,8 +114,7 @@ pub(super) fn version_text(version: u32) -> String {
     }
 }
 
-/// Whether an error of loading an image speaks of the image, so that another may do better: the others would be the
-/// same again.
+/// Whether a loading error is about the image, so that another image may load. Other errors would occur again.
 pub(super) fn speaks_of_image(error: sys::CUresult) -> bool {
     use sys::CUresult::*;
     matches!(
@@ -136,9 +134,9 @@ pub(super) fn speaks_of_image(error: sys::CUresult) -> bool {
     )
 }
 
-/// What the driver's compiler or linker says about an image that it did not load; empty if it says nothing.
+/// The log of the driver's compiler or linker for an image that was not loaded. May be empty.
 pub(super) fn load_log(context: &CudaContext, image: &CStr) -> String {
-    /// As much as the first errors of any text need.
+    /// Enough for the first errors of any image.
     const BYTES: usize = 16 << 10;
     if context.bind_to_thread().is_err() {
         return String::new();
@@ -148,7 +146,7 @@ pub(super) fn load_log(context: &CudaContext, image: &CStr) -> String {
         sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
         sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
     ];
-    // The driver takes a size where a pointer would stand.
+    // The driver takes the size in the place of a pointer.
     let mut values = [log.as_mut_ptr().cast(), BYTES as *mut c_void];
     let mut module = std::ptr::null_mut();
     // SAFETY: `image` ends with a 0 byte, and `log`, of the size that the options say, outlives the call. A module that

@@ -1,26 +1,26 @@
-//! What the loader knows of a kernel.
+//! [`Entry`]: the name of a kernel entry and its launch requirements.
 
 use crate::dtype::Dtype;
 
-/// A kernel entry, and what it needs of a device.
+/// A kernel entry and its launch requirements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
-    /// Stem of the op and of its file.
+    /// The name of the op, which is the stem of its kernel file.
     pub(crate) stem: &'static str,
-    /// What it computes of the op.
+    /// The part of the op that the entry computes, such as `forward`.
     pub(crate) task: &'static str,
-    /// The type of the tensors, unless the entry touches none of them.
+    /// The element type of the tensors; `None` if the entry reads and writes no tensor.
     pub(crate) dtype: Option<Dtype>,
-    /// The oldest target whose image has it: compute capability times ten.
+    /// The lowest target whose image has the entry: compute capability times ten.
     pub(crate) min_target: u32,
-    /// Whether it takes as much dynamic shared memory as there is.
+    /// Whether the entry may use all dynamic shared memory of a block.
     pub(crate) dynamic_shared: bool,
-    /// Whether it is launched in clusters of blocks.
+    /// Whether the entry is launched in clusters of blocks.
     pub(crate) clusters: bool,
 }
 
 impl Entry {
-    /// An entry that every image has, and that needs nothing.
+    /// An entry that every image has, without dynamic shared memory and clusters.
     pub(crate) const fn new(stem: &'static str, task: &'static str, dtype: Option<Dtype>) -> Entry {
         Entry {
             stem,
@@ -32,7 +32,7 @@ impl Entry {
         }
     }
 
-    /// `<stem>_<task>[_<dtype>]`, the name in the PTX.
+    /// The name of the entry in the PTX, `<stem>_<task>[_<dtype>]`.
     pub(crate) fn name(&self) -> String {
         let Entry {
             stem, task, dtype, ..

@@ -1,6 +1,6 @@
-//! Goldfish on a device: masks, and what a loss needs to decide on its own.
+//! Goldfish on a device: the mask kernel, and the inputs of a decision inside cross-entropy.
 
-#![allow(unsafe_code)] // the safe calls of `raw`: what they vouch for stands at each
+#![allow(unsafe_code)] // the safe calls of `raw`; each block says what it guarantees
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use super::tensor::{Addresses, Input, Output};
 use crate::error::Result;
 use crate::loss::goldfish::{Goldfish, TokenId};
 
-/// A [`Goldfish`] whose tables are on a device: made once by [`Goldfish::upload`], used by any number of calls, on any
-/// queue of the context. A clone is of the same tables.
+/// A [`Goldfish`] whose tables are on a device. [`Goldfish::upload`] makes it, and any number of calls on any queue of the
+/// context can use it. A clone shares the tables.
 #[derive(Clone, Debug)]
 pub struct DeviceGoldfish {
     goldfish: Goldfish,
@@ -27,7 +27,7 @@ struct Tables {
 }
 
 impl Goldfish {
-    /// Copies the tables to the device: allocates at most 125 kB and 8·h bytes, on the queue's stream.
+    /// Copies the tables to the device. Allocates at most 125 kB plus 8·h bytes on the stream of the queue.
     ///
     /// # Errors
     /// [`Driver`](crate::Error::Driver) or [`WrongThread`](crate::Error::WrongThread).
@@ -50,17 +50,17 @@ impl Goldfish {
 }
 
 impl DeviceGoldfish {
-    /// What was uploaded.
+    /// Returns the strategy that was uploaded.
     pub fn goldfish(&self) -> &Goldfish {
         &self.goldfish
     }
 }
 
-/// The ids that decide: [`Tokens`](crate::Tokens) on the device.
+/// The ids from which a strategy decides, in device memory: [`Tokens`](crate::Tokens) has the meaning of each part.
 #[derive(Clone, Copy)]
 pub struct DeviceTokens<'a, I> {
     hash_ids: Input<'a, I>,
-    /// Labels of a row, unless there are `cu_seqlens`.
+    /// The number of labels of a row; not used with `cu_seqlens`.
     len: usize,
     cu_seqlens: Option<Input<'a, i32>>,
     halo: Option<Input<'a, I>>,
@@ -68,7 +68,7 @@ pub struct DeviceTokens<'a, I> {
 }
 
 impl<'a, I: TokenId> DeviceTokens<'a, I> {
-    /// Rows of `len` labels each, with an id for each label.
+    /// The ids of rows of `len` labels each, `[N]` for N labels.
     pub fn rows(hash_ids: impl Into<Input<'a, I>>, len: usize) -> Self {
         DeviceTokens {
             hash_ids: hash_ids.into(),
@@ -79,8 +79,9 @@ impl<'a, I: TokenId> DeviceTokens<'a, I> {
         }
     }
 
-    /// One segment, cut into documents by offsets that do not decrease. The host does not see them: if they do
-    /// decrease, windows end at one of them or another, but nothing outside the ids and the halo is read.
+    /// The ids of one segment with documents that begin at the offsets `cu_seqlens`, i32 values that must not decrease. The
+    /// host cannot check them: if they decrease, the windows stop at unspecified offsets, but nothing outside the ids and
+    /// the halo is read.
     pub fn documents(
         hash_ids: impl Into<Input<'a, I>>,
         cu_seqlens: impl Into<Input<'a, i32>>,
@@ -91,14 +92,15 @@ impl<'a, I: TokenId> DeviceTokens<'a, I> {
         }
     }
 
-    /// Sets the ids before the first label of each segment, `[segments, n]`.
+    /// Sets the halo, `[segments, n]`: the n ids before the first label of each segment.
     #[must_use]
     pub fn halo(mut self, halo: impl Into<Input<'a, I>>) -> Self {
         self.halo = Some(halo.into());
         self
     }
 
-    /// Sets the ids that are never dropped, in any order. Each label that would be dropped is compared with all.
+    /// Sets the ids that are never dropped, i64 in any order. The kernel compares each label that it would drop with all of
+    /// them.
     #[must_use]
     pub fn exempt(mut self, exempt: impl Into<Input<'a, i64>>) -> Self {
         self.exempt = Some(exempt.into());
@@ -106,12 +108,11 @@ impl<'a, I: TokenId> DeviceTokens<'a, I> {
     }
 }
 
-/// Tokens of any type.
+/// [`DeviceTokens`] of any id type.
 pub(super) trait Ids {
     fn len(&self) -> usize;
 
-    /// Fails unless all buffers are whole and of the device's context. Their lengths are checked by the raw call, since
-    /// lengths are all that it is given of them.
+    /// Fails unless all buffers are contiguous and belong to the device's context. The raw call checks the lengths.
     fn check(&self, device: &Device) -> Result<()>;
 
     fn resolve<'b>(&'b self, addresses: &mut Addresses<'b>) -> raw::Tokens;
@@ -166,7 +167,7 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
     }
 }
 
-/// Fails unless the tables are of the device's context.
+/// Fails unless the tables belong to the device's context.
 pub(super) fn check_tables(goldfish: &DeviceGoldfish, device: &Device) -> Result<()> {
     if let Some(bitmap) = goldfish.tables.bitmap.as_deref() {
         Input::from(bitmap).check_context("the bitmap", device)?;
@@ -177,7 +178,7 @@ pub(super) fn check_tables(goldfish: &DeviceGoldfish, device: &Device) -> Result
     Ok(())
 }
 
-/// A decision whose buffers are checked.
+/// The raw decision from checked buffers.
 pub(super) fn decision<'b>(
     goldfish: &'b DeviceGoldfish,
     tokens: raw::Tokens,
@@ -191,8 +192,8 @@ pub(super) fn decision<'b>(
     }
 }
 
-/// Decides about every label: the same as [`Goldfish::keep`], on every device and grid. An output that is not given is
-/// not computed.
+/// Returns a call that decides for every label whether it is kept. The decisions equal those of [`Goldfish::keep`] on every
+/// device and grid. The methods of the call set the outputs.
 ///
 /// ```no_run
 /// # use xact::{Goldfish, Queue, Strategy, cuda, cudarc::driver::CudaContext};
@@ -229,28 +230,28 @@ pub struct Mask<'a, I> {
 }
 
 impl<'a, I: TokenId> Mask<'a, I> {
-    /// Writes the decisions, one for each label: 1 kept, 0 dropped.
+    /// Sets an output for the decisions, `[N] u8`: 1 for kept, 0 for dropped.
     pub fn keep(mut self, keep: impl Into<Output<'a, u8>>) -> Self {
         self.keep = Some(keep.into());
         self
     }
 
-    /// Writes them as weights of a loss: 1 kept, 0 dropped.
+    /// Sets an output for the decisions as weights of a loss, `[N] f32`: 1 for kept, 0 for dropped.
     pub fn weights(mut self, weights: impl Into<Output<'a, f32>>) -> Self {
         self.weights = Some(weights.into());
         self
     }
 
-    /// Writes two numbers: labels kept, labels dropped.
+    /// Sets an output for the number of kept and of dropped labels, `[2] i64`.
     pub fn counts(mut self, counts: impl Into<Output<'a, i64>>) -> Self {
         self.counts = Some(counts.into());
         self
     }
 
-    /// Bytes of workspace that the launch needs.
+    /// Returns the bytes of workspace that the launch needs.
     ///
     /// # Errors
-    /// None today; it is a `Result` so that an option may bring one.
+    /// None. It is a `Result` so that a later option can add one.
     pub fn workspace_bytes(&self) -> Result<u64> {
         let labels = self.tokens.len() as u64;
         Ok(self
@@ -259,13 +260,18 @@ impl<'a, I: TokenId> Mask<'a, I> {
             .map_or(0, |_| raw::workspace_bytes(labels)))
     }
 
-    /// Launches the call on the queue.
+    /// Launches the call on the stream of the queue.
     ///
     /// # Errors
-    /// [`Length`](crate::Error::Length): an output is not of one element for each label, the number of
-    /// labels is no multiple of a row, or that of halo ids none of the segments.
-    /// [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread), [`Workspace`](crate::Error::Workspace),
-    /// [`Overlap`](crate::Error::Overlap), or what loading and launching say. Nothing is written then.
+    /// - [`Length`](crate::Error::Length): an output does not have one element for each label, the number of labels is not a
+    ///   multiple of the row length, or the number of halo ids not a multiple of the number of segments;
+    /// - [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread),
+    ///   [`Overlap`](crate::Error::Overlap);
+    /// - [`Workspace`](crate::Error::Workspace): the workspace of the queue is too small;
+    /// - the errors of [`Device::preload`](crate::Device::preload), if a kernel is not loaded yet, and
+    ///   [`Driver`](crate::Error::Driver), if the driver refuses the launch.
+    ///
+    /// When a check fails, nothing is written.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let Mask {
             goldfish,

@@ -1,4 +1,4 @@
-//! The blocks of a launch.
+//! [`Grid`]: the number of blocks of a launch, its clusters and its shared memory.
 
 #![allow(unsafe_code)]
 
@@ -9,19 +9,19 @@ use super::driver::driver_error;
 use crate::error::Result;
 use crate::geometry::BLOCK;
 
-/// The blocks of a launch.
+/// The number of blocks of a launch, its clusters and its shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
-    /// How many, of [`BLOCK`] threads each: a multiple of `cluster`.
+    /// The number of blocks of [`BLOCK`] threads, a multiple of `cluster`.
     pub(crate) blocks: u32,
-    /// Blocks of a cluster; 1 where there are none. More need compute capability 9.0.
+    /// The number of blocks of a cluster; 1 without clusters. More than 1 needs compute capability 9.0.
     pub(crate) cluster: u32,
-    /// Dynamic shared memory of each block.
+    /// The bytes of dynamic shared memory of each block.
     pub(crate) shared_bytes: u32,
 }
 
 impl Grid {
-    /// Blocks that share nothing and need no dynamic shared memory.
+    /// A grid without clusters and dynamic shared memory.
     pub(crate) fn of_blocks(blocks: u32) -> Grid {
         Grid {
             blocks,
@@ -31,14 +31,14 @@ impl Grid {
     }
 }
 
-/// How many blocks of `function` a multiprocessor holds at once, each with so much dynamic shared memory.
+/// The number of blocks of `function`, each with `shared_bytes` of dynamic shared memory, that a multiprocessor holds at once.
 pub(crate) fn active_blocks(function: &CudaFunction, shared_bytes: u32) -> Result<u32> {
     function
         .occupancy_max_active_blocks_per_multiprocessor(BLOCK as u32, shared_bytes as usize, None)
-        .map_err(|e| driver_error("asking for the room for blocks", e))
+        .map_err(|e| driver_error("asking how many blocks fit", e))
 }
 
-/// How many clusters of `grid.cluster` blocks of `function` the device runs at once; 0 if it has no room for one.
+/// The number of clusters of `grid.cluster` blocks of `function` that the device runs at once; 0 if none fits.
 pub(crate) fn active_clusters(function: &CudaFunction, grid: Grid) -> Result<u32> {
     let mut clusters = 0;
     let mut attribute = cluster_attribute(grid.cluster);
@@ -52,12 +52,12 @@ pub(crate) fn active_clusters(function: &CudaFunction, grid: Grid) -> Result<u32
         sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
         status => match status.result() {
             Ok(()) => Ok(clusters as u32),
-            Err(e) => Err(driver_error("asking for the room for clusters", e)),
+            Err(e) => Err(driver_error("asking how many clusters fit", e)),
         },
     }
 }
 
-/// A launch of clusters; it borrows `attribute`.
+/// The launch configuration of a grid with clusters. It has a pointer to `attribute`.
 pub(super) fn cluster_config(
     grid: Grid,
     attribute: &mut sys::CUlaunchAttribute,
@@ -77,7 +77,7 @@ pub(super) fn cluster_config(
     }
 }
 
-/// Clusters of so many blocks along x.
+/// The launch attribute for clusters of `blocks` blocks along x.
 pub(super) fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,

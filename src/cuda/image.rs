@@ -1,4 +1,4 @@
-//! What is embedded of the kernels, and which of it a device and a driver take.
+//! The embedded images of the kernels, and which of them a device and a driver accept.
 
 use std::cmp::Reverse;
 use std::io::Read;
@@ -11,15 +11,15 @@ use crate::error::{Error, Result};
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// Stem of the file, and of its entries.
+    /// The stem of the kernel file and of its entries.
     pub stem: &'static str,
-    /// Compute capability times ten.
+    /// The virtual architecture: compute capability times ten.
     pub target: u32,
-    /// PTX version of the text.
+    /// The PTX version of the text.
     pub version: &'static str,
-    /// PTX version nvcc had written before it was lowered.
+    /// The PTX version that nvcc wrote, before the build lowered it.
     pub nvcc_version: &'static str,
-    /// The text.
+    /// The PTX text.
     pub ptx: &'static str,
 }
 
@@ -27,71 +27,72 @@ pub struct Image {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Cubin {
-    /// As in [`Image`].
+    /// The stem of the kernel file and of its entries.
     pub stem: &'static str,
-    /// What it was assembled for: compute capability times ten.
+    /// The architecture of the machine code: compute capability times ten.
     pub architecture: u32,
-    /// The target of the image.
+    /// The target of the [`Image`] that was assembled.
     pub target: u32,
     /// The release of the CUDA toolkit that assembled it, such as `13.0.88`.
     pub toolkit: &'static str,
-    /// The machine code, compressed.
+    /// The machine code, compressed with lzip.
     pub lzip: &'static [u8],
 }
 
-/// All kernel files.
+/// The images of all kernel files.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels {
-    /// Each for one target or more.
+    /// The PTX, for one or more targets per kernel file.
     pub images: &'static [Image],
-    /// Of the architectures that the build asked for, if any.
+    /// The machine code for the architectures that the build asked for. May be empty.
     pub cubins: &'static [Cubin],
 }
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 
-/// What is embedded.
+/// The embedded kernels.
 pub(super) const KERNELS: Kernels = Kernels {
     images: IMAGES,
     cubins: CUBINS,
 };
 
-/// The embedded kernels, for tests and tools; empty if the crate was built without nvcc.
+/// Returns the embedded PTX, for tests and tools; empty if the crate was built without nvcc.
 #[doc(hidden)]
 pub fn images() -> &'static [Image] {
     IMAGES
 }
 
-/// The embedded machine code, for tests and tools; empty if the build asked for none.
+/// Returns the embedded machine code, for tests and tools; empty if the build asked for none.
 #[doc(hidden)]
 pub fn cubins() -> &'static [Cubin] {
     CUBINS
 }
 
-/// Devices of Jetson and DRIVE modules: NVIDIA guarantees for these no machine code but their own.
+/// The compute capabilities (times ten) of Jetson and DRIVE modules. NVIDIA guarantees only that machine code for exactly
+/// these architectures runs on them.
 const TEGRA: [u32; 3] = [87, 101, 110];
 
 impl Cubin {
-    /// The machine code.
+    /// Decompresses the machine code.
     ///
     /// # Errors
-    /// What is embedded is damaged, in words.
+    /// A text, if the embedded data is damaged.
     pub fn bytes(&self) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
         LzipReader::new(self.lzip)
             .read_to_end(&mut bytes)
             .map_err(|e| e.to_string())?;
-        // The driver is not told how long it is, but finds it from here on.
+        // The driver gets no length: it reads the length from the ELF header.
         if !bytes.starts_with(b"\x7fELF") {
             return Err("not an ELF file".to_owned());
         }
         Ok(bytes)
     }
 
-    /// Whether a device of this compute capability (times ten) runs it, under a driver of this CUDA version (as
-    /// `cuDriverGetVersion` gives it).
+    /// Whether a device of this compute capability (times ten) runs the machine code under a driver of this CUDA version (a
+    /// number of `cuDriverGetVersion`).
     fn runs_on(&self, capability: u32, driver: u32) -> bool {
         let same_major = self.architecture / 10 == capability / 10;
         let runs = self.architecture == capability
@@ -101,12 +102,12 @@ impl Cubin {
                     .iter()
                     .any(|one| TEGRA.contains(one));
         let major = self.toolkit.split('.').next().and_then(|m| m.parse().ok());
-        // Within a major version drivers also take the machine code of later toolkits.
+        // A driver also accepts the machine code of later toolkits of the same major version.
         runs && major.is_some_and(|major: u32| driver / 1000 >= major)
     }
 }
 
-/// Something to load.
+/// An image that the loader may try.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Candidate {
     Cubin(&'static Cubin),
@@ -114,7 +115,7 @@ pub(super) enum Candidate {
 }
 
 impl Candidate {
-    /// What the build called it.
+    /// The name of the image, such as `xielu.sm_80.ptx`.
     pub(super) fn name(self) -> String {
         match self {
             Candidate::Cubin(cubin) => format!("{}.sm_{}.cubin", cubin.stem, cubin.architecture),
@@ -122,7 +123,7 @@ impl Candidate {
         }
     }
 
-    /// The target of the PTX: which entries there are.
+    /// The target of the PTX, which determines its entries.
     pub(super) fn target(self) -> u32 {
         match self {
             Candidate::Cubin(cubin) => cubin.target,
@@ -131,9 +132,9 @@ impl Candidate {
     }
 }
 
-/// What to try for a stem on a device of this compute capability (times ten) under a driver of this CUDA version, the
-/// best first: machine code, which loads as it is, then PTX, which the driver compiles; at least one. Whether it takes
-/// the version of the PTX, the driver says best itself.
+/// The images of a kernel file to try on a device of this compute capability (times ten) under a driver of this CUDA version,
+/// best first: machine code, which loads as it is, then PTX, which the driver compiles. There is at least one. Whether the
+/// driver accepts the PTX version, it says itself when it loads the image.
 pub(super) fn candidates(
     kernels: Kernels,
     stem: &'static str,
@@ -144,7 +145,7 @@ pub(super) fn candidates(
     let Some(oldest) = of_stem().map(|image| image.target).min() else {
         return Err(Error::NotLoaded {
             kernel: stem,
-            log: "there is none".to_owned(),
+            log: "the crate has no image of this kernel file".to_owned(),
         });
     };
     if capability < oldest {

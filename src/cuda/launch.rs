@@ -1,4 +1,4 @@
-//! The one place that launches kernels.
+//! The only function that launches kernels.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use crate::blocks::KernelArgs;
 use crate::error::Result;
 use crate::geometry::BLOCK;
 
-/// Launches `function` on `stream`. Does not allocate, synchronise or choose a stream.
+/// Launches `function` on `stream`. It never allocates, synchronises or chooses a stream.
 ///
 /// # Safety
 /// - `args` is the parameter block of `function`, filled as the kernel expects;

@@ -1,8 +1,8 @@
-//! The ops on a CUDA device: calls of the kernels.
+//! The ops on a CUDA device.
 //!
-//! A [`Queue`] is where calls go: the kernels of a context, a stream, and the workspace of its calls. A function takes
-//! what must be given and returns a call; its methods set what may be given, and `launch` launches it on a queue. A
-//! launch allocates nothing, waits for nothing and chooses no stream, so that it can be captured in a graph.
+//! A [`Queue`] holds the kernels of a context, a stream, and a workspace. A function such as [`forward`] takes the required
+//! arguments and returns a call. The methods of the call set optional arguments, and `launch` launches it on a queue. A
+//! launch never allocates, synchronises or chooses a stream, so it can be captured in a CUDA graph.
 //!
 //! ```no_run
 //! use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext};
@@ -16,7 +16,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Activations are here; [`cross_entropy`] and [`goldfish`] have the losses, [`raw`] the same calls on device pointers.
+//! This module has the activations, [`cross_entropy`] and [`goldfish`] have the losses, and [`raw`] has the same calls on
+//! device pointers.
 
 mod activation;
 pub mod cross_entropy;

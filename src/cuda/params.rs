@@ -1,4 +1,4 @@
-//! The trainable scalars of a call, and their gradients.
+//! The trainable scalars of a call and their gradients, in device memory.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use super::tensor::Addresses;
 use crate::activation::{MAX_PARAMS, Named, Signature, for_each_activation};
 use crate::error::{Result, check_length};
 
-/// The trainable scalars of an `A` on the device, one element each, of type `P`. By name, as
-/// [`Xielu::params`](crate::Xielu::params) takes them, or as a list in the order of [`Signature::params`].
+/// The trainable scalars of an op `A` in device memory, each a buffer `[1] P`. Give them by name
+/// ([`Xielu::params`](crate::Xielu::params)), or as a [`list`](Params::list) in the order of [`Signature::params`].
 ///
-/// Their type is f32, or that of the elements:
+/// Their type P is f32 or the element type of the tensors:
 ///
 /// ```no_run
 /// # use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext, half::f16};
@@ -27,7 +27,7 @@ use crate::error::{Result, check_length};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A third type does not compile:
+/// Another type does not compile:
 ///
 /// ```compile_fail,E0277
 /// # use xact::{Queue, Xsilu, cuda, cudarc::driver::CudaContext, half::f16};
@@ -43,15 +43,16 @@ pub struct Params<'a, A: ?Sized, P> {
     op: PhantomData<fn(&A)>,
 }
 
-/// Where the gradients of the trainable scalars of an `A` go, one f32 each. By name, as
-/// [`Xielu::gradients`](crate::Xielu::gradients) takes them, or as a list in the order of [`Signature::gradients`].
+/// The outputs for the gradients of the trainable scalars of an op `A`, each a buffer `[1] f32`. Give them by name
+/// ([`Xielu::gradients`](crate::Xielu::gradients)), or as a [`list`](Gradients::list) in the order of
+/// [`Signature::gradients`].
 pub struct Gradients<'a, A: ?Sized> {
     scalars: Scalars<&'a mut dyn DevicePtrMut<f32>>,
     op: PhantomData<fn(&A)>,
 }
 
-/// Scalars, each at the place that it has among those of the op. There is one place more than any op needs, so that a
-/// list that is too long is noticed.
+/// Scalars in the order of the op's parameters. There is one place more than any op needs, so that a list that is too long
+/// is noticed.
 #[derive(Clone, Copy)]
 struct Scalars<S>([Option<S>; MAX_PARAMS + 1]);
 
@@ -61,7 +62,7 @@ impl<S> Scalars<S> {
         Scalars(std::array::from_fn(|_| scalars.next()))
     }
 
-    /// Sets the one of this name.
+    /// Sets the scalar of this name.
     fn set(&mut self, names: &[&str], name: &str, scalar: S) {
         let place = names.iter().position(|&of_place| of_place == name);
         if let Some(place) = place.and_then(|place| self.0.get_mut(place)) {
@@ -69,13 +70,13 @@ impl<S> Scalars<S> {
         }
     }
 
-    /// Places up to the last that is taken.
+    /// The number of places up to the last one in use.
     fn len(&self) -> usize {
         let last = self.0.iter().rposition(Option::is_some);
         last.map_or(0, |last| last + 1)
     }
 
-    /// Fails unless every place up to the last that is taken has one element of the device's context.
+    /// Fails unless every place up to the last one in use has a buffer of one element in the device's context.
     fn check<'b>(
         &'b self,
         names: &[&'static str],
@@ -104,8 +105,8 @@ impl<A: ?Sized, P> Clone for Params<'_, A, P> {
 }
 
 impl<'a, A: ?Sized, P> Params<'a, A, P> {
-    /// From a list. That there are as many as the op needs is checked by the call, which also refuses a list that is
-    /// too long; of an endless one no more is taken than that needs.
+    /// The parameters from a list in the order of [`Signature::params`]. The call checks their number and returns
+    /// [`Error::Length`](crate::Error::Length) if it is wrong.
     pub fn list<B: DevicePtr<P> + 'a>(scalars: impl IntoIterator<Item = &'a B>) -> Self {
         let scalars = scalars
             .into_iter()
@@ -134,8 +135,9 @@ impl<'a, A: ?Sized, P> Params<'a, A, P> {
 }
 
 impl<'a, A: ?Sized> Gradients<'a, A> {
-    /// From a list. That there are as many as the call has parameters is checked by the call; those of optional
-    /// parameters may be left out.
+    /// The outputs from a list in the order of [`Signature::gradients`]: one for each parameter of the call, where those of
+    /// optional parameters may be left out. The call checks their number and returns
+    /// [`Error::Length`](crate::Error::Length) if it is wrong.
     pub fn list<B: DevicePtrMut<f32> + 'a>(gradients: impl IntoIterator<Item = &'a mut B>) -> Self {
         let gradients = gradients
             .into_iter()
@@ -184,13 +186,13 @@ macro_rules! by_name {
     };
     (op $Op:ident ($($param:ident $gradient:ident),*; $($optional:ident $of_optional:ident),*)) => {
         impl crate::$Op {
-            /// Its trainable scalars on a device, one element each.
+            /// The trainable scalars of a call in device memory, each `[1] P`, where P is f32 or the type of the tensors.
             pub fn params<'a, P>($($param: &'a impl DevicePtr<P>),*) -> Params<'a, Self, P> {
                 let scalars: [&dyn DevicePtr<P>; _] = [$($param),*];
                 Params { scalars: Scalars::list(scalars), op: PhantomData }
             }
 
-            /// Where the gradients of its trainable scalars go, one f32 each.
+            /// The outputs for the gradients of the trainable scalars, each `[1] f32` in device memory.
             pub fn gradients<'a>($($gradient: &'a mut impl DevicePtrMut<f32>),*) -> Gradients<'a, Self> {
                 let scalars: [&mut dyn DevicePtrMut<f32>; _] = [$($gradient),*];
                 Gradients { scalars: Scalars::list(scalars), op: PhantomData }
@@ -199,7 +201,7 @@ macro_rules! by_name {
 
         $(
             impl<'a, P> Params<'a, crate::$Op, P> {
-                /// Gives a parameter that may be left out, and is then an option of the op.
+                /// Sets an optional parameter, `[1] P`. Without it, the call uses the option of the op.
                 #[must_use]
                 pub fn $optional(mut self, $optional: &'a impl DevicePtr<P>) -> Self {
                     let names = <crate::$Op as Named>::SIGNATURE.params;
@@ -209,7 +211,7 @@ macro_rules! by_name {
             }
 
             impl<'a> Gradients<'a, crate::$Op> {
-                /// Asks for the gradient of a parameter that may be left out.
+                /// Sets the output for the gradient of an optional parameter, `[1] f32`.
                 #[must_use]
                 pub fn $of_optional(mut self, $of_optional: &'a mut impl DevicePtrMut<f32>) -> Self {
                     let names = <crate::$Op as Named>::SIGNATURE.gradients;

@@ -1,4 +1,4 @@
-//! Every kernel, loaded before it is needed.
+//! Loading of all kernels before they are used.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,29 +9,28 @@ use super::entry::Entry;
 use super::raw::{activation, cross_entropy, goldfish};
 use crate::error::Result;
 
-/// Every entry of the crate.
+/// All kernel entries of the crate.
 fn entries() -> impl Iterator<Item = Entry> {
     activation::entries()
         .chain(cross_entropy::entries())
         .chain(goldfish::entries())
 }
 
-/// The names that the embedded PTX must hold, for the test that compares them.
+/// Returns the names of all kernel entries. A test compares them with the embedded PTX.
 #[doc(hidden)]
 pub fn entry_names() -> Vec<String> {
     entries().map(|entry| entry.name()).collect()
 }
 
 impl Device {
-    /// Loads every kernel now, on to the device, so that later launches load nothing: needed before a stream capture,
-    /// and it moves the time of loading to where you want it. Machine code, where the build embedded some that the
-    /// device and the driver take (`XACT_CUDA_ARCHS`), loads as it is; PTX is compiled by the driver, the kernel files
-    /// in as many threads as there are cores.
+    /// Loads all kernels on to the device now, so that later launches load nothing. This is required before a stream
+    /// capture. Machine code loads as it is, if the build embedded some for the device and the driver (`XACT_CUDA_ARCHS`).
+    /// Otherwise the driver compiles PTX, several kernel files at once in as many threads as there are cores.
     ///
     /// # Errors
-    /// As a launch: [`Driver`](crate::Error::Driver), [`DriverTooOld`](crate::Error::DriverTooOld),
-    /// [`DeviceTooOld`](crate::Error::DeviceTooOld), [`NotLoaded`](crate::Error::NotLoaded). Of several the first in the
-    /// order of the kernels.
+    /// [`Driver`](crate::Error::Driver), [`DriverTooOld`](crate::Error::DriverTooOld),
+    /// [`DeviceTooOld`](crate::Error::DeviceTooOld), or [`NotLoaded`](crate::Error::NotLoaded). If several kernels fail, the
+    /// error is that of the first in the order of the kernels.
     pub fn preload(&self) -> Result<()> {
         let mut files: Vec<Vec<Entry>> = Vec::new();
         for entry in entries() {
@@ -52,8 +51,7 @@ impl Device {
     }
 }
 
-/// Does jobs in this thread and, where they can be had, others, up to the number of cores; the first error in the order
-/// of the jobs.
+/// Runs `jobs` in this thread and in others, up to the number of cores. Returns the first error in the order of the jobs.
 fn in_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<()> + Sync) -> Result<()> {
     let results: Vec<_> = jobs.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
@@ -62,14 +60,14 @@ fn in_threads<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<()> + Sync) -> Re
             let index = next.fetch_add(1, Ordering::Relaxed);
             jobs.get(index).zip(results.get(index))
         } {
-            // Nobody else has this number.
+            // No other thread has this index.
             let _ = result.set(work(job));
         }
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 1..cores.min(jobs.len()) {
-            // If there is no thread to be had, those that run do its jobs.
+            // If no thread can be started, the running ones do its jobs.
             let _ = thread::Builder::new().spawn_scoped(scope, work_off);
         }
         work_off();

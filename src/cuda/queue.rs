@@ -1,4 +1,4 @@
-//! Where calls go.
+//! [`Queue`]: a stream with its kernels and a workspace.
 
 #![allow(unsafe_code)]
 
@@ -13,23 +13,25 @@ use super::device::Device;
 use super::driver::driver_error;
 use crate::error::{Error, Result};
 
-/// Where calls go: the kernels of a context, a stream of it, and the workspace of the calls, device memory for partial
-/// sums. Launches on a stream use it one after the other, so one workspace, as large as the largest call needs, serves
-/// any number of calls.
+/// A CUDA stream with the kernels of its context and a workspace. Calls are launched on a queue.
 ///
-/// A queue is `Send` and `Sync`; a launch takes it mutably.
+/// The workspace is device memory for partial sums. Launches on one stream run one after the other, so one workspace that
+/// is large enough for the largest call serves all of them.
+///
+/// A queue is `Send` and `Sync`. A launch takes it by `&mut`.
 #[derive(Debug)]
 pub struct Queue {
     device: Device,
     stream: Arc<CudaStream>,
     workspace: Option<Owned<u8>>,
-    /// The creating thread, if the stream is the per-thread default one: there the same handle means
-    /// another stream in each thread.
+    /// The thread that made the queue, if the stream is the per-thread default stream, whose handle means another stream in
+    /// each thread.
     thread: Option<ThreadId>,
 }
 
-/// Device memory of a queue, or made by one, which may be dropped in any thread. Where the handle of its stream means
-/// another stream there, freeing would not wait for the launches that use the memory, so the context is waited for.
+/// Device memory that was allocated on the stream of a queue and may be dropped in any thread. If the stream handle means
+/// another stream in that thread, freeing would not wait for the launches that use the memory, so `drop` first waits for the
+/// whole context.
 #[derive(Debug)]
 pub(super) struct Owned<T> {
     slice: ManuallyDrop<CudaSlice<T>>,
@@ -52,7 +54,7 @@ impl<T> DerefMut for Owned<T> {
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
-        // A context that cannot be waited for is broken: the memory goes with it.
+        // If waiting fails, the context is broken, and its memory cannot be freed.
         if is_here(self.thread) || self.slice.context().synchronize().is_ok() {
             // SAFETY: the slice is not used again.
             unsafe { ManuallyDrop::drop(&mut self.slice) };
@@ -60,12 +62,12 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// Whether a stream of this thread, or of any, is the same stream here.
+/// Whether a per-thread stream of `thread` is the same stream in the current thread. True for other streams (`None`).
 fn is_here(thread: Option<ThreadId>) -> bool {
     thread.is_none_or(|thread| thread == std::thread::current().id())
 }
 
-/// The parts of a queue, for a launch in this thread.
+/// The parts of a queue that a launch needs.
 pub(super) struct Parts<'a> {
     pub(super) device: &'a Device,
     pub(super) stream: &'a CudaStream,
@@ -73,7 +75,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl Queue {
-    /// A queue on `stream`, with the kernels of its context and without a workspace.
+    /// Makes a queue on `stream`, with the kernels of its context and no workspace.
     ///
     /// # Errors
     /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`] or [`Error::Driver`].
@@ -86,26 +88,29 @@ impl Queue {
         })
     }
 
-    /// The kernels.
+    /// Returns the device of the queue.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The stream.
+    /// Returns the stream of the queue.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    /// Bytes of the workspace.
+    /// Returns the size of the workspace in bytes.
     pub fn workspace_bytes(&self) -> u64 {
         (self.workspace.as_ref()).map_or(0, |workspace| workspace.num_bytes() as u64)
     }
 
-    /// Makes the workspace at least so large; the `workspace_bytes` of a call says how many bytes it needs. Nothing else
-    /// of a queue allocates. What was captured into a graph before keeps using the old workspace, so reserve first.
+    /// Enlarges the workspace to at least `bytes`. `workspace_bytes` of a call says how many bytes it needs. No other method
+    /// of a queue allocates.
+    ///
+    /// A graph that was captured before still has the address of the old workspace, which is freed, so reserve before a
+    /// capture.
     ///
     /// # Errors
-    /// [`Error::Driver`], for example when memory is short, or [`Error::WrongThread`]; the workspace is then as it was.
+    /// [`Error::Driver`], for example when memory is short, or [`Error::WrongThread`]. The workspace is then unchanged.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
         self.check_thread()?;
         if bytes <= self.workspace_bytes() {
@@ -119,15 +124,15 @@ impl Queue {
         Ok(())
     }
 
-    /// Loads every kernel now: see [`Device::preload`].
+    /// Loads all kernels now: see [`Device::preload`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Device::preload`].
     pub fn preload(&self) -> Result<()> {
         self.device.preload()
     }
 
-    /// Memory that was allocated on the stream.
+    /// Wraps memory that was allocated on the stream of this queue.
     pub(super) fn own<T>(&self, slice: CudaSlice<T>) -> Owned<T> {
         Owned {
             slice: ManuallyDrop::new(slice),
@@ -135,7 +140,7 @@ impl Queue {
         }
     }
 
-    /// Fails if the stream is another one in this thread.
+    /// Fails if the handle means another stream in the current thread.
     pub(super) fn check_thread(&self) -> Result<()> {
         if is_here(self.thread) {
             Ok(())
@@ -154,7 +159,7 @@ impl Queue {
     }
 }
 
-/// Whether the stream is the handle that stands for each thread's own default stream.
+/// Whether the stream is the per-thread default stream.
 fn is_per_thread(stream: &CudaStream) -> bool {
     /// `CU_STREAM_PER_THREAD` of cuda.h.
     const CU_STREAM_PER_THREAD: usize = 2;

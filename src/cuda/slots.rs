@@ -1,10 +1,11 @@
-//! Values that are made when they are first asked for.
+//! Values that are made on first use, one lock for each.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
 
-/// A value for each of a few names. While one is made, who asks for it waits, and who asks for another does not.
+/// A value for each of a few names, made on first use. A thread that asks for a value that is being made waits; a thread that
+/// asks for another value does not.
 #[derive(Debug)]
 pub(super) struct Slots<T>(Vec<(&'static str, Mutex<Option<T>>)>);
 
@@ -19,13 +20,13 @@ impl<T: Clone> Slots<T> {
         Slots(slots)
     }
 
-    /// The value of a name, made if it is not yet. A failure is not kept: the next who asks tries again. Neither is the
-    /// value of a name that has no slot.
+    /// Returns the value of a name, and makes it on first use. A failure is not stored, so the next call tries again. The
+    /// value of a name without a slot is not stored either.
     pub(super) fn get(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some((_, slot)) = self.0.iter().find(|(known, _)| *known == name) else {
             return make();
         };
-        // A poisoned lock means that making it panicked: nothing is there.
+        // A poisoned lock means that `make` panicked, so the slot is empty.
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*slot {
             return Ok(made.clone());
@@ -35,7 +36,7 @@ impl<T: Clone> Slots<T> {
         Ok(made)
     }
 
-    /// What is made so far, without what others are making.
+    /// Returns the values that are made so far, without those that are being made.
     pub(super) fn made(&self) -> Vec<T> {
         let slots = self.0.iter();
         slots

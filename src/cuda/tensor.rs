@@ -1,7 +1,7 @@
-//! The tensors of a call: device buffers, whole or as rows of a larger matrix.
+//! The tensors of a call: whole device buffers, or rows of a larger matrix.
 //!
-//! What cudarc's `DevicePtr` and `DevicePtrMut` say of a buffer is believed, as cudarc itself believes it in
-//! its own safe calls.
+//! The pointers and lengths that cudarc's `DevicePtr` and `DevicePtrMut` return are trusted, as cudarc does in its own safe
+//! calls.
 
 use arrayvec::ArrayVec;
 use cudarc::driver::sys::CUdeviceptr;
@@ -12,16 +12,17 @@ use crate::blocks::{LogitsMatrix, Matrix};
 use crate::error::{Error, Result, check_length};
 use crate::shape::{Halves, Rows, Shape};
 
-/// A tensor that a call reads. A buffer (a `CudaSlice`, a `CudaView`, …) converts into the tensor of all its elements.
+/// A device tensor of T that a call reads. A reference to a buffer (`CudaSlice`, `CudaView`, …) converts into the tensor of
+/// all its elements.
 pub struct Input<'a, T> {
-    /// `None`: there are no elements.
+    /// `None` if the tensor has no elements.
     buffer: Option<&'a dyn DevicePtr<T>>,
-    /// `None`: all elements, taken in the shape of the call.
+    /// `None` for all elements, in the shape of the call.
     rows: Option<Rows>,
 }
 
-/// A tensor that a call writes, or reads and writes in place. What lies between its rows is not touched. A buffer
-/// converts into the tensor of all its elements.
+/// A device tensor of T that a call writes, or reads and writes in place. Elements between its rows are not touched. A mutable
+/// reference to a buffer converts into the tensor of all its elements.
 pub struct Output<'a, T> {
     buffer: Option<&'a mut dyn DevicePtrMut<T>>,
     rows: Option<Rows>,
@@ -54,7 +55,7 @@ impl<'a, T, B: DevicePtrMut<T>> From<&'a mut B> for Output<'a, T> {
 }
 
 impl<'a, T> Input<'a, T> {
-    /// Rows of a buffer.
+    /// A tensor of the given rows of a buffer.
     pub fn rows(buffer: &'a dyn DevicePtr<T>, rows: Rows) -> Self {
         Input {
             buffer: Some(buffer),
@@ -62,7 +63,7 @@ impl<'a, T> Input<'a, T> {
         }
     }
 
-    /// A tensor without elements, for which there need be no buffer: CUDA allocates none of 0 bytes.
+    /// A tensor without elements. It needs no buffer, because CUDA does not allocate 0 bytes.
     pub fn empty() -> Self {
         Input {
             buffer: None,
@@ -72,7 +73,7 @@ impl<'a, T> Input<'a, T> {
 }
 
 impl<'a, T> Output<'a, T> {
-    /// Rows of a buffer.
+    /// A tensor of the given rows of a buffer.
     pub fn rows(buffer: &'a mut dyn DevicePtrMut<T>, rows: Rows) -> Self {
         Output {
             buffer: Some(buffer),
@@ -80,7 +81,7 @@ impl<'a, T> Output<'a, T> {
         }
     }
 
-    /// A tensor without elements, for which there need be no buffer: CUDA allocates none of 0 bytes.
+    /// A tensor without elements. It needs no buffer, because CUDA does not allocate 0 bytes.
     pub fn empty() -> Self {
         Output {
             buffer: None,
@@ -89,7 +90,7 @@ impl<'a, T> Output<'a, T> {
     }
 }
 
-/// What both kinds of tensors are checked for.
+/// The checks of inputs and outputs.
 macro_rules! checks {
     ($($Tensor:ident),*) => {$(
         impl<T> $Tensor<'_, T> {
@@ -101,7 +102,7 @@ macro_rules! checks {
                 self.rows
             }
 
-            /// Fails unless the buffer is of the device's context.
+            /// Fails unless the buffer belongs to the device's context.
             pub(super) fn check_context(&self, what: &'static str, device: &Device) -> Result<()> {
                 match &self.buffer {
                     Some(buffer) => device.check_buffer(what, buffer.stream()),
@@ -109,14 +110,14 @@ macro_rules! checks {
                 }
             }
 
-            /// Where the rows of a call of this shape lie. The buffer's events are not touched, so that a refused call
-            /// leaves no trace.
+            /// Checks the tensor against the shape of the call, and returns its rows. It does not touch the events of the
+            /// buffer, so that a refused call has no effect.
             pub(super) fn check(&self, what: &'static str, device: &Device, shape: Shape) -> Result<Rows> {
                 self.check_context(what, device)?;
                 shape.rows_of(what, self.len(), self.rows)
             }
 
-            /// The same of an activation, whose rows have one pitch.
+            /// Like `check`, for an activation, which allows no groups of rows.
             pub(super) fn check_rows(&self, what: &'static str, device: &Device, shape: Shape) -> Result<Rows> {
                 let rows = self.check(what, device, shape)?;
                 if rows.groups.is_some() {
@@ -125,12 +126,12 @@ macro_rules! checks {
                 Ok(rows)
             }
 
-            /// Fails unless there are `len` elements, one after the other.
+            /// Fails unless the tensor is a whole buffer of `len` elements.
             pub(super) fn check_line(&self, what: &'static str, device: &Device, len: usize) -> Result<()> {
                 self.check_context(what, device)?;
                 match self.rows {
                     None => check_length(what, len, self.len()),
-                    // Only whole buffers are lines.
+                    // Rows are refused here.
                     Some(rows) => Err(Error::Shape {
                         what,
                         expected: [1, len as u64],
@@ -143,14 +144,14 @@ macro_rules! checks {
 }
 checks!(Input, Output);
 
-/// The addresses of the buffers of a call on a stream. What keeps other streams from using them too early is recorded
-/// when this is dropped, which must be after the launch.
+/// The device addresses of the buffers of a call on a stream. Dropping it records the events that make other streams wait, so
+/// it must be dropped after the launch.
 pub(super) struct Addresses<'a> {
     stream: &'a CudaStream,
     guards: ArrayVec<SyncOnDrop<'a>, MAX_BUFFERS>,
 }
 
-/// The most buffers that a call has: those of cross-entropy with its gradient, with Goldfish, and every output.
+/// The maximum number of buffers of a call: cross-entropy with its gradient, Goldfish, and every output.
 const MAX_BUFFERS: usize = 24;
 
 impl<'a> Addresses<'a> {
@@ -161,21 +162,21 @@ impl<'a> Addresses<'a> {
         }
     }
 
-    /// Of a buffer that is read.
+    /// The address of a buffer that is read.
     pub(super) fn read<T>(&mut self, buffer: &'a dyn DevicePtr<T>) -> CUdeviceptr {
         let (address, guard) = buffer.device_ptr(self.stream);
         self.guards.push(guard);
         address
     }
 
-    /// Of a buffer that is written.
+    /// The address of a buffer that is written.
     pub(super) fn write<T>(&mut self, buffer: &'a mut dyn DevicePtrMut<T>) -> CUdeviceptr {
         let (address, guard) = buffer.device_ptr_mut(self.stream);
         self.guards.push(guard);
         address
     }
 
-    /// Of the workspace, and its bytes; 0 if there is none.
+    /// The address and the bytes of the workspace; 0 if there is none.
     pub(super) fn workspace(
         &mut self,
         workspace: Option<&'a mut CudaSlice<u8>>,
@@ -187,12 +188,12 @@ impl<'a> Addresses<'a> {
         (self.write(workspace), bytes)
     }
 
-    /// Of a tensor that is read, whole; 0 if it is empty.
+    /// The address of a whole tensor that is read; 0 if it is empty.
     pub(super) fn input<T>(&mut self, tensor: &'a Input<'_, T>) -> CUdeviceptr {
         tensor.buffer.map_or(0, |buffer| self.read(buffer))
     }
 
-    /// Of a tensor that is written, whole; 0 if it is empty.
+    /// The address of a whole tensor that is written; 0 if it is empty.
     pub(super) fn output<T>(&mut self, tensor: &'a mut Output<'_, T>) -> CUdeviceptr {
         match &mut tensor.buffer {
             Some(buffer) => self.write(&mut **buffer),
@@ -200,24 +201,24 @@ impl<'a> Addresses<'a> {
         }
     }
 
-    /// Rows of a tensor that is read.
+    /// The matrix of a tensor that is read.
     pub(super) fn input_rows<T>(&mut self, tensor: &'a Input<'_, T>, rows: Rows) -> Matrix {
         matrix::<T>(self.input(tensor), rows)
     }
 
-    /// Rows of a tensor that is written.
+    /// The matrix of a tensor that is written.
     pub(super) fn output_rows<T>(&mut self, tensor: &'a mut Output<'_, T>, rows: Rows) -> Matrix {
         matrix::<T>(self.output(tensor), rows)
     }
 }
 
 impl<'a> Addresses<'a> {
-    /// Rows of logits that are read, in groups or not.
+    /// The matrix of logits that are read.
     pub(super) fn input_logits<T>(&mut self, tensor: &'a Input<'_, T>, rows: Rows) -> LogitsMatrix {
         logits::<T>(self.input(tensor), rows)
     }
 
-    /// Rows of logits that are written.
+    /// The matrix of logits that are written.
     pub(super) fn output_logits<T>(
         &mut self,
         tensor: &'a mut Output<'_, T>,
@@ -238,7 +239,7 @@ fn logits<T>(base: CUdeviceptr, rows: Rows) -> LogitsMatrix {
 }
 
 fn matrix<T>(base: CUdeviceptr, rows: Rows) -> Matrix {
-    // Rows without elements may lie anywhere, also where no address is.
+    // Rows without elements may have any offset, also beyond the buffer.
     let offset = match rows.len() {
         Some(0) => 0,
         _ => rows.offset,
@@ -249,21 +250,21 @@ fn matrix<T>(base: CUdeviceptr, rows: Rows) -> Matrix {
     }
 }
 
-/// Gate and value of a gated activation, which are read: two tensors, or the halves of one. A tuple converts into a
-/// pair.
+/// The gate x and the value v of a gated activation, which a call reads: two tensors, or the halves of one. A tuple `(x, v)`
+/// converts into a pair.
 pub struct Pair<'a, T> {
     pub(super) x: Input<'a, T>,
     pub(super) v: Input<'a, T>,
 }
 
 impl<'a, T> Pair<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         Pair { x, v }
     }
 
-    /// The halves of a `[rows, 2·n]` tensor, without a copy.
+    /// The halves of a contiguous `[rows, 2·n]` tensor, without a copy. `order` says which half is the gate.
     ///
     /// # Errors
     /// [`Error::Halves`] if the buffer is not such a tensor.
@@ -282,7 +283,8 @@ impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<
     }
 }
 
-/// A gate and a value that are written: two tensors, or the halves of one. A tuple converts into a pair.
+/// The outputs of the gate and of the value, such as dx and dv: two tensors, or the halves of one. A tuple converts into a
+/// pair.
 pub struct PairMut<'a, T>(Place<'a, T>);
 
 enum Place<'a, T> {
@@ -297,13 +299,13 @@ enum Place<'a, T> {
 }
 
 impl<'a, T> PairMut<'a, T> {
-    /// Gate and value.
+    /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Output<'a, T>>, v: impl Into<Output<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
         PairMut(Place::Separate { x, v })
     }
 
-    /// The halves of a `[rows, 2·n]` tensor.
+    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
     ///
     /// # Errors
     /// [`Error::Halves`] if the buffer is not such a tensor.
@@ -316,7 +318,7 @@ impl<'a, T> PairMut<'a, T> {
         Ok(PairMut(Place::Halves { buffer, halves }))
     }
 
-    /// Elements of the gate, if it is a whole buffer.
+    /// The number of elements of the gate's buffer.
     pub(super) fn len(&self) -> usize {
         match &self.0 {
             Place::Separate { x, .. } => x.len(),
@@ -331,7 +333,7 @@ impl<'a, T> PairMut<'a, T> {
         }
     }
 
-    /// Where the rows of both lie, which the errors call by these names.
+    /// Checks both tensors, and returns their rows. Errors use the given names.
     pub(super) fn check(
         &self,
         names: [&'static str; 2],
@@ -353,7 +355,7 @@ impl<'a, T> PairMut<'a, T> {
         }
     }
 
-    /// Gate and value.
+    /// The matrices of the gate and of the value.
     pub(super) fn resolve<'b>(
         &'b mut self,
         addresses: &mut Addresses<'b>,

@@ -1,6 +1,6 @@
-//! Cross-entropy of long rows of logits, with Goldfish masking.
+//! Cross-entropy over `[N, V]` logits, with Goldfish masking.
 //!
-//! For each row of N, with z its V logits (capped if there is a softcap), t its label, w its weight:
+//! For each of the N rows, let z be its V logits (after the softcap, if there is one), t its label and w its weight:
 //!
 //! ```text
 //! lse  = log Σ_j e^(z_j)
@@ -8,25 +8,28 @@
 //! dz_j = g·[ (1 + 2λ·lse)·p_j − ε/V − (1 − ε)·1(j = t) ]·cap′(z_j)      g = w·dloss/normalizer
 //! ```
 //!
-//! with p = softmax(z), ε [`label_smoothing`](CrossEntropy::label_smoothing), λ
-//! [`z_loss`](CrossEntropy::z_loss), and cap(z) = c·tanh(z/c). Arithmetic is f32 whatever the type of the
-//! logits; losses and statistics are f32, gradients are rounded once to the type of the logits.
+//! Here p = softmax(z), ε is [`label_smoothing`](CrossEntropy::label_smoothing), λ is
+//! [`z_loss`](CrossEntropy::z_loss), and the softcap is cap(z) = c·tanh(z/c). Logits are f32, f16 or bf16, and arithmetic is
+//! f32. Losses, lse and statistics are f32. dlogits have the type of the logits and are rounded once.
 //!
 //! A row is **masked** if its label is [`ignore_index`](CrossEntropy::ignore_index), if its weight is 0, or if
-//! Goldfish drops it. Its logits are not read (those of a dropped row are if
-//! [`dropped_loss`](CrossEntropy::dropped_loss) is asked for), its loss is 0 and its gradient exactly 0. All
-//! others are **kept**. A label that is no class is reported in [`CrossEntropySummary::bad_row`] and gives NaN in
-//! the loss and the gradient of its own row; the first other row whose loss is NaN is reported in
-//! [`CrossEntropySummary::nan_row`]; nothing is read or written out of bounds, and no other row changes.
+//! Goldfish drops it. The loss of a masked row is 0 and its gradient is exactly 0. Its logits are not read, except those of
+//! a dropped row with the option [`dropped_loss`](CrossEntropy::dropped_loss). All other rows are **kept**.
 //!
-//! Special values: a logit of −inf has p = 0. A row with +inf or NaN, or of −inf alone, gives NaN. A target of
-//! −inf gives a loss of +inf and a finite gradient. A softcap leaves −inf what it is, no class, with a gradient of 0,
-//! and makes +inf the finite c first. With label smoothing the sum of a row's logits must itself be an f32; one of −inf
-//! makes the loss +inf.
+//! In a row of non-zero weight, a label that is neither a class nor `ignore_index` gives NaN in the loss and the gradient of
+//! that row, and [`CrossEntropySummary::bad_row`] is the first such row. [`CrossEntropySummary::nan_row`] is the first other row whose
+//! loss is NaN. Nothing is read or written out of bounds, and no other row changes.
 //!
-//! Gradients in f16: p/normalizer underflows below 6e-8, which a mean over 131,072 classes and a few thousand
-//! rows reaches. Either keep the normaliser out ([`Normalizer::None`]) and scale what consumes the gradient
-//! instead (the `alpha` of the next matrix product), or scale the loss up through `dloss`.
+//! Special values:
+//! - a logit of −inf has p = 0;
+//! - a row with +inf or NaN, or with only −inf, gives NaN;
+//! - a target logit of −inf gives a loss of +inf and a finite gradient;
+//! - a softcap leaves −inf as it is, with a gradient of 0, and turns +inf into c;
+//! - with label smoothing, the sum of a row's logits must fit into f32, and a logit of −inf makes the loss +inf.
+//!
+//! f16 gradients: p/normalizer underflows below 6e-8, which happens with a mean over 131,072 classes and a few thousand
+//! rows. Either use [`Normalizer::None`] and scale where the gradient is used (the `alpha` of the next matrix product), or
+//! scale the loss up through `dloss`.
 //!
 //! [`CrossEntropySummary::bad_row`]: crate::CrossEntropySummary::bad_row
 //! [`CrossEntropySummary::nan_row`]: crate::CrossEntropySummary::nan_row
@@ -40,15 +43,15 @@ use super::goldfish::TokenId;
 
 pub use reference::{Row, RowStatus};
 
-/// An integer type of labels: [`i32`], [`i64`] or [`u32`]. u32 labels are read as such: 4,294,967,196 is not the −100
-/// that is ignored.
+/// An integer type of labels: [`i32`], [`i64`] or [`u32`]. u32 labels are unsigned: 4,294,967,196 does not equal an
+/// `ignore_index` of −100.
 pub trait Label: TokenId {}
 
 impl Label for i32 {}
 impl Label for i64 {}
 impl Label for u32 {}
 
-/// The options of the loss.
+/// Cross-entropy and its options. The [module](self) has the formulas.
 ///
 /// ```
 /// use xact::CrossEntropy;
@@ -57,54 +60,57 @@ impl Label for u32 {}
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CrossEntropy {
-    /// Rows with this label are masked. −100, as in PyTorch; of u32 labels no label is that.
+    /// Rows with this label are masked. The default is −100, as in PyTorch, which no u32 label equals.
     pub ignore_index: i64,
-    /// ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
+    /// ε in [0, 1): the share of the target that is spread evenly over all classes. The default is 0.
     pub label_smoothing: f32,
-    /// λ ≥ 0: adds λ·lse² to the loss of each row. 0.
+    /// λ ≥ 0: adds λ·lse² to the loss of each row. The default is 0.
     pub z_loss: f32,
-    /// c > 0: logits pass through c·tanh(z/c). None.
+    /// c > 0: logits are replaced by c·tanh(z/c). The default is `None`, no softcap.
     pub softcap: Option<f32>,
-    /// Columns that are classes, if fewer than a row has. The others are not read, and their gradient is 0.
+    /// The number of columns that are classes. The other columns of a row are padding: they are not read, and their
+    /// gradient is 0. The default is `None`: all columns are classes.
     pub vocab: Option<u64>,
-    /// What the mean and the gradients are divided by. The number of kept rows.
+    /// The number by which the mean loss and the gradients are divided. The default is [`Normalizer::Kept`].
     pub normalizer: Normalizer,
-    /// Whether the mean over no rows is NaN, as in PyTorch. Off: it is 0. Gradients are 0 either way.
+    /// Whether the mean over no rows is NaN, as in PyTorch, or 0, which is the default. Gradients are 0 either way.
     pub empty_is_nan: bool,
-    /// Whether the loss of the rows that Goldfish drops is computed too: a gauge of memorisation. Off.
+    /// Whether the loss of the rows that Goldfish drops is computed too, as a measure of memorisation. The default is
+    /// false.
     pub dropped_loss: bool,
 }
 
-/// What the mean loss and the gradients are divided by, unless a call brings a number of its own, such as the number of
-/// tokens in all micro-batches of a step.
+/// The number by which the mean loss and the gradients are divided (the reduction). A call may give a scalar of its own
+/// instead, such as the number of tokens in all micro-batches of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Normalizer {
-    /// 1: the mean is the sum.
+    /// 1: the mean is the sum, as with `reduction="sum"` of PyTorch.
     None,
-    /// The number of kept rows: a label that is not ignored, a weight that is not 0, not dropped by Goldfish. As
-    /// PyTorch's mean where there are no weights.
+    /// The number of kept rows: those whose label is not `ignore_index`, whose weight is not 0, and which Goldfish does not
+    /// drop. Without weights this is the mean of PyTorch.
     #[default]
     Kept,
-    /// The number of rows whose label is not ignored, whatever their weight and whether Goldfish drops them: for
-    /// weights that are part of the loss and may be 0, such as advantages.
+    /// The number of rows whose label is not `ignore_index`, including rows of weight 0 and rows that Goldfish drops. Use it
+    /// for weights that are part of the loss and may be 0, such as advantages.
     Labels,
-    /// The sum of the weights of the kept rows. 0 for weights that are centred.
+    /// The sum of the weights of the kept rows. It is 0 for weights with mean 0, such as normalised advantages.
     Weight,
 }
 
-/// A rank's columns among those of all ranks. A label that is a class of no rank gives a loss of +inf.
+/// The columns of one rank of a vocabulary that is sharded over ranks. A label that is a class of no rank gives a loss of
+/// +inf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shard {
-    /// The class of the rank's first column.
+    /// The class of the first column of this rank.
     pub first_class: u64,
-    /// Classes of all ranks.
+    /// The number of classes of all ranks.
     pub classes: u64,
 }
 
 impl Shard {
-    /// Columns from `first_class` on, of `classes` classes of all ranks.
+    /// The columns of this rank are the classes from `first_class` on, and all ranks together have `classes` classes.
     pub fn new(first_class: u64, classes: u64) -> Shard {
         Shard {
             first_class,
@@ -113,8 +119,8 @@ impl Shard {
     }
 }
 
-/// Elements from the upstream gradient of one row to that of the next, in a buffer of `len`: what is given, or 0 for one
-/// element and 1 for one of each row. Where there is no second row it is 0, whatever is given.
+/// The stride of the upstream gradients in a buffer of `len` elements: the given one, or else 0 for one element and 1 for
+/// one element per row. With fewer than two rows it is 0.
 pub(crate) fn dloss_stride(given: Option<usize>, rows: usize, len: usize) -> Result<usize> {
     let last = rows.saturating_sub(1);
     let stride = match given {
@@ -154,7 +160,7 @@ impl Default for CrossEntropy {
     }
 }
 
-/// Setters of the options.
+/// Makes a setter for each option.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(=> $wrap:ident)?;)*) => {
         impl CrossEntropy {$(
@@ -173,39 +179,40 @@ macro_rules! setters {
 setters! {
     /// Sets the label whose rows are masked.
     ignore_index: i64;
-    /// Sets ε, in [0, 1).
+    /// Sets ε of label smoothing, in [0, 1).
     label_smoothing: f32;
-    /// Sets λ ≥ 0.
+    /// Sets the factor λ ≥ 0 of lse².
     z_loss: f32;
-    /// Sets c > 0.
+    /// Sets c > 0 of the softcap c·tanh(z/c).
     softcap: f32 => Some;
     /// Sets the number of columns that are classes.
     vocab: u64 => Some;
-    /// Sets what the mean and the gradients are divided by.
+    /// Sets the number by which the mean loss and the gradients are divided.
     normalizer: Normalizer;
-    /// Sets whether the mean over no rows is NaN.
+    /// Sets whether the mean over no rows is NaN instead of 0.
     empty_is_nan: bool;
     /// Sets whether the loss of the rows that Goldfish drops is computed too.
     dropped_loss: bool;
 }
 
 impl CrossEntropy {
-    /// Bytes in which a forward with these options saves what the backward needs of `rows` rows. They are opaque, and
-    /// the same on every device, so that those of several ranks can be gathered: `[ranks, saved_bytes]`.
+    /// Returns the size in bytes of the statistics that a forward with these options saves for the backward of `rows` rows.
+    /// Their format is opaque and the same on every device and on the CPU, so those of several ranks can be gathered to
+    /// `[ranks, saved_bytes] u8`.
     pub fn saved_bytes(&self, rows: u64) -> u64 {
         rows.saturating_mul(RowStats::BYTES as u64)
     }
 
-    /// How many ranks have saved `len` bytes of `rows` rows, rounded down but at least 1; of no rows nothing is saved.
+    /// The number of ranks whose statistics of `rows` rows are in `len` bytes: rounded down, but at least 1.
     pub(crate) fn ranks(&self, rows: usize, len: usize) -> usize {
         let bytes = self.saved_bytes(rows as u64) as usize;
         len.checked_div(bytes).unwrap_or(1).max(1)
     }
 
-    /// Fails unless every option is in its range. All calls check it themselves.
+    /// Fails unless every option is in its range. Every call makes this check itself.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::Classes`] if there are none.
+    /// [`Error::OutOfRange`], or [`Error::Classes`] if `vocab` is 0.
     pub fn check(&self) -> Result<()> {
         let option = |what, got: f32, range| {
             Err(Error::OutOfRange {
@@ -227,7 +234,7 @@ impl CrossEntropy {
         if !(z_loss >= 0.0 && z_loss.is_finite()) {
             return option("z_loss", z_loss, "[0, inf)");
         }
-        // Of a smaller cap the kernel's 2/c would be infinite.
+        // With a smaller cap, 2/c would be infinite in the kernel.
         match softcap {
             Some(cap) if !(cap.is_normal() && cap > 0.0) => option("softcap", cap, "[2^-126, inf)"),
             _ if vocab == Some(0) => Err(Error::Classes { classes: 0, end: 0 }),

@@ -1,27 +1,26 @@
-//! Goldfish: a share of the labels takes no part in the loss, and which ones is a function of the text, so
-//! that a passage is never seen whole, however often it is repeated (Hans et al., "Be like a Goldfish,
-//! Don't Memorize!", [arXiv 2406.10209](https://arxiv.org/abs/2406.10209)).
+//! Goldfish: a share of the labels is left out of the loss (**dropped**). Which labels are dropped is a function of the
+//! text, so that the model never trains on a whole passage, however often the passage is repeated. Source: Hans et al.,
+//! "Be like a Goldfish, Don't Memorize!", [arXiv 2406.10209](https://arxiv.org/abs/2406.10209).
 //!
-//! A [`Strategy`] decides from the **window** of a label: the `h` ids that end with the label's own (the
-//! text of the paper speaks of the ids before it; every released implementation includes it). Labels are
-//! already shifted: index `s` is the label of logit row `s`.
+//! A [`Strategy`] decides from the **window** of a label: the `h` ids that end with the id of the label. (The text of the
+//! paper uses the ids before the label; every released implementation includes it.) Labels are already shifted: label `s`
+//! belongs to row `s` of the logits.
 //!
-//! - A label whose window would begin before its segment, its document or its halo is **never dropped**.
-//!   A segment shorter than `h` is kept whole (the official code raises an error).
-//! - `hash_ids` need not be the labels: give the true ids here even where a label is ignored. Any value is
-//!   legal, negative ones too; ids of a narrower type decide as the same numbers in i64 do.
-//! - A **segment** is a row of `len` labels, or all labels where offsets cut them into **documents**. No
-//!   window crosses a boundary. Official masks know rows only.
-//! - A **halo** is a number of ids of each segment that precede its first label and have no label here:
-//!   what a context-parallel rank gets from its neighbour. With `h − 1` of them a hash decides as in the whole
-//!   row. [`Random`](Strategy::Random) and [`Static`](Strategy::Static) look at no ids, so that no halo helps
-//!   them: the former counts the labels of the call, the latter those of the segment, unless offsets say how far
-//!   before it its first document [begins](Layout::Documents).
-//! - **Exempt** ids, such as a tokenizer's special ones, are never dropped; they take part in the windows
-//!   of others.
+//! - A label whose window would begin before its segment (with its halo) or its document is **never dropped**. A segment
+//!   shorter than `h` is kept whole. (The official code raises an error.)
+//! - The `hash_ids` may differ from the labels: give the true ids even where a label is ignored. Any value is legal, also
+//!   a negative one. Ids of a narrower type decide like the same numbers in i64.
+//! - A **segment** is a row of `len` labels, or all labels where offsets divide them into **documents**. No window crosses
+//!   a document or segment boundary. The official masks have rows only.
+//! - A **halo** is a number of ids that precede the first label of each segment and have no label in the call. A
+//!   context-parallel rank gets them from its neighbour. With `h − 1` halo ids, the strategies that hash decide as on the
+//!   whole row. [`Random`](Strategy::Random) and [`Static`](Strategy::Static) do not use ids, so a halo does not change
+//!   them: `Random` counts the labels of the call, and `Static` counts those of the segment, unless the offsets say how
+//!   far before the segment its first document [begins](Layout::Documents).
+//! - **Exempt** ids, such as the special tokens of a tokenizer, are never dropped. They are still part of the windows of
+//!   other labels.
 //!
-//! Arithmetic is of integers, so the CPU and every device decide alike. [`Goldfish::keep`] is the
-//! reference:
+//! The arithmetic is integer, so the CPU and every device give the same decisions. [`Goldfish::keep`] is the reference:
 //!
 //! ```
 //! use xact::loss::goldfish::Tokens;
@@ -36,8 +35,8 @@
 //!
 //! # Hash64
 //!
-//! The strategy of this crate; all numbers are u64 and wrap. `mix` is the finaliser of SplitMix64, and
-//! `split(s, n)` the generator's output number `n`, counted from 0, from the state `s`:
+//! Hash64 is the strategy of this crate. All numbers are u64, and arithmetic wraps. `mix` is the finaliser of SplitMix64,
+//! and `split(s, n)` is output number `n` (from 0) of the generator that starts in state `s`:
 //!
 //! ```text
 //! mix(z):       z = (z xor z >> 30) · 0xbf58476d1ce4e5b9
@@ -49,10 +48,11 @@
 //! drop  = floor(mix(key) · k / 2⁶⁴) == 0            the product in 128 bits
 //! ```
 //!
-//! Each id is mixed with its distance from the label before anything is added, so the sum depends on the
-//! order, no id is invisible, and equal ids at different places do not cancel. Additions commute: the threads
-//! of a warp may share a window. For `seed = 0` and the ids 1, 2, 3, 4 (the label's own last), the key at
-//! `h = 4` is `0x26fa361bfc0aafac`, and that of the single id 0 at `h = 1` is `0x48218226ff3cd4bf`.
+//! Each id is mixed with its distance from the label before the sum, so the key depends on the order and on every id, and
+//! equal ids at different places do not cancel. Additions commute, so the threads of a warp can share a window.
+//!
+//! Test values for `seed = 0`: the key of the ids 1, 2, 3, 4 (the label last) at `h = 4` is `0x26fa361bfc0aafac`, and the
+//! key of the single id 0 at `h = 1` is `0x48218226ff3cd4bf`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -65,77 +65,77 @@ mod mt19937;
 
 use mt19937::Mt19937;
 
-/// How it is decided which labels are dropped. About one in `k`, at least 2, is; hashes are of `h` ids, at
-/// least 1.
+/// How Goldfish decides which labels are dropped. About one label in `k` is dropped, with `k ≥ 2`. The strategies that hash
+/// use windows of `h ≥ 1` ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// The labels `start`, `start + k`, `start + 2k`, … of each row, or document where there are offsets.
-    /// Moves with packing; the baseline of the paper (`static` of the official code).
+    /// Drops the labels `start`, `start + k`, `start + 2k`, … of each row, or of each document where there are offsets.
+    /// The decision depends on how documents are packed into rows. This is the baseline of the paper (`static` of the
+    /// official code).
     Static {
-        /// Period.
+        /// The period: one label in k is dropped.
         k: u32,
-        /// First label dropped.
+        /// The index of the first label that is dropped.
         start: u64,
     },
-    /// Labels at random, independent of the text: label number `i` of the call, counted over all rows, is
-    /// dropped if `floor(split(mix(seed), i) · k / 2⁶⁴) == 0`, in the terms of
-    /// [`Hash64`](self#hash64). Give each call a seed of its own. (The official `seeded_random` means this
-    /// and drops whole rows: goldfish-loss issue #3.)
+    /// Drops labels at random, independently of the text. Label number `i` of the call, counted over all rows, is
+    /// dropped if `floor(split(mix(seed), i) · k / 2⁶⁴) == 0`, with the functions of [`Hash64`](self#hash64). Use another
+    /// seed for each call. (The official `seeded_random` is meant to do this but drops whole rows: goldfish-loss issue #3.)
     Random {
-        /// One label in k is dropped.
+        /// One label in k is dropped on average.
         k: u32,
-        /// Any number.
+        /// The seed, any number.
         seed: u64,
     },
-    /// The product of the window's ids modulo 1,000,003 selects an entry of a table of random numbers; the
-    /// label is dropped if it is below 1/k. `hash-table` of the official code
+    /// The product of the window's ids modulo 1,000,003 selects an entry of a table of random numbers. The label is dropped
+    /// if that entry is below 1/k. This reproduces, bit for bit, `hash-table` of the official code
     /// ([`apply_goldfish`](https://github.com/ahans30/goldfish-loss/blob/35d29f96553462f6c30417f8065225aa6b89e172/lit_gpt/utils.py))
-    /// with the table that PyTorch draws on a CPU, and of Apertus v1
-    /// ([swiss-ai/Megatron-LM](https://github.com/swiss-ai/Megatron-LM/blob/81d44dbe25c22190989fa8a12284bdb8d1303b40/megatron/core/datasets/gpt_dataset.py)),
-    /// bit for bit. The product keeps 64 bits and gains a factor of 2 with every even id, so that at
-    /// `h = 50` it is 0 for a tenth of all windows and more: use it up to about `h = 24`, or for the sake of
-    /// what was trained with it. It does not see the order of ids, nor an id 1, and an id 0 hides the rest.
+    /// with the table that PyTorch draws on a CPU, and Apertus v1
+    /// ([swiss-ai/Megatron-LM](https://github.com/swiss-ai/Megatron-LM/blob/81d44dbe25c22190989fa8a12284bdb8d1303b40/megatron/core/datasets/gpt_dataset.py)).
+    ///
+    /// The product is kept modulo 2⁶⁴ and gains a factor of 2 with every even id, so at `h = 50` it is 0 for a tenth of all
+    /// windows or more. Use it up to about `h = 24`, or to match an earlier training. The product does not depend on the
+    /// order of ids or on an id 1, and an id 0 makes it 0.
     ProductTable {
         /// About one label in k is dropped.
         k: u32,
-        /// Ids in a window; the paper has 13, Apertus v1 50.
+        /// The number of ids in a window: 13 in the paper, 50 in Apertus v1.
         h: u32,
     },
-    /// The same product, mixed to 32 bits that are compared with (2³² − 1)/k in f32: `hash-avalanche` of the
-    /// official code (`hashint`). It begins with the lower 32 bits of the product, which for random ids are all 0
-    /// for 0.2 % of the windows at `h = 13`, for 14 % at 24 and for half of them at 32.
+    /// The same product, hashed to 32 bits that are compared with (2³² − 1)/k in f32. This is `hash-avalanche` of the
+    /// official code (`hashint`). The hash uses only the lower 32 bits of the product. With random ids they are all 0 for
+    /// 0.2 % of the windows at `h = 13`, for 14 % at 24 and for half of them at 32.
     ProductAvalanche {
         /// About one label in k is dropped.
         k: u32,
-        /// Ids in a window.
+        /// The number of ids in a window.
         h: u32,
     },
-    /// The sum of the window's ids, each times a coefficient of its place, in the product's stead, and the same
-    /// table: the successor in
-    /// [swiss-ai/Megatron-LM-MoE](https://github.com/swiss-ai/Megatron-LM-MoE/blob/3234a2a880866d071b21d0d6a77e4dd2c131536c/megatron/core/datasets/goldfish.py),
-    /// bit for bit.
+    /// Like `ProductTable`, but with a weighted sum of the window's ids instead of their product. Each place in the window
+    /// has a coefficient, and the table is the same. This reproduces, bit for bit, the successor of Apertus v1's code in
+    /// [swiss-ai/Megatron-LM-MoE](https://github.com/swiss-ai/Megatron-LM-MoE/blob/3234a2a880866d071b21d0d6a77e4dd2c131536c/megatron/core/datasets/goldfish.py).
     DotTable {
         /// About one label in k is dropped.
         k: u32,
-        /// Ids in a window; 50 there.
+        /// The number of ids in a window: 50 in that code.
         h: u32,
     },
-    /// A 64-bit hash of the window that depends on every id and its place, and drops exactly one key in k:
-    /// [its definition](self#hash64). What to use unless you must match one of the others.
+    /// A 64-bit hash of the window that depends on every id and its place ([definition](self#hash64)). One key in k is
+    /// dropped. Use this strategy unless you must match one of the others.
     Hash64 {
-        /// One label in k is dropped.
+        /// One label in k is dropped on average.
         k: u32,
-        /// Ids in a window.
+        /// The number of ids in a window.
         h: u32,
-        /// Any number; another one drops other labels.
+        /// The seed, any number. Another seed drops other labels.
         seed: u64,
     },
 }
 
 impl Strategy {
-    /// Its name on the command line: `static`, `random`, `product-table`, `product-avalanche`, `dot-table`
-    /// or `hash64`.
+    /// Returns the name of the strategy: `static`, `random`, `product-table`, `product-avalanche`, `dot-table` or
+    /// `hash64`.
     pub const fn name(&self) -> &'static str {
         match self {
             Strategy::Static { .. } => "static",
@@ -147,7 +147,7 @@ impl Strategy {
         }
     }
 
-    /// About one label in this many is dropped.
+    /// Returns k: about one label in k is dropped.
     pub const fn k(&self) -> u32 {
         match *self {
             Strategy::Static { k, .. }
@@ -159,7 +159,7 @@ impl Strategy {
         }
     }
 
-    /// Ids in a window; `None` where the ids do not matter.
+    /// Returns the number of ids in a window; `None` for strategies that do not use ids.
     pub const fn h(&self) -> Option<u32> {
         match *self {
             Strategy::Static { .. } | Strategy::Random { .. } => None,
@@ -194,17 +194,17 @@ impl Strategy {
     }
 }
 
-/// Entries of a table, a prime: `TABLE_SIZE` of the official code.
+/// The number of entries of a table, 1,000,003 (a prime): `TABLE_SIZE` of the official code.
 pub const TABLE_LEN: usize = blocks::GOLDFISH_TABLE_LEN as usize;
 
 /// The seed of the tables and, with h added, of the coefficients: the 47th Fibonacci number, a prime.
 const SEED: u32 = 2_971_215_073;
 
-/// The table of the official code as PyTorch draws it on a CPU: `torch.rand(1_000_003)` from a generator
-/// with the seed 2971215073. Uniform multiples of 2⁻²⁴ in [0, 1). The SHA-256 of its little-endian bytes is
+/// Returns the table of the official code as PyTorch draws it on a CPU: `torch.rand(1_000_003)` from a generator with the
+/// seed 2971215073, uniform multiples of 2⁻²⁴ in [0, 1). The SHA-256 of its little-endian bytes is
 /// 33025be4fa64d02d0a2e630dfa7fc166bf76a5364206fe4cd8973ce46e836562.
 ///
-/// PyTorch draws other tables on GPUs, one for each GPU model; see [`Goldfish::with_table`].
+/// On a GPU, PyTorch draws another table, which depends on the GPU model; see [`Goldfish::with_table`].
 pub fn table() -> Vec<f32> {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     table24().map(|v| v as f32 * UNIT).collect()
@@ -216,8 +216,8 @@ fn table24() -> impl Iterator<Item = u32> {
     (0..TABLE_LEN).map(move |_| generator.next_u32() & 0xff_ffff)
 }
 
-/// The coefficients of [`Strategy::DotTable`], the oldest id's first: h odd numbers below 2⁶², drawn as
-/// PyTorch's CPU generator does from the seed 2971215073 + h.
+/// Returns the h coefficients of [`Strategy::DotTable`], that of the oldest id first. They are odd numbers below 2⁶², as
+/// PyTorch's CPU generator draws them from the seed 2971215073 + h.
 pub fn coefficients(h: u32) -> Vec<i64> {
     // PyTorch keeps the lower 32 bits of a seed.
     let mut generator = Mt19937::new(SEED.wrapping_add(h));
@@ -238,15 +238,13 @@ fn pack(bits: impl IntoIterator<Item = bool>) -> Arc<[u32]> {
     words.into()
 }
 
-/// A strategy ready to decide: checked, with the table and the coefficients that it needs.
-///
-/// Cheap to clone.
+/// A checked strategy with the table and the coefficients that it needs. It is cheap to clone.
 #[derive(Clone)]
 pub struct Goldfish {
     strategy: Strategy,
-    /// Of the strategies with a table: a bit for each entry, 1 if it drops.
+    /// For the strategies with a table, a bit for each entry; a 1 drops the label.
     bitmap: Option<Arc<[u32]>>,
-    /// Of the dot product.
+    /// For `DotTable`.
     coefficients: Option<Arc<[i64]>>,
 }
 
@@ -258,7 +256,7 @@ impl fmt::Debug for Goldfish {
     }
 }
 
-/// An integer type of token ids: [`u8`], [`u16`], [`u32`], [`i32`] or [`i64`]. Unsigned ones are read as such.
+/// An integer type of token ids: [`u8`], [`u16`], [`u32`], [`i32`] or [`i64`]. The trait is sealed.
 pub trait TokenId: Copy + Into<i64> + fmt::Debug + Portable + Send + Sync + sealed::Sealed {}
 
 mod sealed {
@@ -278,34 +276,34 @@ mod sealed {
     token_ids!(u8, u16, u32, i32, i64);
 }
 
-/// How labels are cut into segments.
+/// How labels are divided into segments and documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout<'a> {
-    /// Rows of `len` labels each.
+    /// Each segment is a row of `len` labels.
     Rows {
-        /// Labels of a row; the number of labels is a multiple.
+        /// The number of labels of a row, which divides the number of labels.
         len: usize,
     },
-    /// One segment, cut into documents: document d begins at label `cu_seqlens[d]` and ends before label
-    /// `cu_seqlens[d + 1]`. Labels before the first offset or from the last one on, if there are any, are
-    /// cut off in the same way. The first offset is negative if the first document began that many labels
-    /// before the segment; the halo then holds the last ids of that part.
+    /// All labels are one segment, which has documents: document d begins at label `cu_seqlens[d]` and ends before label
+    /// `cu_seqlens[d + 1]`. Labels before the first offset, and labels from the last offset on, are documents too. If the
+    /// first document began n labels before the segment, the first offset is −n, and the halo has the last ids of that
+    /// part.
     Documents {
-        /// Offsets that do not decrease.
+        /// The offsets, which must not decrease.
         cu_seqlens: &'a [i32],
     },
 }
 
-/// The ids that decide.
+/// The ids from which a strategy decides, one for each label.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Tokens<'a, I> {
-    /// One id for each label.
+    /// `[N]`: the id of each label.
     pub hash_ids: &'a [I],
-    /// How they are cut.
+    /// How the labels are divided into segments and documents.
     pub layout: Layout<'a>,
-    /// `[segments, n]`: the n ids before the first label of each segment; may be empty.
+    /// `[segments, n]`: the n ids before the first label of each segment. May be empty.
     pub halo: &'a [I],
     /// Ids that are never dropped, in any order.
     pub exempt: &'a [i64],
@@ -321,29 +319,30 @@ impl<'a, I> Tokens<'a, I> {
         }
     }
 
-    /// One row.
+    /// The ids of one row.
     pub fn row(hash_ids: &'a [I]) -> Self {
         Tokens::rows(hash_ids, hash_ids.len())
     }
 
-    /// Rows of `len` labels each.
+    /// The ids of rows of `len` labels each.
     pub fn rows(hash_ids: &'a [I], len: usize) -> Self {
         Tokens::new(hash_ids, Layout::Rows { len })
     }
 
-    /// One segment, cut into documents by offsets that do not decrease.
+    /// The ids of one segment with documents that begin at the offsets `cu_seqlens`, which must not decrease (see
+    /// [`Layout::Documents`]).
     pub fn documents(hash_ids: &'a [I], cu_seqlens: &'a [i32]) -> Self {
         Tokens::new(hash_ids, Layout::Documents { cu_seqlens })
     }
 
-    /// Sets the ids before the first label of each segment, `[segments, n]`.
+    /// Sets the halo, `[segments, n]`: the n ids before the first label of each segment.
     #[must_use]
     pub fn halo(mut self, halo: &'a [I]) -> Self {
         self.halo = halo;
         self
     }
 
-    /// Sets the ids that are never dropped.
+    /// Sets the ids that are never dropped, in any order.
     #[must_use]
     pub fn exempt(mut self, exempt: &'a [i64]) -> Self {
         self.exempt = exempt;
@@ -352,14 +351,14 @@ impl<'a, I> Tokens<'a, I> {
 }
 
 impl Goldfish {
-    /// With the tables of the official recipes. Drawing one takes some milliseconds.
+    /// Makes a strategy ready, with the table and the coefficients of the official code if it needs them. Drawing a table
+    /// takes some milliseconds.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]: k < 2 or h = 0.
+    /// [`Error::OutOfRange`] if k < 2 or h = 0.
     pub fn new(strategy: Strategy) -> Result<Goldfish> {
         strategy.check()?;
-        // A table's entries are multiples of 2⁻²⁴, and so r < 1/k is v < ⌈2²⁴/k⌉, also where 1/k is
-        // rounded to f32 first.
+        // The entries are multiples of 2⁻²⁴, so r < 1/k is v < ⌈2²⁴/k⌉, also where 1/k is rounded to f32 first.
         let below = (1u32 << 24).div_ceil(strategy.k());
         let bitmap = strategy
             .has_table()
@@ -367,11 +366,12 @@ impl Goldfish {
         Ok(Goldfish::with_words(strategy, bitmap))
     }
 
-    /// With a table of the caller's, of [`TABLE_LEN`] numbers, such as the one that PyTorch drew on the GPU of
-    /// an earlier training: an entry r drops if r < 1/k in f32 (a NaN does not).
+    /// Makes a strategy ready with a given table of [`TABLE_LEN`] numbers, such as the table that PyTorch drew on the GPU
+    /// of an earlier training. An entry r drops a label if r < 1/k in f32; a NaN does not drop.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::Length`] (of the table), [`Error::NoTable`] (the strategy has none).
+    /// [`Error::OutOfRange`] as for [`new`](Goldfish::new), [`Error::Length`] if the table has another length, or
+    /// [`Error::NoTable`] if the strategy uses no table.
     pub fn with_table(strategy: Strategy, table: &[f32]) -> Result<Goldfish> {
         strategy.check()?;
         check_table(&strategy, "the table", TABLE_LEN, table.len())?;
@@ -380,8 +380,8 @@ impl Goldfish {
         Ok(Goldfish::with_words(strategy, Some(bitmap)))
     }
 
-    /// With the caller's decision for each entry of the table, as [`bitmap`](Goldfish::bitmap) returns it;
-    /// k then has no meaning but that of a name.
+    /// Makes a strategy ready with a given decision for each entry of the table, in the format of
+    /// [`bitmap`](Goldfish::bitmap). k then has no effect.
     ///
     /// # Errors
     /// As [`with_table`](Goldfish::with_table).
@@ -404,13 +404,13 @@ impl Goldfish {
         }
     }
 
-    /// The strategy.
+    /// Returns the strategy.
     pub fn strategy(&self) -> Strategy {
         self.strategy
     }
 
-    /// A bit for each entry of the table, from the lowest of the first byte on, 1 if it drops: 125,001 bytes.
-    /// `None` if the strategy has no table.
+    /// Returns a bit for each entry of the table, 1 if it drops a label, starting with the lowest bit of the first byte:
+    /// 125,001 bytes. `None` if the strategy uses no table.
     pub fn bitmap(&self) -> Option<Vec<u8>> {
         let words = self.bitmap_words()?;
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -418,18 +418,18 @@ impl Goldfish {
         Some(bytes)
     }
 
-    /// The same bits in words, from the lowest bit of the first on, as kernels read them.
+    /// Returns the same bits as u32 words, lowest bit first, as kernels read them.
     pub fn bitmap_words(&self) -> Option<&[u32]> {
         self.bitmap.as_deref()
     }
 
-    /// The coefficients of [`Strategy::DotTable`], the oldest id's first.
+    /// Returns the h coefficients of [`Strategy::DotTable`], that of the oldest id first. `None` for other strategies.
     pub fn coefficients(&self) -> Option<&[i64]> {
         self.coefficients.as_deref()
     }
 
-    /// The share of keys that are dropped, which is what to expect of text without repetitions: (dropped,
-    /// of). Not always 1/k: a table has an entry more or less.
+    /// Returns the share of keys that are dropped, as `(numerator, denominator)`. It is the expected share of dropped labels
+    /// in text without repetitions. It may differ a little from 1/k, because a table has an entry more or less.
     pub fn dropped_share(&self) -> (u128, u128) {
         match (self.strategy, self.bitmap_words()) {
             (_, Some(words)) => {
@@ -441,8 +441,8 @@ impl Goldfish {
         }
     }
 
-    /// The key of a window, oldest id first; `None` if the strategy has no windows or this one is not of h
-    /// ids. For the strategies of others a signed number in the bits of a u64.
+    /// Returns the key of a window of h ids, oldest id first; `None` if the strategy does not hash or the window does not
+    /// have h ids. For the product and dot strategies the key is the bits of an i64.
     pub fn key<I: TokenId>(&self, window: &[I]) -> Option<u64> {
         if self.strategy.h()? as usize != window.len() {
             return None;
@@ -466,7 +466,8 @@ impl Goldfish {
         })
     }
 
-    /// Whether a label whose window has this key is dropped, unless it is exempt.
+    /// Returns whether a label is dropped whose window has this key and whose id is not exempt. Always false for strategies
+    /// that do not hash.
     pub fn drops_key(&self, key: u64) -> bool {
         match self.strategy {
             Strategy::Static { .. } | Strategy::Random { .. } => false,
@@ -480,8 +481,8 @@ impl Goldfish {
         }
     }
 
-    /// Fills in what of a kernel's parameters is the strategy's own.
-    // Without `cuda` nobody asks.
+    /// Sets the fields of a kernel's parameters that depend on the strategy alone.
+    // Not called without `cuda`.
     #[allow(dead_code)]
     pub(crate) fn set_args(&self, args: &mut GoldfishArgs) {
         args.k = self.strategy.k();
@@ -511,11 +512,11 @@ impl Goldfish {
         };
     }
 
-    /// The reference: for each label whether it is kept.
+    /// The reference: returns for each of the N labels whether it is kept.
     ///
     /// # Errors
-    /// [`Error::Length`]: the number of labels is no multiple of a row, or that of halo ids none of the
-    /// segments. [`Error::Offsets`]: offsets that decrease.
+    /// [`Error::Length`] if the number of labels is not a multiple of the row length, or the number of halo ids not a
+    /// multiple of the number of segments. [`Error::Offsets`] if the offsets decrease.
     pub fn keep<I: TokenId>(&self, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
         let ids = tokens.hash_ids;
         let mut keep = vec![true; ids.len()];
@@ -536,7 +537,8 @@ impl Goldfish {
         Ok(keep)
     }
 
-    /// The key of each label's window, `None` where it is not of h ids, or the strategy has no windows.
+    /// Returns the key of the window of each label; `None` where the window has fewer than h ids, and for strategies that do
+    /// not hash.
     ///
     /// # Errors
     /// As [`keep`](Goldfish::keep).
@@ -560,7 +562,7 @@ impl Goldfish {
             cu_seqlens,
         } = Segments::new(tokens)?;
         let h = self.strategy.h().map_or(0, |h| h as usize);
-        // The segment with its halo before it, so that every window is a slice.
+        // The halo and then the segment, so that every window is a slice.
         let mut joined = Vec::with_capacity(halo_len + len);
         for segment in 0..count {
             joined.clear();
@@ -590,15 +592,15 @@ impl Goldfish {
     }
 }
 
-/// How labels are cut.
+/// The segments of a call, checked.
 pub(crate) struct Segments<'a> {
-    /// How many segments.
+    /// The number of segments.
     pub(crate) count: usize,
-    /// Labels of each.
+    /// The number of labels of a segment.
     pub(crate) len: usize,
-    /// Halo ids of each.
+    /// The number of halo ids of a segment.
     pub(crate) halo_len: usize,
-    /// Offsets of documents, which do not decrease.
+    /// The offsets of documents, which do not decrease.
     pub(crate) cu_seqlens: &'a [i32],
 }
 
@@ -622,9 +624,9 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// What a decision depends on.
+/// The position of a label and the key of its window.
 struct Place {
-    /// In the row or the document.
+    /// The index of the label in its row or document.
     position: u64,
     key: Option<u64>,
 }
@@ -638,7 +640,7 @@ fn check_table(strategy: &Strategy, what: &'static str, expected: usize, got: us
     check_length(what, expected, got)
 }
 
-/// Rows of `len` labels each.
+/// The number of rows of `len` labels each.
 pub(crate) fn rows(labels: u64, len: u64) -> Result<u64> {
     if labels == 0 {
         return Ok(0);
@@ -653,7 +655,7 @@ pub(crate) fn rows(labels: u64, len: u64) -> Result<u64> {
     })
 }
 
-/// Halo ids of each segment.
+/// The number of halo ids of each segment.
 pub(crate) fn halo_len(halo: u64, segments: u64) -> Result<u64> {
     if halo == 0 {
         return Ok(0);
@@ -679,8 +681,7 @@ pub(crate) fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) from a
-/// state.
+/// SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). The field is the state.
 pub(crate) struct SplitMix(pub(crate) u64);
 
 impl Iterator for SplitMix {
@@ -692,12 +693,12 @@ impl Iterator for SplitMix {
     }
 }
 
-/// Whether a random number is in the first of k equal parts.
+/// Whether a random number is in the first of k equal parts of the range of u64.
 fn one_in(k: u32, random: u64) -> bool {
     (u128::from(random) * u128::from(k)) >> 64 == 0
 }
 
-/// What `random` must be below for `one_in(k, random)`.
+/// The threshold c such that `one_in(k, random)` is `random < c`.
 pub(crate) fn cut64(k: u32) -> u64 {
     u64::MAX / u64::from(k) + 1
 }
@@ -717,8 +718,7 @@ pub(crate) fn avalanche(key: u64) -> u64 {
     a.wrapping_mul((1 << 31) + 1) & MASK
 }
 
-/// The least number that is not below (2³² − 1)/k once both are rounded to f32, which is what the official
-/// comparison comes to.
+/// The threshold of the official comparison: the least number that is not below (2³² − 1)/k when both are rounded to f32.
 pub(crate) fn avalanche_cut(k: u32) -> u64 {
     let threshold = (f64::from(u32::MAX) / f64::from(k)) as f32;
     let is_below = |a: u64| (a as f32) < threshold;

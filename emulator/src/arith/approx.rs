@@ -1,6 +1,6 @@
 //! The `.approx` instructions: any value inside the documented error bound.
 //!
-//! The function is computed in f64; [`Approx`] says which value of the allowed interval comes out.
+//! The function is computed in f64, and [`Approx`] selects a value of the allowed interval.
 //! Cases that the PTX ISA defines exactly are exact in every mode.
 
 use super::float::{NAN32, Rounding, canonical, flush};

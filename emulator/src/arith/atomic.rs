@@ -1,4 +1,4 @@
-//! What atomics make of a memory cell.
+//! The arithmetic of atomics.
 
 use super::float::{canonical, flush};
 use super::half::{self, Format};

@@ -17,7 +17,7 @@ pub(crate) enum Rounding {
     Up,
 }
 
-/// NaN becomes the one NaN that the hardware returns.
+/// Replaces any NaN by the NaN that the hardware returns.
 #[inline(always)]
 pub(crate) fn canonical(x: f32) -> f32 {
     if x.is_nan() { f32::from_bits(NAN32) } else { x }
@@ -45,7 +45,7 @@ pub(crate) fn saturate(x: f32) -> f32 {
     }
 }
 
-/// `sum` is a rounded result and `error` what it lost: the same, rounded to odd.
+/// The exact value `sum + error`, rounded to odd, where `sum` is a rounded result and `error` its rounding error.
 fn to_odd(sum: f64, error: f64) -> f64 {
     if error == 0.0 || !sum.is_finite() || error.is_nan() {
         return sum;

@@ -1,4 +1,4 @@
-//! Events: when they were recorded, and what was over then.
+//! Events: the time of their record, and the work that was complete then.
 
 use std::ffi::{c_float, c_uint};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::error::Error;
 use super::graph::Node;
-use super::order::{self, Line, Past};
+use super::order::{self, Past, StreamId};
 use super::{Handle, Registry, Status, call, context, lock, put, stream};
 
 const DISABLE_TIMING: c_uint = 2;
@@ -21,9 +21,9 @@ pub(crate) struct Event {
 #[derive(Clone)]
 enum Recorded {
     Never,
-    /// When, and what was over then.
+    /// The time of the record, and the work that was complete then.
     At(Instant, Past),
-    /// As part of a capture.
+    /// The event was recorded in a capture.
     Captured(u64),
 }
 
@@ -39,11 +39,11 @@ impl Event {
     }
 
     /// Records the event now.
-    pub fn record(&self, on: Line) {
+    pub fn record(&self, on: StreamId) {
         *lock(&self.recorded) = Recorded::At(Instant::now(), order::so_far(on));
     }
 
-    /// When it was recorded and what was over then, for what needs a real record.
+    /// The time of the record and the work that was complete then; an error if the event was not really recorded.
     pub fn happened(&self) -> Result<Option<(Instant, Past)>, Error> {
         match lock(&self.recorded).clone() {
             Recorded::Never => Ok(None),
@@ -52,7 +52,7 @@ impl Event {
         }
     }
 
-    /// The host knows that it has happened.
+    /// Called when the host has waited for the event.
     fn host_waited(&self) -> Result<(), Error> {
         if let Some((_, past)) = self.happened()? {
             order::host_waited(&past);
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn cuEventRecord(event: Handle, on: Handle) -> Status {
         let e = get(event)?;
         let capture = stream::capture_id(on)?;
         match (stream::enqueue(on, || Node::Nothing)?, capture) {
-            (Some(work), _) => e.record(work.line),
+            (Some(work), _) => e.record(work.stream_id),
             (None, Some(id)) => *lock(&e.recorded) = Recorded::Captured(id),
             (None, None) => {}
         }
@@ -114,7 +114,7 @@ pub unsafe extern "C" fn cuEventRecordWithFlags(
     call(|| {
         let e = get(event)?;
         if let Some(work) = stream::enqueue(on, || Node::Record(e.clone()))? {
-            e.record(work.line);
+            e.record(work.stream_id);
         }
         Ok(())
     })

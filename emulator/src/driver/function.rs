@@ -24,7 +24,7 @@ pub(crate) struct Function {
     target: u32,
     /// Dynamic shared memory that a launch may ask for.
     max_dynamic: AtomicU32,
-    /// Whether it has reached the device.
+    /// Whether the function is loaded on the device.
     loaded: AtomicBool,
 }
 
@@ -58,8 +58,8 @@ impl Function {
         }
     }
 
-    /// Lazy loading, CUDA's default: a function reaches the device when it is first used, and as any loading that is
-    /// forbidden during a capture.
+    /// Loads the function on to the device at its first use (lazy loading, CUDA's default). Like all loading, this is an error
+    /// during a capture.
     pub fn load(&self) -> Result<(), Error> {
         if !self.loaded.load(Relaxed) {
             stream::forbid_unsafe_call().inspect_err(|_| {
@@ -73,7 +73,7 @@ impl Function {
         Ok(())
     }
 
-    /// A launch of it, once its shape is known to be within the limits.
+    /// A launch of the function, if its shape is within the limits.
     pub fn request(
         &self,
         grid: (u32, u32, u32),
@@ -114,14 +114,14 @@ impl Function {
             .clamp(1, 1024)
     }
 
-    /// Registers: only ptxas knows them. An upper bound, from what the limits of the entry imply.
+    /// An upper bound of the registers per thread, from the limits of the entry. Only ptxas knows the real number.
     fn registers(&self) -> u32 {
         let by_threads = 65536 / self.max_threads() / 8 * 8;
         self.code.max_nreg.unwrap_or(255).min(by_threads).min(255)
     }
 
-    /// Blocks of so many threads that fit a multiprocessor by threads and shared memory. Registers
-    /// are not known here.
+    /// The number of blocks of this many threads that fit on a multiprocessor by threads and shared memory. Registers are not
+    /// known here.
     fn blocks_per_multiprocessor(&self, threads: u32, dynamic: usize) -> u32 {
         let p = self.profile();
         if threads == 0 || threads > self.max_threads() || dynamic > self.max_dynamic() as usize {
@@ -133,7 +133,7 @@ impl Function {
         by_threads.min(by_shared as u32).min(32)
     }
 
-    /// Clusters of so many blocks that run at once.
+    /// The number of clusters of this many blocks that run at once.
     pub fn active_clusters(&self, cluster: u32, threads: u32, dynamic: u32) -> u32 {
         let p = self.profile();
         let blocks = self.blocks_per_multiprocessor(threads, dynamic as usize);

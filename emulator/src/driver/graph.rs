@@ -1,4 +1,4 @@
-//! Graphs: the recorded work of a captured stream, done again in its order.
+//! Graphs: the recorded work of a captured stream, which a graph launch repeats in the same order.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Executable {
                 Node::Memory(op) => unsafe { op.run(work) }?,
                 // SAFETY: who captured the call gave a function for exactly this.
                 Node::Host(f, data) => unsafe { f(*data as *mut c_void) },
-                Node::Record(e) => e.record(work.line),
+                Node::Record(e) => e.record(work.stream_id),
                 Node::Nothing => {}
                 Node::Graph(g) => g.run(work)?,
             }
@@ -101,7 +101,7 @@ pub unsafe extern "C" fn cuGraphUpload(graph: Handle, on: Handle) -> Status {
     })
 }
 
-/// Destroys a graph; what was made executable from it stays.
+/// Destroys a graph. Executable graphs that were made from it remain.
 pub unsafe extern "C" fn cuGraphDestroy(graph: Handle) -> Status {
     call(|| GRAPHS.remove(graph).map(|_| ()))
 }

@@ -19,8 +19,7 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Runs the kernel to its end. A finding becomes the error that CUDA would report, here and not
-    /// at a later call.
+    /// Runs the kernel to its end. A finding becomes the error that CUDA would report at a later call.
     pub fn run(&self, work: Work) -> Result<(), Error> {
         report::begin();
         let (mut report, extents) =
@@ -66,7 +65,7 @@ fn error_of(check: Check) -> Error {
 /// The largest cluster of a launch that does not ask for more than what every device of the architecture has.
 const MAX_CLUSTER: u32 = 8;
 
-/// What is wrong with the shape of a launch, on a device of the architecture.
+/// The error of a launch whose shape exceeds a limit of the architecture.
 pub(crate) fn limits(
     f: &Function,
     grid: (u32, u32, u32),
@@ -153,7 +152,7 @@ pub(crate) fn limits(
     None
 }
 
-/// What is wrong with a launch whose clusters the device has no room for.
+/// The error of a launch whose clusters do not fit on the device.
 fn no_room(
     f: &Function,
     block: (u32, u32, u32),
@@ -258,7 +257,7 @@ unsafe fn launch(
     }
 }
 
-/// The report of a launch that never began.
+/// The report of a launch that was refused.
 fn refused(
     f: &Function,
     grid: (u32, u32, u32),

@@ -82,7 +82,7 @@ pub unsafe extern "C" fn cuMemGetAddressRange_v2(
     })
 }
 
-/// What is known about an address.
+/// An attribute of an address.
 pub unsafe extern "C" fn cuPointerGetAttribute(
     data: *mut c_void,
     attribute: c_uint,
@@ -335,8 +335,8 @@ unsafe fn at_once(op: MemoryOp) -> Status {
     call(|| {
         context::current()?;
         stream::forbid_unsafe_call()?;
-        // On the legacy stream. Out of the device it has happened when it returns; the rest may still be on its way.
-        let legacy = stream::line(std::ptr::null_mut())?;
+        // The copy is on the legacy stream. A copy to the host is complete when the call returns; other copies may still run.
+        let legacy = stream::stream_id(std::ptr::null_mut())?;
         // SAFETY: by this function's contract.
         unsafe { op.run(order::begin(legacy)) }?;
         if matches!(op, MemoryOp::ToHost { .. }) {

@@ -1,8 +1,8 @@
 //! The driver calls, by chapter of the CUDA driver API.
 //!
 //! Every function here of the form `pub unsafe extern "C" fn cu…` becomes a symbol of the
-//! `libcuda.so` that [`crate::install`] loads: the build script finds them by that line. A call that
-//! is not here is missing from that library, and whoever loads it says so with its name.
+//! `libcuda.so` that [`crate::install`] loads: the build script finds them by that line. Other driver calls are missing
+//! from that library, and a program that needs one reports its name.
 
 pub(crate) mod context;
 pub(crate) mod error;
@@ -29,8 +29,8 @@ pub(crate) type Status = u32;
 pub(crate) type Handle = *mut c_void;
 
 thread_local! {
-    /// How many driver calls this thread is in. It is never initialised late and never dropped, so that an
-    /// allocator may ask.
+    /// The number of driver calls on the stack of this thread. It has no lazy initialisation and no destructor, so that an
+    /// allocator may read it.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -66,7 +66,7 @@ pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Result<(), Error> {
     Ok(())
 }
 
-/// Objects of one kind by handle. Handles are never used again, so a stale one is recognised.
+/// Objects of one kind by handle. Handles are never reused, so a stale handle is recognised.
 pub(crate) struct Registry<T> {
     objects: LazyLock<Mutex<HashMap<usize, Arc<T>>>>,
 }
@@ -109,7 +109,7 @@ impl<T> Registry<T> {
     }
 }
 
-/// Locks whatever happened to the thread that held the lock.
+/// Locks, also if a thread panicked while it held the lock.
 pub(crate) fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }

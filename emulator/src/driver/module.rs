@@ -13,7 +13,7 @@ use crate::memory::{self, Buffer};
 use crate::ptx::ast::{Space, Variable};
 use crate::ptx::{PtxError, parse};
 
-/// A text, parsed and lowered: the same for every context that loads it.
+/// A parsed and lowered PTX text, shared by all contexts that load it.
 pub(crate) struct Program {
     version: (u32, u32),
     target: u32,
@@ -61,7 +61,7 @@ impl Program {
         })
     }
 
-    /// What the driver's compiler would say about this program on a device.
+    /// The compiler log of the driver for this program on a device.
     fn check(&self, device: usize) -> Result<(), (Error, String)> {
         let (major, minor) = DEVICES[device].compute;
         let compute = major * 10 + minor;
@@ -134,11 +134,11 @@ impl Drop for Module {
     }
 }
 
-/// Texts that stand for others.
+/// The texts that replace others.
 static SUBSTITUTES: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
 
-/// From now on a module that is loaded from the text `original` is that of `replacement`: mutation tests try a
-/// changed kernel in a program that was built with the right one.
+/// Replaces the PTX text `original` by `replacement` in all modules that are loaded later. Mutation tests use this to run a
+/// changed kernel in a program that was built with the original one.
 pub fn substitute(original: &str, replacement: &str) {
     lock(&SUBSTITUTES).insert(original.to_owned(), replacement.to_owned());
 }
@@ -232,7 +232,7 @@ unsafe fn load_image(to: *mut Handle, image: *const c_void) -> Result<(), (Error
     unsafe { put(to, MODULES.insert(module)) }.map_err(plain)
 }
 
-/// Loads PTX. Unlike CUDA, says on stderr why it cannot.
+/// Loads PTX. Unlike CUDA, it prints the reason of a failure to stderr.
 pub unsafe extern "C" fn cuModuleLoadData(to: *mut Handle, image: *const c_void) -> Status {
     call(|| {
         // SAFETY: the caller gives a valid image.

@@ -1,10 +1,10 @@
 //! The order of the work of streams.
 //!
-//! Here work is done when it is asked for. On a device only the order within a stream, events, a host that waits and
-//! the legacy stream keep one piece of work after another, so every buffer remembers which bytes the latest pieces
-//! read and wrote: two that touch the same ones, one of them writing, must be ordered by those.
+//! The emulator executes work immediately. On a device, only the order within a stream, events, waits of the host and the
+//! legacy stream order two pieces of work. So every buffer remembers which bytes the latest pieces of work read and wrote. If
+//! two pieces touch the same bytes and one of them writes, one of these mechanisms must order them.
 //!
-//! There is one host: what one of its threads has waited for, the others are taken to know.
+//! Host threads are not distinguished: if one thread has waited for work, it counts as complete for all threads.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,36 +15,36 @@ use crate::memory::Buffer;
 
 /// A stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Line {
+pub(crate) enum StreamId {
     /// The legacy stream of a device.
     Legacy(usize),
-    /// One that the legacy stream of its device waits for, and that waits for it.
+    /// A stream that waits for the legacy stream of its device, which waits for it too.
     Blocking(usize, u64),
-    /// One that does neither.
+    /// A stream that is not ordered with the legacy stream.
     NonBlocking(usize, u64),
 }
 
-impl Line {
+impl StreamId {
     fn device(self) -> usize {
         match self {
-            Line::Legacy(device) | Line::Blocking(device, _) | Line::NonBlocking(device, _) => {
-                device
-            }
+            StreamId::Legacy(device)
+            | StreamId::Blocking(device, _)
+            | StreamId::NonBlocking(device, _) => device,
         }
     }
 }
 
-/// How many pieces of work of each stream are over.
-pub(crate) type Past = HashMap<Line, u64>;
+/// The number of completed pieces of work of each stream.
+pub(crate) type Past = HashMap<StreamId, u64>;
 
 fn join(past: &mut Past, other: &Past) {
-    for (&line, &count) in other {
-        let known = past.entry(line).or_default();
+    for (&stream_id, &count) in other {
+        let known = past.entry(stream_id).or_default();
         *known = count.max(*known);
     }
 }
 
-/// A stream's pieces of work so far, and what was over before the latest.
+/// The number of pieces of work of a stream so far, and what was complete before the latest.
 #[derive(Default)]
 struct Timeline {
     count: u64,
@@ -53,7 +53,7 @@ struct Timeline {
 
 #[derive(Default)]
 struct Timelines {
-    of: HashMap<Line, Timeline>,
+    of: HashMap<StreamId, Timeline>,
     /// What the host has waited for.
     host: Past,
 }
@@ -63,7 +63,7 @@ static TIMELINES: LazyLock<Mutex<Timelines>> = LazyLock::new(Mutex::default);
 /// A piece of work: a launch, a copy, a fill, or a graph.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
-    pub line: Line,
+    pub stream_id: StreamId,
     number: u64,
 }
 
@@ -78,62 +78,67 @@ pub(crate) struct Use {
 
 impl Timelines {
     /// The past of what comes next in a stream.
-    fn next(&mut self, line: Line) -> &mut Timeline {
+    fn next(&mut self, stream_id: StreamId) -> &mut Timeline {
         let mut before = Past::new();
-        match line {
-            Line::Legacy(device) => {
+        match stream_id {
+            StreamId::Legacy(device) => {
                 for (&other, timeline) in &self.of {
-                    if matches!(other, Line::Blocking(d, _) if d == device) {
+                    if matches!(other, StreamId::Blocking(d, _) if d == device) {
                         join(&mut before, &timeline.past);
                         before.insert(other, timeline.count);
                     }
                 }
             }
-            Line::Blocking(device, _) => {
-                let legacy = Line::Legacy(device);
+            StreamId::Blocking(device, _) => {
+                let legacy = StreamId::Legacy(device);
                 if let Some(timeline) = self.of.get(&legacy) {
                     before.clone_from(&timeline.past);
                     before.insert(legacy, timeline.count);
                 }
             }
-            Line::NonBlocking(..) => {}
+            StreamId::NonBlocking(..) => {}
         }
-        let timeline = self.of.entry(line).or_default();
+        let timeline = self.of.entry(stream_id).or_default();
         join(&mut timeline.past, &before);
         timeline
     }
 
     /// Whether one piece of work is over before another begins.
     fn ordered(&self, first: Work, second: Work) -> bool {
-        let over = |past: &Past| past.get(&first.line).is_some_and(|&n| n >= first.number);
-        let timeline = self.of.get(&second.line);
-        first.line == second.line || over(&self.host) || timeline.is_some_and(|t| over(&t.past))
+        let over = |past: &Past| {
+            past.get(&first.stream_id)
+                .is_some_and(|&n| n >= first.number)
+        };
+        let timeline = self.of.get(&second.stream_id);
+        first.stream_id == second.stream_id
+            || over(&self.host)
+            || timeline.is_some_and(|t| over(&t.past))
     }
 }
 
 /// The next piece of work of a stream.
-pub(crate) fn begin(line: Line) -> Work {
+pub(crate) fn begin(stream_id: StreamId) -> Work {
     let mut timelines = lock(&TIMELINES);
-    let timeline = timelines.next(line);
+    let timeline = timelines.next(stream_id);
     timeline.count += 1;
     Work {
-        line,
+        stream_id,
         number: timeline.count,
     }
 }
 
 /// What is over once the work of a stream so far is: what an event records.
-pub(crate) fn so_far(line: Line) -> Past {
+pub(crate) fn so_far(stream_id: StreamId) -> Past {
     let mut timelines = lock(&TIMELINES);
-    let timeline = timelines.next(line);
+    let timeline = timelines.next(stream_id);
     let mut past = timeline.past.clone();
-    past.insert(line, timeline.count);
+    past.insert(stream_id, timeline.count);
     past
 }
 
 /// The work of a stream from now on comes after something.
-pub(crate) fn wait(line: Line, past: &Past) {
-    join(&mut lock(&TIMELINES).next(line).past, past);
+pub(crate) fn wait(stream_id: StreamId, past: &Past) {
+    join(&mut lock(&TIMELINES).next(stream_id).past, past);
 }
 
 /// The host has waited for something.
@@ -145,16 +150,18 @@ pub(crate) fn host_waited(past: &Past) {
 pub(crate) fn host_waited_for_device(device: usize) {
     let timelines = &mut *lock(&TIMELINES);
     let of_device = timelines.of.iter().filter(|(l, _)| l.device() == device);
-    let past = of_device.map(|(&line, t)| (line, t.count)).collect();
+    let past = of_device
+        .map(|(&stream_id, t)| (stream_id, t.count))
+        .collect();
     join(&mut timelines.host, &past);
 }
 
-/// A stream is no more.
-pub(crate) fn forget(line: Line) {
-    if let Line::Blocking(device, _) = line {
-        wait(Line::Legacy(device), &so_far(line));
+/// Called when a stream is destroyed.
+pub(crate) fn forget(stream_id: StreamId) {
+    if let StreamId::Blocking(device, _) = stream_id {
+        wait(StreamId::Legacy(device), &so_far(stream_id));
     }
-    lock(&TIMELINES).of.remove(&line);
+    lock(&TIMELINES).of.remove(&stream_id);
 }
 
 /// Uses that a buffer remembers.

@@ -1,7 +1,7 @@
 //! Streams and their capture.
 //!
-//! Work is done when the call that asks for it returns. What is left of streams is their handles, whether one is
-//! being captured, and their [`order`], which is checked.
+//! Work is complete when the call that asks for it returns. A stream is therefore only a handle, its state of capture, and
+//! its [`order`], which is checked.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use std::thread::ThreadId;
 use super::error::Error;
 use super::event;
 use super::graph::{self, Node};
-use super::order::{self, Line, Work};
+use super::order::{self, StreamId, Work};
 use super::{Handle, Registry, Status, call, context, lock, put};
 
 /// The streams that exist without being made: null, legacy and per-thread.
@@ -66,11 +66,11 @@ impl Stream {
         }
     }
 
-    fn line(&self) -> Line {
+    fn stream_id(&self) -> StreamId {
         if self.flags & NON_BLOCKING == 0 {
-            Line::Blocking(self.device, self.id)
+            StreamId::Blocking(self.device, self.id)
         } else {
-            Line::NonBlocking(self.device, self.id)
+            StreamId::NonBlocking(self.device, self.id)
         }
     }
 }
@@ -86,18 +86,18 @@ fn get(handle: Handle) -> Result<Option<Arc<Stream>>, Error> {
 }
 
 /// The stream of a handle, where order is concerned.
-pub(crate) fn line(handle: Handle) -> Result<Line, Error> {
-    let legacy = Line::Legacy(context::current()?);
-    Ok(get(handle)?.map_or(legacy, |s| s.line()))
+pub(crate) fn stream_id(handle: Handle) -> Result<StreamId, Error> {
+    let legacy = StreamId::Legacy(context::current()?);
+    Ok(get(handle)?.map_or(legacy, |s| s.stream_id()))
 }
 
-/// Adds a node to the graph that is being captured; or gives the piece of work that is to be done now.
+/// Adds a node to the graph that is being captured, or returns the piece of work if the stream is not being captured.
 pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Option<Work>, Error> {
     let Some(stream) = get(handle)? else {
         // The legacy stream waits for all blocking streams.
         let blocking = |s: &Arc<Stream>| s.flags & NON_BLOCKING == 0;
         return match lock(&CAPTURING).iter().find(|s| blocking(s)) {
-            None => Ok(Some(order::begin(line(handle)?))),
+            None => Ok(Some(order::begin(stream_id(handle)?))),
             Some(s) => {
                 invalidate(s);
                 Err(Error::STREAM_CAPTURE_IMPLICIT)
@@ -109,7 +109,7 @@ pub(crate) fn enqueue(handle: Handle, node: impl FnOnce() -> Node) -> Result<Opt
     }
     let mut capture = lock(&stream.capture);
     match &mut *capture {
-        None => Ok(Some(order::begin(stream.line()))),
+        None => Ok(Some(order::begin(stream.stream_id()))),
         Some(c) if c.invalidated => Err(Error::STREAM_CAPTURE_INVALIDATED),
         Some(c) => {
             c.nodes.push(node());
@@ -145,7 +145,7 @@ pub(crate) fn forbid_unsafe_call() -> Result<(), Error> {
     Ok(())
 }
 
-/// Waiting for a whole device cannot be captured, and would wait for what is not there.
+/// Waiting for a whole device cannot be captured, and work that is being captured does not run.
 pub(crate) fn forbid_all(device: usize) -> Result<(), Error> {
     let found = lock(&CAPTURING)
         .iter()
@@ -172,7 +172,7 @@ pub(crate) fn host_waits(handle: Handle) -> Result<(), Error> {
             enqueue(handle, || Node::Nothing)?;
         }
     }
-    order::host_waited(&order::so_far(line(handle)?));
+    order::host_waited(&order::so_far(stream_id(handle)?));
     Ok(())
 }
 
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> Status {
     call(|| {
         let s = STREAMS.remove(stream)?;
         lock(&CAPTURING).retain(|c| !Arc::ptr_eq(c, &s));
-        order::forget(s.line());
+        order::forget(s.stream_id());
         Ok(())
     })
 }
@@ -231,7 +231,7 @@ pub unsafe extern "C" fn cuStreamWaitEvent(
         match (here, there) {
             (None, None) => {
                 if let Some((_, past)) = event.happened()? {
-                    order::wait(line(stream)?, &past);
+                    order::wait(stream_id(stream)?, &past);
                 }
                 Ok(())
             }
@@ -299,7 +299,7 @@ pub unsafe extern "C" fn cuLaunchHostFunc(
     })
 }
 
-/// From now on work on the stream is recorded instead of done.
+/// Begins a capture: later work on the stream is recorded and not run.
 pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> Status {
     call(|| {
         let mode = match mode {

@@ -1,12 +1,12 @@
 //! Loads, stores and atomics.
 //!
-//! A request of a warp is taken apart by the buffers that its lanes mean: of each [`Group`] the order of the
-//! accesses is checked first, then the data move.
+//! A request of a warp is split into [`Group`]s, by the buffers that its lanes address. For each group the order of the
+//! accesses is checked first, and then the data are moved.
 
 use super::address::{Group, Kind, Target, addresses};
 use super::block::{Block, Warp};
 use super::messages::{uninitialised_register, unwritten};
-use super::tally::{Touched, widen};
+use super::totals::{Touched, widen};
 use super::warp::lanes_of;
 use super::{Launch, Step, Trap};
 use crate::arith::atomic::combine;
@@ -47,7 +47,7 @@ impl Launch<'_> {
                 &self.params,
                 &block.shared,
                 local,
-                &self.tally.touched,
+                &self.totals.touched,
             );
             for lane in lanes_of(group.mask) {
                 for (i, d) in a.elements.iter().enumerate() {
@@ -142,7 +142,7 @@ impl Launch<'_> {
                 &self.params,
                 &block.shared,
                 local,
-                &self.tally.touched,
+                &self.totals.touched,
             );
             for lane in lanes_of(group.mask) {
                 let offset = group.offsets[lane];
@@ -182,7 +182,7 @@ impl Launch<'_> {
             Target::Params | Target::Local => return Ok(()),
             Target::Shared => (&block.shared, block.floor, self.code.swaps[1], false),
             Target::Global(i) => (
-                &*self.tally.touched[i].extent.buffer,
+                &*self.totals.touched[i].extent.buffer,
                 self.floor,
                 self.code.swaps[0],
                 self.concurrent,
@@ -262,7 +262,7 @@ impl Launch<'_> {
                 first = first.min(if here { offset } else { u64::MAX });
                 last = last.max(if here { offset } else { 0 });
             }
-            let extent = &mut self.tally.touched[i].extent;
+            let extent = &mut self.totals.touched[i].extent;
             if kind != Kind::Store {
                 widen(&mut extent.read, first..last + size);
             }
@@ -281,8 +281,8 @@ impl Launch<'_> {
         }
         match group.target {
             Target::Global(i) => {
-                let t = &mut self.tally.touched[i].traffic;
-                // Buffers start in the middle of nowhere, at a multiple of 32.
+                let t = &mut self.totals.touched[i].traffic;
+                // Buffers start at a multiple of 32.
                 if kind != Kind::Store {
                     t.bytes_read += n as u64 * size;
                     t.loads.add(&mut list[..n], size);
@@ -292,7 +292,7 @@ impl Launch<'_> {
                     t.stores.add(&mut list[..n], size);
                 }
             }
-            _ => self.tally.shared.add(&list[..n], size),
+            _ => self.totals.shared.add(&list[..n], size),
         }
     }
 }

@@ -9,17 +9,17 @@ use crate::memory::{self, Buffer, FORBIDDEN, Found, LOCAL_BASE, SHARED_BASE, WIN
 use crate::ptx::ast::Space;
 use crate::report::Check;
 
-/// Where an address leads.
+/// The buffer that an address points into.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Params,
     Local,
     Shared,
-    /// Index into `Tally::touched`.
+    /// Index into `Totals::touched`.
     Global(usize),
 }
 
-/// What is done to memory, for messages and counts.
+/// The kind of an access, for messages and counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Load,
@@ -67,7 +67,7 @@ impl Launch<'_> {
             Target::Params => (base, self.params.len),
             Target::Local => (base, self.code.local_bytes),
             Target::Shared => (base, block.shared.len),
-            Target::Global(i) => (base, self.tally.touched[i].extent.buffer.len),
+            Target::Global(i) => (base, self.totals.touched[i].extent.buffer.len),
         };
         let limit = len.checked_sub(size);
         let mut offsets = [0; 32];
@@ -139,11 +139,11 @@ impl Launch<'_> {
             Target::Params => &self.params,
             Target::Local => &block.warps[w].local,
             Target::Shared => &block.shared,
-            Target::Global(i) => &self.tally.touched[i].extent.buffer,
+            Target::Global(i) => &self.totals.touched[i].extent.buffer,
         }
     }
 
-    /// Where an address leads, and the address of that buffer's first byte.
+    /// The buffer that an address points into, and the address of its first byte.
     #[inline]
     fn target(
         &mut self,
@@ -158,7 +158,7 @@ impl Launch<'_> {
             Space::Shared => Ok((Target::Shared, 0)),
             Space::Local => Ok((Target::Local, 0)),
             Space::Global | Space::Const | Space::Generic => {
-                let recent = self.tally.touched.get(self.recent);
+                let recent = self.totals.touched.get(self.recent);
                 if let Some(t) = recent
                     && address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len
                 {
@@ -178,13 +178,13 @@ impl Launch<'_> {
         kind: Kind,
     ) -> Step<(Target, u64)> {
         if let Some(i) = self
-            .tally
+            .totals
             .touched
             .iter()
             .position(|t| address.wrapping_sub(t.extent.buffer.base) < t.extent.buffer.len)
         {
             self.recent = i;
-            return Ok((Target::Global(i), self.tally.touched[i].extent.buffer.base));
+            return Ok((Target::Global(i), self.totals.touched[i].extent.buffer.base));
         }
         if a.space == Space::Generic {
             for (base, target) in [
@@ -199,7 +199,7 @@ impl Launch<'_> {
         }
         let access = format!("{size}-byte {} at address {address:#x}", kind.verb());
         match memory::find(address) {
-            // Peer access would allow it; nothing of ours asks for that.
+            // Peer access would allow this, but xact does not use it.
             Found::Live { buffer, device } if device != self.request.device => Err(Trap::new(
                 Check::OutOfBounds,
                 lane,
@@ -211,7 +211,7 @@ impl Launch<'_> {
             )),
             Found::Live { buffer, .. } => {
                 let base = buffer.base;
-                self.recent = self.tally.touch(buffer);
+                self.recent = self.totals.touch(buffer);
                 Ok((Target::Global(self.recent), base))
             }
             Found::Freed { base, len } => Err(Trap::new(

@@ -34,7 +34,7 @@ pub(super) struct Warp {
     pub met: Option<Rc<race::Meeting>>,
     /// Lanes waiting for a phase of an mbarrier.
     pub at_mbarrier: u32,
-    /// What it knows of mbarriers, and what of that it knew when it arrived at the barrier of the cluster.
+    /// The mbarrier phases that order this warp's accesses, now and at its last arrival at the cluster barrier.
     pub landed: race::Landed,
     pub brought: race::Landed,
     /// Instructions executed in this block.
@@ -50,7 +50,7 @@ pub(super) struct Warp {
 }
 
 impl Warp {
-    /// Takes in what others knew when they arrived at the barrier of the cluster.
+    /// Merges the mbarrier phases that other warps knew when they arrived at the cluster barrier.
     pub fn meet(&mut self, met: &Rc<race::Meeting>) {
         self.landed.learn(&met.landed);
         self.met = Some(met.clone());
@@ -62,7 +62,7 @@ impl Warp {
     }
 }
 
-/// A block in flight. It is started again and again, to save allocations.
+/// A running block. The value is reused for many blocks, to save allocations.
 pub(super) struct Block {
     pub linear: u64,
     pub warps: Vec<Warp>,

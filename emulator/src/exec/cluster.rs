@@ -1,8 +1,7 @@
 //! Clusters: the barrier of all their threads, mbarriers, and stores into the shared memory of a peer.
 //!
-//! An asynchronous store is on its way until the scheduler lets it arrive: at once, or under
-//! [`Schedule::Seeded`] at any time and in any order. Whoever reads what it left must have waited for the
-//! phase of the mbarrier that it completes bytes of.
+//! An asynchronous store arrives when the scheduler decides: immediately, or under [`Schedule::Seeded`] at any time and in
+//! any order. A thread that reads the stored bytes must have waited for the phase of the mbarrier that counts them.
 
 use std::rc::Rc;
 
@@ -55,7 +54,7 @@ impl Mbarrier {
     }
 }
 
-/// A store that is on its way, and what its thread knew when it sent it.
+/// An asynchronous store that has not arrived yet, and the order of its thread when it was sent.
 pub(super) struct AsyncStore {
     pc: u32,
     /// Number of the sending block, and the thread in it.
@@ -349,7 +348,7 @@ impl Launch<'_> {
         u64::from(self.request.cluster)
     }
 
-    /// What happens between the instructions of a cluster's threads: stores arrive, the barrier opens.
+    /// Work between the instructions of a cluster's threads: stores arrive, and the barrier opens.
     pub(super) fn settle(&mut self, cluster: &mut [Block]) -> Result<(), Finding> {
         self.open(cluster);
         let first = cluster[0].linear;
@@ -480,7 +479,8 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// A block has returned: whatever its mbarriers announce must have come, and somebody must know.
+    /// Called when a block has returned. All bytes that its mbarriers expect must have arrived, and a thread must have waited for
+    /// them.
     fn left(&self, block: &Block) -> Result<(), Finding> {
         for m in &block.mbarriers {
             let (check, message) = if m.bytes < 0 {
@@ -564,7 +564,7 @@ fn beyond(lane: usize, m: &Mbarrier) -> Box<Trap> {
     Trap::new(Check::Mbarrier, lane, message)
 }
 
-/// Those who wait for an mbarrier of the block look again.
+/// Wakes the lanes that wait for an mbarrier of the block, so that they test it again.
 fn wake(block: &mut Block) {
     for w in &mut block.warps {
         w.at_mbarrier = 0;

@@ -1,4 +1,4 @@
-//! The words of findings about memory and registers.
+//! The messages of findings about memory and registers.
 
 use super::address::{Kind, Target};
 use super::block::Block;

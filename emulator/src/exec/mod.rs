@@ -1,9 +1,9 @@
 //! Execution of a launch.
 //!
-//! A warp's lanes have a program counter each. Those at the lowest one run together until they
-//! diverge, meet others, or must wait; so they come together again where the code does. Clusters of
-//! blocks (of one, unless the launch says otherwise) run one after the other on each of the [`workers`], or
-//! interleaved on one thread under [`Schedule::Seeded`]; the blocks of a cluster run by turns.
+//! Each lane of a warp has its own program counter. The lanes at the lowest program counter run together until they diverge,
+//! meet other lanes, or must wait, so lanes reconverge where the code does. Each of the [`workers`] runs clusters of blocks
+//! (of one block, unless the launch says otherwise) one after the other. Under [`Schedule::Seeded`] one thread interleaves
+//! them. The blocks of a cluster run alternately.
 
 mod access;
 mod address;
@@ -11,7 +11,7 @@ mod block;
 mod cluster;
 mod messages;
 mod sync;
-mod tally;
+mod totals;
 mod warp;
 mod workers;
 
@@ -28,14 +28,14 @@ use crate::settings::{Schedule, Settings};
 
 use block::Block;
 use cluster::AsyncStore;
-pub(crate) use tally::Extent;
-use tally::Tally;
+pub(crate) use totals::Extent;
+use totals::Totals;
 use workers::Core;
 
 /// Blocks that [`Schedule::Seeded`] interleaves: whole clusters, at least one.
 const IN_FLIGHT: usize = 4;
 
-/// What a launch is made of.
+/// The parts of a launch.
 pub(crate) struct Request {
     pub code: Arc<Code>,
     /// `.file` numbers to paths.
@@ -79,8 +79,8 @@ struct Launch<'a> {
     settings: Settings,
     threads: u32,
     params: Buffer,
-    tally: Tally,
-    /// The buffer touched last, in the tally.
+    totals: Totals,
+    /// The buffer touched last, in the totals.
     recent: usize,
     /// Whether traffic is counted.
     counting: bool,
@@ -120,15 +120,15 @@ pub(crate) fn run(
     let _core = Core::take();
     let floor = race::stamp(race::tick(), 0, 0, false);
     let new = || Launch::new(request, settings, counting, floor);
-    let (tally, finding) = match settings.schedule {
+    let (totals, finding) = match settings.schedule {
         Schedule::InOrder | Schedule::Reversed => workers::run(new),
         Schedule::Seeded(_) => {
             let mut launch = new();
             let finding = launch.interleaved().err();
-            (launch.tally, finding)
+            (launch.totals, finding)
         }
     };
-    tally.report(request, counting, finding)
+    totals.report(request, counting, finding)
 }
 
 impl<'a> Launch<'a> {
@@ -143,7 +143,7 @@ impl<'a> Launch<'a> {
             settings,
             threads: bx * by * bz,
             params,
-            tally: Tally::new(code),
+            totals: Totals::new(code),
             recent: 0,
             counting,
             floor,

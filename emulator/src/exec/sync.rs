@@ -107,7 +107,7 @@ impl Launch<'_> {
         Ok(())
     }
 
-    /// Opens barrier `id` if everybody is there.
+    /// Opens barrier `id` if all threads have arrived.
     fn release(&mut self, block: &mut Block, id: usize) -> Step {
         let waits = |w: &Warp, l: usize| usize::from(w.barrier[l]) == id;
         let mut waiting = 0;
@@ -237,7 +237,7 @@ impl Launch<'_> {
         while rest != 0 {
             let lane = rest.trailing_zeros() as usize;
             let m = masks[lane];
-            // Those who wait here with this mask, against those who must come.
+            // The lanes that wait here with this mask, and the lanes that must arrive.
             let mut here = 0;
             for l in lanes_of(warp.at_warp_op) {
                 if warp.pcs[l] == pc && masks[l] == m {
@@ -262,7 +262,7 @@ impl Launch<'_> {
     }
 }
 
-/// What some warps know of the other blocks of their cluster, they all know once they have met.
+/// Merges what warps that have met at a barrier know of the other blocks of their cluster.
 fn share_with(warps: &mut [Warp], here: u32) {
     let mut landed = race::Landed::default();
     let mut met: Option<Rc<race::Meeting>> = None;

@@ -47,7 +47,7 @@ impl Launch<'_> {
             } else if limit != u32::MAX {
                 until = until.min(warp.steps + PATIENCE);
                 if warp.steps / PATIENCE % 2 == 1 && warp.steps > PATIENCE {
-                    // Somebody has been running for long: now the others.
+                    // Some lanes have been running for long, so the others run now.
                     pc = (0..32)
                         .filter(|l| runnable & (1 << l) != 0)
                         .map(|l| warp.pcs[l])
@@ -84,7 +84,7 @@ impl Launch<'_> {
                         active & (warp.lanes.preds[p as usize] ^ if negated { u32::MAX } else { 0 })
                     }
                 };
-                self.tally.counts[pc as usize] += u64::from(mask.count_ones());
+                self.totals.counts[pc as usize] += u64::from(mask.count_ones());
                 // Whether the group goes on with the next instruction.
                 let mut straight = true;
                 match &inst.op {
@@ -182,7 +182,7 @@ impl Launch<'_> {
                     Op::Warp { members, op } => {
                         set(&mut warp.pcs, active & !mask, pc + 1);
                         set(&mut warp.pcs, mask, pc);
-                        // The usual case at once: everybody is here.
+                        // The usual case first: all lanes are here.
                         let done = mask == 0
                             || self
                                 .warp_op(block, w, pc, mask, *members, op)

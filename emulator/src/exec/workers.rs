@@ -1,13 +1,13 @@
 //! The blocks of one launch on several threads.
 //!
-//! Workers take clusters from one counter, so in the order of the schedule. Each has its own [`Launch`]; what
-//! they share is the memory of the device, all of it atomics, and its race check (see [`crate::shadow`]).
+//! Workers take clusters from one counter, so in the order of the schedule. Each worker has its own [`Launch`]. They share
+//! the memory of the device, which consists of atomics, and its race check (see [`crate::shadow`]).
 //! A finding ends its worker, and no cluster after that of the first finding is begun. Those before it have
 //! been taken already and run to their end or to a finding of their own, and the first in the order is the one that
 //! counts: the one that a single thread would have found, unless it is a race with a later cluster.
 //!
-//! A core for each: [`RUNNING`] counts the threads of the process that run launches, so that a test runner with a
-//! thread per core gets no more of them.
+//! Each thread gets a core of its own: [`RUNNING`] counts the threads of the process that run launches, so that a test runner
+//! with a thread per core does not get more threads.
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
@@ -17,11 +17,11 @@ use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use super::Launch;
-use super::tally::Tally;
+use super::totals::Totals;
 use crate::report::Finding;
 use crate::settings::Schedule;
 
-/// A launch that runs for so long gets help. A new thread is at work after 20 to 40 µs, of which its maker spends half.
+/// The time after which a launch gets more threads. A new thread starts after 20 to 40 µs, half of which its parent spends.
 const ALONE: Duration = Duration::from_micros(500);
 
 /// Threads that run launches.
@@ -63,8 +63,8 @@ struct Clusters {
     found: AtomicU64,
 }
 
-/// What a worker leaves: its counts, and the finding that ended it with the cluster's place in the order.
-type Work = (Tally, Option<(u64, Finding)>);
+/// The result of a worker: its counts, and the finding that ended it with the index of the cluster in the schedule.
+type Work = (Totals, Option<(u64, Finding)>);
 
 impl Clusters {
     /// Runs clusters until there are no more. `before` is called before each.
@@ -75,13 +75,13 @@ impl Clusters {
             before(&mut launch);
             let at = self.next.fetch_add(1, Relaxed);
             if at >= self.total.min(self.found.load(Relaxed)) {
-                return (launch.tally, None);
+                return (launch.totals, None);
             }
             let number = if reversed { self.total - 1 - at } else { at };
             launch.start(&mut cluster, number);
             if let Err(finding) = launch.alone(&mut cluster, reversed) {
                 self.found.fetch_min(at, Relaxed);
-                return (launch.tally, Some((at, finding)));
+                return (launch.totals, Some((at, finding)));
             }
         }
     }
@@ -93,7 +93,7 @@ impl Clusters {
 }
 
 /// Runs a launch of which every worker gets its own state, by `new`.
-pub(super) fn run<'a>(new: impl Fn() -> Launch<'a> + Sync) -> (Tally, Option<Finding>) {
+pub(super) fn run<'a>(new: impl Fn() -> Launch<'a> + Sync) -> (Totals, Option<Finding>) {
     let launch = new();
     let wanted = launch.settings.workers;
     let clusters = Clusters {
@@ -105,7 +105,7 @@ pub(super) fn run<'a>(new: impl Fn() -> Launch<'a> + Sync) -> (Tally, Option<Fin
     thread::scope(|scope| {
         let begin = Instant::now();
         let mut helpers = Vec::new();
-        let (mut tally, mut first) = clusters.work(launch, |launch| {
+        let (mut totals, mut first) = clusters.work(launch, |launch| {
             // One is for this thread.
             while launch.code.independent && clusters.left() > 1 + helpers.len() as u64 {
                 let core = match wanted {
@@ -130,11 +130,11 @@ pub(super) fn run<'a>(new: impl Fn() -> Launch<'a> + Sync) -> (Tally, Option<Fin
         });
         for helper in helpers {
             let (counts, finding) = helper.join().unwrap_or_else(|panic| resume_unwind(panic));
-            tally.join(counts);
+            totals.join(counts);
             let earlier = |(at, _): &(u64, Finding)| first.as_ref().is_none_or(|(f, _)| at < f);
             first = finding.filter(earlier).or(first);
         }
-        (tally, first.map(|(_, finding)| finding))
+        (totals, first.map(|(_, finding)| finding))
     })
 }
 
@@ -173,13 +173,13 @@ mod tests {
             ..Settings::default()
         };
         let count = AtomicUsize::new(0);
-        let (tally, finding) = run(|| {
+        let (totals, finding) = run(|| {
             let earlier = count.fetch_add(1, Relaxed);
             assert!(!panic || earlier == 0, "planted");
             Launch::new(&request, settings, true, 0)
         });
         assert_eq!(finding, None);
-        assert_eq!(tally.counts[0], u64::from(blocks));
+        assert_eq!(totals.counts[0], u64::from(blocks));
         count.into_inner()
     }
 

@@ -1,4 +1,4 @@
-//! `mapa`, `barrier.cluster`, `mbarrier`, `st.async`: what the blocks of a cluster do with each other.
+//! `mapa`, `barrier.cluster`, `mbarrier`, `st.async`: the instructions by which the blocks of a cluster interact.
 
 use super::memory::Base;
 use super::{Lowerer, Op, Slot, Words};
@@ -43,7 +43,7 @@ impl<'a> Lowerer<'a> {
             let (a, rank) = (self.source(&w, 1, 4)?, self.source(&w, 2, 4)?);
             return self.alu(&w, map2(d.row, a.row, rank.row, in_peer));
         }
-        // All that is left of the names says what holds anyway: the space, and the order that there is.
+        // The remaining modifiers name the only space and order that are supported.
         let words = std::mem::take(&mut w.left);
         Ok(Op::Cluster(match (opcode, words[0], words[1]) {
             ("barrier", _, "arrive") => ClusterOp::Arrive,

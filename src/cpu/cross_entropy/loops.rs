@@ -1,5 +1,5 @@
-//! The loops over rows. A row is worked on by one thread, its stats and then its gradient, so that the second
-//! reading finds it in the cache; rows are shared out. All sums have a fixed order.
+//! The loops over rows. One thread computes the stats of a row and then its gradient, so that the second read finds the row
+//! in the cache. Different rows go to different threads. All sums have a fixed order.
 
 use super::super::block::{BLOCK, Block};
 use super::super::map::AHEAD;
@@ -12,28 +12,28 @@ use crate::blocks::RowStats;
 use crate::dtype::{Convert, Dtype, Element};
 use crate::loss::cross_entropy::RowStatus;
 
-/// Independent sums: a register of f32 in the widest instruction set.
+/// The number of independent sums: a register of f32 in the widest instruction set.
 const LANES: usize = 16;
 
 /// A row of a call.
 pub struct Row<'a, T> {
-    /// `None`: they are in `dlogits`.
+    /// `None` if the logits are in `dlogits`.
     pub logits: Option<&'a [T]>,
-    /// Empty if there is to be no gradient; with the columns that are no classes.
+    /// The output for the gradient, with the columns that are not classes. Empty if no gradient is computed.
     pub dlogits: &'a mut [T],
     pub target: Target,
     pub stats: RowStats,
 }
 
-/// What is done with rows.
+/// The work on the rows of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     pub options: Options,
-    /// Find the stats, or use those that are there.
+    /// Whether the stats are computed; otherwise the given ones are used.
     pub find_stats: bool,
 }
 
-/// Rows with the type of their elements as a value, so that the loops are compiled here, not where they are called.
+/// Rows of any element type. This type is not generic, so that the loops are compiled in this crate and not in its users.
 pub enum AnyRows<'a> {
     F32(Vec<Row<'a, f32>>),
     F16(Vec<Row<'a, half::f16>>),
@@ -50,7 +50,7 @@ impl<'a, T: Element> From<Vec<Row<'a, T>>> for AnyRows<'a> {
     }
 }
 
-/// The same rows; `U` is `T`.
+/// The same rows, where `U` is the same type as `T`.
 fn cast<'a, T: Element, U: Element>(rows: Vec<Row<'a, T>>) -> Vec<Row<'a, U>> {
     let cast = |row: Row<'a, T>| Row {
         logits: row.logits.map(bytemuck::cast_slice),
@@ -62,7 +62,7 @@ fn cast<'a, T: Element, U: Element>(rows: Vec<Row<'a, T>>) -> Vec<Row<'a, U>> {
 }
 
 impl Pass {
-    /// Works on all rows, on the threads of rayon's current pool where there is enough work; their stats.
+    /// Computes all rows, on the threads of rayon's current pool if there is enough work, and returns their stats.
     pub fn run(&self, rows: AnyRows<'_>) -> Vec<RowStats> {
         match rows {
             AnyRows::F32(rows) => run(self, rows),
@@ -122,14 +122,14 @@ impl Pass {
     }
 }
 
-/// e^z / 2ⁿ, and 0 where that is subnormal.
+/// e^z / 2ⁿ, or 0 if that is subnormal.
 #[inline(always)]
 fn exp(base: Base, z: f32) -> f32 {
     let t = base.exponent(z);
     exp2(if t < -127.0 { -127.0 } else { t })
 }
 
-/// The logit as the formulas have it, and its slope.
+/// The logit after the softcap, and the slope of the softcap.
 #[inline(always)]
 fn at<const CAP: bool>(cap: Option<Softcap>, z: f32) -> (f32, f32) {
     match cap {
@@ -138,7 +138,7 @@ fn at<const CAP: bool>(cap: Option<Softcap>, z: f32) -> (f32, f32) {
     }
 }
 
-/// The largest of a block. NaNs are passed over.
+/// The largest element of a block, ignoring NaN.
 #[inline(always)]
 fn max_of(Block(z): &Block) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -158,7 +158,7 @@ fn max_of(Block(z): &Block) -> f32 {
     lanes[0]
 }
 
-/// Adds a block to the lanes, as a tree in f32 of the 16 elements that belong to a lane.
+/// Adds a block to the lanes. The 16 elements of a lane are first summed in f32 as a tree.
 #[inline(always)]
 fn add(lanes: &mut [f64; LANES], Block(v): &mut Block) {
     #[inline(always)]
@@ -179,10 +179,10 @@ fn add(lanes: &mut [f64; LANES], Block(v): &mut Block) {
 
 /// The stats of a row.
 struct Stats<'a, T, const CAP: bool> {
-    /// Those of the classes.
+    /// The logits of the classes.
     logits: &'a [T],
-    /// The target is apart in all: its exponential is not summed, and a confident row's others are taken
-    /// relative to the largest of them, where their exponents do not round.
+    /// The column of the target. Its exponential is kept out of the sum. In a row with p near 1 the exponentials of the
+    /// other logits are relative to the largest of them, so that their exponents are not rounded.
     target: Option<usize>,
     options: Options,
 }
@@ -192,8 +192,8 @@ impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
 
     #[inline(always)]
     fn run(self) -> RowStats {
-        /// An exponent may reach this before the sum is taken relative to a larger power of two, which real
-        /// logits make happen a few times in a row. Below 4 its rounding costs 2⁻²⁴·1.4.
+        /// When an exponent exceeds this, the sum is rescaled to a larger power of two. With real logits this happens a few
+        /// times in a row. Exponents below 4 have a rounding error of 2⁻²⁴·1.4.
         const HEADROOM: f32 = 4.0;
         let Stats {
             logits,
@@ -251,7 +251,7 @@ impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
                 add(&mut sum, &mut z);
             }
         }
-        // A NaN is passed over here too.
+        // NaN is ignored here too.
         let all = if target_logit > max {
             target_logit
         } else {
@@ -280,9 +280,9 @@ impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
     }
 }
 
-/// The gradient of a row that counts.
+/// The gradient of a kept row.
 struct Gradient<'a, T, const CAP: bool> {
-    /// Those of the classes; `None`: they are in `dlogits`.
+    /// The logits of the classes; `None` if they are in `dlogits`.
     logits: Option<&'a [T]>,
     dlogits: &'a mut [T],
     target: Option<usize>,

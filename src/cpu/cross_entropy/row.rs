@@ -1,7 +1,7 @@
-//! What a row comes to: the formulas of `kernels/loss/cross_entropy.cu` on its few numbers, in f64.
+//! The loss and the gradient of a row from its stats: the formulas of `kernels/loss/cross_entropy.cu`, in f64.
 //!
-//! The stats are those of the kernels: exponentials relative to a power of two, 2ⁿ, with f32's log2 e. Here they
-//! are brought relative to e^max, so that only distances from the maximum carry the rounding of that constant.
+//! The stats are those of the kernels: exponentials divided by a power of two, 2ⁿ, computed with log2 e rounded to f32. Here
+//! they are divided by e^max instead, so that the rounding of that constant affects only distances from the maximum.
 
 use super::super::math::{Expm1, LOG2E};
 use crate::blocks::RowStats;
@@ -9,8 +9,8 @@ use crate::dtype::Convert;
 use crate::loss::CrossEntropy;
 use crate::loss::cross_entropy::RowStatus;
 
-/// The exponent reference of a row, as in `kernels/common/softmax.cuh`: n, the integer nearest to max·log2 e,
-/// as a sum of two f32, because one does not hold it to the unit beyond 2²³.
+/// The base 2ⁿ of the exponentials of a row, as in `kernels/common/softmax.cuh`. n is the integer nearest to max·log2 e. It is
+/// the sum of two f32, because one f32 cannot hold all integers beyond 2²⁴.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
     hi: f32,
@@ -20,7 +20,7 @@ pub struct Base {
 impl Base {
     #[inline(always)]
     pub fn new(max: f32) -> Base {
-        // Logits up to the largest f32 have a base.
+        // The clamp gives a finite base to logits up to the largest f32.
         let hi = (max * LOG2E).clamp(-f32::MAX, f32::MAX).round_ties_even();
         let lo = if max == f32::NEG_INFINITY {
             0.0
@@ -36,8 +36,7 @@ impl Base {
         z.mul_add(LOG2E, -self.hi) - self.lo
     }
 
-    /// 2^(n − the other's n), exactly, for an n that is not above the other's; below what an f64 holds, nothing of
-    /// a sum is left.
+    /// 2^(n − n of `to`), exactly, for an n that is not above that of `to`; 0 if it underflows f64.
     #[inline(always)]
     pub fn factor_to(self, to: Base) -> f64 {
         let [from, to] = [self, to].map(|base| [base.hi, base.lo].map(f64::from));
@@ -46,7 +45,8 @@ impl Base {
     }
 }
 
-/// c·tanh(z/c), if there is a cap; −inf stays −inf, with a slope of 0. With m = expm1(−2|z|/c): tanh = −m/(m + 2), 1 − tanh² = 4(m + 1)/(m + 2)².
+/// The softcap c·tanh(z/c). −inf stays −inf, with a slope of 0. With m = expm1(−2|z|/c): tanh = −m/(m + 2) and
+/// 1 − tanh² = 4(m + 1)/(m + 2)².
 #[derive(Clone, Copy, Debug)]
 pub struct Softcap {
     cap: f32,
@@ -88,19 +88,19 @@ pub const NO_STATS: RowStats = RowStats {
     argmax: u32::MAX,
 };
 
-/// Rounded once. All NaNs become the same one, as in tensors.
+/// Rounds to f32. Every NaN becomes the same NaN, as in tensors.
 pub fn rounded(value: f64) -> f32 {
     f32::narrow(value as f32)
 }
 
-/// The stats of a row from those of its parts, in their order.
+/// The stats of a row, merged from those of its parts in their order.
 pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = RowStats> + Clone) -> RowStats {
     let mut all = NO_STATS;
     for part in parts.clone() {
         if part.max > all.max || (part.max == all.max && part.argmax < all.argmax) {
             (all.max, all.argmax) = (part.max, part.argmax);
         }
-        // A NaN is a target too.
+        // The target may be NaN.
         if part.target != f32::NEG_INFINITY {
             all.target = part.target;
         }
@@ -116,29 +116,29 @@ pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = RowStats> + Clon
     all
 }
 
-/// What decides about a row.
+/// The label, the weight and the status of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub status: RowStatus,
     pub weight: f32,
-    /// The label, and its column if it is among those of this rank.
+    /// The label, and its column if this rank has it.
     pub class: u64,
     pub column: Option<usize>,
     /// The gradient with respect to the loss without its weight: weight·dloss/normalizer.
     pub upstream: f64,
 }
 
-/// The options of a call, as the rows need them.
+/// The options of a call in the form that the rows need.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub cap: Option<Softcap>,
     pub label_smoothing: f64,
     pub z_loss: f64,
-    /// Classes of all ranks.
+    /// The number of classes of all ranks.
     pub classes: u64,
     /// The class of column 0.
     pub first_class: u64,
-    /// Columns that are classes.
+    /// The number of columns that are classes.
     pub cols: usize,
     pub with_argmax: bool,
     pub dropped_loss: bool,
@@ -164,18 +164,18 @@ impl Options {
     }
 }
 
-/// The loss of a row, weighted.
+/// The weighted loss of a row.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLoss {
     pub loss: f64,
-    /// The part of it that is z-loss.
+    /// The part of the loss that is z-loss.
     pub z_loss: f64,
     pub lse: f64,
 }
 
-/// What the formulas of a row have in common: sums relative to e^max, the target kept apart.
+/// The sums that the formulas of a row share: divided by e^max, with the target kept apart.
 struct Sums {
-    /// e^max over what the loops have for it, as a factor of theirs.
+    /// The factor that turns exponentials of the loops into exponentials divided by e^max.
     scale: f64,
     /// The distance of the target from the maximum, and e^distance.
     distance: f64,
@@ -201,7 +201,7 @@ impl Sums {
             e_target,
             rest,
             s,
-            // Of nothing but −inf, all but this is NaN.
+            // If all logits are −inf, only lse is not NaN.
             lse: if nothing { max } else { max + s.ln() },
         }
     }
@@ -209,11 +209,11 @@ impl Sums {
     /// lse − z_t. Where p_t > ½ it is log1p(rest/e_t), which keeps the digits of a small loss.
     fn surprise(&self) -> f64 {
         if self.e_target > self.rest {
-            // The rounding of the constant log2 e, which the exponents took: in a very confident row it is the
-            // largest error of the gap between the target and the others.
+            // The exponents were computed with a rounded log2 e. In a row with p very near 1 this is the largest error of the
+            // gap between the target and the other logits.
             const OF_LOG2E: f64 = std::f64::consts::LOG2_E / LOG2E as f64 - 1.0;
             let ratio = self.rest / self.e_target;
-            // Of no others, ln is infinite.
+            // Without other classes, ln is infinite.
             let gap = ratio.ln().max(-1000.0);
             (ratio * (1.0 + gap * OF_LOG2E)).ln_1p()
         } else {
@@ -223,14 +223,14 @@ impl Sums {
 }
 
 impl RowLoss {
-    /// That of a row that is not read.
+    /// The loss of a row that is not read.
     pub const ZERO: RowLoss = RowLoss {
         loss: 0.0,
         z_loss: 0.0,
         lse: 0.0,
     };
 
-    /// That of a row whose label is no class.
+    /// The loss of a row whose label is not a class.
     pub const NAN: RowLoss = RowLoss {
         loss: f64::NAN,
         z_loss: f64::NAN,
@@ -258,8 +258,8 @@ impl RowLoss {
     }
 }
 
-/// What the elements of a row's gradient have in common: dz_j = (e_j·k − offset)·cap′(z_j), e_j relative to
-/// the base, but for the target.
+/// The constants of a row's gradient: dz_j = (e_j·k − offset)·cap′(z_j) for all columns but the target, where e_j is divided
+/// by the base.
 #[derive(Clone, Copy, Debug)]
 pub struct RowGradient {
     pub base: Base,

@@ -14,9 +14,9 @@ use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::Cut;
+use crate::geometry::Tiling;
 
-/// How an activation is used.
+/// The form of an activation: plain, or gated with an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Form {
     Plain,
@@ -31,7 +31,7 @@ impl Form {
         Form::Gated(Order::Second),
     ];
 
-    /// The task of its forward.
+    /// The name of the forward task in kernel entries.
     const fn forward(self) -> &'static str {
         match self {
             Form::Plain => "forward",
@@ -40,7 +40,7 @@ impl Form {
         }
     }
 
-    /// The task of its backward.
+    /// The name of the backward task in kernel entries.
     const fn backward(self) -> &'static str {
         match self {
             Form::Plain => "backward",
@@ -50,10 +50,10 @@ impl Form {
     }
 }
 
-/// The task of the second stage of the parameter gradients.
+/// The name of the task that adds up the parameter gradients (the second stage).
 const DPARAMS: &str = "dparams";
 
-/// Every entry of every activation.
+/// All kernel entries of the activations.
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     SIGNATURES
         .iter()
@@ -67,29 +67,28 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
         })
 }
 
-/// Bytes of the pair (sum, compensation) that a chunk leaves for each parameter.
+/// The bytes of the pair (sum, compensation) that each chunk writes for each parameter.
 const PARTIAL_BYTES: u64 = 8;
 
 impl Matrix {
-    /// A single row.
+    /// A contiguous tensor of `cols` elements, as a single row.
     pub fn contiguous(ptr: CUdeviceptr, cols: u64) -> Matrix {
         Matrix { ptr, pitch: cols }
     }
 }
 
-/// What all calls have.
+/// The element type, the shape and the parameters of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Common<'a> {
-    /// Type of the tensors.
+    /// The element type of the tensors.
     pub dtype: Dtype,
-    /// Rows.
+    /// The number of rows of every tensor.
     pub rows: u64,
-    /// Elements in a row.
+    /// The number of columns of every tensor.
     pub cols: u64,
-    /// One device pointer for each of [`Signature::params`], to one element; optional parameters at
-    /// the end may be left out.
+    /// A device pointer to one element for each of [`Signature::params`]. Optional parameters at the end may be left out.
     pub params: &'a [CUdeviceptr],
-    /// Type of the parameters: [`Dtype::F32`], or that of the tensors.
+    /// The type of the parameters: [`Dtype::F32`] or `dtype`.
     pub param_dtype: Dtype,
     /// How many blocks to launch.
     pub blocks: Blocks,
@@ -98,86 +97,85 @@ pub struct Common<'a> {
 /// The parameter gradients of a backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Dparams<'a> {
-    /// One device pointer for each parameter that the call has, to one f32; those of optional
-    /// parameters at the end may be left out.
+    /// A device pointer to one f32 for each parameter of the call. Those of optional parameters at the end may be left out.
     pub out: &'a [CUdeviceptr],
-    /// Whether they are added to what is there, or overwrite it.
+    /// Whether the gradients are added to the values at `out`, or overwrite them.
     pub accumulate: bool,
-    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8, not used by other work until
-    /// the call has completed. Need not be initialised.
+    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8 bytes. It need not be initialised, and no other work
+    /// may use it until the call has completed.
     pub workspace: CUdeviceptr,
-    /// Its size.
+    /// The size of `workspace` in bytes.
     pub workspace_bytes: u64,
 }
 
-/// y = f(x).
+/// The call y = f(x) for [`forward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
-    /// Type, shape, parameters.
+    /// The element type, the shape and the parameters.
     pub common: Common<'a>,
-    /// Input.
+    /// The input x.
     pub x: Matrix,
-    /// Output.
+    /// The output y, which may be exactly x.
     pub y: Matrix,
 }
 
-/// dx = dy · f′(x), and the gradient of each parameter.
+/// The call dx = dy·f′(x) for [`backward`], with the gradient of each parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
-    /// Type, shape, parameters.
+    /// The element type, the shape and the parameters.
     pub common: Common<'a>,
-    /// Input of the forward.
+    /// The input of the forward.
     pub x: Matrix,
-    /// Gradient with respect to y.
+    /// The gradient with respect to y.
     pub dy: Matrix,
-    /// Gradient with respect to x, written.
+    /// An output: the gradient with respect to x.
     pub dx: Matrix,
-    /// If given, y is computed again and written here, so that a training stack stores only x.
+    /// An optional output: y, recomputed, so that a training stack needs to store only x.
     pub y: Option<Matrix>,
-    /// The parameter gradients, if they are wanted.
+    /// The parameter gradients; `None` if they are not needed.
     pub dparams: Option<Dparams<'a>>,
 }
 
-/// y = g(x) · v, with g = G or f.
+/// The call y = g(x)·v for [`gated_forward`], where g is G or f by `order`.
 #[derive(Clone, Copy, Debug)]
 pub struct GatedForward<'a> {
-    /// Type, shape, parameters.
+    /// The element type, the shape and the parameters.
     pub common: Common<'a>,
-    /// Which g.
+    /// The order of the gated form.
     pub order: Order,
-    /// Gate.
+    /// The gate.
     pub x: Matrix,
-    /// Value.
+    /// The value.
     pub v: Matrix,
-    /// Output.
+    /// The output.
     pub y: Matrix,
 }
 
-/// dx = dy · v · g′(x), dv = dy · g(x), and the gradient of each parameter.
+/// The call dx = dy·v·g′(x), dv = dy·g(x) for [`gated_backward`], with the gradient of each parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct GatedBackward<'a> {
-    /// Type, shape, parameters.
+    /// The element type, the shape and the parameters.
     pub common: Common<'a>,
-    /// Which g.
+    /// The order of the gated form.
     pub order: Order,
-    /// Gate.
+    /// The gate.
     pub x: Matrix,
-    /// Value.
+    /// The value.
     pub v: Matrix,
-    /// Gradient with respect to y.
+    /// The gradient with respect to y.
     pub dy: Matrix,
-    /// Gradient with respect to x, written.
+    /// An output: the gradient with respect to x.
     pub dx: Matrix,
-    /// Gradient with respect to v, written.
+    /// An output: the gradient with respect to v.
     pub dv: Matrix,
-    /// If given, y is computed again and written here.
+    /// An optional output: y, recomputed.
     pub y: Option<Matrix>,
-    /// The parameter gradients, if they are wanted.
+    /// The parameter gradients; `None` if they are not needed.
     pub dparams: Option<Dparams<'a>>,
 }
 
-/// Bytes of workspace that a backward of this shape needs, whatever the pitches and the parameters
-/// that it has. A larger tensor never needs less.
+/// Returns the bytes of workspace that a backward of a `[rows, cols]` tensor needs, for any pitches and with or without
+/// optional parameters. A larger tensor never needs less.
 ///
 /// # Errors
 /// [`Error::TooLarge`].
@@ -187,29 +185,29 @@ pub fn workspace_bytes<A: Activation + ?Sized>(
     rows: u64,
     cols: u64,
 ) -> Result<u64> {
-    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.cut.chunks_bound);
+    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.tiling.chunks_bound);
     let most = chunks(cols)?.max(chunks(u64::MAX)?);
     Ok(most * op.signature().params.len() as u64 * PARTIAL_BYTES)
 }
 
-/// The partial sums that a backward of this shape without gaps really writes, for each parameter.
+/// The number of partial sums per parameter that a backward of a contiguous tensor writes.
 #[doc(hidden)]
 pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
-    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.cut.chunks)
+    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.tiling.chunks)
 }
 
 /// Launches the forward of `op` on `stream`.
 ///
 /// # Errors
-/// [`Error::Length`] (number of parameters), [`Error::ParamDtype`], [`Error::Null`],
-/// [`Error::Misaligned`], [`Error::Pitch`], [`Error::TooLarge`], [`Error::Overlap`], or what the
-/// launch says. Nothing is written then.
+/// [`Error::Length`] (the number of parameters is wrong), [`Error::ParamDtype`], [`Error::Null`], [`Error::Misaligned`],
+/// [`Error::Pitch`], [`Error::TooLarge`], [`Error::Overlap`]; the errors of [`Device::preload`], if the kernel is not loaded
+/// yet; and [`Error::Driver`], if the driver refuses the launch. Nothing is written when a call fails.
 ///
 /// # Safety
-/// The pointers are of the device's context and cover what the shape says, `stream` is a live stream
-/// of that context (or a default-stream handle), and until the launch has completed nobody frees the
-/// buffers, writes the inputs or touches the output. If the launch was captured into a graph, that holds
-/// for every replay of the graph.
+/// - The pointers belong to the device's context and cover the elements that the shape gives.
+/// - `stream` is a live stream of that context, or a default-stream handle.
+/// - Until the launch has completed, nobody frees the buffers, writes the inputs, or reads or writes the outputs. If the
+///   launch was captured into a graph, this holds for every replay.
 pub unsafe fn forward<A: Activation + ?Sized>(
     device: &Device,
     stream: CUstream,
@@ -249,15 +247,15 @@ pub unsafe fn gated_forward<A: Gated + ?Sized>(
     unsafe { plan.launch(device, stream, Form::Gated(call.order).forward(), None) }
 }
 
-/// Launches the backward of `op` on `stream`: one pass for dx and the partial sums, and a second small
-/// kernel that adds them up.
+/// Launches the backward of `op` on `stream`: one kernel for dx and partial sums, and, for the parameter gradients, a second
+/// small kernel that adds the partial sums.
 ///
 /// # Errors
-/// As [`forward`], and [`Error::Workspace`]. Nothing is written then; only if the driver refuses the
-/// second launch after it took the first is dx written and the parameter gradients are not.
+/// As [`forward`], and [`Error::Workspace`] if the workspace is too small. Nothing is written when a check fails. If the
+/// driver accepts the first launch and refuses the second, dx is written and the parameter gradients are not.
 ///
 /// # Safety
-/// As [`forward`]; the workspace too is not touched by anyone until the launch has completed.
+/// As [`forward`]; the workspace counts as an output.
 pub unsafe fn backward<A: Activation + ?Sized>(
     device: &Device,
     stream: CUstream,
@@ -276,7 +274,7 @@ pub unsafe fn backward<A: Activation + ?Sized>(
     unsafe { plan.launch(device, stream, Form::Plain.backward(), sums) }
 }
 
-/// Launches the gated backward of `op` on `stream`, in the two steps of [`backward`].
+/// Launches the gated backward of `op` on `stream`, with the two kernels of [`backward`].
 ///
 /// # Errors
 /// As [`backward`].
@@ -302,7 +300,7 @@ pub unsafe fn gated_backward<A: Gated + ?Sized>(
     unsafe { plan.launch(device, stream, Form::Gated(call.order).backward(), sums) }
 }
 
-/// The matrices of a call, by name.
+/// The matrices of a call with their names.
 struct Buffers<'a> {
     inputs: &'a [(&'static str, Matrix)],
     outputs: &'a [(&'static str, Option<Matrix>)],
@@ -314,17 +312,17 @@ struct Plan {
     shape: Shape,
     blocks: Blocks,
     args: ActivationArgs,
-    /// What is read and written so far, for the checks that follow.
+    /// The buffers that are read, for the check of overlaps.
     read: ArrayVec<Span, { MAX_MATRICES + MAX_PARAMS }>,
-    /// With the workspace.
+    /// The buffers that are written, with the workspace.
     written: ArrayVec<Span, { MAX_MATRICES + MAX_PARAMS + 1 }>,
 }
 
-/// The most matrices that a call reads, or writes.
+/// The maximum number of matrices that a call reads, and that it writes.
 const MAX_MATRICES: usize = 3;
 
 impl Plan {
-    /// Checks the matrices and the parameters, and fills in what does not depend on the task.
+    /// Checks the matrices and the parameters, and sets the arguments that all tasks share.
     fn new<A: Activation + ?Sized>(
         op: &A,
         common: &Common<'_>,
@@ -378,9 +376,9 @@ impl Plan {
         let mut args = ActivationArgs {
             rows: shape.rows,
             cols: shape.cols,
-            tiles_per_row: shape.cut.tiles_per_row,
-            tiles_per_chunk: shape.cut.tiles_per_chunk,
-            chunks: shape.cut.chunks,
+            tiles_per_row: shape.tiling.tiles_per_row,
+            tiles_per_chunk: shape.tiling.tiles_per_chunk,
+            chunks: shape.tiling.chunks,
             params_are_f32: u32::from(param_dtype == Dtype::F32),
             ..ActivationArgs::default()
         };
@@ -396,7 +394,7 @@ impl Plan {
         })
     }
 
-    /// Checks and fills in the parameter gradients, if they are wanted; the task of their second stage.
+    /// Checks and sets the parameter gradients, if there are any. Returns the task of their second stage.
     fn add_dparams<A: Activation + ?Sized>(
         &mut self,
         op: &A,
@@ -408,7 +406,7 @@ impl Plan {
         };
         let signature = op.signature();
         signature.check_gradients(common.params.len(), dparams.out.len())?;
-        let pairs = self.shape.cut.chunks * dparams.out.len() as u64;
+        let pairs = self.shape.tiling.chunks * dparams.out.len() as u64;
         let needed = workspace_bytes(op, common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
             return Err(Error::Workspace {
@@ -437,7 +435,7 @@ impl Plan {
         Ok(Some(DPARAMS))
     }
 
-    /// Launches the task, and then the second stage of its sums if it has one.
+    /// Launches the task, and then the second stage of the parameter gradients if there is one.
     ///
     /// # Safety
     /// As [`launch()`] for the buffers and the stream; the matrices of the task are filled in.
@@ -449,9 +447,9 @@ impl Plan {
         sums: Option<&'static str>,
     ) -> Result<()> {
         let load = |task| device.function(Entry::new(self.stem, task, Some(self.shape.dtype)));
-        // All are loaded before anything is launched, so that a failure to load writes nothing.
+        // Both kernels are loaded before anything is launched, so that a failure to load writes nothing.
         let (task, sums) = (load(task)?, sums.map(load).transpose()?);
-        let chunks = self.shape.cut.chunks;
+        let chunks = self.shape.tiling.chunks;
         if chunks > 0 {
             let grid = self
                 .blocks
@@ -461,7 +459,7 @@ impl Plan {
             unsafe { launch(device, stream, &task, grid, &self.args) }?;
         }
         if let Some(sums) = sums {
-            // A block for each; those of parameters without a gradient do nothing.
+            // One block for each parameter; blocks of parameters without a gradient do nothing.
             let blocks = self.args.dparams.len() as u32;
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
@@ -481,12 +479,12 @@ fn scalars(
     names.iter().zip(pointers).map(scalar).collect()
 }
 
-/// The shape of a call and how it is cut. A matrix without gaps becomes a single row.
+/// The shape of a call and its tiling. Contiguous matrices become a single row.
 struct Shape {
     dtype: Dtype,
     rows: u64,
     cols: u64,
-    cut: Cut,
+    tiling: Tiling,
 }
 
 impl Shape {
@@ -497,12 +495,12 @@ impl Shape {
         } else {
             (rows, cols)
         };
-        let cut = Cut::new(rows, cols, dtype.size()).ok_or_else(too_large)?;
+        let tiling = Tiling::new(rows, cols, dtype.size()).ok_or_else(too_large)?;
         Ok(Shape {
             dtype,
             rows,
             cols,
-            cut,
+            tiling,
         })
     }
 

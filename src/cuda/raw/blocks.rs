@@ -1,4 +1,4 @@
-//! How many blocks a launch has, where there is a choice.
+//! [`Blocks`]: the number of blocks of a launch.
 
 use std::num::NonZeroU32;
 
@@ -7,17 +7,17 @@ use crate::cuda::driver::driver_error;
 use crate::cuda::grid::{Grid, active_blocks, active_clusters};
 use crate::error::Result;
 
-/// The most blocks that a kernel is launched with; they take the pieces of work by turns. The result is the same to the
-/// bit.
+/// How many blocks a launch has. If there are fewer blocks than pieces of work, each block takes several pieces in turn. The
+/// result is the same to the bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Blocks {
-    /// One for each piece of work: the hardware hands out new ones as others return.
+    /// One block for each piece of work. The hardware starts new blocks as others finish.
     #[default]
     All,
-    /// So many, to leave multiprocessors to other work. Where clusters share rows, one cluster at least.
+    /// At most this number of blocks, to leave multiprocessors to other work. Kernels with clusters use at least one cluster.
     AtMost(NonZeroU32),
-    /// As many as the device holds at once: persistent blocks.
+    /// As many blocks as the device holds at once (persistent blocks).
     Resident,
 }
 
@@ -28,8 +28,8 @@ impl From<Option<NonZeroU32>> for Blocks {
 }
 
 impl Blocks {
-    /// A grid of whole clusters for `pieces` of work, one for each cluster: at most the widest that CUDA takes.
-    /// `shape` has no blocks yet.
+    /// The grid for `pieces` of work, one for each cluster, up to the largest grid that CUDA accepts. `shape` has the cluster
+    /// size and the shared memory, and its number of blocks is not set yet.
     pub(super) fn grid(
         self,
         device: &Device,
@@ -38,9 +38,9 @@ impl Blocks {
         shape: Grid,
     ) -> Result<Grid> {
         if self == Blocks::Resident {
-            // The driver is asked below; a launch binds the context only later.
+            // The driver is asked below, and a launch binds the context only later.
             let bound = device.context().bind_to_thread();
-            bound.map_err(|e| driver_error("asking for the room for blocks", e))?;
+            bound.map_err(|e| driver_error("asking how many blocks fit", e))?;
         }
         let widest = i32::MAX as u32 / shape.cluster;
         let most = match self {

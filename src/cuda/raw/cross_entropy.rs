@@ -1,9 +1,11 @@
-//! Goldfish-masked cross-entropy on raw device pointers.
+//! Cross-entropy with Goldfish masking on raw device pointers.
 //!
-//! Whole rows on one device: [`forward`], then [`backward`] from what it has saved; or both at once,
-//! [`forward_with_gradient`]. Columns spread over ranks: [`partial_stats`] on each, an all-gather of
-//! what they save, then [`finish`] and [`backward`] on each, from what all ranks have saved in the
-//! order of the ranks. The results are then the same on every rank, to the bit.
+//! With whole rows on one device, call [`forward`] and then [`backward`] with the saved statistics, or both at once with
+//! [`forward_with_gradient`].
+//!
+//! With a vocabulary that is sharded over ranks, call [`partial_stats`] on each rank, all-gather the saved statistics in the
+//! order of the ranks, and call [`finish`] and [`backward`] on each rank with all of them. The results have the same bits on
+//! every rank.
 
 #![allow(unsafe_code)]
 
@@ -23,26 +25,26 @@ use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowCut, SPLIT_BLOCKS};
+use crate::geometry::{BLOCKS_OF_ROWS, RowChunks, RowSplit, SPLIT_BLOCKS};
 use crate::loss::cross_entropy::{CrossEntropy, Normalizer};
 
 pub use crate::blocks::LogitsMatrix;
 pub use crate::loss::cross_entropy::Shard;
 
-/// Stem of the files and entries.
+/// The stem of the kernel file and its entries.
 const STEM: &str = "cross_entropy";
 
-/// Stats of the parts of rows.
+/// The entry that computes the stats of the parts of rows.
 const fn stats_entry(dtype: Dtype) -> Entry {
     Entry::new(STEM, "stats", Some(dtype))
 }
 
-/// Gradients from stats.
+/// The entry that computes gradients from stats.
 const fn gradient_entry(dtype: Dtype) -> Entry {
     Entry::new(STEM, "gradient", Some(dtype))
 }
 
-/// Stats and gradients, in place.
+/// The entry that computes stats and gradients in place.
 const fn fused_entry(dtype: Dtype) -> Entry {
     Entry {
         dynamic_shared: true,
@@ -50,7 +52,7 @@ const fn fused_entry(dtype: Dtype) -> Entry {
     }
 }
 
-/// The same, by clusters of blocks.
+/// The entry that computes stats and gradients in place with clusters of blocks.
 const fn cluster_entry(dtype: Dtype) -> Entry {
     Entry {
         min_target: 90,
@@ -60,174 +62,176 @@ const fn cluster_entry(dtype: Dtype) -> Entry {
     }
 }
 
-/// Losses from stats.
+/// The entry that computes losses from stats.
 const FINISH: Entry = Entry::new(STEM, "finish", None);
 
-/// The summary.
+/// The entry that computes the summary.
 const TOTALS: Entry = Entry::new(STEM, "totals", None);
 
-/// Every entry of the loss.
+/// All kernel entries of cross-entropy.
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     let rows = [stats_entry, gradient_entry, fused_entry, cluster_entry];
     let rows = rows.into_iter().flat_map(|entry| Dtype::ALL.map(entry));
     rows.chain([FINISH, TOTALS])
 }
 
-/// Bytes of an f32, an i32 or a [`RowStats`] field.
+/// The bytes of an f32, an i32 or a [`RowStats`] field.
 const WORD: u64 = 4;
 const STATS_BYTES: u64 = size_of::<RowStats>() as u64;
 const TOTALS_BYTES: u64 = size_of::<CrossEntropyTotals>() as u64;
 
-/// Bytes of the count of chunks, with which the workspace begins: a u32, and what aligns the totals behind it.
+/// The bytes of the counter of chunks at the start of the workspace: a u32, padded to align the totals behind it.
 const COUNT_BYTES: u64 = 8;
 
-/// What decides about rows, in all calls.
+/// The rows of a call: their labels, their weights, and the Goldfish decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// How many.
+    /// The number of rows N.
     pub rows: u64,
-    /// One label for each row.
+    /// `[N]` labels of `label_type`.
     pub labels: CUdeviceptr,
-    /// Their type: i32, i64 or u32.
+    /// The type of the labels: i32, i64 or u32.
     pub label_type: IdType,
-    /// If given, one f32 for each row. A row of weight 0 is masked; a NaN makes the row's loss and gradient
-    /// NaN.
+    /// Optional weights, `[N] f32`. A row of weight 0 is masked. A NaN makes the loss and the gradient of its row NaN.
     pub weights: Option<CUdeviceptr>,
-    /// If given, decides which rows are dropped.
+    /// An optional Goldfish decision about which rows are dropped.
     pub goldfish: Option<Decision<'a>>,
-    /// Set where the columns are those of one rank of several.
+    /// The classes of the columns, if the vocabulary is sharded over ranks.
     pub shard: Option<Shard>,
     /// How many blocks to launch.
     pub blocks: Blocks,
 }
 
-/// The logits of a rank: of the last columns of a row that are no classes, nothing is read.
+/// The `[N, cols]` logits of a rank. Columns that are not classes are not read.
 #[derive(Clone, Copy, Debug)]
 pub struct Logits {
-    /// Their type.
+    /// The element type.
     pub dtype: Dtype,
-    /// Columns, of which the first [`CrossEntropy::vocab`] are classes.
+    /// The number of columns, of which the first [`CrossEntropy::vocab`] are classes.
     pub cols: u64,
-    /// Where they are; of a [`Matrix`] by its `into`.
+    /// The matrix in device memory. A [`Matrix`] converts into it with `into`.
     pub matrix: LogitsMatrix,
 }
 
-/// Where results go. All but `summary` may be left out.
+/// The outputs of a forward. All but `summary` are optional.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs {
-    /// Losses, f32: weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+    /// `[N] f32`: the loss of each row, weighted and not divided by the normaliser. 0 for a masked row, NaN for a row whose
+    /// label is not a class.
     pub loss: Option<CUdeviceptr>,
-    /// The part of each loss that is z-loss, f32.
+    /// `[N] f32`: the part of each loss that is z-loss.
     pub z_loss: Option<CUdeviceptr>,
-    /// log Σ e^logit, f32; 0 of a masked row.
+    /// `[N] f32`: lse = log Σ e^z of each row. 0 for a masked row.
     pub lse: Option<CUdeviceptr>,
-    /// The class of the largest logit, the first of several, i32; −1 of a masked row.
+    /// `[N] i32`: the class of the largest logit (the first of equal ones). −1 for a masked row.
     pub argmax: Option<CUdeviceptr>,
-    /// What the backward needs, [`CrossEntropy::saved_bytes`], aligned to 4.
+    /// The statistics for the backward: [`CrossEntropy::saved_bytes`] bytes, aligned to 4.
     pub saved: Option<CUdeviceptr>,
-    /// One [`CrossEntropySummary`], aligned to 8.
+    /// `[1]` [`CrossEntropySummary`], aligned to 8 bytes.
     pub summary: CUdeviceptr,
 }
 
 /// Scratch memory of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    /// Device memory, aligned to 8, not used by other work until the call has completed. Need not be
-    /// initialised.
+    /// Device memory, aligned to 8 bytes. It need not be initialised, and no other work may use it until the call has
+    /// completed.
     pub workspace: CUdeviceptr,
-    /// Its size, at least [`workspace_bytes`].
+    /// The size of `workspace` in bytes, at least [`workspace_bytes`].
     pub workspace_bytes: u64,
 }
 
 /// The upstream gradients of rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Upstream {
-    /// f32 gradients with respect to the losses; `None` for 1.
+    /// f32 upstream gradients, one for each row or one for all; `None` for 1.
     pub dloss: Option<CUdeviceptr>,
-    /// Elements from one row's to the next one's: 0 for a scalar, 1 for one per row, or any other.
+    /// The elements from the gradient of one row to that of the next: 0 for a scalar, 1 for a contiguous `[N]` tensor.
     pub stride: i64,
 }
 
-/// Losses and stats.
+/// The call of [`forward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
     /// The rows.
     pub rows: Rows<'a>,
     /// The logits.
     pub logits: Logits,
-    /// The results.
+    /// The outputs.
     pub outputs: Outputs,
-    /// An f32 to divide by, not what [`CrossEntropy::normalizer`] says.
+    /// An optional `[1] f32` normaliser, used instead of the option [`CrossEntropy::normalizer`].
     pub normalizer: Option<CUdeviceptr>,
     /// Scratch memory.
     pub scratch: Scratch,
 }
 
-/// Losses and stats, and the logits overwritten with their gradients.
+/// The call of [`forward_with_gradient`], which overwrites the logits with their gradients.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardWithGradient<'a> {
     /// The forward.
     pub forward: Forward<'a>,
-    /// The upstream gradients, `[N] f32` or `[1] f32`.
+    /// The upstream gradient, `[N] f32` or `[1] f32`.
     pub upstream: Upstream,
-    /// Where clusters share rows, at least how many blocks a row has, up to a power of two and to what the device holds.
-    /// `None` for as few as the row fits into. Another number may give other bits, within the same bounds.
+    /// The minimum number of blocks of a cluster, for the kernels in which clusters share rows. It is rounded up to a power of
+    /// two and limited to what the device holds. `None` takes as few blocks as the row fits into. Another number may give
+    /// other bits, within the same error bounds.
     pub cluster: Option<NonZeroU32>,
 }
 
-/// Gradients from stats.
+/// The call of [`backward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Backward<'a> {
     /// The rows.
     pub rows: Rows<'a>,
     /// The logits of the forward.
     pub logits: Logits,
-    /// `[ranks, saved_bytes]`, in the order of the ranks.
+    /// The saved statistics, `[ranks, saved_bytes] u8` in the order of the ranks.
     pub saved: CUdeviceptr,
-    /// How many ranks; 1 if it is what a forward has saved.
+    /// The number of ranks; 1 for the statistics of a forward.
     pub ranks: u64,
-    /// The gradients, of the type and shape of the logits; they may be the logits themselves. 0 in the columns
-    /// that are no classes.
+    /// An output: the gradients, of the type and shape of the logits. It may be exactly the logits. Columns that are not
+    /// classes are written as 0.
     pub dlogits: LogitsMatrix,
-    /// An f32 to divide by: `normalizer` of the forward's summary, or the caller's own.
+    /// An optional `[1] f32` by which gradients are divided: `normalizer` in the summary of the forward, or a number of the
+    /// caller. `None` for 1.
     pub normalizer: Option<CUdeviceptr>,
-    /// The upstream gradients, `[N] f32` or `[1] f32`.
+    /// The upstream gradient, `[N] f32` or `[1] f32`.
     pub upstream: Upstream,
 }
 
-/// The stats of a rank's columns.
+/// The call of [`partial_stats`].
 #[derive(Clone, Copy, Debug)]
 pub struct PartialStats<'a> {
     /// The rows.
     pub rows: Rows<'a>,
     /// The logits of the rank.
     pub logits: Logits,
-    /// Whether the argmax is asked for later.
+    /// Whether [`finish`] will have an output for the argmax.
     pub with_argmax: bool,
-    /// What is to be gathered, [`CrossEntropy::saved_bytes`], aligned to 4; written.
+    /// An output: the statistics of this rank, [`CrossEntropy::saved_bytes`] bytes, aligned to 4.
     pub saved: CUdeviceptr,
     /// Scratch memory.
     pub scratch: Scratch,
 }
 
-/// Losses from the stats of all ranks.
+/// The call of [`finish`].
 #[derive(Clone, Copy, Debug)]
 pub struct Finish<'a> {
     /// The rows.
     pub rows: Rows<'a>,
-    /// `[ranks, saved_bytes]`, in the order of the ranks.
+    /// The saved statistics, `[ranks, saved_bytes] u8` in the order of the ranks.
     pub gathered: CUdeviceptr,
-    /// How many ranks.
+    /// The number of ranks.
     pub ranks: u64,
-    /// The results; what is saved is that of whole rows.
+    /// The outputs. `saved` has the statistics of whole rows.
     pub outputs: Outputs,
-    /// An f32 to divide by, not what [`CrossEntropy::normalizer`] says.
+    /// An optional `[1] f32` normaliser, used instead of the option [`CrossEntropy::normalizer`].
     pub normalizer: Option<CUdeviceptr>,
     /// Scratch memory.
     pub scratch: Scratch,
 }
 
-/// Bytes of workspace that any call with this many rows needs. More rows never need less.
+/// Returns the bytes of workspace that any call with `rows` rows needs. More rows never need less.
 pub fn workspace_bytes(rows: u64) -> u64 {
     let stats = rows
         .saturating_add(SPLIT_BLOCKS)
@@ -241,15 +245,16 @@ pub fn workspace_bytes(rows: u64) -> u64 {
 ///
 /// # Errors
 /// [`Error::OutOfRange`], [`Error::LabelType`], [`Error::Null`], [`Error::Misaligned`], [`Error::Pitch`],
-/// [`Error::GroupPitch`], [`Error::Length`],
-/// [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`], or what the launch says. Nothing is written
-/// then; only if the driver refuses a launch after it took an earlier one are some results written.
+/// [`Error::GroupPitch`], [`Error::Length`], [`Error::Classes`], [`Error::TooLarge`], [`Error::Overlap`],
+/// [`Error::Workspace`]; the errors of [`Device::preload`], if a kernel is not loaded yet; and [`Error::Driver`], if the
+/// driver refuses a launch. Nothing is written when a check fails. If the driver accepts a launch and refuses a later one,
+/// some results are written.
 ///
 /// # Safety
-/// The pointers are of the device's context and cover what the call says, `stream` is a live stream of that
-/// context (or a default-stream handle), and until the launch has completed nobody frees the buffers, writes
-/// the inputs or touches the outputs and the workspace. If the launch was captured into a graph, that holds
-/// for every replay of the graph.
+/// - The pointers belong to the device's context and cover the elements that the call gives.
+/// - `stream` is a live stream of that context, or a default-stream handle.
+/// - Until the launch has completed, nobody frees the buffers, writes the inputs, or reads or writes the outputs and the
+///   workspace. If the launch was captured into a graph, this holds for every replay.
 pub unsafe fn forward(
     device: &Device,
     stream: CUstream,
@@ -262,7 +267,7 @@ pub unsafe fn forward(
     plan.use_scratch(&call.scratch)?;
     plan.divide_by(op, call.normalizer)?;
     plan.check()?;
-    // All are loaded before anything is launched, here and below, so that a failure to load writes nothing.
+    // Here and below, all kernels are loaded before anything is launched, so that a failure to load writes nothing.
     let stats = device.function(stats_entry(call.logits.dtype))?;
     let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     // SAFETY: the caller vouches for the buffers and the stream.
@@ -273,18 +278,18 @@ pub unsafe fn forward(
 }
 
 /// Launches the forward and the gradient in place on `stream`. The logits are read once and written once
-/// - from compute capability 9.0 on, where the parts of a row fit into the shared memory of a cluster of blocks: on
-///   an H100 rows of at most 576 KiB, more than 113 of them or of at most 32 KiB. A cluster has as many blocks as the
-///   device can hold at once, at most 8: fewer, perhaps, in an instance of MIG or under a limit of MPS;
-/// - elsewhere, where there are more than 512 rows that fit into the shared memory of one block.
+/// - from compute capability 9.0 on, if the parts of a row fit into the shared memory of a cluster of blocks. On an H100
+///   these are rows of at most 576 KiB, if there are more than 113 rows or a row has at most 32 KiB. A cluster has at most 8
+///   blocks, and no more than the device can hold at once, which may be fewer in a MIG instance or under an MPS limit;
+/// - otherwise, if there are more than 512 rows and a row fits into the shared memory of one block.
 ///
-/// Else they are read twice.
+/// In all other cases the logits are read twice.
 ///
 /// # Errors
 /// As [`forward`].
 ///
 /// # Safety
-/// As [`forward`]; the logits are an output too.
+/// As [`forward`]; the logits are an output.
 pub unsafe fn forward_with_gradient(
     device: &Device,
     stream: CUstream,
@@ -307,7 +312,7 @@ pub unsafe fn forward_with_gradient(
     let dtype = logits.dtype;
     let (finish, totals) = (device.function(FINISH)?, device.function(TOTALS)?);
     let cluster = plan.cluster(device, dtype, *cluster)?;
-    if cluster.is_none() && plan.cut.splits > 1 {
+    if cluster.is_none() && plan.split.splits > 1 {
         let stats = device.function(stats_entry(dtype))?;
         let gradient = device.function(gradient_entry(dtype))?;
         // SAFETY: the caller vouches for the buffers and the stream.
@@ -329,13 +334,13 @@ pub unsafe fn forward_with_gradient(
             plan.args.normalize_by,
             blocks::NORMALIZE_BY_KEPT | blocks::NORMALIZE_BY_LABELS | blocks::NORMALIZE_BY_WEIGHT
         ) {
-            // What divides the gradients is counted before them.
+            // The normaliser of the gradients is counted before they are computed.
             plan.args.part_count = 0;
             plan.summary(device, stream, &finish, &totals)?;
         }
         plan.args.chunks_done = plan.chunks_done;
-        if let Some((function, cut)) = &cluster {
-            plan.clusters(device, stream, function, *cut)?;
+        if let Some((function, split)) = &cluster {
+            plan.clusters(device, stream, function, *split)?;
         }
         if let Some(function) = &fused {
             plan.fused(device, stream, function, dtype)?;
@@ -346,7 +351,7 @@ pub unsafe fn forward_with_gradient(
     }
 }
 
-/// Launches the gradient from stats on `stream`.
+/// Launches the gradient from saved statistics on `stream`.
 ///
 /// # Errors
 /// As [`forward`].
@@ -374,7 +379,7 @@ pub unsafe fn backward(
     unsafe { plan.gradient(device, stream, &gradient) }
 }
 
-/// Launches the stats of a rank's columns on `stream`.
+/// Launches the statistics of a rank's columns on `stream`.
 ///
 /// # Errors
 /// As [`forward`].
@@ -399,14 +404,14 @@ pub unsafe fn partial_stats(
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
         plan.stats(device, stream, &stats)?;
-        if plan.cut.splits > 1 {
+        if plan.split.splits > 1 {
             plan.finish(device, stream, &finish)?;
         }
     }
     Ok(())
 }
 
-/// Launches the losses from the stats of all ranks on `stream`.
+/// Launches the losses from the statistics of all ranks on `stream`.
 ///
 /// # Errors
 /// As [`forward`].
@@ -430,23 +435,23 @@ pub unsafe fn finish(
     unsafe { plan.summary(device, stream, &finish, &totals) }
 }
 
-/// Labels, weights, logits, stats, normaliser, dloss, and what Goldfish reads.
+/// The maximum number of buffers that a call reads: labels, weights, logits, stats, normaliser, dloss, and those of Goldfish.
 const MAX_READ: usize = 6 + goldfish::MAX_READ;
-/// Logits or dlogits, five outputs of rows, the summary, the workspace.
+/// The maximum number of buffers that a call writes: logits or dlogits, five outputs per row, the summary, the workspace.
 const MAX_WRITTEN: usize = 8;
 
-/// A call: what its kernels take, and what they read and write.
+/// A checked call: the arguments of its kernels, and the buffers that they read and write.
 struct Plan {
     args: CrossEntropyArgs,
-    cut: RowCut,
+    split: RowSplit,
     blocks: Blocks,
-    /// Where the stats of the parts of rows go, if there are several.
+    /// The buffer for the stats of the parts of rows, if rows have several parts.
     partials: CUdeviceptr,
-    /// Where the chunks that are done are counted, if there are several.
+    /// The counter of finished chunks, if there are several chunks.
     chunks_done: CUdeviceptr,
     read: ArrayVec<Span, MAX_READ>,
     written: ArrayVec<Span, MAX_WRITTEN>,
-    /// Index in `read` of the logits, which dlogits may be.
+    /// The index of the logits in `read`, because dlogits may be exactly the logits.
     logits: Option<usize>,
 }
 
@@ -471,7 +476,7 @@ impl Plan {
                 empty_is_nan: u32::from(op.empty_is_nan),
                 ..CrossEntropyArgs::default()
             },
-            cut: RowCut::new(rows.rows, 0, WORD),
+            split: RowSplit::new(rows.rows, 0, WORD),
             blocks: rows.blocks,
             partials: 0,
             chunks_done: 0,
@@ -508,7 +513,7 @@ impl Plan {
         Ok(())
     }
 
-    /// `len` elements of `size` bytes, aligned to `alignment`.
+    /// Adds an output of `len` elements of `size` bytes, aligned to `alignment`.
     fn write(
         &mut self,
         what: &'static str,
@@ -529,7 +534,7 @@ impl Plan {
     fn read_logits(&mut self, op: &CrossEntropy, logits: &Logits, in_place: bool) -> Result<()> {
         let rows = self.args.rows;
         let vocab = op.vocab.unwrap_or(logits.cols);
-        // An empty batch need not know how many columns its rows would have.
+        // Without rows, the number of columns does not matter.
         if rows > 0 && vocab > logits.cols {
             return Err(Error::Length {
                 what: "a row of logits",
@@ -540,7 +545,7 @@ impl Plan {
         if self.args.classes == 0 {
             self.args.classes = vocab;
         }
-        // Classes are counted by 32 bits.
+        // Kernels count classes with 32 bits.
         let end = self.args.first_class.checked_add(vocab);
         let known = self.args.classes > 0 && self.args.classes < u64::from(u32::MAX);
         if rows > 0 && (!known || end.is_none_or(|end| end > self.args.classes)) {
@@ -561,9 +566,9 @@ impl Plan {
         self.args.logits = matrix;
         self.args.cols = vocab;
         self.args.padded_cols = logits.cols;
-        self.cut = RowCut::new(rows, logits.cols, logits.dtype.size());
-        self.args.splits = self.cut.splits;
-        self.args.packs_per_split = self.cut.packs_per_split;
+        self.split = RowSplit::new(rows, logits.cols, logits.dtype.size());
+        self.args.splits = self.split.splits;
+        self.args.packs_per_split = self.split.packs_per_split;
         Ok(())
     }
 
@@ -595,7 +600,7 @@ impl Plan {
         let span = matrix_span("dlogits", logits, dlogits, self.args.rows)?;
         if let Some(index) = self.logits {
             let input = &self.read[index];
-            // Spans are of groups, and do not tell how their rows lie.
+            // The span of a matrix with groups covers whole groups, so it does not tell whether the rows are the same.
             if dlogits.group_rows == 0 && self.args.logits.group_rows == 0 {
                 span.may_be(input)?;
             } else if dlogits != self.args.logits {
@@ -643,7 +648,7 @@ impl Plan {
                 got: scratch.workspace_bytes,
             });
         }
-        // It holds u64, and its size is a multiple of theirs.
+        // The workspace is checked as u64 elements; its size is a multiple of 8 bytes.
         self.write("the workspace", scratch.workspace, needed / 8, 8, 8)?;
         self.args.totals = scratch.workspace + COUNT_BYTES;
         self.partials = self.args.totals + self.args.chunks * TOTALS_BYTES;
@@ -682,7 +687,7 @@ impl Plan {
         };
         let rows = self.args.rows;
         if rows > 0 {
-            // From the lowest address that is read to the highest.
+            // From the lowest to the highest address that is read.
             let too_large = Error::TooLarge {
                 rows,
                 cols: upstream.stride.unsigned_abs(),
@@ -701,8 +706,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Fails if something that is written is also something else. That dlogits may be the logits was looked at
-    /// before.
+    /// Fails if an output overlaps another buffer. dlogits in the place of the logits were checked before.
     fn check(&self) -> Result<()> {
         for (i, output) in self.written.iter().enumerate() {
             let read = self.read.iter().enumerate();
@@ -715,7 +719,7 @@ impl Plan {
     }
 
     /// # Safety
-    /// As [`launch()`] for the buffers and the stream; this holds for all that follow.
+    /// As [`launch()`] for the buffers and the stream. The same holds for all methods below.
     unsafe fn launch(
         &self,
         device: &Device,
@@ -729,7 +733,7 @@ impl Plan {
         unsafe { self.launch_grid(device, stream, function, (blocks, shape), args) }
     }
 
-    /// A block, or a cluster of `shape`, for each piece of work.
+    /// Launches a block, or a cluster of `shape`, for each piece of work.
     ///
     /// # Safety
     /// As for `launch`.
@@ -749,27 +753,27 @@ impl Plan {
         unsafe { launch(device, stream, function, grid, args) }
     }
 
-    /// How clusters of at least so many blocks share the rows, if they do.
+    /// The cluster entry and the split of the rows among the blocks of a cluster; `None` if clusters do not share the rows.
     fn cluster(
         &self,
         device: &Device,
         dtype: Dtype,
         least: Option<NonZeroU32>,
-    ) -> Result<Option<(Function, RowCut)>> {
+    ) -> Result<Option<(Function, RowSplit)>> {
         let entry = cluster_entry(dtype);
         if !device.has(entry)? {
             return Ok(None);
         }
         let function = device.function(entry)?;
-        let row_bytes = RowCut::row_bytes(self.args.padded_cols, dtype.size());
+        let row_bytes = RowSplit::row_bytes(self.args.padded_cols, dtype.size());
         let room = device.dynamic_shared_bytes_of_each(BLOCKS_OF_ROWS as u32);
         let most = function.largest_cluster;
         let least = least.map(|least| least.get().into());
-        let cut = (self.cut).of_cluster(row_bytes, u64::from(room), most, least);
-        Ok(cut.map(|cut| (function, cut)))
+        let split = (self.split).of_cluster(row_bytes, u64::from(room), most, least);
+        Ok(split.map(|split| (function, split)))
     }
 
-    /// The stats of rows, or of the parts of rows, and what `finish` shall merge.
+    /// Launches the stats of rows or of their parts, and sets the parts that `finish` merges.
     unsafe fn stats(
         &mut self,
         device: &Device,
@@ -778,11 +782,11 @@ impl Plan {
     ) -> Result<()> {
         self.args.chunks_done = self.chunks_done;
         let mut args = self.args;
-        if self.cut.splits > 1 {
+        if self.split.splits > 1 {
             args.stats = self.partials;
         }
         self.args.parts = args.stats;
-        self.args.part_count = self.cut.splits;
+        self.args.part_count = self.split.splits;
         let blocks = args.rows * args.splits;
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch(device, stream, function, blocks, &args) }
@@ -791,15 +795,15 @@ impl Plan {
     unsafe fn finish(&self, device: &Device, stream: CUstream, function: &Function) -> Result<()> {
         let mut args = self.args;
         if args.parts == args.stats {
-            // The stats are merged already.
+            // The stats are already merged.
             args.stats = 0;
         }
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch(device, stream, function, args.chunks, &args) }
     }
 
-    /// The results of rows, and the summary: one launch where there is one chunk of rows, or where a kernel before
-    /// has set the count of those that are done to 0, so that the block which does the last adds up all.
+    /// Launches the results of rows and the summary. This is one launch if there is one chunk of rows, or if an earlier kernel
+    /// has set the counter of finished chunks to 0; then the block that finishes the last chunk adds up all chunks.
     unsafe fn summary(
         &self,
         device: &Device,
@@ -836,7 +840,7 @@ impl Plan {
         dtype: Dtype,
     ) -> Result<()> {
         let mut args = self.args;
-        let row_bytes = RowCut::row_bytes(args.cols, dtype.size());
+        let row_bytes = RowSplit::row_bytes(args.cols, dtype.size());
         let on_chip = row_bytes <= u64::from(device.dynamic_shared_bytes());
         args.on_chip = u32::from(on_chip);
         let shape = Grid {
@@ -852,15 +856,15 @@ impl Plan {
         device: &Device,
         stream: CUstream,
         function: &Function,
-        cut: RowCut,
+        split: RowSplit,
     ) -> Result<()> {
         let mut args = self.args;
-        args.splits = cut.splits;
-        args.packs_per_split = cut.packs_per_split;
+        args.splits = split.splits;
+        args.packs_per_split = split.packs_per_split;
         let shape = Grid {
             blocks: 0,
-            cluster: cut.cluster_blocks() as u32,
-            shared_bytes: cut.part_bytes() as u32,
+            cluster: split.cluster_blocks() as u32,
+            shared_bytes: split.part_bytes() as u32,
         };
         // SAFETY: the caller vouches for the buffers and the stream.
         unsafe { self.launch_grid(device, stream, function, (args.rows, shape), &args) }
@@ -878,7 +882,7 @@ impl From<Matrix> for LogitsMatrix {
 }
 
 impl LogitsMatrix {
-    /// The same rows, without groups where one pitch does, so that no row is searched for.
+    /// The same rows without groups if one pitch describes them, so that the kernel need not divide by the group size.
     fn with_real_groups(self, rows: u64) -> LogitsMatrix {
         let LogitsMatrix {
             ptr,
@@ -898,7 +902,7 @@ impl LogitsMatrix {
     }
 }
 
-/// The bytes of the rows; of groups, those between their rows are taken for theirs.
+/// The span of the rows. The gaps between the rows of a group count as part of it.
 fn matrix_span(
     what: &'static str,
     logits: &Logits,

@@ -1,4 +1,4 @@
-//! The Goldfish mask on raw device pointers, and what a loss needs to decide on its own.
+//! The Goldfish mask on raw device pointers, and the inputs of a decision inside cross-entropy.
 
 #![allow(unsafe_code)]
 
@@ -16,24 +16,25 @@ use crate::geometry::{BLOCK, MAX_CHUNKS};
 use crate::loss::Goldfish;
 use crate::loss::goldfish::{TokenId, halo_len, rows};
 
-/// The decisions.
+/// The entry that decides.
 const MASK: Entry = Entry::new("goldfish", "mask", None);
 
-/// The second stage of the counts.
+/// The entry that adds up the counts of the blocks.
 const COUNTS: Entry = Entry::new("goldfish", "counts", None);
 
-/// Every entry of the masks.
+/// All kernel entries of goldfish.
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     [MASK, COUNTS].into_iter()
 }
 
-/// The most buffers that a decision reads.
+/// The maximum number of buffers that a decision reads.
 pub(super) const MAX_READ: usize = 6;
 
-/// Bytes of the count that a block leaves.
+/// The bytes of the count that each block writes.
 const PARTIAL_BYTES: u64 = 8;
 
-/// The type of ids or labels on the device. [`Label`](crate::loss::cross_entropy::Label) says which labels may have.
+/// The integer type of ids or labels in device memory. Labels may be i32, i64 or u32
+/// ([`Label`](crate::loss::cross_entropy::Label)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdType {
     /// 1 byte, unsigned.
@@ -49,7 +50,7 @@ pub enum IdType {
 }
 
 impl IdType {
-    /// That of `I`.
+    /// The type `I` as a value.
     pub(in crate::cuda) const fn of<I: TokenId>() -> IdType {
         match (size_of::<I>(), I::SIGNED) {
             (1, _) => IdType::U8,
@@ -69,7 +70,7 @@ impl IdType {
         }
     }
 
-    /// The number of the kernels.
+    /// The number of the type in the kernels.
     const fn code(self) -> u32 {
         match self {
             IdType::U8 => blocks::ID_U8,
@@ -80,7 +81,7 @@ impl IdType {
         }
     }
 
-    /// The same of labels.
+    /// The number of the type in the kernels; an error if labels may not have it.
     pub(super) const fn label_code(self) -> Result<u32> {
         match self {
             IdType::U8 => Err(Error::LabelType { labels: "u8" }),
@@ -90,12 +91,12 @@ impl IdType {
     }
 }
 
-/// A run of elements in device memory.
+/// A contiguous array in device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceSlice {
-    /// Address of the first; may be 0 if there are none.
+    /// The address of the first element. May be 0 if `len` is 0.
     pub ptr: CUdeviceptr,
-    /// How many.
+    /// The number of elements.
     pub len: u64,
 }
 
@@ -105,53 +106,54 @@ impl DeviceSlice {
     }
 }
 
-/// How labels are cut into segments: [`Layout`](crate::loss::goldfish::Layout), with offsets on the device.
+/// How labels are divided into segments and documents, with offsets in device memory:
+/// [`Layout`](crate::loss::goldfish::Layout) has the meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Rows of `len` labels each.
+    /// Each segment is a row of `len` labels.
     Rows {
-        /// Labels of a row; the number of labels is a multiple.
+        /// The number of labels of a row, which divides the number of labels.
         len: u64,
     },
-    /// One segment, cut into documents.
+    /// All labels are one segment, which has documents.
     Documents {
-        /// i32 offsets that do not decrease; if they do, windows end at one of them or another, but nothing
-        /// outside the ids and the halo is read.
+        /// i32 offsets that must not decrease. If they decrease, the windows stop at unspecified offsets, but nothing outside
+        /// the ids and the halo is read.
         cu_seqlens: DeviceSlice,
     },
 }
 
-/// The ids that decide: [`Tokens`](crate::loss::goldfish::Tokens) on the device. There is one hash id for each
-/// label.
+/// The ids from which a strategy decides, in device memory: [`Tokens`](crate::loss::goldfish::Tokens) has the meaning of each
+/// part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// One id for each label.
+    /// `[labels]` of `id_type`: the id of each label.
     pub hash_ids: CUdeviceptr,
-    /// Type of the hash ids and of the halo.
+    /// The type of the hash ids and of the halo.
     pub id_type: IdType,
-    /// How they are cut.
+    /// How the labels are divided into segments and documents.
     pub layout: Layout,
-    /// `[segments, n]`: the n ids before the first label of each segment.
+    /// `[segments, n]` of `id_type`: the n ids before the first label of each segment.
     pub halo: DeviceSlice,
-    /// i64 ids that are never dropped, in any order. Each label that would be dropped is compared with all.
+    /// i64 ids that are never dropped, in any order. The kernel compares each label that it would drop with all of them.
     pub exempt: DeviceSlice,
 }
 
-/// A strategy, its tables on the device, and the ids that it decides from.
+/// A strategy, its tables in device memory, and the ids from which it decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Decision<'a> {
     /// The strategy.
     pub goldfish: &'a Goldfish,
-    /// A copy of [`Goldfish::bitmap_words`]; ignored if there are none.
+    /// A copy of [`Goldfish::bitmap_words`] in device memory. Ignored if that is `None`.
     pub bitmap: CUdeviceptr,
-    /// A copy of [`Goldfish::coefficients`]; ignored if there are none.
+    /// A copy of [`Goldfish::coefficients`] in device memory. Ignored if that is `None`.
     pub coefficients: CUdeviceptr,
     /// The ids.
     pub tokens: Tokens,
 }
 
 impl Decision<'_> {
-    /// What a kernel needs to decide about `labels` labels, and all that it reads for that.
+    /// The kernel arguments of a decision about `labels` labels, and the buffers that it reads.
     pub(super) fn args(&self, labels: u64) -> Result<(GoldfishArgs, ArrayVec<Span, MAX_READ>)> {
         let Tokens {
             hash_ids,
@@ -206,58 +208,59 @@ impl Decision<'_> {
     }
 }
 
-/// Where the numbers of kept and dropped labels go.
+/// The output for the numbers of kept and dropped labels.
 #[derive(Clone, Copy, Debug)]
 pub struct Counts {
-    /// Two i64, overwritten: labels kept, labels dropped.
+    /// `[2] i64`, overwritten: the number of kept labels and the number of dropped labels.
     pub out: CUdeviceptr,
-    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8, not used by other work until the
-    /// call has completed. Need not be initialised.
+    /// At least [`workspace_bytes`] bytes of device memory, aligned to 8 bytes. It need not be initialised, and no other work
+    /// may use it until the call has completed.
     pub workspace: CUdeviceptr,
-    /// Its size.
+    /// The size of `workspace` in bytes.
     pub workspace_bytes: u64,
 }
 
-/// The mask as tensors.
+/// The call of [`mask`] and its outputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {
-    /// How it is decided.
+    /// The strategy and its ids.
     pub decision: Decision<'a>,
-    /// How many labels there are.
+    /// The number of labels.
     pub labels: u64,
-    /// If given, one u8 for each label: 1 kept, 0 dropped.
+    /// An optional output, `[labels] u8`: 1 for kept, 0 for dropped.
     pub keep: Option<CUdeviceptr>,
-    /// If given, one f32 for each label: 1 kept, 0 dropped.
+    /// An optional output, `[labels] f32`: 1 for kept, 0 for dropped.
     pub weights: Option<CUdeviceptr>,
-    /// If given, how many there are of each.
+    /// An optional output: the numbers of kept and dropped labels.
     pub counts: Option<Counts>,
     /// How many blocks to launch.
     pub blocks: Blocks,
 }
 
-/// Blocks of the mask kernel.
+/// The number of blocks of the mask kernel.
 fn blocks(labels: u64) -> u64 {
     labels.div_ceil(BLOCK).min(MAX_CHUNKS)
 }
 
-/// Bytes of workspace that the counts of this many labels need. More labels never need less.
+/// Returns the bytes of workspace that the counts of `labels` labels need. More labels never need less.
 pub fn workspace_bytes(labels: u64) -> u64 {
     blocks(labels) * PARTIAL_BYTES
 }
 
-/// Launches the Goldfish mask on `stream`: one kernel, and a second small one that adds up the counts if they
-/// are asked for. No labels give counts of 0.
+/// Launches the Goldfish mask on `stream`: one kernel, and, for the counts, a second small kernel that adds them up. Without
+/// labels the counts are 0.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Null`], [`Error::Misaligned`], [`Error::TooLarge`], [`Error::Overlap`],
-/// [`Error::Workspace`], or what the launch says. Nothing is written then; only if the driver refuses the
-/// second launch after it took the first is the mask written and the counts are not.
+/// [`Error::Length`], [`Error::Null`], [`Error::Misaligned`], [`Error::TooLarge`], [`Error::Overlap`], [`Error::Workspace`];
+/// the errors of [`Device::preload`], if a kernel is not loaded yet; and [`Error::Driver`], if the driver refuses a launch.
+/// Nothing is written when a check fails. If the driver accepts the first launch and refuses the second, the mask is written
+/// and the counts are not.
 ///
 /// # Safety
-/// The pointers are of the device's context and cover what the call says, `stream` is a live stream of that
-/// context (or a default-stream handle), and until the launch has completed nobody frees the buffers, writes
-/// the inputs or touches the outputs. If the launch was captured into a graph, that holds for every replay of
-/// the graph.
+/// - The pointers belong to the device's context and cover the elements that the call gives.
+/// - `stream` is a live stream of that context, or a default-stream handle.
+/// - Until the launch has completed, nobody frees the buffers, writes the inputs, or reads or writes the outputs and the
+///   workspace. If the launch was captured into a graph, this holds for every replay.
 pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result<()> {
     let labels = call.labels;
     let (goldfish, read) = call.decision.args(labels)?;
@@ -277,7 +280,7 @@ pub unsafe fn mask(device: &Device, stream: CUstream, call: &Mask<'_>) -> Result
         ..GoldfishMaskArgs::default()
     };
     let run = |ptr, len| DeviceSlice { ptr, len };
-    /// keep, weights, counts, the workspace.
+    /// The maximum number of buffers that a mask writes: keep, weights, counts and the workspace.
     const MAX_WRITTEN: usize = 4;
     let mut written = ArrayVec::<_, MAX_WRITTEN>::new();
     if let Some(keep) = call.keep {

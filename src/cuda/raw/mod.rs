@@ -1,12 +1,11 @@
-//! Launches on raw device pointers and a raw stream: for tensors of other frameworks, for C, and where a call of the
-//! safe functions does not fit.
+//! Launches on raw device pointers and a raw stream, for tensors of other frameworks and for C.
 //!
-//! The calls check what can be checked on the host (null, alignment, pitches, overlap, workspace
-//! size) and write nothing when a check fails. They do not allocate, synchronise or choose a stream.
-//! Before a capture, call [`Device::preload`](crate::Device::preload).
+//! The calls check what the host can check (null, alignment, pitches, overlap, workspace size), and write nothing when a
+//! check fails. They never allocate, synchronise or choose a stream. Before a capture, call
+//! [`Device::preload`](crate::Device::preload).
 //!
-//! An output may be the very matrix of an input of the same call (in place); otherwise no element of an
-//! output may belong to anything else of the call.
+//! An output may be exactly the matrix of an input of the same call (in place). Otherwise no output may overlap another
+//! buffer of the call.
 
 pub(super) mod activation;
 mod blocks;

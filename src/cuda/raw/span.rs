@@ -1,8 +1,8 @@
-//! The bytes that a buffer covers, and whether two share any.
+//! [`Span`]: the bytes that a buffer covers, for the check of overlaps.
 
 use crate::error::{Error, Result};
 
-/// The bytes of a buffer: `rows` runs of `row_bytes`, `pitch_bytes` apart.
+/// The bytes of a buffer: `rows` rows of `row_bytes` bytes, `pitch_bytes` apart.
 pub(super) struct Span {
     what: &'static str,
     start: u64,
@@ -57,12 +57,12 @@ impl Span {
         })
     }
 
-    /// Whether it is the buffer of that name.
+    /// Whether this is the buffer of that name.
     pub(super) fn is(&self, what: &str) -> bool {
         self.what == what
     }
 
-    /// Whether `self` and `other` are free of common bytes, or might not be.
+    /// Whether `self` and `other` share bytes, or may share bytes.
     fn overlaps(&self, other: &Span) -> bool {
         if self.start == self.end || other.start == other.end {
             return false;
@@ -91,7 +91,8 @@ impl Span {
         Ok(())
     }
 
-    /// In place, or apart: each element is read before it is written by the same thread.
+    /// Fails unless the output `self` is exactly `input`, or does not overlap it. In place is safe because the thread that
+    /// writes an element has read it before.
     pub(super) fn may_be(&self, input: &Span) -> Result<()> {
         if self.start == input.start && self.pitch_bytes == input.pitch_bytes {
             return Ok(());

@@ -1,50 +1,51 @@
-//! The loss in f64, written from its definition and not from the kernels, with the error that a result may have.
+//! The f64 reference of cross-entropy, written from the definition and independently of the kernels, and the bounds on f32
+//! results.
 
 use super::CrossEntropy;
 
-/// What becomes of a row.
+/// The status of a row: whether it takes part in the loss, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RowStatus {
-    /// It does not count: its label is ignored, or its weight is 0.
+    /// The label is `ignore_index`, or the weight is 0.
     Masked,
-    /// It would count, had Goldfish not dropped it.
+    /// Goldfish drops the row, which would otherwise be kept.
     Dropped,
-    /// Its label is no class.
+    /// The label is neither a class nor `ignore_index`.
     Bad,
-    /// It counts.
+    /// The row takes part in the loss.
     Kept,
 }
 
-/// A row in f64, and how far f32 results may be off; a 16-bit gradient is rounded once from what its bound allows.
+/// The results of a row in f64, with bounds on the error of f32 results. A 16-bit gradient may be any value within its
+/// bound, rounded once.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Row {
     /// The weighted loss.
     pub loss: f64,
-    /// The part of it that is z-loss.
+    /// The part of `loss` that is z-loss.
     pub z_loss: f64,
-    /// log Σ e^z.
+    /// lse = log Σ e^z.
     pub lse: f64,
-    /// The class of the largest logit, the first of several; `None` if there is none (all are NaN).
+    /// The class of the largest logit (the first of equal ones), ignoring NaN; `None` if all logits are NaN.
     pub argmax: Option<usize>,
     /// The gradient with respect to each logit.
     pub dlogits: Vec<f64>,
-    /// How far an f32 loss may be off: 4 ulp of the largest term of lse, and 1e-6 of itself where p > ½.
+    /// The bound on the error of an f32 loss: 4 ulp of the largest term of lse, and a relative error of 1e-6 where p > ½.
     pub loss_bound: f64,
-    /// How far an f32 lse may be off: 4 ulp of its largest term: the largest logit, log Σ e^(z − max), or the
-    /// e⁰ = 1 in that sum.
+    /// The bound on the error of an f32 lse: 4 ulp of its largest term. The terms are the largest logit,
+    /// log Σ e^(z − max), and the e⁰ = 1 in that sum.
     pub lse_bound: f64,
-    /// How far an f32 gradient may be off: (8 + |t|)·2⁻²⁴ of its terms, t being the logit's distance from the
-    /// largest in powers of two; and a p or a cap′ below about the smallest normal f32, 2⁻¹²⁶, may be taken to
-    /// be 0.
+    /// The bound on the error of each f32 gradient: (8 + |t|)·2⁻²⁴ of its terms, where t is the distance of the logit from
+    /// the largest logit, divided by ln 2. A p or a cap′ below about 2⁻¹²⁶, the smallest normal f32, may count as 0.
     pub dlogits_bound: Vec<f64>,
 }
 
 /// 2⁻²⁴, half the distance from 1 to the next f32.
 const HALF_ULP: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// The distance of f32 values at `x`.
+/// The distance between neighbouring f32 values at `x`.
 fn ulp(x: f64) -> f64 {
     let exponent = if x == 0.0 || !x.is_finite() {
         -126
@@ -54,7 +55,7 @@ fn ulp(x: f64) -> f64 {
     2f64.powi(exponent.max(-126) - 23)
 }
 
-/// cap(z) and cap′(z). −inf is no class and stays what it is.
+/// cap(z) and cap′(z). −inf stays −inf, with a slope of 0.
 fn capped(cap: Option<f32>, z: f64) -> (f64, f64) {
     let Some(cap) = cap.map(f64::from) else {
         return (z, 1.0);
@@ -68,7 +69,8 @@ fn capped(cap: Option<f32>, z: f64) -> (f64, f64) {
 }
 
 impl CrossEntropy {
-    /// What becomes of a row with this label and weight, of `classes` classes.
+    /// Returns the status of a row with this label and this weight, given whether Goldfish drops it and the number of
+    /// classes.
     pub fn row_status(&self, label: i64, weight: f32, dropped: bool, classes: u64) -> RowStatus {
         if label == self.ignore_index || weight == 0.0 {
             RowStatus::Masked
@@ -81,11 +83,12 @@ impl CrossEntropy {
         }
     }
 
-    /// The reference of a row that counts. `logits` are those of all classes, of an element's type or f64; `target` is
-    /// the label's place among them, `upstream` the gradient with respect to the weighted loss (dloss/normalizer).
+    /// The f64 reference of one kept row. `logits` are the `[V]` logits of all classes, of an element type or f64, `target`
+    /// is the index of the label among them, and `upstream` is the gradient with respect to the weighted loss
+    /// (dloss/normalizer).
     ///
     /// # Panics
-    /// If `target` is not among the logits.
+    /// If `target` is not an index of `logits`.
     pub fn evaluate<T: Copy + Into<f64>>(
         &self,
         logits: &[T],
@@ -107,7 +110,7 @@ impl CrossEntropy {
         let max = argmax.map_or(f64::NAN, |i| z[i]);
         let exps: Vec<f64> = z.iter().map(|&z| (z - max).exp()).collect();
         let total: f64 = exps.iter().sum();
-        // Of nothing but −inf the sum is 0, and not NaN as the exponentials of a difference.
+        // If all logits are −inf, z − max would be NaN, but the sum of the exponentials is 0.
         let lse = if max == f64::NEG_INFINITY {
             max
         } else {
@@ -117,7 +120,7 @@ impl CrossEntropy {
             .filter(|&(j, _)| j != target)
             .map(|(_, e)| e)
             .sum();
-        // Near p = 1 the difference of two logarithms has no digits left.
+        // Near p = 1 the difference of the two logarithms cancels.
         let surprise = if exps[target] > others {
             (others / exps[target]).ln_1p()
         } else {
@@ -135,7 +138,7 @@ impl CrossEntropy {
         };
         let loss = weight * loss + z_loss;
 
-        // The error of a capped logit: that of tanh, a handful of roundings relative to itself.
+        // The error of a softcapped logit: a few roundings of tanh, relative to the logit.
         let cap_error = |z: f64| {
             if self.softcap.is_some() && z != f64::NEG_INFINITY {
                 8.0 * HALF_ULP * z.abs()
@@ -160,19 +163,19 @@ impl CrossEntropy {
         }
 
         let g = weight * upstream;
-        // Where lse is near −1/(2λ) little is left of this sum, and the error of lse is most of it.
+        // Where lse is near −1/(2λ) this sum cancels, and most of its error is that of lse.
         let common = 1.0 + 2.0 * lambda * lse;
         let common_bound = 2.0 * lambda * lse_bound;
         let even = smooth / classes;
-        // The error of p_j, relative to it.
+        // The relative error of p_j.
         let of_p = |j: usize| {
             let t = (z[j] - max) * std::f64::consts::LOG2_E;
-            // Below 2^-150 there is nothing left to be relative to.
+            // Below 2^-150 p_j is 0 in f32 and has no relative error.
             let t = if t > -200.0 { t.abs() } else { 0.0 };
             (8.0 + t) * HALF_ULP + cap_error(z[j]) + cap_error(max)
         };
-        // That of cap′, an exponential too. Its argument 2|z|/c·log2 e is rounded three times (2/c, the product with
-        // |z|, the product with log2 e), and log2 e is off by 0.22 of half an ulp.
+        // The relative error of cap′, which is an exponential too. Its argument 2|z|/c·log2 e is rounded three times (2/c,
+        // the product with |z|, the product with log2 e), and the constant log2 e is off by 0.22 of half an ulp.
         let of_slope = |j: usize| match self.softcap {
             Some(cap) if slopes[j] > 0.0 => {
                 (8.0 + 2.0 * 3.22 * (raw[j] / f64::from(cap)).abs()) * HALF_ULP
@@ -198,7 +201,7 @@ impl CrossEntropy {
             dlogits.push(g * value * slopes[j]);
             let bound = bound + common_bound * p;
             let bound = (g * slopes[j]).abs() * (bound + terms * of_slope(j));
-            // What an exponential below the smallest normal f32 comes to, which is 0 on the device.
+            // The device flushes an exponential below the smallest normal f32 to 0.
             let flushed = f64::from(f32::MIN_POSITIVE) * g.abs();
             let of_slope = self.softcap.map_or(0.0, |_| 4.0 * terms);
             let bound = bound + flushed * (2.0 * common.abs() * slopes[j] + of_slope);

@@ -7,7 +7,7 @@ const SHIFT: usize = 397;
 /// the authors' mt19937ar.c and PyTorch's CPU generator are.
 pub(super) struct Mt19937 {
     state: [u32; WORDS],
-    /// The next word; those before it are of the next generation already.
+    /// The index of the next word. The words before it are already of the next generation.
     next: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What a launch counts: the sum of what its workers do.
+//! The counts of a launch, which are the sums of the counts of its workers.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,15 +23,15 @@ pub(super) struct Touched {
     pub traffic: BufferTraffic,
 }
 
-/// Counts, of one worker or of all.
-pub(super) struct Tally {
+/// The counts of one worker or of all workers.
+pub(super) struct Totals {
     pub touched: Vec<Touched>,
     /// Executions of each instruction, by lanes.
     pub counts: Vec<u64>,
     pub shared: BankPhases,
 }
 
-/// Makes a range contain another.
+/// Extends a range so that it contains another.
 pub(super) fn widen(range: &mut Range<u64>, other: Range<u64>) {
     *range = match (range.is_empty(), other.is_empty()) {
         (true, _) => other,
@@ -40,16 +40,16 @@ pub(super) fn widen(range: &mut Range<u64>, other: Range<u64>) {
     };
 }
 
-impl Tally {
+impl Totals {
     pub fn new(code: &Code) -> Self {
-        Tally {
+        Totals {
             touched: Vec::new(),
             counts: vec![0; code.insts.len()],
             shared: BankPhases::default(),
         }
     }
 
-    /// The place of a buffer among the touched ones.
+    /// The index of a buffer among the touched ones. Adds it if it is new.
     pub fn touch(&mut self, buffer: Arc<Buffer>) -> usize {
         let mut touched = self.touched.iter();
         if let Some(i) = touched.position(|t| t.extent.buffer.base == buffer.base) {
@@ -69,8 +69,8 @@ impl Tally {
         self.touched.len() - 1
     }
 
-    /// Adds what another worker counted.
-    pub fn join(&mut self, other: Tally) {
+    /// Adds the counts of another worker.
+    pub fn join(&mut self, other: Totals) {
         for Touched { extent, traffic } in other.touched {
             let i = self.touch(extent.buffer);
             let sum = &mut self.touched[i];
@@ -84,7 +84,7 @@ impl Tally {
         self.shared.join(&other.shared);
     }
 
-    /// The report of the launch, and what it touched.
+    /// The report of the launch, and the byte ranges that it touched.
     pub fn report(
         mut self,
         request: &Request,
