@@ -1,4 +1,4 @@
-//! Activations as ops of candle's graph.
+//! Activations as differentiable ops of candle.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,8 +12,8 @@ use xact::{Activation, AnyActivation, Halves, Order, Xatlu, Xgelu, Xielu, Xsilu}
 use crate::error::{FLOATS, check_device, check_dtype, check_shape, of_xact};
 use crate::view::{View, common, fitted, last_dimension};
 
-/// xIELU of `x`, of any shape, with the raw trainable scalars that checkpoints hold. [`activation`] takes its options,
-/// and β as a third scalar.
+/// Computes xIELU of `x`, a tensor of any shape, with the raw scalars that checkpoints hold. [`activation`] takes the
+/// options of xIELU, and β as a third scalar.
 ///
 /// # Errors
 /// As [`activation`].
@@ -21,7 +21,7 @@ pub fn xielu(x: &Tensor, alpha_p: &Tensor, alpha_n: &Tensor) -> Result<Tensor> {
     activation(Xielu::default(), x, &[alpha_p, alpha_n])
 }
 
-/// xATLU of `x`, of any shape.
+/// Computes xATLU of `x`, a tensor of any shape.
 ///
 /// # Errors
 /// As [`activation`].
@@ -29,7 +29,7 @@ pub fn xatlu(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     activation(Xatlu, x, &[alpha])
 }
 
-/// xGELU of `x`, of any shape.
+/// Computes xGELU of `x`, a tensor of any shape.
 ///
 /// # Errors
 /// As [`activation`].
@@ -37,7 +37,7 @@ pub fn xgelu(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     activation(Xgelu, x, &[alpha])
 }
 
-/// xSiLU of `x`, of any shape.
+/// Computes xSiLU of `x`, a tensor of any shape.
 ///
 /// # Errors
 /// As [`activation`].
@@ -45,16 +45,17 @@ pub fn xsilu(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     activation(Xsilu, x, &[alpha])
 }
 
-/// y = f(x) of any op with its options, of the shape and the type of `x`: f32, f16 or bf16.
+/// Computes y = f(x) for an op with any options. y has the shape and the dtype of `x`: f32, f16 or bf16.
 ///
-/// `params` are the op's trainable scalars in the order of [`Signature::params`](xact::Signature::params), of any shape
-/// with one element and of any float type, f32 beside 16-bit `x` for one; each receives a gradient of its own shape and
-/// type. Those that are optional may be left out at the end.
+/// `params` are the trainable scalars of the op, in the order of [`Signature::params`](xact::Signature::params). Optional
+/// ones at the end may be left out. A scalar may have any shape with one element and any float dtype, for example f32
+/// beside bf16 `x`. Its gradient has the same shape and dtype.
 ///
-/// `x` may be any view. What lies in rows at a pitch is read where it is; only other views are copied first.
+/// `x` may be any view. A view that consists of rows with one pitch is read in place. Other views (transposed, broadcast)
+/// are copied first.
 ///
 /// # Errors
-/// A type, a number of scalars, a shape or a device that does not fit; what xact or candle says.
+/// A dtype, the number of scalars, a shape or a device is wrong; or an error of xact or candle.
 pub fn activation(op: impl Into<AnyActivation>, x: &Tensor, params: &[&Tensor]) -> Result<Tensor> {
     let op = op.into();
     let call = Call {
@@ -67,11 +68,12 @@ pub fn activation(op: impl Into<AnyActivation>, x: &Tensor, params: &[&Tensor]) 
     x.apply_op2(&params, Forward(call))
 }
 
-/// y = g(x)·v, with g = G or f by `order`, of a gate and a value of one shape and one type. As [`activation`]
-/// otherwise: the halves of a larger tensor need not be copied, but [`gated_halves`] returns their gradients as one.
+/// Computes y = g(x)·v, where g is G or f according to `order`. The gate `x` and the value `v` have the same shape and
+/// dtype. See [`activation`] for the scalars and the views. For the halves of one tensor, [`gated_halves`] is faster: it
+/// writes their gradients into one tensor.
 ///
 /// # Errors
-/// As [`activation`]; the op has no gated forms.
+/// The errors of [`activation`]; or the op has no gated forms.
 pub fn gated(
     op: impl Into<AnyActivation>,
     order: Order,
@@ -96,11 +98,11 @@ pub fn gated(
     x.apply_op3(&v, &params, Forward(call))
 }
 
-/// The same of the halves of a `[.., 2·n]` tensor, of which `halves` says which is the gate: y is `[.., n]`, and the
-/// gradient is one `[.., 2·n]` tensor.
+/// Computes y = g(x)·v, where x and v are the halves of `xv`, `[.., 2·n]`. `halves` says which half is the gate. y is
+/// `[.., n]`, and the gradient of `xv` is one `[.., 2·n]` tensor.
 ///
 /// # Errors
-/// As [`gated`].
+/// The errors of [`gated`].
 pub fn gated_halves(
     op: impl Into<AnyActivation>,
     order: Order,
@@ -126,7 +128,7 @@ pub fn gated_halves(
     xv.apply_op2(&params, Forward(call))
 }
 
-/// The scalars as one `[n] f32` tensor, through which candle passes the gradients on to each.
+/// Joins the scalars into one `[n] f32` tensor. candle passes its gradient on to each scalar.
 fn joined(op: &AnyActivation, x: &Tensor, params: &[&Tensor]) -> Result<Tensor> {
     let signature = op.signature();
     let (most, got) = (signature.params.len(), params.len());
@@ -155,7 +157,7 @@ fn joined(op: &AnyActivation, x: &Tensor, params: &[&Tensor]) -> Result<Tensor> 
     }
 }
 
-/// What is computed, and of which tensors.
+/// A call: the op, and which tensors it takes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) op: AnyActivation,
@@ -164,31 +166,31 @@ pub(crate) struct Call {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Of x.
+    /// y = f(x).
     Plain,
-    /// Of x and v.
+    /// y = g(x)·v, for two tensors.
     Pair(Order),
-    /// Of xv.
+    /// y = g(x)·v, for the halves of one tensor.
     Halves(Order, Halves),
 }
 
-/// The tensors of a call as rows of one length.
+/// The tensors of a call as rows of the same length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operands {
     pub(crate) x: View,
     pub(crate) v: Option<View>,
-    /// y and dy.
+    /// The rows of y and dy.
     pub(crate) y: View,
-    /// The gradient of x, in its tensor.
+    /// The rows of dx in the tensor that holds it.
     pub(crate) dx: View,
-    /// The gradient of v, in the same if x and v are halves.
+    /// The rows of dv. For halves, they are in the tensor of dx.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    // on the CPU the halves are one argument
+    // the CPU backend takes both halves as one argument
     pub(crate) dv: Option<View>,
 }
 
 impl Call {
-    /// Where the rows of its tensors lie.
+    /// Finds the rows of the tensors with these layouts.
     pub(crate) fn operands(&self, layouts: &[&Layout]) -> Result<Operands> {
         let found = match (self.form, layouts) {
             (Form::Plain, [x]) => common([*x]).map(|[x]| (x, None)),
@@ -198,7 +200,7 @@ impl Call {
             }
             _ => None,
         };
-        // `activation` and its like have copied all others.
+        // The public functions copy tensors that have no such rows.
         let Some((x, v)) = found else {
             bail!("{} does not take tensors that lie like this", self.name())
         };
@@ -211,7 +213,7 @@ impl Call {
         Ok(Operands { x, v, y, dx, dv })
     }
 
-    /// The shape of y.
+    /// The shape of y, if the first tensor has this layout.
     pub(crate) fn shape(&self, first: &Layout) -> Shape {
         let mut dims = first.dims().to_vec();
         if let (Form::Halves(..), Some(width)) = (self.form, dims.last_mut()) {
@@ -233,10 +235,10 @@ fn gate_and_value(xv: View, halves: Halves) -> (View, Option<View>) {
     }
 }
 
-/// A tensor as candle hands it to an op.
+/// A tensor as candle passes it to an op.
 pub(crate) type Operand<'a, S> = (&'a S, &'a Layout);
 
-/// The forward of x or xv and the parameters, or of x, v and the parameters.
+/// The forward. Its arguments are x or xv, and the parameters; or x, v and the parameters.
 struct Forward(Call);
 
 impl CustomOp2 for Forward {
@@ -325,15 +327,16 @@ impl CustomOp3 for Forward {
     }
 }
 
-/// The backward: one pass over x or xv and dy, or over x, v and dy. Its result is the gradient of the first.
+/// The backward, which computes all gradients in one pass. Its arguments are x or xv, and dy; or x, v and dy. Its result
+/// is the gradient of the first argument.
 pub(crate) struct Backward<'a> {
     pub(crate) call: Call,
     pub(crate) params: &'a Tensor,
-    /// An op of candle has one result; here are the others.
+    /// The other gradients, since an op of candle has only one result.
     also: Mutex<Also>,
 }
 
-/// What the backward writes besides the gradient of its first tensor.
+/// The gradients besides that of the first argument.
 #[derive(Default)]
 pub(crate) struct Also {
     dv: Option<Tensor>,
@@ -349,12 +352,12 @@ impl<'a> Backward<'a> {
         }
     }
 
-    /// Whether the gradients of the parameters are asked for.
+    /// Whether the gradients of the parameters are needed.
     pub(crate) fn with_dparams(&self) -> bool {
         self.params.track_op()
     }
 
-    /// Hands over what is written besides: dv of the shape of y, the gradients of the parameters.
+    /// Stores dv, which has this shape, and the gradients of the parameters.
     fn put(&self, shape: &Shape, dv: Option<Storage>, dparams: Option<Storage>) {
         let tensor = |storage, shape: &Shape| {
             Tensor::from_storage(storage, shape, BackpropOp::none(), false)
@@ -396,13 +399,13 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// What a backward has written.
+/// The gradients that a backward has computed.
 pub(crate) struct Written<S> {
-    /// Of the shape of the first tensor.
+    /// The gradient of x or xv.
     pub(crate) dx: S,
-    /// Of the second, if there is one.
+    /// The gradient of v, if it is a tensor.
     pub(crate) dv: Option<S>,
-    /// If they are asked for.
+    /// The gradients of the parameters, if they are needed.
     pub(crate) dparams: Option<S>,
 }
 

@@ -1,4 +1,4 @@
-//! The ops on candle's CPU tensors, by `xact::cpu`.
+//! The ops on candle's CPU tensors, computed by `xact::cpu`.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor, WithDType, bail};
@@ -12,13 +12,13 @@ use crate::summary::{Summary, to_words};
 use crate::tokens::{HostTokens, integers};
 use crate::view::{View, last_dimension};
 
-/// An element of both crates.
+/// An element type of both crates.
 trait Float: xact::Element + WithDType {}
 impl Float for f32 {}
 impl Float for f16 {}
 impl Float for bf16 {}
 
-/// Calls `$body` with the type `$T` that a type of candle is.
+/// Evaluates `$body` with `$T` as the element type of a dtype.
 macro_rules! with_float {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
@@ -39,7 +39,7 @@ macro_rules! with_float {
     };
 }
 
-/// Elements to be overwritten. They come as zeros from the system, which costs nothing before they are.
+/// Allocates an output. The system provides zeroed pages lazily, so nothing is written twice.
 fn room<T: Float>(len: usize) -> Vec<T> {
     bytemuck::zeroed_vec(len)
 }
@@ -48,7 +48,7 @@ fn input<'a, T: Float>((storage, _): Operand<'a, CpuStorage>, view: View) -> Res
     Ok(Input::rows(storage.as_slice::<T>()?, view.rows()))
 }
 
-/// The elements of a tensor without gaps.
+/// The elements of a tensor that must have no gaps.
 fn elements<'a, T: WithDType>((storage, layout): Operand<'a, CpuStorage>) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a tensor without gaps is needed, not {layout:?}")
@@ -59,7 +59,7 @@ fn elements<'a, T: WithDType>((storage, layout): Operand<'a, CpuStorage>) -> Res
     }
 }
 
-/// y, and its shape.
+/// Computes y; returns it with its shape.
 pub(crate) fn forward(
     call: &Call,
     tensors: &[Operand<'_, CpuStorage>],
@@ -100,7 +100,7 @@ fn forward_of<T: Float>(
     Ok(y)
 }
 
-/// All gradients in one pass.
+/// Computes all gradients in one pass.
 pub(crate) fn backward(
     backward: &Backward<'_>,
     tensors: &[Operand<'_, CpuStorage>],
@@ -166,7 +166,7 @@ fn backward_of<T: Float>(
     })
 }
 
-/// What decides about the rows of a loss.
+/// The labels, weights and tokens of a loss.
 struct Deciding {
     labels: Vec<i64>,
     weights: Option<Vec<f32>>,
@@ -186,7 +186,7 @@ impl Deciding {
     }
 }
 
-/// Sets it in a call.
+/// Sets the weights and the tokens of a call.
 macro_rules! decide {
     ($call:ident, $forward:expr, $rows:expr) => {
         if let Some(weights) = &$rows.weights {
@@ -198,16 +198,16 @@ macro_rules! decide {
     };
 }
 
-/// Where the rows of logits lie.
+/// The rows of the logits.
 fn logits_view(layout: &Layout) -> Result<View> {
     match last_dimension(layout, true) {
         Some(view) => Ok(view),
-        // The call has copied all others.
+        // `record` copies logits that have no such rows.
         None => bail!("cross_entropy does not take logits that lie like {layout:?}"),
     }
 }
 
-/// The loss, and what is wanted besides.
+/// Computes the loss and the other results that are wanted.
 pub(crate) fn cross_entropy(
     forward: &Forward,
     logits: Operand<'_, CpuStorage>,
@@ -274,7 +274,7 @@ fn cross_entropy_of<T: Float>(
     })
 }
 
-/// The gradient of the logits.
+/// Computes the gradient of the logits.
 pub(crate) fn cross_entropy_gradient(
     gradient: &Gradient<'_>,
     logits: Operand<'_, CpuStorage>,

@@ -1,4 +1,4 @@
-//! Cross-entropy as an op of candle's graph.
+//! Cross-entropy as a differentiable op of candle.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,27 +13,29 @@ use crate::summary::{Summary, WORDS};
 use crate::tokens::{DeviceGoldfish, Tokens};
 use crate::view::{fitted, last_dimension};
 
-/// What becomes of the losses of the rows.
+/// How the losses of the rows are reduced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduction {
-    /// Their sum, divided by what [`CrossEntropy::normalizer`] says, or by the number that the call brings: `[] f32`.
+    /// The sum of the losses, divided by the normaliser: `[] f32`. [`CrossEntropy::normalizer`] says what the normaliser is,
+    /// unless [`CrossEntropyCall::normalizer`] sets a number.
     #[default]
     Mean,
-    /// Their sum: `[] f32`.
+    /// The sum of the losses: `[] f32`.
     Sum,
-    /// The losses themselves, f32 of the shape of the labels.
+    /// The losses themselves: f32 in the shape of the labels.
     None,
 }
 
-/// The loss of `logits`, `[.., V]` in f32, f16 or bf16, whose classes are `labels`, `[..]` in u32, i32 or i64. The
-/// call's methods set what may be given.
+/// Prepares the loss of `logits`, `[.., V]` in f32, f16 or bf16, for `labels`, `[..]` in u32, i32 or i64. The methods of
+/// the call set optional arguments; [`run`](CrossEntropyCall::run) computes the loss.
 ///
-/// A label that is no class and not [`ignore_index`](CrossEntropy::ignore_index) gives NaN in its own row and is
-/// reported in [`bad_row`](xact::CrossEntropySummary::bad_row) of the summary: finding it earlier would wait for the
-/// device. u32 labels are never negative: 4,294,967,196 is not −100.
+/// A label that is neither a class nor [`ignore_index`](CrossEntropy::ignore_index) is not an error, because an error
+/// would have to wait for the device. The loss and the gradient of its row are NaN, and
+/// [`bad_row`](xact::CrossEntropySummary::bad_row) of the summary reports the row. u32 labels are never negative:
+/// 4,294,967,196 is not −100.
 ///
-/// The backward reads the logits again, and 20 bytes a row that the forward has saved. The logits may be any view; rows
-/// at a pitch, and `logits.narrow(1, 0, s - 1)` of `[B, S, V]`, are read where they are.
+/// The forward saves 20 bytes for each row. The backward reads them and the logits. The logits may be any view. Rows with
+/// a pitch are read in place, and so is `logits.narrow(1, 0, s - 1)` of `[B, S, V]` logits. Other views are copied first.
 pub fn cross_entropy<'a>(
     op: &'a CrossEntropy,
     logits: &'a Tensor,
@@ -63,45 +65,45 @@ pub struct CrossEntropyCall<'a> {
     normalizer: Option<&'a Tensor>,
 }
 
-/// A loss, and what came with it. Only `loss` has a gradient.
+/// The loss and the other results of a forward. Only `loss` is differentiable.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outputs {
-    /// The loss, as [`Reduction`] says.
+    /// The loss, reduced as [`Reduction`] says.
     pub loss: Tensor,
-    /// The loss of each row, weighted, not normalised, f32 of the shape of the labels.
+    /// The loss of each row, weighted and not normalised: f32 in the shape of the labels.
     pub losses: Tensor,
-    /// The part of each that is z-loss, f32 of the shape of the labels.
+    /// The z-loss in each loss: f32 in the shape of the labels.
     pub z_loss: Tensor,
-    /// log Σ e^z of each row, f32 of the shape of the labels; 0 of a masked row.
+    /// log Σ e^z of each row: f32 in the shape of the labels. It is 0 for a masked row.
     pub lse: Tensor,
-    /// The class of the largest logit, i32 of the shape of the labels; −1 of a masked row.
+    /// The class of the largest logit of each row: i32 in the shape of the labels. It is −1 for a masked row.
     pub argmax: Tensor,
     /// The totals.
     pub summary: Summary,
 }
 
 impl<'a> CrossEntropyCall<'a> {
-    /// Sets what becomes of the losses.
+    /// Sets how the losses are reduced.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.reduction = reduction;
         self
     }
 
-    /// Sets the weights of the rows, f32 of the shape of the labels. A row of weight 0 is masked. They receive no
+    /// Sets the weights of the rows: f32 in the shape of the labels. A row of weight 0 is masked. Weights receive no
     /// gradient.
     pub fn weights(mut self, weights: &'a Tensor) -> Self {
         self.weights = Some(weights);
         self
     }
 
-    /// Drops the rows that `goldfish` decides about from `tokens`.
+    /// Drops rows by Goldfish, which decides from `tokens`.
     pub fn goldfish(mut self, goldfish: &'a DeviceGoldfish, tokens: Tokens) -> Self {
         self.goldfish = Some((goldfish, tokens));
         self
     }
 
-    /// Divides the mean and the gradients by this, one f32 where the logits are, such as the number of tokens in all
+    /// Sets the normaliser of the mean: one f32 on the device of the logits, for example the number of tokens in all
     /// micro-batches of a step.
     pub fn normalizer(mut self, normalizer: &'a Tensor) -> Self {
         self.normalizer = Some(normalizer);
@@ -111,15 +113,15 @@ impl<'a> CrossEntropyCall<'a> {
     /// Computes the loss.
     ///
     /// # Errors
-    /// A type, a shape or a device that does not fit; an option out of its range; what xact or candle says.
+    /// A dtype, a shape or a device is wrong; an option is out of its range; or an error of xact or candle.
     pub fn run(self) -> Result<Tensor> {
         Ok(self.record(false)?.0)
     }
 
-    /// Computes the loss, and all that a forward can tell of the rows.
+    /// Computes the loss and all other results of the forward.
     ///
     /// # Errors
-    /// As [`run`](CrossEntropyCall::run).
+    /// The errors of [`run`](CrossEntropyCall::run).
     pub fn run_with_outputs(self) -> Result<Outputs> {
         let (loss, made) = self.record(true)?;
         let (Some(rows), Some(made)) = (made.get().and_then(|made| made.rows.clone()), made.get())
@@ -200,13 +202,13 @@ impl<'a> CrossEntropyCall<'a> {
     }
 }
 
-/// A forward, checked, and what it has left.
+/// A forward with checked arguments, and its results for the backward.
 pub(crate) struct Forward {
     pub(crate) op: CrossEntropy,
     pub(crate) reduction: Reduction,
-    /// Of the labels.
+    /// The shape of the labels.
     shape: Shape,
-    /// `[N]`, as all that follows.
+    /// `[N]`, like the weights.
     pub(crate) labels: Tensor,
     pub(crate) weights: Option<Tensor>,
     pub(crate) goldfish: Option<(DeviceGoldfish, Tokens)>,
@@ -215,26 +217,26 @@ pub(crate) struct Forward {
     made: Arc<OnceLock<Made>>,
 }
 
-/// What a forward is to leave besides the loss.
+/// Which results a forward computes besides the loss.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) rows: bool,
     pub(crate) saved: bool,
 }
 
-/// What a forward makes.
+/// The results of a forward.
 pub(crate) struct Results<S> {
     /// One element, or one for each row.
     pub(crate) loss: S,
-    /// Losses (unless they are `loss`), z-losses and lse, f32; argmax, i32.
+    /// Losses (unless they are `loss`), z-losses, lse and argmax.
     pub(crate) rows: Option<(Option<S>, S, S, S)>,
-    /// What the backward needs, u8.
+    /// The saved bytes that the backward needs.
     pub(crate) saved: Option<S>,
     /// `[WORDS] u32`.
     pub(crate) summary: S,
 }
 
-/// What a forward has left.
+/// The results of a forward besides the loss, as tensors.
 pub(crate) struct Made {
     rows: Option<Rows>,
     pub(crate) saved: Option<Tensor>,
@@ -250,7 +252,7 @@ struct Rows {
 }
 
 impl Forward {
-    /// Keeps what was made; the loss and its shape.
+    /// Keeps the other results, and returns the loss with its shape.
     fn keep<S>(&self, results: Results<S>, wrap: impl Fn(S) -> Storage) -> (S, Shape) {
         let tensor =
             |s: S, shape: &Shape| Tensor::from_storage(wrap(s), shape, BackpropOp::none(), false);
@@ -266,7 +268,7 @@ impl Forward {
             saved: results.saved.map(|s| tensor(s, &bytes.into())),
             summary: tensor(results.summary, &WORDS.into()),
         };
-        // A forward is run once, by the call that made it.
+        // candle runs a forward once.
         let _ = self.made.set(made);
         let shape = match self.reduction {
             Reduction::Mean | Reduction::Sum => ().into(),
@@ -304,7 +306,7 @@ impl CustomOp1 for Forward {
     }
 }
 
-/// The gradient of the logits.
+/// The op that computes the gradient of the logits.
 pub(crate) struct Gradient<'a> {
     pub(crate) forward: &'a Forward,
     pub(crate) made: &'a Made,

@@ -1,7 +1,7 @@
-//! The ops on candle's CUDA tensors: the kernels of xact, launched on the tensors' own stream by `xact::raw`.
+//! The ops on candle's CUDA tensors. `xact::raw` launches the kernels on the stream of the tensors' device.
 //!
-//! Nothing here waits for the device. Outputs and workspaces are allocated by candle on the same stream, and freed in
-//! its order.
+//! No function here waits for the device. candle allocates outputs and workspaces on the same stream, and frees them in
+//! stream order.
 
 #![allow(unsafe_code)]
 
@@ -25,7 +25,7 @@ use crate::summary::WORDS;
 use crate::tokens::{DeviceGoldfish, Tokens};
 use crate::view::{View, last_dimension};
 
-/// Where a call goes.
+/// The device, the stream and the kernels of a call.
 struct Queue {
     device: CudaDevice,
     stream: Arc<CudaStream>,
@@ -46,7 +46,7 @@ impl Queue {
         self.stream.cu_stream()
     }
 
-    /// Memory of the stream, not initialised: what it is for is written before it is read.
+    /// Allocates memory on the stream. It is not initialised.
     fn room<T: CudaDType + DeviceRepr>(&self, len: usize) -> Result<CudaStorage> {
         // SAFETY: the only uses are as outputs and workspaces of the calls below, which write every element that is
         // read later. A driver hands out no memory of 0 bytes.
@@ -64,7 +64,7 @@ impl Queue {
     }
 }
 
-/// The kernels of a stream's context, loaded once and kept until the process ends.
+/// The kernels of the context of a stream. They are loaded once and kept until the process ends.
 fn kernels(stream: &CudaStream) -> Result<xact::Device> {
     static ALL: Mutex<Vec<xact::Device>> = Mutex::new(Vec::new());
     // A poisoned lock means that another thread panicked between two changes; the list is whole.
@@ -89,13 +89,14 @@ fn dtype_of(storage: &CudaStorage) -> Result<Dtype> {
     }
 }
 
-/// The addresses of a call. They are held until it is launched, so that cudarc orders other streams around it.
+/// Collects the addresses of a call. It keeps cudarc's guards until the launch, so that cudarc orders other streams
+/// relative to it.
 struct Addresses<'a> {
     stream: &'a CudaStream,
     held: Vec<SyncOnDrop<'a>>,
 }
 
-/// Calls `$body` with the slice of any type that calls take.
+/// Evaluates `$body` with `$slice` as the slice of a storage, whatever its element type.
 macro_rules! with_slice {
     ($storage:expr, $slice:ident => $body:expr) => {
         match $storage {
@@ -119,7 +120,7 @@ impl<'a> Addresses<'a> {
         }
     }
 
-    /// Where an element of an input is.
+    /// The address of an element of an input.
     fn read(&mut self, storage: &'a CudaStorage, offset: usize) -> Result<CUdeviceptr> {
         let size = storage.dtype().size_in_bytes();
         let (address, held) = with_slice!(&storage.slice, slice => slice.device_ptr(self.stream));
@@ -127,7 +128,7 @@ impl<'a> Addresses<'a> {
         Ok(address + (offset * size) as u64)
     }
 
-    /// Where an output begins.
+    /// The address of an output.
     fn write(&mut self, storage: &'a mut CudaStorage) -> Result<CUdeviceptr> {
         let (address, held) =
             with_slice!(&mut storage.slice, slice => slice.device_ptr_mut(self.stream));
@@ -139,7 +140,7 @@ impl<'a> Addresses<'a> {
         storage.as_mut().map(|s| self.write(s)).transpose()
     }
 
-    /// Where a tensor without gaps begins.
+    /// The address of the first element of a tensor.
     fn tensor<S: Deref<Target = Storage>>(&mut self, tensor: &'a Locked<S>) -> Result<CUdeviceptr> {
         match &*tensor.storage {
             Storage::Cuda(storage) => self.read(storage, tensor.offset),
@@ -155,7 +156,7 @@ impl<'a> Addresses<'a> {
     }
 }
 
-/// A tensor without gaps whose storage nobody writes.
+/// A tensor without gaps whose storage is locked for reading.
 struct Locked<S> {
     storage: S,
     offset: usize,
@@ -178,12 +179,12 @@ fn matrix(first: CUdeviceptr, view: View) -> Matrix {
     }
 }
 
-/// The place in an output where a view begins.
+/// The rows of a view in an output.
 fn matrix_in(output: CUdeviceptr, view: View, dtype: Dtype) -> Matrix {
     matrix(output + view.offset as u64 * dtype.size(), view)
 }
 
-/// Addresses of scalars that follow one another.
+/// The addresses of `count` consecutive f32.
 fn scalars(first: CUdeviceptr, count: usize) -> Vec<CUdeviceptr> {
     (0..count as u64).map(|i| first + 4 * i).collect()
 }
@@ -199,7 +200,7 @@ fn common<'a>(dtype: Dtype, view: View, params: &'a [CUdeviceptr]) -> raw::Commo
     }
 }
 
-/// y, and its shape.
+/// Computes y; returns it with its shape.
 pub(crate) fn forward(
     call: &Call,
     tensors: &[Operand<'_, CudaStorage>],
@@ -243,7 +244,7 @@ pub(crate) fn forward(
     Ok((out, call.shape(layouts[0])))
 }
 
-/// All gradients in one pass.
+/// Computes all gradients in one pass.
 pub(crate) fn backward(
     backward: &Backward<'_>,
     tensors: &[Operand<'_, CudaStorage>],
@@ -299,7 +300,7 @@ pub(crate) fn backward(
                 v: matrix(addresses.read(of_v, v.offset)?, v),
                 dy,
                 dx,
-                // In a tensor of its own, or the other half of dx.
+                // dv is in a tensor of its own, or in the other half of dx's tensor.
                 dv: matrix_in(of_dv.unwrap_or(of_dx), dv, dtype),
                 y: None,
                 dparams,
@@ -326,7 +327,7 @@ pub(crate) fn backward(
     Ok(written)
 }
 
-/// The type of labels and ids.
+/// The type of labels or ids in xact.
 fn id_type(dtype: DType) -> Result<IdType> {
     match dtype {
         DType::U8 => Ok(IdType::U8),
@@ -337,8 +338,8 @@ fn id_type(dtype: DType) -> Result<IdType> {
     }
 }
 
-/// Tokens without gaps, in storages of their own: ids are often a view of what the labels are a view of, and a storage
-/// that is locked twice in one thread can wait for a writer that waits for the first.
+/// Copies of the tokens, without gaps. The ids and the labels are often views of the same storage, and a thread that locks
+/// a storage twice can deadlock with a writer in between.
 struct OwnTokens {
     ids: Tensor,
     row_len: usize,
@@ -368,7 +369,7 @@ fn own_tokens(forward: &Forward) -> Result<Option<OwnTokens>> {
         .transpose()
 }
 
-/// What decides about the rows of a loss.
+/// The locked labels, weights, tables and tokens of a loss.
 struct Deciding<'a, S> {
     forward: &'a Forward,
     own: Option<&'a OwnTokens>,
@@ -453,7 +454,7 @@ impl<S: Deref<Target = Storage>> Deciding<'_, S> {
 fn logits_view(layout: &Layout) -> Result<View> {
     match last_dimension(layout, true) {
         Some(view) => Ok(view),
-        // The call has copied all others.
+        // `record` copies logits that have no such rows.
         None => bail!("cross_entropy does not take logits that lie like {layout:?}"),
     }
 }
@@ -468,7 +469,7 @@ fn logits_matrix(first: CUdeviceptr, view: View) -> raw_loss::LogitsMatrix {
     }
 }
 
-/// The loss, and what is wanted besides.
+/// Computes the loss and the other results that are wanted.
 pub(crate) fn cross_entropy(
     forward: &Forward,
     (logits, layout): Operand<'_, CudaStorage>,
@@ -533,7 +534,7 @@ pub(crate) fn cross_entropy(
     })
 }
 
-/// The mean of a summary, copied on the device.
+/// Copies the mean of a summary, on the device.
 fn mean(queue: &Queue, summary: &CudaStorage) -> Result<CudaStorage> {
     let mut mean = queue.room::<f32>(1)?;
     let at = std::mem::offset_of!(CrossEntropySummary, mean) / 4;
@@ -549,7 +550,7 @@ fn mean(queue: &Queue, summary: &CudaStorage) -> Result<CudaStorage> {
     Ok(mean)
 }
 
-/// The gradient of the logits.
+/// Computes the gradient of the logits.
 pub(crate) fn cross_entropy_gradient(
     gradient: &Gradient<'_>,
     (logits, layout): Operand<'_, CudaStorage>,

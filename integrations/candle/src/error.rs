@@ -1,13 +1,13 @@
-//! Errors, as candle has them.
+//! Checks of arguments, and the conversion of errors into candle's.
 
 use candle_core::{DType, Error, Result, Tensor};
 
-/// An error of xact among candle's: its text says what to do.
+/// Wraps an error of xact, whose text says what to do, in an error of candle.
 pub(crate) fn of_xact(error: xact::Error) -> Error {
     Error::wrap(error)
 }
 
-/// Fails unless the tensor is of one of these types.
+/// Fails unless the dtype of `tensor` is one of `among`.
 pub(crate) fn check_dtype(what: &str, tensor: &Tensor, among: &[DType]) -> Result<()> {
     let got = tensor.dtype();
     if among.contains(&got) {
@@ -21,7 +21,7 @@ pub(crate) fn check_dtype(what: &str, tensor: &Tensor, among: &[DType]) -> Resul
     )
 }
 
-/// Fails unless the tensor has this shape.
+/// Fails unless the shape of `tensor` is `dims`.
 pub(crate) fn check_shape(what: &str, tensor: &Tensor, dims: &[usize]) -> Result<()> {
     if tensor.dims() == dims {
         return Ok(());
@@ -29,7 +29,7 @@ pub(crate) fn check_shape(what: &str, tensor: &Tensor, dims: &[usize]) -> Result
     candle_core::bail!("{what} is {:?}; it must be {dims:?}", tensor.dims())
 }
 
-/// Fails unless the tensor is where the other is.
+/// Fails unless both tensors are on the same device.
 pub(crate) fn check_device(what: &str, tensor: &Tensor, other: &Tensor) -> Result<()> {
     if tensor.device().same_device(other.device()) {
         return Ok(());
@@ -38,5 +38,5 @@ pub(crate) fn check_device(what: &str, tensor: &Tensor, other: &Tensor) -> Resul
     candle_core::bail!("{what} is on {got:?}; it must be on {needed:?}")
 }
 
-/// The types that xact computes with.
+/// The dtypes that xact computes with.
 pub(crate) const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];

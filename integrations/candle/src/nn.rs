@@ -1,7 +1,6 @@
-//! Modules in the manner of `candle_nn`: activations whose scalars a [`VarBuilder`] holds, under the names of published
-//! checkpoints.
+//! Modules in the style of `candle_nn`. A [`VarBuilder`] provides the scalars, under the names of published checkpoints.
 //!
-//! The scalars are f32 whatever the type of the model: a step of an optimiser is smaller than a digit of bf16.
+//! The scalars are f32 whatever the dtype of the model, because bf16 would round most optimiser steps away.
 
 use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -11,7 +10,7 @@ use xact::{
 
 use crate::{activation, gated_halves};
 
-/// An activation with its scalars.
+/// An activation with its trainable scalars.
 #[derive(Clone, Debug)]
 pub struct Activation {
     op: AnyActivation,
@@ -19,8 +18,8 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// An op with its scalars, in the order of [`Signature::params`](xact::Signature::params); their number is checked
-    /// by the forward.
+    /// Combines an op with its scalars, in the order of [`Signature::params`](xact::Signature::params). The forward checks
+    /// how many there are.
     pub fn new(op: impl Into<AnyActivation>, params: Vec<Tensor>) -> Activation {
         Activation {
             op: op.into(),
@@ -38,7 +37,7 @@ impl Activation {
         &self.params
     }
 
-    /// The gated form over the halves of `[.., 2·n]`.
+    /// Makes the gated form for the halves of `[.., 2·n]` tensors.
     ///
     /// # Errors
     /// The op has no gated forms.
@@ -53,13 +52,13 @@ impl Activation {
 }
 
 impl Module for Activation {
-    /// y = f(x), of the shape and the type of x.
+    /// Computes y = f(x), with the shape and the dtype of x.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         activation(self.op, x, &self.params.iter().collect::<Vec<_>>())
     }
 }
 
-/// A gated activation over the halves of `[.., 2·n]`, such as what one matrix product makes of gate and value.
+/// A gated activation of the halves of `[.., 2·n]` tensors, for example of a fused gate and value projection.
 #[derive(Clone, Debug)]
 pub struct Gated {
     activation: Activation,
@@ -75,7 +74,7 @@ impl Gated {
 }
 
 impl Module for Gated {
-    /// y = g(x)·v, `[.., n]`.
+    /// Computes y = g(x)·v, `[.., n]`.
     fn forward(&self, xv: &Tensor) -> Result<Tensor> {
         let Activation { op, params } = &self.activation;
         let params: Vec<&Tensor> = params.iter().collect();
@@ -83,22 +82,22 @@ impl Module for Gated {
     }
 }
 
-/// What [`xielu`] makes.
+/// The options of [`xielu`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct XieluConfig {
-    /// α_p of a new module, positive: 0.8.
+    /// The α_p of a new module, which must be positive. 0.8.
     pub alpha_p: f64,
-    /// α_n of a new module, above β: 0.8.
+    /// The α_n of a new module, which must be larger than β. 0.8.
     pub alpha_n: f64,
-    /// β where the checkpoint has none: 0.5.
+    /// The β of a new module, or of a checkpoint without one. 0.5.
     pub beta: f64,
-    /// The bound of the clamp where the checkpoint has none: −1e-6.
+    /// The bound of the clamp of a new module, or of a checkpoint without one. −1e-6.
     pub eps: f64,
-    /// The clamp of the formula of Hugging Face and Megatron, and its gradient. `None`: the ideal function, which is the
-    /// same but for x in (eps, 0].
+    /// The gradient of the clamp in the formula of Hugging Face and Megatron. `None` selects the ideal function, without the
+    /// clamp; it differs for x in (eps, 0].
     pub clamp: Option<EpsGradient>,
-    /// Whether β is a third trainable scalar. Off: it is read once, when the module is made.
+    /// Whether β is a third trainable scalar. Off: its value is read when the module is constructed.
     pub train_beta: bool,
 }
 
@@ -123,7 +122,7 @@ impl XieluConfig {
         self
     }
 
-    /// Sets the clamp and its gradient.
+    /// Selects the clamped formula, with this gradient.
     #[must_use]
     pub fn clamp(mut self, gradient: EpsGradient) -> XieluConfig {
         self.clamp = Some(gradient);
@@ -138,12 +137,12 @@ impl XieluConfig {
     }
 }
 
-/// xIELU with the scalars `alpha_p` and `alpha_n`, `[1]`, raw, and the buffers `beta` and `eps`, `[]`, as in the
-/// checkpoints of Apertus (`model.layers.N.mlp.act_fn`). What a new `VarMap` lacks is made in it; a checkpoint without
-/// the buffers is taken too.
+/// Constructs xIELU with the raw scalars `alpha_p` and `alpha_n`, `[1]`, and the buffers `beta` and `eps`, `[]`, which are
+/// the names and shapes of Apertus checkpoints (`model.layers.N.mlp.act_fn`). A checkpoint may lack the buffers. In a
+/// `VarMap`, missing tensors are created; `beta` and `eps` are then variables that receive no gradient.
 ///
 /// # Errors
-/// A scalar is missing or of another shape; a new module's α_p or α_n has no raw value.
+/// A scalar is missing or has another shape; or the α_p or α_n of a new module has no raw value.
 pub fn xielu(config: &XieluConfig, vb: VarBuilder) -> Result<Activation> {
     let beta = buffer(&vb, "beta", config.beta)?;
     let eps = buffer(&vb, "eps", config.eps)?;
@@ -174,26 +173,26 @@ pub fn xielu(config: &XieluConfig, vb: VarBuilder) -> Result<Activation> {
     Ok(Activation::new(op, params))
 }
 
-/// xATLU with the scalar `alpha`, `[1]`, 0 in a new module.
+/// Constructs xATLU with the scalar `alpha`, `[1]`, which is 0 in a new module.
 ///
 /// # Errors
-/// It is missing or of another shape.
+/// The scalar is missing or has another shape.
 pub fn xatlu(vb: VarBuilder) -> Result<Activation> {
     expanded(Xatlu, vb)
 }
 
-/// xGELU with the scalar `alpha`, `[1]`, 0 in a new module.
+/// Constructs xGELU with the scalar `alpha`, `[1]`, which is 0 in a new module.
 ///
 /// # Errors
-/// It is missing or of another shape.
+/// The scalar is missing or has another shape.
 pub fn xgelu(vb: VarBuilder) -> Result<Activation> {
     expanded(Xgelu, vb)
 }
 
-/// xSiLU with the scalar `alpha`, `[1]`, 0 in a new module.
+/// Constructs xSiLU with the scalar `alpha`, `[1]`, which is 0 in a new module.
 ///
 /// # Errors
-/// It is missing or of another shape.
+/// The scalar is missing or has another shape.
 pub fn xsilu(vb: VarBuilder) -> Result<Activation> {
     expanded(Xsilu, vb)
 }
@@ -206,10 +205,10 @@ fn expanded(op: impl Into<AnyActivation>, vb: VarBuilder) -> Result<Activation> 
     Ok(Activation { op, params })
 }
 
-/// A buffer; `None` where a checkpoint lacks it.
+/// Reads a buffer; `None` if a checkpoint lacks it.
 fn buffer(vb: &VarBuilder, name: &str, default: f64) -> Result<Option<Tensor>> {
     let exists = vb.contains_tensor(name);
-    // A VarMap makes what it lacks.
+    // A VarMap creates a tensor that it lacks.
     let got = vb.get_with_hints_dtype((), name, Init::Const(default), DType::F32);
     if exists { got.map(Some) } else { Ok(got.ok()) }
 }

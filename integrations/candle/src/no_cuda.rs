@@ -1,4 +1,4 @@
-//! The ops on candle's CUDA tensors, without the feature `cuda`.
+//! Replaces `cuda.rs` without the feature `cuda`: every op on a CUDA tensor is an error.
 
 use candle_core::{CudaStorage, Result, Shape, bail};
 

@@ -1,32 +1,33 @@
-//! The totals of a loss, which stay on the device until they are asked for.
+//! The totals of a loss. They stay on the device until they are read.
 
 use candle_core::{DType, Result, Tensor};
 use xact::CrossEntropySummary;
 
-/// Words of a [`CrossEntropySummary`] as kernels write it: six f32, six u64.
+/// The number of u32 words of a [`CrossEntropySummary`]: six f32 and six u64.
 pub(crate) const WORDS: usize = size_of::<CrossEntropySummary>() / 4;
 
-/// The totals of a call of [`cross_entropy`](crate::cross_entropy()), where the logits are.
+/// The totals of a call of [`cross_entropy`](crate::cross_entropy()), on the device of the logits.
 #[derive(Clone, Debug)]
 pub struct Summary(pub(crate) Tensor);
 
 impl Summary {
-    /// Copies the totals to the host. This waits for the device; nothing else of this crate does.
+    /// Copies the totals to the host. This waits for the device. No other function of this crate does that, except the
+    /// constructors of [`nn`](crate::nn).
     ///
     /// # Errors
-    /// What candle says of the copy.
+    /// The errors of candle's copy.
     pub fn read(&self) -> Result<CrossEntropySummary> {
         Ok(from_words(&self.0.to_vec1::<u32>()?))
     }
 
-    /// The totals as `[18] u32`, the words of [`CrossEntropySummary`], for who logs on the device.
+    /// The totals as `[18] u32`: the bytes of a [`CrossEntropySummary`], still on the device.
     pub fn words(&self) -> &Tensor {
         debug_assert_eq!(self.0.dtype(), DType::U32);
         &self.0
     }
 }
 
-/// The totals as a kernel writes them.
+/// Converts the totals to the words that a kernel writes.
 pub(crate) fn to_words(summary: &CrossEntropySummary) -> [u32; WORDS] {
     let mut words = [0; WORDS];
     let floats = [

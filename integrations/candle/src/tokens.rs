@@ -1,30 +1,31 @@
-//! What Goldfish decides from, as tensors.
+//! The strategy and the token ids of Goldfish, as tensors.
 
 use candle_core::{DType, Device, Result, Tensor};
 use xact::Goldfish;
 
 use crate::error::{check_device, check_dtype};
 
-/// The types of ids.
+/// The dtypes of ids.
 const IDS: [DType; 4] = [DType::U8, DType::U32, DType::I32, DType::I64];
 
-/// A [`Goldfish`] whose tables are on a device: made once, used by any number of calls. A clone has the same tables.
+/// A [`Goldfish`] with its tables on a device. Make it once and use it in any number of calls. A clone shares the tables.
 #[derive(Clone, Debug)]
 pub struct DeviceGoldfish {
     pub(crate) goldfish: Goldfish,
-    /// `[words] u32`, of the strategies with a table.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the CPU reads those of `goldfish`
+    /// `[words] u32`, if the strategy has a table.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    // the CPU backend reads the tables of `goldfish`
     pub(crate) bitmap: Option<Tensor>,
-    /// `[h] i64`, of the strategy with coefficients.
+    /// `[h] i64`, if the strategy has coefficients.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(crate) coefficients: Option<Tensor>,
 }
 
 impl DeviceGoldfish {
-    /// Copies the tables to the device, at most 125 kB and 8·h bytes. On the CPU nothing is copied.
+    /// Copies the tables to the device: at most 125 kB and 8·h bytes. For the CPU nothing is copied.
     ///
     /// # Errors
-    /// What candle says of the copy.
+    /// The errors of candle's copy.
     pub fn new(goldfish: &Goldfish, device: &Device) -> Result<DeviceGoldfish> {
         let elsewhere = !device.is_cpu();
         let bitmap = goldfish.bitmap_words().filter(|_| elsewhere);
@@ -37,8 +38,8 @@ impl DeviceGoldfish {
     }
 }
 
-/// The ids that decide which labels are dropped. There is one for each label; their type, u8, u32, i32 or i64, need not
-/// be that of the labels, and labels that are ignored still have an id.
+/// The token ids that decide which labels Goldfish drops: one id for each label, in u8, u32, i32 or i64. The dtype may
+/// differ from that of the labels. Labels that are ignored have an id too.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     pub(crate) ids: Tensor,
@@ -48,7 +49,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Ids `[.., S]`: rows of S labels each.
+    /// Ids of shape `[.., S]`: each row of S labels is a segment.
     pub fn rows(ids: &Tensor) -> Tokens {
         Tokens {
             ids: ids.clone(),
@@ -58,8 +59,9 @@ impl Tokens {
         }
     }
 
-    /// Ids of any shape as one segment, cut into documents by `[documents + 1] i32` offsets that do not decrease. On the
-    /// CPU it is an error if they do; on a device nobody sees it, and nothing out of bounds is read.
+    /// Ids of any shape as one segment, which the offsets `cu_seqlens`, `[documents + 1] i32`, cut into documents. Offsets
+    /// must not decrease. On the CPU, offsets that do are an error. On CUDA they are not noticed, and nothing out of bounds
+    /// is read.
     pub fn documents(ids: &Tensor, cu_seqlens: &Tensor) -> Tokens {
         Tokens {
             cu_seqlens: Some(cu_seqlens.clone()),
@@ -67,26 +69,26 @@ impl Tokens {
         }
     }
 
-    /// Sets the ids before the first label of each segment, `[segments, n]`, of the type of the others.
+    /// Sets the ids before the first label of each segment: `[segments, n]`, in the dtype of the other ids.
     #[must_use]
     pub fn halo(mut self, halo: &Tensor) -> Tokens {
         self.halo = Some(halo.clone());
         self
     }
 
-    /// Sets the ids that are never dropped, `[n] i64`, in any order.
+    /// Sets the ids that are never dropped: `[n] i64`, in any order.
     #[must_use]
     pub fn exempt(mut self, exempt: &Tensor) -> Tokens {
         self.exempt = Some(exempt.clone());
         self
     }
 
-    /// Labels of a row, of which the number of labels is a multiple.
+    /// The number of labels of a row.
     pub(crate) fn row_len(&self) -> usize {
         self.ids.dims().last().copied().unwrap_or(1)
     }
 
-    /// Fails unless types and devices are right. Numbers are checked by xact.
+    /// Fails unless dtypes and devices are right. xact checks the lengths.
     pub(crate) fn check(&self, logits: &Tensor) -> Result<()> {
         check_dtype("the ids of the tokens", &self.ids, &IDS)?;
         let (ids, exempt) = (self.ids.dtype(), DType::I64);
@@ -114,7 +116,7 @@ pub(crate) struct HostTokens {
     exempt: Vec<i64>,
 }
 
-/// Integers of any type, in order.
+/// All elements of an integer tensor, as i64.
 pub(crate) fn integers(tensor: &Tensor) -> Result<Vec<i64>> {
     tensor.flatten_all()?.to_dtype(DType::I64)?.to_vec1()
 }
@@ -133,7 +135,7 @@ impl HostTokens {
         })
     }
 
-    /// As xact takes them.
+    /// Returns the tokens in xact's type.
     pub(crate) fn tokens(&self) -> xact::Tokens<'_, i64> {
         let tokens = match &self.cu_seqlens {
             Some(cu_seqlens) => xact::Tokens::documents(&self.ids, cu_seqlens),

@@ -1,21 +1,21 @@
-//! How candle's tensors lie in their buffers, in the words of xact: rows at a pitch.
+//! Layouts of candle tensors as rows with a pitch, which is what xact reads and writes.
 
 use candle_core::{Layout, Result, Tensor};
 use xact::Rows;
 
-/// Rows of equal length in a buffer, in elements.
+/// Rows of equal length in a buffer. All numbers are in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) offset: usize,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) pitch: usize,
-    /// Rows of a group, and the elements from one group to the next.
+    /// The number of rows of a group, and the number of elements from one group to the next.
     pub(crate) groups: Option<(usize, usize)>,
 }
 
 impl View {
-    /// Rows without gaps from the start of a buffer.
+    /// Rows without gaps, from the start of a buffer.
     pub(crate) fn dense(rows: usize, cols: usize) -> View {
         View {
             offset: 0,
@@ -40,7 +40,7 @@ impl View {
         }
     }
 
-    /// The halves of rows of `2·n`.
+    /// The first and the second half of each row.
     pub(crate) fn halves(self) -> [View; 2] {
         let first = View {
             cols: self.cols / 2,
@@ -54,10 +54,10 @@ impl View {
     }
 }
 
-/// A dimension: its size and its stride.
+/// The size and the stride of a dimension.
 type Axis = (usize, usize);
 
-/// The dimensions that matter: of size 1 any stride is right.
+/// The dimensions whose size is not 1. A dimension of size 1 may have any stride.
 fn axes(layout: &Layout) -> Vec<Axis> {
     let axes = layout
         .dims()
@@ -67,7 +67,7 @@ fn axes(layout: &Layout) -> Vec<Axis> {
     axes.filter(|&(size, _)| size != 1).collect()
 }
 
-/// Dimensions as one, if one follows from the next: its size, and the stride of its elements.
+/// Merges dimensions into one: its size and its stride. `None` if the strides do not allow it.
 fn collapsed(axes: &[Axis]) -> Option<Axis> {
     let Some((&last, outer)) = axes.split_last() else {
         return Some((1, 0));
@@ -82,7 +82,7 @@ fn collapsed(axes: &[Axis]) -> Option<Axis> {
     Some(all)
 }
 
-/// The tensor as rows that are made of all dimensions from number `at` on, at one pitch.
+/// Rows that consist of the dimensions from number `at` on. `None` if the rows have gaps inside, or more than one pitch.
 fn view_at(offset: usize, axes: &[Axis], at: usize) -> Option<View> {
     let (outer, inner) = axes.split_at_checked(at)?;
     let (cols, stride) = collapsed(inner)?;
@@ -98,11 +98,11 @@ fn view_at(offset: usize, axes: &[Axis], at: usize) -> Option<View> {
     })
 }
 
-/// Layouts of one shape as rows of one length; `None` where only a copy has such rows.
+/// Layouts of the same shape as rows of the same length, as long as possible. `None` if a tensor must be copied first.
 pub(crate) fn common<const N: usize>(layouts: [&Layout; N]) -> Option<[View; N]> {
     let all = layouts.map(axes);
     let rank = all.iter().map(Vec::len).max()?;
-    // Without a dimension in the rows, each element would be one.
+    // At least one dimension is inside the rows: rows of one element would be slow.
     (0..rank.max(1)).find_map(|at| {
         let mut views = [View::dense(0, 0); N];
         for ((view, layout), axes) in views.iter_mut().zip(layouts).zip(&all) {
@@ -112,7 +112,8 @@ pub(crate) fn common<const N: usize>(layouts: [&Layout; N]) -> Option<[View; N]>
     })
 }
 
-/// A tensor as rows of its last dimension; `None` where only a copy has such rows. In `groups`, if they may be.
+/// A layout whose rows are its last dimension. `None` if the tensor must be copied first. `groups` says whether the rows
+/// may come in groups.
 pub(crate) fn last_dimension(layout: &Layout, groups: bool) -> Option<View> {
     let (&cols, outer) = layout.dims().split_last()?;
     let stride = *layout.stride().last()?;
@@ -150,7 +151,7 @@ pub(crate) fn last_dimension(layout: &Layout, groups: bool) -> Option<View> {
     })
 }
 
-/// The tensor, or a copy without gaps where `fits` says that its layout does not do.
+/// Returns the tensor if its layout `fits`, else a copy without gaps.
 pub(crate) fn fitted(tensor: &Tensor, fits: impl Fn(&Layout) -> bool) -> Result<Tensor> {
     if fits(tensor.layout()) {
         Ok(tensor.clone())
@@ -168,7 +169,7 @@ mod tests {
         Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
     }
 
-    /// Where the elements of a view lie, in order.
+    /// The position of each element of a view, in order.
     fn places(view: View) -> Vec<usize> {
         let row = |r: usize| match view.groups {
             Some((len, pitch)) => r / len * pitch + r % len * view.pitch,
@@ -178,7 +179,7 @@ mod tests {
         (0..view.rows).flat_map(row).collect()
     }
 
-    /// The same by candle.
+    /// The same positions, computed by candle.
     fn strided(tensor: &Tensor) -> Vec<usize> {
         tensor.strided_index().collect()
     }
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!((a.pitch, b.pitch, a.cols, b.cols), (10, 5, 5, 5));
         let [a, _] = common([dense.layout(), dense.layout()]).unwrap();
         assert_eq!((a.rows, a.cols), (1, 60));
-        // Rows of one, and the other only as rows of the others.
+        // No dimension of the transposed tensor can be inside a row.
         let turned = zeros(&[5, 4, 3]).transpose(0, 2).unwrap();
         assert_eq!(common([turned.layout(), dense.layout()]), None);
     }
