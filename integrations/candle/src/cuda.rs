@@ -16,7 +16,7 @@ use xact::half::{bf16, f16};
 use xact::raw::cross_entropy as raw_loss;
 use xact::raw::goldfish::{self as raw_goldfish, DeviceSlice, IdType};
 use xact::raw::{self, Blocks, CUdeviceptr, Matrix};
-use xact::{Activation, CrossEntropySummary, Dtype};
+use xact::{CrossEntropySummary, Dtype};
 
 use crate::activation::{Backward, Call, Form, Operand, Written};
 use crate::cross_entropy::{Forward, Gradient, Reduction, Results, Wanted};
