@@ -98,9 +98,9 @@ fn main() -> Result<()> {
     );
     println!();
     println!(
-        "| op | type | elements | bytes | ours ms | candle ms | times | candle adds ms | share of a copy |"
+        "| op | dtype | elements | bytes | ours ms | candle ms | ratio | candle adds ms | ratio without | share of a copy |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for dtype in [DType::F32, DType::BF16] {
         for op in &OPS {
             // Names of ops choose among ops, names of dtypes among dtypes.
