@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 
 use crate::folders::Folders;
-use crate::{jobs, python, steps};
+use crate::{candle, jobs, python, steps};
 
 /// Runs `cargo bench --bench cpu`.
 ///
@@ -28,7 +28,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
         "--",
     ]);
     if peers {
-        for peer in [torch(folders)?, candle(folders)?] {
+        for peer in [torch(folders)?, candle_peer(folders)?] {
             command.arg("--peer").arg(peer);
         }
     }
@@ -37,25 +37,21 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
     Ok(ExitCode::from(jobs::code(status)))
 }
 
-/// The folder of what peers need.
-fn own_folder(folders: &Folders) -> PathBuf {
-    folders.target.join("peers")
-}
-
 /// The command of PyTorch's peer.
 fn torch(folders: &Folders) -> anyhow::Result<OsString> {
     let python = python::environment(folders)?;
     command(&[&python, &folders.root.join("benches/peers/torch_cpu.py")])
 }
 
-/// Builds candle's peer; returns its command.
-fn candle(folders: &Folders) -> anyhow::Result<OsString> {
-    let target = own_folder(folders).join("candle");
+/// Builds candle's peer, an example of the crate for candle; returns its command.
+fn candle_peer(folders: &Folders) -> anyhow::Result<OsString> {
+    let target = candle::target(folders);
     let mut build = Command::new(steps::cargo());
-    build.args(["build", "--release", "--locked", "--manifest-path"]);
-    build.arg(folders.root.join("benches/peers/candle/Cargo.toml"));
+    build.args(["build", "--release", "--locked", "--example", "peer"]);
+    build.arg("--manifest-path");
+    build.arg(folders.root.join("integrations/candle/Cargo.toml"));
     steps::done(build.arg("--target-dir").arg(&target))?;
-    command(&[&target.join("release/xact-bench-candle")])
+    command(&[&target.join("release/examples/peer")])
 }
 
 /// The bench splits a command at its blanks.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
+use crate::candle;
 use crate::folders::Folders;
 use crate::jobs;
 use crate::python;
@@ -21,6 +22,8 @@ pub enum Adapter {
     C,
     /// integrations/python: the package for PyTorch and NumPy
     Python,
+    /// integrations/candle: ops and modules for candle
+    Candle,
 }
 
 impl Adapter {
@@ -38,6 +41,7 @@ impl Adapter {
                 Step::cargo("test --package xact-capi --no-default-features --lib"),
             ],
             Adapter::Python => python::steps(folders, full)?,
+            Adapter::Candle => candle::steps(folders, full)?,
         })
     }
 }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod bundle;
+mod candle;
 mod cargo_messages;
 mod folders;
 mod format;
@@ -60,7 +61,8 @@ enum Job {
         op: Option<String>,
         /// Only the adapters of integrations/ with these names, or all of them, which no other run tests
         ///
-        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk.
+        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk. With --full
+        /// the CUDA side of `candle` is type-checked too, which takes many minutes.
         #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0..)]
         integrations: Option<Vec<integrations::Adapter>>,
     },
@@ -155,8 +157,8 @@ enum Job {
         ///
         /// Installs the packages of integrations/python/requirements.lock into the user's cache folder: on Linux several GB,
         /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.10 or newer with venv, and a
-        /// C++ compiler for torch.compile. Builds benches/peers/candle. Nothing outside the target folder is
-        /// written but PyTorch's cache of compiled code; removing target/peers uninstalls it.
+        /// C++ compiler for torch.compile. Builds the example `peer` of integrations/candle. Nothing outside the
+        /// target folder is written but that environment and PyTorch's cache of compiled code.
         #[arg(long, verbatim_doc_comment)]
         peers: bool,
         /// Passed through; `cargo xtask bench -- --help` lists them

@@ -1,0 +1,77 @@
+//! How the crate for candle is tested: a package of its own, with a lock and a target folder of its own, so that candle's
+//! dependencies are no part of the workspace.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::folders::Folders;
+use crate::steps::{self, Step};
+use crate::toolkit;
+
+/// Where it and its peer are built.
+pub fn target(folders: &Folders) -> PathBuf {
+    folders.target.join("candle")
+}
+
+/// Lints and tests, on the CPU. With `full`, the CUDA side is type-checked too: candle's build compiles its own kernels for
+/// that, which takes minutes and an nvcc. It is not linked, for want of CUDA's libraries.
+pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
+    let text = |path: PathBuf| {
+        let text = path.to_str().map(str::to_owned);
+        text.with_context(|| format!("{} is no UTF-8", path.display()))
+    };
+    let manifest = text(folders.root.join("integrations/candle/Cargo.toml"))?;
+    let target = text(target(folders))?;
+    let step = |line: &str| {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        let own = [
+            "--locked",
+            "--manifest-path",
+            &manifest,
+            "--target-dir",
+            &target,
+        ];
+        // Before what cargo passes on.
+        let end = words.iter().position(|word| *word == "--");
+        words.splice(end.map_or(words.len()..words.len(), |at| at..at), own);
+        Step::program(&steps::cargo(), words)
+    };
+    let clippy = |line: &str| step(line).needs("clippy", "clippy");
+    let mut steps = vec![
+        clippy("clippy --all-targets -- -D warnings"),
+        step("test"),
+        step("doc --no-deps").variable("RUSTDOCFLAGS", "-D warnings"),
+    ];
+    if full {
+        let nvcc = toolkit::ensure(folders)?.nvcc;
+        let cuda = clippy("clippy --features cuda --lib -- -D warnings");
+        steps.push(
+            cuda.variable("NVCC", nvcc.display().to_string())
+                .variable("CUDA_COMPUTE_CAP", "80"),
+        );
+    }
+    Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_package_is_named_before_what_cargo_passes_on() {
+        let folders = Folders {
+            root: "/a b".into(),
+            target: "/out".into(),
+        };
+        let steps = steps(&folders, false).expect("UTF-8");
+        let lines: Vec<String> = steps.iter().map(Step::to_string).collect();
+        let own =
+            "--locked --manifest-path /a b/integrations/candle/Cargo.toml --target-dir /out/candle";
+        assert_eq!(
+            lines[0],
+            format!("cargo clippy --all-targets {own} -- -D warnings")
+        );
+        assert_eq!(lines[1], format!("cargo test {own}"));
+    }
+}
