@@ -221,6 +221,8 @@ def test_in_place_is_noticed_by_autograd():
         y.sum().backward()
     with pytest.raises(RuntimeError, match="xsilu_ has no derivative"):
         xt.xsilu_(x, torch.zeros(1))
+    with pytest.raises(RuntimeError, match="xielu_ has no derivative"):
+        xt.xielu_(values((9,)), torch.zeros(1), torch.zeros(1), beta=torch.tensor(0.5, requires_grad=True))
 
 
 def test_second_derivatives_are_refused():
@@ -230,6 +232,26 @@ def test_second_derivatives_are_refused():
         (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
             dx.sum().backward()
+
+
+def test_forward_derivatives_are_refused():
+    """PyTorch would drop the tangent, or leave that of x as it was, without a word."""
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        x, alpha = (forward_ad.make_dual(each, torch.ones_like(each)) for each in (values((9,)), torch.zeros(1)))
+        for call in (
+            lambda: xt.xsilu(x, torch.zeros(1)),
+            lambda: xt.xsilu(values((9,)), alpha),
+            lambda: xt.xsilu_(x, torch.zeros(1)),
+            lambda: xt.cross_entropy(x[None], torch.tensor([1])),
+        ):
+            with pytest.raises(RuntimeError, match="no forward derivatives"):
+                call()
+        # What is no dual tensor is taken at that level too.
+        assert torch.equal(xt.xsilu(values((9,)), torch.zeros(1)), xt.xsilu(values((9,)), torch.zeros(1)))
+    with pytest.raises(RuntimeError, match="no forward derivatives"):
+        torch.func.jvp(lambda x: xt.xsilu(x, torch.zeros(1)), (values((9,)),), (torch.ones(9),))
 
 
 def test_checkpointing():
