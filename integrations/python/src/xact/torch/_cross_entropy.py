@@ -269,6 +269,8 @@ def _context(ctx, inputs, output):
     _, saved, summary, *_ = output
     ctx.save_for_backward(logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary)
     ctx.options = (goldfish, *options[:6])
+    # Its table would be gone with it.
+    ctx.goldfish = None if goldfish is None else _goldfish.by_key(goldfish)
     ctx.mark_non_differentiable(*output[1:])
 
 
