@@ -207,24 +207,19 @@ _GATED = """{title} as a gate: G(x)·v (``order=1``, {alias}) or x·G(x)·v (``o
         TypeError: A type that xact does not compute with, or arguments that contradict each other.
         ValueError: Shapes that do not fit, or tensors on several devices.
     """
-_TITLES = {
-    "xatlu": ("xATLU", "(arctan(x) + π/2)/π", "xATGLU"),
-    "xgelu": ("xGELU", "the normal distribution function Φ(x), exact", "xGEGLU"),
-    "xsilu": ("xSiLU", "the logistic function σ(x)", "xSwiGLU"),
-}
 
 
-def _define() -> None:
-    for name, (title, gate, alias) in _TITLES.items():
-        words = {"name": name, "title": title, "gate": gate, "alias": alias}
-        for suffix, make, doc in (("", _plain, _PLAIN), ("_", _in_place, _IN_PLACE), ("_gated", _gated, _GATED)):
-            function = make(name)
-            function.__name__ = function.__qualname__ = name + suffix
-            function.__doc__ = doc.format(**words)
-            globals()[name + suffix] = function
+def _functions(name: str, title: str, gate: str, alias: str):
+    made = _plain(name), _in_place(name), _gated(name)
+    for function, suffix, doc in zip(made, ("", "_", "_gated"), (_PLAIN, _IN_PLACE, _GATED)):
+        function.__name__ = function.__qualname__ = name + suffix
+        function.__doc__ = doc.format(name=name, title=title, gate=gate, alias=alias)
+    return made
 
 
-_define()
+xatlu, xatlu_, xatlu_gated = _functions("xatlu", "xATLU", "(arctan(x) + π/2)/π", "xATGLU")
+xgelu, xgelu_, xgelu_gated = _functions("xgelu", "xGELU", "the normal distribution function Φ(x), exact", "xGEGLU")
+xsilu, xsilu_, xsilu_gated = _functions("xsilu", "xSiLU", "the logistic function σ(x)", "xSwiGLU")
 
 
 class Stats(NamedTuple):
