@@ -1,7 +1,7 @@
 //! The bench of the CPU backend, and the peers that it can be timed beside.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};

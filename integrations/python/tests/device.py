@@ -125,7 +125,7 @@ def captured(device):
     """A graph of a step, replayed with other inputs, gives what the calls give, and is not empty."""
     if device.type != "cuda":
         return "no device"
-    xact.preload(device.index or 0)
+    xact.preload(device)
     for name, function, tensors in calls(device):
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))

@@ -92,7 +92,7 @@ def steps():
 
 
 def compare(function, compiled, arguments):
-    with_gradient = [each for each in arguments if each.requires_grad]
+    with_gradient = [each for each in arguments if getattr(each, "requires_grad", False)]
     want, got = function(*arguments), compiled(*arguments)
     assert torch.equal(got, want)
     ones = torch.ones_like(want)
@@ -117,6 +117,18 @@ def test_inductor(name):
     compiled = torch.compile(function, fullgraph=True, dynamic=True)
     for rows in (5, 12):
         compare(function, compiled, make(rows))
+
+
+def test_numbers_that_differ_from_call_to_call():
+    """A vocabulary that comes from a shape, and an index that is an argument, are symbols of the graph."""
+    torch._dynamo.reset()
+
+    def loss(logits, labels, ignore_index):
+        return xt.cross_entropy(logits, labels, vocab=logits.shape[-1] - 3, ignore_index=ignore_index)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for cols, ignore_index in ((16, 2), (19, 3), (33, -100)):
+        compare(loss, compiled, [values((7, cols)).requires_grad_(), torch.arange(7), ignore_index])
 
 
 def test_a_module_compiles_with_its_neighbours():

@@ -24,6 +24,7 @@ class Recorder:
         self._real = real
         self.calls = []
         self.opened = []
+        self.loaded = []
 
     def __getattr__(self, name):
         twin = getattr(self._real, f"{name}_host", None)
@@ -32,6 +33,10 @@ class Recorder:
     def xact_device_open(self, ordinal, address):
         self.opened.append(ordinal)
         ctypes.c_void_p.from_address(address).value = 0xD0 + ordinal
+        return _abi.XACT_OK
+
+    def xact_device_preload(self, device, name):
+        self.loaded.append((device, name))
         return _abi.XACT_OK
 
     def xact_activation_workspace_bytes(self, *arguments):
@@ -207,6 +212,15 @@ def test_in_place(recorder):
     y = xt.xsilu_(x, torch.zeros(1))
     (_, _, _, args) = recorder.calls[0]
     assert y is x and args.x.ptr == args.y.ptr == x.data_ptr()
+
+
+def test_preload(recorder):
+    for device in (1, "cuda:1", torch.device("cuda", 1)):
+        xact.preload(device)
+    xact.preload(0, "xielu")
+    assert recorder.loaded == [(0xD1, None)] * 3 + [(0xD0, b"xielu")]
+    with pytest.raises(RuntimeError, match="cpu is no CUDA device"):
+        xact.preload("cpu")
 
 
 class OnDevice(torch.Tensor):

@@ -77,6 +77,15 @@ def test_documents_and_exempt_ids():
     exempt = goldfish.mask(ids, exempt=[3, 5])
     assert exempt[(ids == 3) | (ids == 5)].all() and not exempt.all()
     assert np.array_equal(goldfish.mask(torch.from_numpy(ids), exempt=[3, 5]).numpy(), exempt)
+    for few in ({3, 5}, (5, 3), np.array([3, 5])):
+        assert np.array_equal(goldfish.mask(ids, exempt=few), exempt)
+    for few in ({3, 5}, (5, 3), torch.tensor([3, 5])):
+        assert np.array_equal(goldfish.mask(torch.from_numpy(ids), exempt=few).numpy(), exempt)
+    for nothing in ([], set(), None):
+        assert np.array_equal(goldfish.mask(ids, exempt=nothing), goldfish.mask(ids))
+        assert np.array_equal(
+            goldfish.mask(torch.from_numpy(ids), exempt=nothing), goldfish.mask(torch.from_numpy(ids))
+        )
 
 
 def test_empty():
@@ -141,6 +150,27 @@ BAD = [
     (lambda: GOLDFISH.mask(np.arange(9), halo=1.5), TypeError, "halo"),
     (lambda: GOLDFISH.mask(np.arange(9), halo=np.arange(3, dtype=np.int32)), TypeError, "halo is int32"),
     (lambda: GOLDFISH.mask(np.arange(8).reshape(2, 4), halo=np.arange(3)), ValueError, "halo"),
+    # As many ids as rows of another number would have.
+    (lambda: GOLDFISH.mask(np.arange(8).reshape(2, 4), halo=np.zeros((4, 1), dtype=np.int64)), ValueError, "2 rows"),
+    (
+        lambda: GOLDFISH.mask(torch.arange(8).reshape(2, 4), halo=torch.zeros(4, dtype=torch.int64)),
+        ValueError,
+        "2 rows",
+    ),
+    (lambda: GOLDFISH.mask(torch.arange(8), halo=torch.tensor(2)), ValueError, r"halo is \[\]"),
+    (lambda: GOLDFISH.mask(torch.arange(8), halo=np.array([1, 2])), TypeError, "halo is a ndarray"),
+    (lambda: GOLDFISH.mask(np.arange(8), halo=torch.tensor([1, 2])), TypeError, "halo is a Tensor"),
+    (lambda: GOLDFISH.mask(np.arange(8), exempt=[1.5]), TypeError, "exempt"),
+    (lambda: GOLDFISH.mask(torch.arange(8), exempt=[1.5]), TypeError, "exempt"),
+    (lambda: GOLDFISH.mask(np.arange(8), exempt="ab"), TypeError, "exempt"),
+    (lambda: GOLDFISH.mask(np.arange(8), exempt=[2**70]), ValueError, "exempt"),
+    (lambda: GOLDFISH.mask(np.arange(8), exempt=3), TypeError, "exempt is a int"),
+    (
+        lambda: GOLDFISH.mask(torch.arange(8), exempt=torch.zeros((2, 2), dtype=torch.int64)),
+        ValueError,
+        "one dimension",
+    ),
+    (lambda: GOLDFISH.mask(torch.arange(8).to_sparse()), TypeError, "ids has the layout"),
     (lambda: GOLDFISH.mask(np.arange(8).reshape(2, 4), np.array([0, 8], dtype=np.int32)), ValueError, "one row"),
     (lambda: GOLDFISH.mask(np.arange(8), np.array([0, 5, 3], dtype=np.int32)), ValueError, "cu_seqlens"),
     (lambda: GOLDFISH.mask(np.arange(8), np.array([0, 8])), TypeError, "int64"),

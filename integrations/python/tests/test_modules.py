@@ -1,5 +1,8 @@
 """The modules: names of published checkpoints, initial values, round trips."""
 
+import ast
+from pathlib import Path
+
 import formulas
 import pytest
 import torch
@@ -69,6 +72,18 @@ def test_expanded(name):
     assert torch.equal(GATED[name](0.25)(x, x), getattr(xt, f"{name}_gated")(x, x, torch.tensor([0.25])))
     assert list(module.state_dict()) == ["alpha"] and module.alpha.shape == (1,)
     assert "order=2, value_first=True" in repr(gated)
+
+
+def test_type_checkers_see_every_name():
+    """They do not run the module: a name that it only makes at run time is none to them, and py.typed promises names."""
+    module = ast.parse(Path(xt.__file__).read_text())
+    seen = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in module.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            seen.add(node.name)
+        if isinstance(node, ast.ImportFrom):
+            seen |= {each.name for each in node.names}
+    assert set(xt.__all__) <= seen
 
 
 def test_a_step_of_training():

@@ -121,7 +121,7 @@ class Goldfish:
                 crosses such an offset.
             halo: Ids before each row that have no label here, as a rank gets them from its neighbour: ``[rows, n]`` of
                 the type of the ids; or a number, and then the first ``halo`` ids of each row are those.
-            exempt: Ids that are never dropped, such as a tokenizer's special ones: i64.
+            exempt: Ids that are never dropped, such as a tokenizer's special ones: whole numbers, or i64.
 
         Returns:
             bool, of the shape of the ids (less ``halo`` in the last dimension where that is a number), NumPy array or

@@ -300,6 +300,23 @@ def device(ordinal: int) -> int:
     return handle
 
 
-def preload(ordinal: int, name: Optional[str] = None) -> None:
-    """Loads the kernels of an op, or all, which a stream under capture does not allow."""
-    check(library().xact_device_preload(device(ordinal), None if name is None else name.encode()))
+def preload(on: Any, name: Optional[str] = None) -> None:
+    """Loads kernels on to a device; otherwise a first call does, which a stream under capture does not allow.
+
+    Args:
+        on: The number of a CUDA device, or a ``torch.device``, or its name, such as ``"cuda:1"``.
+        name: That of an activation, ``"cross_entropy"`` or ``"goldfish"``; None for all.
+
+    Raises:
+        TypeError: It is no device.
+        ValueError: No op has this name.
+        RuntimeError: It is no CUDA device, the library holds no kernels, or there is no driver.
+    """
+    if not isinstance(on, int):
+        import torch
+
+        named = torch.device(on)
+        if named.type != "cuda":
+            raise RuntimeError(f"{named} is no CUDA device, and has no kernels to load")
+        on = torch.cuda.current_device() if named.index is None else named.index
+    check(library().xact_device_preload(device(on), None if name is None else name.encode()))

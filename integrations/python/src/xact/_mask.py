@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -21,6 +23,7 @@ def of_array(goldfish: "Goldfish", ids: Any, cu_seqlens: Any, halo: Any, exempt:
         halo = _ids("halo", halo)
         if halo.dtype != ids.dtype:
             raise TypeError(f"halo is {halo.dtype}, but ids is {ids.dtype}; convert one of them")
+        check_halo(halo.shape, ids.shape)
     else:
         ids, halo = split_halo(ids, halo)
     ids = numpy.ascontiguousarray(ids)
@@ -41,6 +44,8 @@ def of_array(goldfish: "Goldfish", ids: Any, cu_seqlens: Any, halo: Any, exempt:
         halo = numpy.ascontiguousarray(halo)
         tokens.halo, tokens.halo_len = halo.ctypes.data if halo.size else None, halo.size
     if exempt is not None:
+        if not isinstance(exempt, numpy.ndarray):
+            exempt = whole_numbers(exempt)
         exempt = _exactly("exempt", exempt, numpy.int64)
         tokens.exempt, tokens.exempt_len = exempt.ctypes.data if exempt.size else None, exempt.size
     call = native.struct("xact_goldfish_args")
@@ -52,15 +57,36 @@ def of_array(goldfish: "Goldfish", ids: Any, cu_seqlens: Any, halo: Any, exempt:
 
 def split_halo(ids: Any, halo: object) -> tuple[Any, Any]:
     """The ids with labels and those before them, where ``halo`` says how many of each row have none."""
-    count = halo.__index__() if hasattr(halo, "__index__") else None
-    if count is None:
-        raise TypeError(f"halo is a {type(halo).__name__}; it must be a number, or ids as the ids are")
+    try:
+        count = halo if isinstance(halo, int) else operator.index(halo)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"halo is a {type(halo).__name__}; it must be a number, or ids as the ids are") from None
     if count == 0:
         return ids, None
     length = ids.shape[-1] if len(ids.shape) else 0
     if not 0 < count <= length:
         raise ValueError(f"halo is {count}; it must be from 0 to {length}, the ids of a row")
     return ids[..., count:], ids[..., :count]
+
+
+def check_halo(shape: Any, of: Any) -> None:
+    """The ids before the rows are those of as many rows."""
+    rows = math.prod(of[:-1])
+    if len(shape) == 0 or math.prod(shape[:-1]) != rows:
+        raise ValueError(f"halo is {list(shape)}, but ids has {rows} rows; it must be [rows, n]")
+
+
+def whole_numbers(exempt: Any) -> list[int]:
+    """Ids that are not in an array."""
+    try:
+        ids = [operator.index(each) for each in exempt]
+    except TypeError:
+        raise TypeError(
+            f"exempt is a {type(exempt).__name__}; it must be whole numbers, in a list or in int64"
+        ) from None
+    if any(not -(1 << 63) <= each < 1 << 63 for each in ids):
+        raise ValueError("exempt has an id that is no int64")
+    return ids
 
 
 def check_one_row(shape: Any) -> None:

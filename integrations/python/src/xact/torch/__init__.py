@@ -3,7 +3,8 @@
 Activations take f32, f16 and bf16 tensors of any shape and strides on the CPU or on a CUDA device; they compute in f32
 and round once. Trainable scalars are tensors of one element (``[1]``, which FSDP can shard, or ``[]``) of f32 or of the
 type of x, and are read on the device: no call waits for it. Everything works under ``torch.compile(fullgraph=True)``,
-activation checkpointing, autocast, CUDA graphs, and with DTensors.
+activation checkpointing, autocast and CUDA graphs, and the activations with DTensors. PyTorch's function transforms are
+not among it, but for ``vmap``: ``torch.func.grad`` and forward derivatives raise.
 """
 
 from typing import NamedTuple, Optional, Union
@@ -83,7 +84,7 @@ def xielu_(
 ) -> Tensor:
     """x becomes :func:`xielu` of itself, and is returned; for inference, since it has no derivative."""
     arguments = _xielu_arguments(x, alpha_p, alpha_n, beta, eps, eps_gradient, effective)
-    _no_gradient("xielu_", *arguments[:3])
+    _no_gradient("xielu_", *(each for each in arguments[:4] if each is not None))
     torch.ops.xact.xielu_(*arguments)
     return x
 
@@ -99,7 +100,9 @@ def _xielu_arguments(x, alpha_p, alpha_n, beta, eps, eps_gradient, effective):
     if isinstance(beta, Tensor):
         _check.scalar("beta", beta, x)
     else:
-        slope, beta = float(beta), None
+        slope, beta = _check.number("beta", beta, "a number or a tensor"), None
+    if eps is not None:
+        eps = _check.number("eps", eps)
     _sharding.ensure(x)
     return x, alpha_p, alpha_n, beta, slope, eps, eps_gradient == "autograd", effective
 
@@ -146,7 +149,7 @@ def _gated(name: str):
         order: int = 1,
         value_first: bool = False,
     ) -> Tensor:
-        if isinstance(order, bool) or order not in (1, 2):
+        if isinstance(order, (bool, float)) or order not in (1, 2):
             raise ValueError(f"order is {order!r}; it must be 1, for G(x)·v, or 2, for x·G(x)·v")
         if alpha is None:
             raise TypeError(f"{name}_gated needs alpha, a tensor of one element")
@@ -204,24 +207,19 @@ _GATED = """{title} as a gate: G(x)·v (``order=1``, {alias}) or x·G(x)·v (``o
         TypeError: A type that xact does not compute with, or arguments that contradict each other.
         ValueError: Shapes that do not fit, or tensors on several devices.
     """
-_TITLES = {
-    "xatlu": ("xATLU", "(arctan(x) + π/2)/π", "xATGLU"),
-    "xgelu": ("xGELU", "the normal distribution function Φ(x), exact", "xGEGLU"),
-    "xsilu": ("xSiLU", "the logistic function σ(x)", "xSwiGLU"),
-}
 
 
-def _define() -> None:
-    for name, (title, gate, alias) in _TITLES.items():
-        words = {"name": name, "title": title, "gate": gate, "alias": alias}
-        for suffix, make, doc in (("", _plain, _PLAIN), ("_", _in_place, _IN_PLACE), ("_gated", _gated, _GATED)):
-            function = make(name)
-            function.__name__ = function.__qualname__ = name + suffix
-            function.__doc__ = doc.format(**words)
-            globals()[name + suffix] = function
+def _functions(name: str, title: str, gate: str, alias: str):
+    made = _plain(name), _in_place(name), _gated(name)
+    for function, suffix, doc in zip(made, ("", "_", "_gated"), (_PLAIN, _IN_PLACE, _GATED)):
+        function.__name__ = function.__qualname__ = name + suffix
+        function.__doc__ = doc.format(name=name, title=title, gate=gate, alias=alias)
+    return made
 
 
-_define()
+xatlu, xatlu_, xatlu_gated = _functions("xatlu", "xATLU", "(arctan(x) + π/2)/π", "xATGLU")
+xgelu, xgelu_, xgelu_gated = _functions("xgelu", "xGELU", "the normal distribution function Φ(x), exact", "xGEGLU")
+xsilu, xsilu_, xsilu_gated = _functions("xsilu", "xSiLU", "the logistic function σ(x)", "xSwiGLU")
 
 
 class Stats(NamedTuple):
@@ -283,16 +281,16 @@ def cross_entropy(
     Args:
         logits: ``[..., V]`` f32, f16 or bf16. Rows may have a pitch, as ``logits[:, :-1]`` has.
         labels: i64, i32 or u32, of the shape of the logits without V. Already shifted.
-        weights: f32, of the shape of the labels. A row of weight 0 is masked.
+        weights: f32, of the shape of the labels; a gradient of theirs is not computed. A row of weight 0 is masked.
         ignore_index: Rows with this label are masked: their logits are not read, their gradient is 0.
-        label_smoothing: In [0, 1].
+        label_smoothing: In [0, 1).
         z_loss: The coefficient of lse², at least 0.
         softcap: c of c·tanh(logit/c), or None.
         vocab: How many of the columns are classes; the rest are padding, and their gradient is 0. None for all.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, which gives the loss of each row.
         normalizer: What a mean divides by: ``"kept"``, the rows that count (None; PyTorch's mean where there are no
             weights), ``"labels"``, the rows whose label is not ignored, ``"weight"``, Σ of the weights of the kept rows,
-            or a number, or an f32 tensor of one element, such as the tokens of all ranks.
+            or a number, or a tensor of one element, such as the tokens of all ranks, which gets no gradient.
         goldfish: The strategy that drops rows.
         hash_ids: The ids that it decides from, of the shape of the labels; None for the labels themselves.
         cu_seqlens: ``[documents + 1]`` i32: where the documents of one row begin. None where each last dimension of the
@@ -310,6 +308,7 @@ def cross_entropy(
             such a row's loss is NaN, and ``Stats.bad_row`` names it.
     """
     _check.data("logits", _check.tensor("logits", logits))
+    _sharding.refuse("logits", logits)
     _check.integers("labels", _check.tensor("labels", labels), _check.LABELS)
     _check.device("labels", labels, logits, "logits")
     if logits.dim() == 0:
@@ -328,6 +327,8 @@ def cross_entropy(
             weights = weights.detach()
     if reduction not in _cross_entropy.REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_cross_entropy.REDUCTIONS)}")
+    ignore_index = _check.whole("ignore_index", ignore_index)
+    label_smoothing, z_loss = _check.number("label_smoothing", label_smoothing), _check.number("z_loss", z_loss)
     divide_by, divisor = _normalizer(normalizer, reduction, logits)
     if goldfish is None:
         for name, value in (("hash_ids", hash_ids), ("cu_seqlens", cu_seqlens)):
@@ -345,13 +346,12 @@ def cross_entropy(
                 f"cu_seqlens cuts one row into documents, but labels is {list(labels.shape)}; flatten what is packed"
             )
     if softcap is not None:
-        softcap = float(softcap)
+        softcap = _check.number("softcap", softcap)
         # 0 is the library's word for none.
         if not softcap > 0:
             raise ValueError(f"softcap is {softcap}; it must be above 0, or None")
-    if vocab is not None and not 1 <= vocab <= logits.shape[-1]:
+    if vocab is not None and not 1 <= (vocab := _check.whole("vocab", vocab)) <= logits.shape[-1]:
         raise ValueError(f"vocab is {vocab}; it must be from 1 to {logits.shape[-1]}, the columns of logits")
-    _sharding.ensure(logits)
     loss, _, summary, *rows = torch.ops.xact.cross_entropy(
         logits,
         labels,
@@ -361,8 +361,8 @@ def cross_entropy(
         cu_seqlens,
         None if goldfish is None else goldfish._key,
         ignore_index,
-        float(label_smoothing),
-        float(z_loss),
+        label_smoothing,
+        z_loss,
         softcap,
         vocab,
         divide_by,
@@ -401,10 +401,11 @@ def _normalizer(normalizer: object, reduction: str, logits: Tensor) -> tuple[str
     if isinstance(normalizer, Tensor):
         if normalizer.numel() != 1:
             raise ValueError(f"normalizer is {list(normalizer.shape)}; it must have one element")
+        if normalizer.is_complex():
+            raise TypeError(f"normalizer is {_check.name_of(normalizer.dtype)}; it must be real")
         _check.device("normalizer", normalizer, logits, "logits")
         return "kept", normalizer.detach().float()
-    if isinstance(normalizer, bool) or not isinstance(normalizer, (int, float)):
-        raise TypeError(f"normalizer is a {type(normalizer).__name__}; it must be a name, a number or a tensor")
+    normalizer = _check.number("normalizer", normalizer, "a name, a number or a tensor")
     return "kept", torch.full((), normalizer, dtype=torch.float32, device=logits.device)
 
 

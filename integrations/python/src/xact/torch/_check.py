@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import operator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LABELS = (torch.int64, torch.int32, torch.uint32)
@@ -19,9 +20,35 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def tensor(what: str, value: object) -> Tensor:
-    """The value, which must be a tensor."""
+    """The value, which must be a tensor with memory, and without a tangent."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{what} is a {type(value).__name__}; it must be a torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{what} has the layout {value.layout}; it must be dense")
+    # PyTorch does not ask a custom operator for forward derivatives: it drops the tangent without a word.
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise RuntimeError(f"{what} is a dual tensor, but xact has no forward derivatives; use those of the backward")
+    return value
+
+
+def number(what: str, value: object, instead: str = "a number") -> float:
+    """The value, which must be a number."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
+        raise TypeError(f"{what} is a {type(value).__name__}; it must be {instead}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"{what} is {value}; it must be a number of f32") from None
+
+
+def whole(what: str, value: object) -> int:
+    """The value, which must be a whole number that an i64 has."""
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
+        raise TypeError(f"{what} is {value!r}; it must be a whole number")
+    if not isinstance(value, int):
+        value = operator.index(value)  # type: ignore[arg-type]
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{what} is {value}; it must be from -2**63 to 2**63 - 1")
     return value
 
 
@@ -43,8 +70,6 @@ def data(what: str, value: Tensor) -> None:
     dtype(what, value, FLOATS, "; convert it, for example with .float()")
     if value.device.type not in (*DEVICES, "meta"):
         raise ValueError(f"{what} is on {value.device}; xact has kernels for CUDA devices and for the CPU")
-    if value.layout != torch.strided:
-        raise TypeError(f"{what} has the layout {value.layout}; it must be dense")
 
 
 def same(what: str, value: Tensor, first: Tensor, first_name: str) -> None:
@@ -79,9 +104,3 @@ def integers(what: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> Tens
             f"{what} is {name_of(value.dtype)}; it must be one of {names}: convert it, for example with .long()"
         )
     return value
-
-
-def optional_same_device(what: str, value: Optional[Tensor], first: Tensor, first_name: str) -> None:
-    """An optional tensor must be where the first one is."""
-    if value is not None:
-        device(what, tensor(what, value), first, first_name)

@@ -188,17 +188,11 @@ def _(
     n = labels.numel()
     new = logits.new_empty
     some = n if stats else 0
+    # In compiled code ignore_index and vocab may be symbols, on which the size does not depend.
+    op = _op(0, label_smoothing, z_loss, softcap, None, normalizer)
     return (
         new(n if per_row else (), dtype=torch.float32),
-        new(
-            n
-            * native.query(
-                "xact_cross_entropy_saved_bytes",
-                _op(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer),
-                1,
-            ),
-            dtype=torch.uint8,
-        ),
+        new(n * native.query("xact_cross_entropy_saved_bytes", op, 1), dtype=torch.uint8),
         new(native.SUMMARY_BYTES, dtype=torch.uint8),
         new(some, dtype=torch.float32),
         new(some, dtype=torch.float32),
@@ -275,6 +269,8 @@ def _context(ctx, inputs, output):
     _, saved, summary, *_ = output
     ctx.save_for_backward(logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary)
     ctx.options = (goldfish, *options[:6])
+    # Its table would be gone with it.
+    ctx.goldfish = None if goldfish is None else _goldfish.by_key(goldfish)
     ctx.mark_non_differentiable(*output[1:])
 
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 def of_tensor(goldfish: "Goldfish", ids: Tensor, cu_seqlens: Any, halo: Any, exempt: Any) -> Tensor:
     """See :meth:`xact.Goldfish.mask`."""
-    _check.integers("ids", ids, _check.IDS)
+    _check.integers("ids", _check.tensor("ids", ids), _check.IDS)
     if isinstance(halo, Tensor):
-        _check.device("halo", halo, ids, "ids")
+        _check.device("halo", _check.tensor("halo", halo), ids, "ids")
+        _mask.check_halo(halo.shape, ids.shape)
         if halo.dtype != ids.dtype:
             raise TypeError(f"halo is {halo.dtype}, but ids is {ids.dtype}; convert one of them")
     else:
@@ -29,9 +30,11 @@ def of_tensor(goldfish: "Goldfish", ids: Tensor, cu_seqlens: Any, halo: Any, exe
         cu_seqlens = offsets(cu_seqlens, ids, "ids")
     if exempt is not None:
         if not isinstance(exempt, Tensor):
-            exempt = torch.as_tensor(exempt, dtype=torch.int64, device=ids.device)
-        _check.integers("exempt", exempt, (torch.int64,))
+            exempt = torch.as_tensor(_mask.whole_numbers(exempt), dtype=torch.int64, device=ids.device)
+        _check.integers("exempt", _check.tensor("exempt", exempt), (torch.int64,))
         _check.device("exempt", exempt, ids, "ids")
+        if exempt.dim() != 1:
+            raise ValueError(f"exempt is {list(exempt.shape)}; it must have one dimension")
     return goldfish_mask(ids, cu_seqlens, halo, exempt, goldfish._key)
 
 

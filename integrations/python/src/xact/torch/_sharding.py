@@ -23,6 +23,16 @@ def ensure(x: Tensor) -> None:
         _register()
 
 
+def refuse(what: str, value: Tensor) -> None:
+    """Refuses a DTensor: the loss's totals are not sums of those of its parts."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(value, module.DTensor):
+        raise TypeError(
+            f"{what} is a DTensor, which the loss does not take; give each rank whole rows with .to_local(), "
+            "and divide by the tokens of all ranks with normalizer"
+        )
+
+
 def _register() -> None:
     global _registered
     _registered = True
