@@ -44,7 +44,7 @@ fn own_folder(folders: &Folders) -> PathBuf {
 
 /// The command of PyTorch's peer.
 fn torch(folders: &Folders) -> anyhow::Result<OsString> {
-    let python = python::environment(folders)?;
+    let python = python::environment(folders, python::LOCK)?;
     command(&[&python, &folders.root.join("benches/peers/torch_cpu.py")])
 }
 
