@@ -37,7 +37,7 @@ pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
         .output()
         .with_context(|| {
             format!(
-                "{} does not start; set PYTHON to a Python of 3.10 or later",
+                "{} does not start; set PYTHON to a Python of 3.11 or later",
                 base.display()
             )
         })?;
