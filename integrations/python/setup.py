@@ -43,6 +43,8 @@ def compiled() -> Path:
         "--locked",
     ]
     if MANYLINUX:
+        # cargo-zigbuild is beside the Python that builds, and finds ziglang by it.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         command += ["--target", f"{TARGET}.{MANYLINUX.replace('_', '.')}"]
     if environment.get("XACT_NO_CUDA") == "1":
         command += ["--no-default-features"]

@@ -162,10 +162,6 @@ pub fn wheel(folders: &Folders, python: &Path) -> anyhow::Result<Step> {
     for stale in [&package.join("build"), &wheels] {
         remove(stale)?;
     }
-    // The build starts cargo-zigbuild, which is in the environment, and finds ziglang by it.
-    let bin = python.parent().map(Path::to_path_buf);
-    let rest = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(bin.into_iter().chain(env::split_paths(&rest)))?;
     let [wheels, package] = [&wheels, &package].map(|path| path.display().to_string());
     let words = ["wheel", "--no-deps", "--no-build-isolation"];
     let step = pip(
@@ -173,7 +169,6 @@ pub fn wheel(folders: &Folders, python: &Path) -> anyhow::Result<Step> {
         words.into_iter().chain(["--wheel-dir", &wheels, &package]),
     );
     Ok(step
-        .variable("PATH", path.to_string_lossy())
         .variable("CARGO_TARGET_DIR", folders.target.display().to_string())
         .variable("XACT_MANYLINUX", GLIBC)
         .variable("XACT_CUDA_ARCHS", "all"))
@@ -249,6 +244,7 @@ mod tests {
         assert_eq!(fnv(""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv("a"), 0xaf63_dc4c_8601_ec8c);
     }
+
     /// The least PyTorch is stated in pyproject.toml; what is tested and what is told agree with it.
     #[test]
     fn the_least_pytorch_is_one() {
