@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -94,8 +95,11 @@ class Binary(Distribution):
         return True
 
 
-setup(
-    version=sources.version(),
-    distclass=Binary,
-    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist},
-)
+# Elsewhere than in `build`, of which the wheel would take what an earlier state of the package left there.
+with tempfile.TemporaryDirectory() as build:
+    setup(
+        version=sources.version(),
+        distclass=Binary,
+        cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist},
+        options={"build": {"build_base": build}},
+    )

@@ -61,7 +61,7 @@ enum Job {
         /// Only the adapters of integrations/ with these names, or all of them, which no other run tests
         ///
         /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk;
-        /// with `--full` as much again for the least PyTorch, and it builds the sdist.
+        /// with `--full` as much again for the least PyTorch.
         #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0..)]
         integrations: Option<Vec<integrations::Adapter>>,
     },
