@@ -74,8 +74,8 @@ fn steps(parts: &Parts, text: &mut String) {
         let _ = writeln!(text, "- unreadable: {file}");
     }
     for step in of("passed") {
-        // Both say how long or how much, and nothing else here does.
-        if ["load", "ncu"]
+        // They say how long or how much, and nothing else here does.
+        if ["load", "ncu", "python"]
             .iter()
             .any(|part| step.name.starts_with(part))
         {

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -43,6 +44,8 @@ def compiled() -> Path:
         "--locked",
     ]
     if MANYLINUX:
+        # cargo-zigbuild is beside the Python that builds, and finds ziglang by it.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         command += ["--target", f"{TARGET}.{MANYLINUX.replace('_', '.')}"]
     if environment.get("XACT_NO_CUDA") == "1":
         command += ["--no-default-features"]
@@ -92,8 +95,11 @@ class Binary(Distribution):
         return True
 
 
-setup(
-    version=sources.version(),
-    distclass=Binary,
-    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist},
-)
+# Elsewhere than in `build`, of which the wheel would take what an earlier state of the package left there.
+with tempfile.TemporaryDirectory() as build:
+    setup(
+        version=sources.version(),
+        distclass=Binary,
+        cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel, "sdist": Sdist},
+        options={"build": {"build_base": build}},
+    )

@@ -715,16 +715,18 @@ fn the_page_says_what_matters() {
     parts.steps = vec![
         step("dump", "passed", ""),
         step("load cold", "passed", "loaded in 8 s"),
+        step("python", "passed", "checked with PyTorch 2.11.0"),
         step("racecheck", "not run", "the sandbox refuses the device"),
         step("suite api", "FAILED", "1 ignored"),
     ];
-    has(&parts, &["Steps: 2 passed, 1 FAILED, 1 not run"]);
+    has(&parts, &["Steps: 3 passed, 1 FAILED, 1 not run"]);
     has(
         &parts,
         &["racecheck not run: the sandbox refuses the device"],
     );
     has(&parts, &["suite api FAILED: 1 ignored"]);
     has(&parts, &["load cold: loaded in 8 s"]);
+    has(&parts, &["python: checked with PyTorch 2.11.0"]);
     has(&parts, &["What failed comes first"]);
     parts.comparison = Some(changed(|dump| dump.calls[0].outputs[0].bytes[1] ^= 1));
     has(&parts, &["they DIFFER", "1 failed"]);

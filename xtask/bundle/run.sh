@@ -17,6 +17,7 @@
 #   dump        every kernel entry; at the end of the run, when the device is no longer needed, its results beside those
 #               that the emulator had when the bundle was packed
 #   speed       the yardsticks, and the few rows that matter most
+#   python      the Python package on the PyTorch of the machine: opcheck, torch.compile, CUDA graphs, streams
 #   load        the time of loading every kernel: as PTX, first without the driver's cache of compiled code, then with
 #               it; and as the machine code that the bundle has
 #   choices     clusters of eight blocks, persistent blocks, and both, beside what launches choose
@@ -34,7 +35,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-day_1='facts dump speed load choices ncu sanitizer' day_2='peers geometries suite'
+day_1='facts dump speed python load choices ncu sanitizer' day_2='peers geometries suite'
 known="$day_1 $day_2 every-row every-test every-sanitizer"
 day='' only='' first='' stand_in=0 limit='' out=$here/results
 
@@ -155,7 +156,7 @@ not_run() { line "$1" 'not run' 0 "$2"; }
 log_of() { echo "$parts/logs/${1//[^a-z0-9]/-}.log"; }
 
 # What a log says of its results, or else its last line. Of what ncu prints, the headers' figures.
-results='^ *(test result|left out|========= ERROR SUMMARY|(Duration|DRAM Throughput|Issue Slots Busy|Achieved Occupancy)  )'
+results='^ *(test result|left out|checked|========= ERROR SUMMARY|(Duration|DRAM Throughput|Issue Slots Busy|Achieved Occupancy)  )'
 note_of() {
     local note
     note=$(grep -aE "$results" "$1" | tr -s ' \n' ' ')
@@ -383,28 +384,50 @@ run_every-sanitizer() {
     sanitize 'memcheck lengths' 60 "$programs/activations" lengths_and_alignments
 }
 
-run_peers() {
-    # Once, for it takes seconds.
-    attempt 'python' 60 python3 -c '
+# needs_torch NAME: whether python3 has PyTorch, and PyTorch a GPU; `python` is then the log that says what it has.
+needs_torch() {
+    attempt "probe $1" 60 python3 -c '
 import torch
 print("torch", flush=True)
 if torch.cuda.is_available(): print("gpu", flush=True)
 import triton
-print("triton")' || { judge 'peers' || return; }
-    local python=$log
+print("triton")' || { judge "$1" || return; }
+    python=$log
     if ! grep -qx torch "$python"; then
-        line 'peers' 'not run' "$seconds" "python3 has no torch: $note"
-        return
+        line "$1" 'not run' "$seconds" "python3 has no torch: $note"
+        return 1
     fi
     if [ $stand_in = 0 ] && ! grep -qx gpu "$python"; then
-        line 'peers' 'not run' "$seconds" 'torch finds no GPU'
-        return
+        line "$1" 'not run' "$seconds" 'torch finds no GPU'
+        return 1
     fi
+    export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
+}
+
+run_python() {
+    local python arguments=()
+    if [ $stand_in = 1 ]; then
+        arguments=(--device cpu)
+    else
+        part_takes 90
+    fi
+    needs_torch 'python' || return
+    # A wheel is a zip file, for a Python without pip.
+    local unpack=(-m zipfile -e "$here"/python/*.whl "$work/package")
+    if timeout -k 5 20 python3 -m pip --version >/dev/null 2>&1; then
+        unpack=(-m pip install --quiet --no-index --no-deps --target "$work/package" "$here"/python/*.whl)
+    fi
+    step 'wheel' 30 python3 "${unpack[@]}" || return
+    PYTHONPATH=$work/package${PYTHONPATH:+:$PYTHONPATH} step 'python' "$limit" python3 "$here/python/device.py" "${arguments[@]}"
+}
+
+run_peers() {
+    local python
+    needs_torch 'peers' || return
     if compgen -G "$here/wheels/*.whl" >/dev/null; then
         step 'wheels of peers' 30 python3 -m pip install --quiet --no-index --no-deps --target "$work/site" \
             "$here"/wheels/*.whl
     fi
-    export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
     [ $stand_in = 0 ] || export TRITON_INTERPRET=1
     if grep -qx triton "$python"; then
         step 'peer in Triton' 60 python3 "$here/triton_peer.py"

@@ -39,7 +39,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
 
 /// The command of PyTorch's peer.
 fn torch(folders: &Folders) -> anyhow::Result<OsString> {
-    let python = python::environment(folders)?;
+    let python = python::environment(folders, python::LOCK)?;
     command(&[&python, &folders.root.join("benches/peers/torch_cpu.py")])
 }
 

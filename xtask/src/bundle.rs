@@ -1,16 +1,16 @@
 //! Packs what a machine with a GPU and without Rust needs to run everything: the programs, the script that runs them,
-//! what the emulator computes, and the peers.
+//! what the emulator computes, the wheel of the Python package, and the peers.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::{env, fs};
 
 use anyhow::{Context, bail, ensure};
 
 use crate::folders::Folders;
 use crate::jobs::REQUIRE;
 use crate::mutants::copy;
-use crate::{cargo_messages, steps, toolkit};
+use crate::{cargo_messages, python, steps, toolkit};
 
 /// The script that runs it all.
 const RUN: &str = include_str!("../bundle/run.sh");
@@ -35,6 +35,9 @@ const ARCHITECTURES_OF_GEOMETRIES: &str = "90;100";
 
 /// What the emulator computes, in the archive beside the programs.
 const EMULATED: &str = "emulated.safetensors";
+
+/// The wheel of the Python package, and what checks it on a device; as `run.sh` calls the folder.
+const PACKAGE: &str = "python";
 
 /// The geometries that `--tuning` compares with the present one: a name, and numbers of src/geometry.rs.
 const GEOMETRIES: [(&str, &[(&str, u64)]); 9] = [
@@ -132,6 +135,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     )?;
     pack(&stage, &bundle)?;
     fs::remove_dir_all(&stage)?;
+    let python = package(folders, &bundle.join(PACKAGE))?;
     write_executable(&bundle.join("run.sh"), RUN)?;
     for peer in ["torch_gpu.py", "triton_peer.py", "torch_cpu.py"] {
         let from = folders.root.join("benches/peers").join(peer);
@@ -154,13 +158,34 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         MOST_BYTES >> 20
     );
     if options.rehearse {
+        // With a python3 that has PyTorch.
+        let bin = python.parent().map(Path::to_path_buf).into_iter();
+        let rest = env::var_os("PATH").unwrap_or_default();
         steps::done(
             Command::new(bundle.join("run.sh"))
                 .args(["--stand-in", "--day", "1", "--out"])
-                .arg(folders.target.join("gpu-bundle-rehearsal")),
+                .arg(folders.target.join("gpu-bundle-rehearsal"))
+                .env("PATH", env::join_paths(bin.chain(env::split_paths(&rest)))?),
         )?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the wheel of the Python package, and puts it into a folder with what checks it on a device; returns the Python
+/// that it was built with.
+fn package(folders: &Folders, to: &Path) -> anyhow::Result<PathBuf> {
+    let python = python::environment(folders, python::LOCK)?;
+    let wheel = [python::wheel(folders, &python)?];
+    let built = steps::run(&wheel, &[REQUIRE], &mut steps::Times::read(folders));
+    ensure!(built.failed().is_none(), "the wheel does not build");
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(python::wheels(folders))? {
+        let entry = entry?;
+        copy_file(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    let checks = folders.root.join("integrations/python/tests/device.py");
+    copy_file(&checks, &to.join("device.py"))?;
+    Ok(python)
 }
 
 /// Packs the programs and what the emulator computes into `programs.tar.xz`. The programs of the geometries are nearly
@@ -374,7 +399,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             write_executable(&folder.join(BUNDLE).join("run.sh"), RUN).expect("the script");
             fs::create_dir_all(folder.join("tmp of a test")).expect("a folder");
             pack(&folder.join("stage"), &folder.join(BUNDLE)).expect("an archive");
-            let path = std::env::var("PATH").expect("PATH");
+            let path = env::var("PATH").expect("PATH");
             let mut script = Command::new(folder.join(BUNDLE).join("run.sh"));
             script
                 .args(arguments)
@@ -404,10 +429,11 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
 
     const DEVICE: &str = "device: passed";
     /// And, at the end of a run, what needs no device.
-    const DAY_1: [&str; 21] = [
+    const DAY_1: [&str; 22] = [
         "facts: passed",
         "dump of the device: passed",
         "speed: passed",
+        "python: not run",
         "load PTX cold: passed",
         "load PTX warm: passed",
         "load machine code: passed",
@@ -605,14 +631,14 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
     #[test]
     fn what_fails_is_named_and_the_rest_still_runs() {
         for (calls, at) in [
-            ("load --ptx", &[3, 4][..]),
-            ("load", &[5]),
-            ("compare *", &[20]),
+            ("load --ptx", &[4, 5][..]),
+            ("load", &[6]),
+            ("compare *", &[21]),
             ("--json *", &[2]),
-            ("--choices --resident --json *", &[8]),
-            ("profile xgelu*", &[13]),
-            ("dump --small /*", &[18]),
-            ("dump --small --only *", &[19]),
+            ("--choices --resident --json *", &[9]),
+            ("profile xgelu*", &[14]),
+            ("dump --small /*", &[19]),
+            ("dump --small --only *", &[20]),
         ] {
             let stub = Stub::new();
             stub.fails(&["--day", "1"], calls);
@@ -767,6 +793,74 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
         );
         let expected = ["peer in Triton: not run", "peers: passed"];
         assert_eq!(stub.outcomes(), after_device(&[&expected]));
+    }
+
+    /// The wheel is unpacked by pip or by what Python has itself, and its checks are run with the machine's PyTorch.
+    #[test]
+    fn the_python_package_is_checked_where_there_is_torch() {
+        // The checks are a script of a test, which the real python3 runs beside a module of a wheel of a test.
+        let device = "import sys, own\nprint('checked', own.name, sys.argv[1:])\nprint('left out: nothing')\n";
+        for (has, pip, arguments, outcomes) in [
+            (
+                "torch gpu",
+                "true",
+                "[]",
+                &["wheel: passed", "python: passed"][..],
+            ),
+            (
+                "torch gpu",
+                "false",
+                "[]",
+                &["wheel: passed", "python: passed"],
+            ),
+            ("torch", "true", "[]", &["python: not run"]),
+            ("", "true", "[]", &["python: not run"]),
+            (
+                "torch",
+                "true",
+                "['--device', 'cpu']",
+                &["wheel: passed", "python: passed"],
+            ),
+        ] {
+            let stub = Stub::new();
+            let folder = stub.0.path().join(BUNDLE).join(PACKAGE);
+            stub.0
+                .write(&format!("{BUNDLE}/{PACKAGE}/device.py"), device);
+            stub.0.write("wheel/own.py", "name = 'the wheel'\n");
+            let zip = Command::new("python3")
+                .args(["-m", "zipfile", "-c"])
+                .arg(folder.join("own-1-py3-none-any.whl"))
+                .arg(stub.0.path().join("wheel/own.py"))
+                .status();
+            assert!(zip.expect("python3").success());
+            // Without pip its module fails, as Python's does.
+            let stub_python = r#"case "$*" in
+    -c*) printf '%s\n' HAS; exit 1 ;;
+    *'pip --version'*) exec PIP ;;
+    *'pip install'*) while [ "$1" != --target ]; do shift; done; exec REAL -m zipfile -e "$3" "$2" ;;
+esac
+exec REAL "$@""#;
+            let real = Command::new("python3")
+                .args(["-c", "import sys; print(sys.executable)"])
+                .output();
+            let real = String::from_utf8(real.expect("python3").stdout).expect("a path");
+            let stub_python = stub_python
+                .replace("HAS", has)
+                .replace("PIP", pip)
+                .replace("REAL", real.trim());
+            stub.tool("python3", &stub_python);
+            let stand_in = ["--stand-in"];
+            let stand_in = &stand_in[..usize::from(arguments.contains("cpu"))];
+            let output = stub.run(&[&["--only", "python"], stand_in].concat());
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(stub.outcomes(), after_device(&[outcomes]), "{has} {pip}");
+            if outcomes.len() > 1 {
+                let steps = fs::read_to_string(stub.0.path().join("results/steps.tsv"));
+                let steps = steps.expect("a summary");
+                let said = format!("checked the wheel {arguments}");
+                assert!(steps.contains(&said), "{steps}");
+            }
+        }
     }
 
     /// What stands in the place of torch where a test has none: a device without memory, on which every maker fails.
@@ -966,7 +1060,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert_ne!(shorter, RUN);
         write_executable(&path, &shorter).expect("the script");
         assert_eq!(script.output().expect("bash").status.code(), Some(1));
-        let (ncu, others) = (&DAY_1[10..18], [&DAY_1[..10], &DAY_1[18..]].concat());
+        let (ncu, others) = (&DAY_1[11..19], [&DAY_1[..11], &DAY_1[19..]].concat());
         let ncu: Vec<_> = ncu.iter().map(|s| s.replace("passed", "FAILED")).collect();
         let ncu: Vec<_> = ncu.iter().map(String::as_str).collect();
         assert_eq!(stub.outcomes(), after_device(&[&ncu, &others]));
@@ -985,9 +1079,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 esac"#,
         );
         assert_eq!(stub.run(&["--only", "ncu"]).status.code(), Some(1));
-        let mut expected = after_device(&[&DAY_1[10..18]]);
-        expected[4] = DAY_1[13].replace("passed", "FAILED");
-        expected[8] = DAY_1[17].replace("passed", "not run");
+        let mut expected = after_device(&[&DAY_1[11..19]]);
+        expected[4] = DAY_1[14].replace("passed", "FAILED");
+        expected[8] = DAY_1[18].replace("passed", "not run");
         assert_eq!(stub.outcomes(), expected);
     }
 
@@ -1053,7 +1147,7 @@ esac"#,
         assert_eq!(failures.expect("failures"), "== device: no time left\n");
         // What is only asked about has had none either.
         let stub = Stub::new();
-        let mut script = stub.script(&["--only", "peers,ncu,sanitizer"]);
+        let mut script = stub.script(&["--only", "peers,python,ncu,sanitizer"]);
         let path = stub.0.path().join(BUNDLE).join("run.sh");
         write_executable(
             &path,
@@ -1061,7 +1155,12 @@ esac"#,
         )
         .expect("the script");
         assert_eq!(script.output().expect("bash").status.code(), Some(1));
-        let expected = ["peers: FAILED", "ncu: FAILED", "compute-sanitizer: FAILED"];
+        let expected = [
+            "peers: FAILED",
+            "python: FAILED",
+            "ncu: FAILED",
+            "compute-sanitizer: FAILED",
+        ];
         assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 

@@ -61,8 +61,9 @@ enum Job {
         op: Option<String>,
         /// Only the adapters of integrations/ with these names, or all of them, which no other run tests
         ///
-        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk. With --full
-        /// the CUDA side of `candle` is type-checked too, which takes many minutes.
+        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk;
+        /// with `--full` as much again for the least PyTorch. With `--full` the CUDA side of `candle` is type-checked too, which
+        /// takes many minutes.
         #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0..)]
         integrations: Option<Vec<integrations::Adapter>>,
     },
@@ -124,11 +125,12 @@ enum Job {
     },
     /// Pack everything that is to run on a GPU, for a machine that has one and no Rust
     ///
-    /// Builds the tests that open a device, the bench and what compares devices, with machine code for every
-    /// architecture, runs every entry on the emulator, and writes target/gpu-bundle: a folder of at most 64 MiB. There,
+    /// Builds the tests that open a device, the bench, what compares devices and the Python package, with machine code for
+    /// every architecture, runs every entry on the emulator, and writes target/gpu-bundle: a folder of at most 64 MiB. There,
     /// `run.sh` compares the device with the emulator, times the kernels and their peers, profiles, and runs
-    /// compute-sanitizer and the tests; `--day 1` and `--day 2` are the halves of that, under 6 minutes each. It ends
-    /// with a page that says how it went. docs/gpu-day.md has it by the minute. Needs tar and xz.
+    /// compute-sanitizer, the tests and the checks of the Python package; `--day 1` and `--day 2` are the halves of that,
+    /// under 6 minutes each. It ends with a page that says how it went. docs/gpu-day.md has it by the minute. Needs tar
+    /// and xz, and the environment of `test --integrations python`, which it makes where it is missing.
     GpuBundle {
         /// Also the bench under other geometries, which `run.sh` times; builds the kernels for each
         #[arg(long)]
@@ -156,7 +158,7 @@ enum Job {
         /// Also beside PyTorch (eager and torch.compile) and candle, sample by sample
         ///
         /// Installs the packages of integrations/python/requirements.lock into the user's cache folder: on Linux several GB,
-        /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.10 or newer with venv, and a
+        /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.11 or newer with venv, and a
         /// C++ compiler for torch.compile. Builds the example `peer` of integrations/candle. Nothing outside the
         /// target folder is written but that environment and PyTorch's cache of compiled code.
         #[arg(long, verbatim_doc_comment)]

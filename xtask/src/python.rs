@@ -1,30 +1,34 @@
 //! The Python environment, and the tests of the Python package in it.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::folders::Folders;
-use crate::steps::{Step, done};
+use crate::steps::{self, Step, done};
 
 /// What the environment is made of, relative to the root: pinned packages, as pip reads them.
-const LOCK: &str = "integrations/python/requirements.lock";
+pub const LOCK: &str = "integrations/python/requirements.lock";
+
+/// The same with the least PyTorch, and with the tools of the tests alone.
+const LEAST: &str = "integrations/python/requirements-least.lock";
 
 /// The oldest glibc that the wheel runs with: that of RHEL 8 and Debian 10, manylinux's name for it.
 const GLIBC: &str = "2_28";
 
-/// Makes the environment where it is not yet there; returns its Python.
+/// Makes the environment of a lock file where it is not yet there; returns its Python.
 ///
 /// It lies in the user's cache folder under a name that is made of the pinned packages and the version of Python, so that
 /// checkouts and branches that pin the same share it.
 ///
 /// # Errors
 /// There is no Python that can make environments, or pip fails: what it says is shown.
-pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
-    let lock = folders.root.join(LOCK);
+pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
+    let lock = folders.root.join(lock);
     let wanted =
         fs::read_to_string(&lock).with_context(|| format!("{} cannot be read", lock.display()))?;
     let base = env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
@@ -33,7 +37,7 @@ pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
         .output()
         .with_context(|| {
             format!(
-                "{} does not start; set PYTHON to a Python of 3.10 or later",
+                "{} does not start; set PYTHON to a Python of 3.11 or later",
                 base.display()
             )
         })?;
@@ -59,21 +63,48 @@ pub fn environment(folders: &Folders) -> anyhow::Result<PathBuf> {
                 .args(["-m", "venv", "--clear"])
                 .arg(&environment),
         )?;
-        let mut pip = Command::new(&python);
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-cache-dir",
-            "--no-deps",
-            "--requirement",
-        ]);
-        done(pip.arg(&lock))?;
+        let packages = wanted.lines().filter(|line| line.contains("==")).count();
+        install(&python, &lock, packages)?;
         fs::write(&whole, "")?;
         eprintln!("Installed in {:.0} s.", start.elapsed().as_secs_f64());
     }
     Ok(python)
+}
+
+/// Installs the packages of a lock file. Of pip's many lines a terminal shows the present one beside a bar, and a log none;
+/// its errors are shown anywhere.
+fn install(python: &Path, lock: &Path, packages: usize) -> anyhow::Result<()> {
+    let mut pip = Command::new(python)
+        .args(["-m", "pip", "install", "--disable-pip-version-check"])
+        .args(["--no-cache-dir", "--no-deps", "--progress-bar", "off"])
+        .arg("--requirement")
+        .arg(lock)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("pip does not start")?;
+    let said = pip.stdout.take().context("pip has no output")?;
+    let bar = steps::bar(packages);
+    bar.enable_steady_tick(Duration::from_secs(1));
+    for line in BufReader::new(said).lines() {
+        let line = line?;
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["Collecting", package, ..] => {
+                bar.inc(1);
+                bar.set_message(package.to_owned());
+            }
+            ["Downloading", .., size, unit] => {
+                bar.set_message(format!("{} {size} {unit}", bar.message()));
+            }
+            ["Installing", ..] => bar.set_message("unpacking"),
+            _ => {}
+        }
+    }
+    bar.finish_and_clear();
+    let status = pip.wait()?;
+    ensure!(status.success(), "pip: {status}");
+    Ok(())
 }
 
 /// Where it may be kept: `$XDG_CACHE_HOME/xact`, or `~/.cache/xact`.
@@ -96,65 +127,108 @@ fn fnv(text: &str) -> u64 {
     })
 }
 
-/// The steps that build the wheel and test it.
+/// The folders of this package: what is made of it, and where the wheel is and where it is installed.
+struct Made {
+    package: PathBuf,
+    wheels: PathBuf,
+    site: PathBuf,
+}
+
+impl Made {
+    fn of(folders: &Folders) -> Made {
+        let own = folders.target.join("python");
+        Made {
+            package: folders.root.join("integrations/python"),
+            wheels: own.join("wheels"),
+            site: own.join("site"),
+        }
+    }
+}
+
+/// Where [`wheel`] leaves the wheel.
+pub fn wheels(folders: &Folders) -> PathBuf {
+    Made::of(folders).wheels
+}
+
+/// The step that builds the wheel, with machine code for every architecture, for every Linux that is not too old.
+///
+/// # Errors
+/// An earlier wheel cannot be removed.
+pub fn wheel(folders: &Folders, python: &Path) -> anyhow::Result<Step> {
+    let Made {
+        package, wheels, ..
+    } = Made::of(folders);
+    remove(&wheels)?;
+    let [wheels, package] = [&wheels, &package].map(|path| path.display().to_string());
+    let words = ["wheel", "--no-deps", "--no-build-isolation"];
+    let step = pip(
+        python,
+        words.into_iter().chain(["--wheel-dir", &wheels, &package]),
+    );
+    Ok(step
+        .variable("CARGO_TARGET_DIR", folders.target.display().to_string())
+        .variable("XACT_MANYLINUX", GLIBC)
+        .variable("XACT_CUDA_ARCHS", "all"))
+}
+
+fn remove(folder: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| folder.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn run<'a>(python: &Path, words: impl IntoIterator<Item = &'a str>) -> Step {
+    Step::program(&python.display().to_string(), words)
+}
+
+fn pip<'a>(python: &Path, words: impl IntoIterator<Item = &'a str>) -> Step {
+    let pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"];
+    run(python, pip.into_iter().chain(words))
+}
+
+/// The steps that build the wheel and test it; `full` also makes the sdist, and tests the wheel with the least PyTorch.
 ///
 /// # Errors
 /// As [`environment`].
 pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
-    let python = environment(folders)?;
-    let package = folders.root.join("integrations/python");
-    let own = folders.target.join("python");
-    let (wheels, site) = (own.join("wheels"), own.join("site"));
-    // What an earlier state of the package left there would be taken along.
-    for stale in [&package.join("build"), &wheels, &site] {
-        match fs::remove_dir_all(stale) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    let [python, package, wheels, site, target] =
-        [&python, &package, &wheels, &site, &folders.target].map(|path| path.display().to_string());
-    let run = |words: &[&str]| Step::program(&python, words.iter().copied());
-    // The build starts cargo-zigbuild, which is in the environment, and finds ziglang by it.
-    let bin = Path::new(&python).parent().map(Path::to_path_buf);
-    let rest = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(bin.into_iter().chain(env::split_paths(&rest)))?;
-    let mut tests = run(&["-m", "pytest", "-q", "--durations=10", &package])
+    let python = environment(folders, LOCK)?;
+    let wheel = wheel(folders, &python)?;
+    let made = Made::of(folders);
+    remove(&made.site)?;
+    let [package, wheels, site] =
+        [made.package, made.wheels, made.site].map(|path| path.display().to_string());
+    let mut tests = run(&python, ["-m", "pytest", "-q", "--durations=10", &*package])
         .variable("PYTHONPATH", &*site)
         .variable("XACT_WHEELS", &*wheels);
     if full {
         tests = tests.variable("XACT_FULL", "1");
     }
-    let pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"];
-    let pip = |words: &[&str]| run(&[&pip, words].concat());
-    Ok(vec![
-        run(&["-m", "ruff", "check", "--quiet", &package]),
-        run(&["-m", "ruff", "format", "--quiet", "--check", &package]),
-        run(&[&format!("{package}/tools/abi.py"), "--check"]),
-        pip(&[
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            &wheels,
-            &package,
-        ])
-        .variable("PATH", path.to_string_lossy())
-        .variable("CARGO_TARGET_DIR", target)
-        .variable("XACT_MANYLINUX", GLIBC)
-        .variable("XACT_CUDA_ARCHS", "all"),
-        pip(&[
-            "install",
-            "--no-deps",
-            "--no-index",
-            "--find-links",
-            &wheels,
-            "--target",
-            &site,
-            "xact-kernels",
-        ]),
+    let words = ["install", "--no-deps", "--no-index", "--find-links"];
+    let mut steps = vec![
+        run(&python, ["-m", "ruff", "check", "--quiet", &*package]),
+        run(
+            &python,
+            ["-m", "ruff", "format", "--quiet", "--check", &*package],
+        ),
+        run(&python, [&*format!("{package}/tools/abi.py"), "--check"]),
+        wheel,
+        pip(
+            &python,
+            words
+                .into_iter()
+                .chain([&*wheels, "--target", &*site, "xact-kernels"]),
+        ),
         tests,
-    ])
+    ];
+    if full {
+        let least = environment(folders, LEAST)?;
+        let tests = ["-m", "pytest", "-q", "-m", "not inductor", &*package];
+        steps.push(run(&least, tests).variable("PYTHONPATH", site));
+    }
+    Ok(steps)
 }
 
 #[cfg(test)]
@@ -166,5 +240,22 @@ mod tests {
         // Published values of 64-bit FNV-1a.
         assert_eq!(fnv(""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv("a"), 0xaf63_dc4c_8601_ec8c);
+    }
+
+    /// The least PyTorch is stated in pyproject.toml; what is tested and what is told agree with it.
+    #[test]
+    fn the_least_pytorch_is_one() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("a root");
+        let text = |path: &str| fs::read_to_string(root.join(path)).expect(path);
+        let project = text("integrations/python/pyproject.toml");
+        let (_, rest) = project.split_once("\"torch>=").expect("the extra");
+        let least = rest.split('"').next().expect("a version");
+        let lock = text(LEAST);
+        let pinned = lock.lines().find_map(|line| line.strip_prefix("torch=="));
+        assert_eq!(pinned, Some(format!("{least}.0").as_str()));
+        let said = format!("PyTorch {least} or later");
+        assert!(text("integrations/python/README.md").contains(&said));
     }
 }

@@ -15,7 +15,7 @@ def blocks():
             yield pytest.param(block, id=f"{page.parent.name}{i}")
 
 
-@pytest.mark.parametrize("block", blocks())
+@pytest.mark.parametrize("block", list(blocks()))
 def test_block(block):
     torch.manual_seed(0)
     exec(compile(block, "README.md", "exec"), {})

@@ -1,0 +1,305 @@
+"""The shared library: finding it, calling it, and its errors as exceptions.
+
+It is opened when it is first needed. Calls release the interpreter while they run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+from . import _abi
+
+NAME = "libxact.so"
+# Names of types as NumPy and PyTorch spell them.
+DTYPES = {
+    "float32": _abi.XACT_DTYPE_F32,
+    "float16": _abi.XACT_DTYPE_F16,
+    "bfloat16": _abi.XACT_DTYPE_BF16,
+}
+ID_TYPES = {
+    "uint8": _abi.XACT_ID_U8,
+    "uint16": _abi.XACT_ID_U16,
+    "uint32": _abi.XACT_ID_U32,
+    "int32": _abi.XACT_ID_I32,
+    "int64": _abi.XACT_ID_I64,
+}
+NORMALIZERS = {
+    "kept": _abi.XACT_NORMALIZER_KEPT,
+    "none": _abi.XACT_NORMALIZER_NONE,
+    "labels": _abi.XACT_NORMALIZER_LABELS,
+    "weight": _abi.XACT_NORMALIZER_WEIGHT,
+}
+STRATEGIES = {
+    "static": _abi.XACT_STRATEGY_STATIC,
+    "random": _abi.XACT_STRATEGY_RANDOM,
+    "product-table": _abi.XACT_STRATEGY_PRODUCT_TABLE,
+    "product-avalanche": _abi.XACT_STRATEGY_PRODUCT_AVALANCHE,
+    "dot-table": _abi.XACT_STRATEGY_DOT_TABLE,
+    "hash64": _abi.XACT_STRATEGY_HASH64,
+}
+DOCUMENTS = _abi.XACT_LAYOUT_DOCUMENTS
+SUMMARY_BYTES = ctypes.sizeof(_abi.xact_cross_entropy_summary)
+
+# What an argument of the wrong type, and one of the wrong value, is called in Python. All else is a RuntimeError.
+_TYPE_ERRORS = (_abi.XACT_ERROR_PARAM_DTYPE, _abi.XACT_ERROR_LABEL_TYPE)
+_VALUE_ERRORS = (
+    _abi.XACT_ERROR_LENGTH,
+    _abi.XACT_ERROR_SHAPE,
+    _abi.XACT_ERROR_PITCH,
+    _abi.XACT_ERROR_GROUP_PITCH,
+    _abi.XACT_ERROR_HALVES,
+    _abi.XACT_ERROR_GROUPS,
+    _abi.XACT_ERROR_TOO_LARGE,
+    _abi.XACT_ERROR_OVERLAP,
+    _abi.XACT_ERROR_NO_TABLE,
+    _abi.XACT_ERROR_OFFSETS,
+    _abi.XACT_ERROR_OUT_OF_RANGE,
+    _abi.XACT_ERROR_UNKNOWN_OP,
+    _abi.XACT_ERROR_NOT_GATED,
+    _abi.XACT_ERROR_CLASSES,
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The shared library, of the interface that this package was written for.
+
+    The environment variable XACT_LIBRARY names another file than the one in the package.
+
+    Raises:
+        RuntimeError: It is not there, or of another version.
+    """
+    path = os.environ.get("XACT_LIBRARY") or str(Path(__file__).with_name(NAME))
+    try:
+        loaded = ctypes.CDLL(path)
+    except OSError as error:
+        raise RuntimeError(
+            f"the library of xact cannot be loaded: {error}; install xact-kernels again, or set XACT_LIBRARY"
+        ) from None
+    try:
+        for name, (result, arguments) in _abi.FUNCTIONS.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+        found = loaded.xact_abi_version()
+    except AttributeError as error:
+        raise RuntimeError(f"{path} is of another version than this package: {error}") from None
+    if found != _abi.XACT_ABI_VERSION:
+        raise RuntimeError(
+            f"{path} has version {found} of the interface, but this package needs {_abi.XACT_ABI_VERSION}; "
+            "install xact-kernels again"
+        )
+    return loaded
+
+
+def version() -> str:
+    """The version of the library."""
+    return library().xact_version().decode()
+
+
+def abi_version() -> int:
+    """The version of the library's C interface."""
+    return library().xact_abi_version()
+
+
+def kernels() -> Optional[str]:
+    """None where the library holds CUDA kernels and a driver for them is here; else why not."""
+    for function in (library().xact_kernels_built, library().xact_cuda_available):
+        if function() != _abi.XACT_OK:
+            return _text()
+    return None
+
+
+def _text() -> str:
+    return library().xact_last_error().decode(errors="replace")
+
+
+def check(status: int) -> None:
+    """Raises what a status says."""
+    if status == _abi.XACT_OK:
+        return
+    if status in _TYPE_ERRORS:
+        raise TypeError(_text())
+    raise (ValueError if status in _VALUE_ERRORS else RuntimeError)(_text())
+
+
+def struct(name: str) -> Any:
+    """A struct of arguments, all of whose fields are 0 but its size."""
+    made = getattr(_abi, name)()
+    made.size = ctypes.sizeof(made)
+    return made
+
+
+def pointer(value: Any) -> int:
+    """The address of a struct, which must be kept as long as it is used."""
+    return ctypes.addressof(value)
+
+
+def addresses(values: Sequence[int]) -> Any:
+    """An array of pointers; a struct holds only its address, so that the caller keeps it."""
+    return (ctypes.c_void_p * len(values))(*values)
+
+
+def matrix(address: int, pitch: int) -> Any:
+    """Where a tensor lies."""
+    return _abi.xact_matrix(address or None, pitch)
+
+
+def logits_matrix(address: int, pitch: int, group_rows: int, group_pitch: int) -> Any:
+    """Where rows of logits lie."""
+    return _abi.xact_logits_matrix(address or None, pitch, group_rows, group_pitch)
+
+
+def query(name: str, *arguments: Any) -> int:
+    """A number of bytes."""
+    result = ctypes.c_uint64()
+    check(getattr(library(), name)(*map(_argument, arguments), ctypes.addressof(result)))
+    return result.value
+
+
+def _argument(value: Any) -> Any:
+    return ctypes.addressof(value) if isinstance(value, ctypes.Structure) else value
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Calls a function of a device."""
+    check(getattr(library(), name)(*map(_argument, arguments)))
+
+
+_threads = 0
+
+
+def run_on_host(name: str, threads: int, *arguments: Any) -> None:
+    """Calls the twin of a function on the CPU, in so many threads; 0 for as many as it was last."""
+    global _threads
+    if threads not in (0, _threads):
+        check(library().xact_set_num_threads(threads))
+        _threads = threads
+    check(getattr(library(), f"{name}_host")(*map(_argument, arguments)))
+
+
+@functools.lru_cache(maxsize=256)
+def activation(
+    name: str,
+    beta: Optional[float] = None,
+    eps: Optional[float] = None,
+    autograd: bool = False,
+    effective: bool = False,
+) -> Any:
+    """An activation with its options."""
+    op = _abi.xact_activation()
+    check(library().xact_activation_init(ctypes.addressof(op), ctypes.sizeof(op), name.encode()))
+    # Set anew, since the struct has but a pointer, and what Python sets it keeps.
+    op.name = name.encode()
+    if beta is not None:
+        op.beta = beta
+    if eps is not None:
+        op.eps = eps
+        op.compat = _abi.XACT_COMPAT_AUTOGRAD if autograd else _abi.XACT_COMPAT_ANALYTIC
+    if effective:
+        op.parameters = _abi.XACT_PARAMETERS_EFFECTIVE
+    return op
+
+
+@functools.lru_cache(maxsize=256)
+def cross_entropy(
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: Optional[float],
+    vocab: Optional[int],
+    normalizer: str,
+) -> Any:
+    """The loss with its options."""
+    op = _abi.xact_cross_entropy()
+    check(library().xact_cross_entropy_init(ctypes.addressof(op), ctypes.sizeof(op)))
+    op.ignore_index, op.vocab = ignore_index, vocab or 0
+    op.label_smoothing, op.z_loss, op.softcap = label_smoothing, z_loss, softcap or 0.0
+    op.normalizer = NORMALIZERS[normalizer]
+    return op
+
+
+def summary_field(summary: Any, name: str) -> Any:
+    """A number of a summary that is a tensor of bytes, as a tensor of no dimensions in its memory."""
+    import torch
+
+    field = getattr(_abi.xact_cross_entropy_summary, name)
+    # Counts are u64, and all bits set where there is none: as i64, that is -1.
+    dtype = torch.float32 if field.size == 4 else torch.int64
+    return summary[field.offset : field.offset + field.size].view(dtype)[0]
+
+
+def summary_address(summary: Any, name: str) -> int:
+    """The address of a number of a summary that is a tensor of bytes."""
+    return summary.data_ptr() + getattr(_abi.xact_cross_entropy_summary, name).offset
+
+
+class Goldfish:
+    """A handle of a strategy, freed with the object."""
+
+    def __init__(self, strategy: str, k: int, h: int, seed: int, start: int, table: Any) -> None:
+        made = struct("xact_goldfish_strategy")
+        made.kind, made.k, made.h, made.seed, made.start = STRATEGIES[strategy], k, h, seed, start
+        if table is not None:
+            made.table, made.table_len = table.ctypes.data, table.size
+        handle = ctypes.c_void_p()
+        check(library().xact_goldfish_create(ctypes.addressof(made), ctypes.addressof(handle)))
+        self.handle = handle.value
+
+    def __del__(self) -> None:
+        handle = getattr(self, "handle", None)
+        if handle is not None:
+            library().xact_goldfish_free(handle)
+
+    def tables(self) -> tuple[Optional[list[int]], Optional[list[int]]]:
+        """The words of the bitmap and the coefficients, None where the strategy has none."""
+        return (
+            self._numbers("xact_goldfish_bitmap", ctypes.c_uint32),
+            self._numbers("xact_goldfish_coefficients", ctypes.c_int64),
+        )
+
+    def _numbers(self, name: str, kind: Any) -> Optional[list[int]]:
+        values, count = ctypes.c_void_p(), ctypes.c_uint64()
+        call = getattr(library(), name)
+        check(call(self.handle, ctypes.addressof(values), ctypes.addressof(count)))
+        return list((kind * count.value).from_address(values.value)) if count.value else None
+
+    def window(self) -> int:
+        """The ids of a window; 0 where ids do not matter."""
+        return query("xact_goldfish_window", self.handle)
+
+    def dropped_share(self) -> float:
+        """The share of labels that are dropped of text without repetitions."""
+        share = ctypes.c_double()
+        check(library().xact_goldfish_dropped_share(self.handle, ctypes.addressof(share)))
+        return share.value
+
+
+_devices: dict[int, int] = {}
+_opening = threading.Lock()
+
+
+def device(ordinal: int) -> int:
+    """The handle of a device, which stays open: a process's kernels are loaded once.
+
+    Raises:
+        RuntimeError: The library holds no kernels, or there is no driver; the text says what to do.
+    """
+    handle = _devices.get(ordinal)
+    if handle is None:
+        with _opening:
+            handle = _devices.get(ordinal)
+            if handle is None:
+                opened = ctypes.c_void_p()
+                check(library().xact_device_open(ordinal, ctypes.addressof(opened)))
+                handle = _devices[ordinal] = opened.value
+    return handle
+
+
+def preload(ordinal: int, name: Optional[str] = None) -> None:
+    """Loads the kernels of an op, or all, which a stream under capture does not allow."""
+    check(library().xact_device_preload(device(ordinal), None if name is None else name.encode()))

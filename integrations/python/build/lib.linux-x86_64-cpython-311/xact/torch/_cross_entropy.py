@@ -1,0 +1,317 @@
+"""Cross-entropy and the Goldfish mask as PyTorch operators."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .. import _goldfish
+from .. import _library as native
+from . import _layout
+from ._check import name_of
+from ._device import Call, address
+from ._memory import contiguous_like
+
+REDUCTIONS = ("mean", "sum", "none")
+NORMALIZERS = ("kept", "labels", "weight")
+
+
+def _op(
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: Optional[float],
+    vocab: Optional[int],
+    normalizer: str,
+) -> object:
+    return native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
+
+
+class _Rows:
+    """What forward and backward share: where the rows lie, and what decides about them."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Optional[Tensor],
+        hash_ids: Optional[Tensor],
+        cu_seqlens: Optional[Tensor],
+        goldfish: Optional[str],
+    ) -> None:
+        self.logits = _layout.grouped(logits)
+        self.rows, self.cols = _layout.row_count(logits), logits.shape[-1]
+        self._labels = labels.contiguous()
+        self._weights = None if weights is None else weights.contiguous()
+        # The structs hold addresses alone: what they are of lives as long as this object.
+        self._tokens = None
+        if goldfish is not None:
+            ids = labels if hash_ids is None else hash_ids
+            self._tokens = Tokens(goldfish, ids, cu_seqlens, None, None)
+
+    def set(self, call: object) -> None:
+        call.dtype = native.DTYPES[name_of(self.logits.dtype)]
+        call.rows, call.cols = self.rows, self.cols
+        call.logits = self.matrix(self.logits)
+        call.labels = address(self._labels)
+        call.label_type = native.ID_TYPES[name_of(self._labels.dtype)]
+        call.weights = address(self._weights)
+        if self._tokens is not None:
+            call.decision = native.pointer(self._tokens.struct)
+
+    def matrix(self, tensor: Tensor) -> object:
+        """The rows of logits or their gradients, at one pitch or two."""
+        return native.logits_matrix(tensor.data_ptr(), *_layout.rows_of(tensor))
+
+
+class Tokens:
+    """The ids of a Goldfish decision, as the library takes them."""
+
+    def __init__(
+        self,
+        key: str,
+        ids: Tensor,
+        cu_seqlens: Optional[Tensor],
+        halo: Optional[Tensor],
+        exempt: Optional[Tensor],
+    ) -> None:
+        goldfish = _goldfish.by_key(key)
+        # Held as long as its handle is.
+        self._goldfish = goldfish
+        self._ids = ids = ids.contiguous()
+        tokens = native.struct("xact_decision")
+        tokens.goldfish = goldfish._handle
+        tokens.hash_ids = address(ids)
+        tokens.id_type = native.ID_TYPES[name_of(ids.dtype)]
+        if cu_seqlens is None:
+            tokens.row_len = ids.shape[-1] if ids.dim() else 1
+        else:
+            tokens.layout = native.DOCUMENTS
+            self._offsets = cu_seqlens = cu_seqlens.contiguous()
+            tokens.cu_seqlens, tokens.cu_seqlens_len = cu_seqlens.data_ptr(), cu_seqlens.numel()
+        if halo is not None:
+            self._halo = halo = halo.contiguous()
+            tokens.halo, tokens.halo_len = address(halo), halo.numel()
+        if exempt is not None:
+            self._exempt = exempt = exempt.contiguous()
+            tokens.exempt, tokens.exempt_len = address(exempt), exempt.numel()
+        if ids.is_cuda:
+            self._tables = goldfish._on_device(ids.device)
+            tokens.bitmap, tokens.coefficients = map(address, self._tables)
+        self.struct = tokens
+
+
+@torch.library.custom_op("xact::cross_entropy", mutates_args=())
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Optional[Tensor],
+    divisor: Optional[Tensor],
+    hash_ids: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    goldfish: Optional[str],
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: Optional[float],
+    vocab: Optional[int],
+    normalizer: str,
+    per_row: bool,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses and what the backward needs.
+
+    Returns:
+        loss: [] f32, or [N] f32 where ``per_row`` is set.
+        saved: uint8, what the backward needs beside the logits.
+        summary: uint8, the struct xact_cross_entropy_summary.
+        losses, lse, z_losses: [N] f32 each, and argmax [N] i32, where ``stats`` is set; else empty.
+    """
+    op = _op(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
+    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
+    call = native.struct("xact_cross_entropy_args")
+    rows.set(call)
+    n = rows.rows
+    new = logits.new_empty
+    saved = new(native.query("xact_cross_entropy_saved_bytes", op, n), dtype=torch.uint8)
+    summary = new(native.SUMMARY_BYTES, dtype=torch.uint8)
+    losses = new(n if stats or per_row else 0, dtype=torch.float32)
+    lse, z_losses = (new(n if stats else 0, dtype=torch.float32) for _ in range(2))
+    argmax = new(n if stats else 0, dtype=torch.int32)
+    call.saved, call.summary = saved.data_ptr(), summary.data_ptr()
+    call.loss, call.lse, call.argmax = address(losses), address(lse), address(argmax)
+    call.z_loss = address(z_losses)
+    call.normalizer = address(divisor)
+    run = Call(logits, "xact_cross_entropy_forward")
+    run.workspace(call, "xact_cross_entropy_workspace_bytes", n)
+    run(op, call)
+    if not logits.is_cuda:
+        _refuse_bad_labels(summary, labels, logits.shape[-1] if vocab is None else vocab)
+    if per_row:
+        loss = losses.clone() if stats else losses
+        losses = losses if stats else losses.new_empty(0)
+    else:
+        field = "loss" if normalizer == "none" else "mean"
+        loss = native.summary_field(summary, field).clone()
+    return loss, saved, summary, losses, lse, z_losses, argmax
+
+
+def _refuse_bad_labels(summary: Tensor, labels: Tensor, classes: int) -> None:
+    """On the CPU a bad label costs nothing to see, and is an error as in PyTorch."""
+    row = int(native.summary_field(summary, "bad_row"))
+    if row >= 0:
+        label = int(labels.reshape(-1)[row])
+        raise ValueError(
+            f"labels[{row}] is {label}, which is neither one of {classes} classes nor ignore_index; "
+            "mask such rows with ignore_index"
+        )
+
+
+@cross_entropy.register_fake
+def _(
+    logits,
+    labels,
+    weights,
+    divisor,
+    hash_ids,
+    cu_seqlens,
+    goldfish,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    softcap,
+    vocab,
+    normalizer,
+    per_row,
+    stats,
+):
+    n = labels.numel()
+    new = logits.new_empty
+    some = n if stats else 0
+    return (
+        new(n if per_row else (), dtype=torch.float32),
+        new(
+            n
+            * native.query(
+                "xact_cross_entropy_saved_bytes",
+                _op(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer),
+                1,
+            ),
+            dtype=torch.uint8,
+        ),
+        new(native.SUMMARY_BYTES, dtype=torch.uint8),
+        new(some, dtype=torch.float32),
+        new(some, dtype=torch.float32),
+        new(some, dtype=torch.float32),
+        new(some, dtype=torch.int32),
+    )
+
+
+def _backward_into(
+    dloss,
+    logits,
+    labels,
+    weights,
+    divisor,
+    hash_ids,
+    cu_seqlens,
+    saved,
+    summary,
+    dlogits,
+    goldfish,
+    *options,
+) -> None:
+    op = _op(*options)
+    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
+    if rows.rows == 0 or rows.cols == 0:
+        return
+    dloss = dloss.float()
+    if dloss.dim() and dloss.stride(0) != 0:
+        dloss = dloss.contiguous()
+    call = native.struct("xact_cross_entropy_args")
+    rows.set(call)
+    call.gathered, call.ranks = saved.data_ptr(), 1
+    call.dlogits = rows.matrix(dlogits)
+    call.normalizer = native.summary_address(summary, "normalizer")
+    call.dloss, call.dloss_stride = dloss.data_ptr(), dloss.stride(0) if dloss.dim() else 0
+    Call(logits, "xact_cross_entropy_backward")(op, call)
+
+
+@torch.library.custom_op("xact::cross_entropy_backward", mutates_args=())
+def cross_entropy_backward(
+    dloss: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Optional[Tensor],
+    divisor: Optional[Tensor],
+    hash_ids: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    saved: Tensor,
+    summary: Tensor,
+    goldfish: Optional[str],
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: Optional[float],
+    vocab: Optional[int],
+    normalizer: str,
+) -> Tensor:
+    """dlogits, of the shape and type of the logits."""
+    dlogits = contiguous_like(logits)
+    _backward_into(
+        dloss, logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary, dlogits, goldfish,
+        ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer,
+    )  # fmt: skip
+    return dlogits
+
+
+@cross_entropy_backward.register_fake
+def _(dloss, logits, *_):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _context(ctx, inputs, output):
+    logits, labels, weights, divisor, hash_ids, cu_seqlens, goldfish, *options = inputs
+    _, saved, summary, *_ = output
+    ctx.save_for_backward(logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary)
+    ctx.options = (goldfish, *options[:6])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradient(ctx, dloss, *_):
+    dlogits = torch.ops.xact.cross_entropy_backward(dloss, *ctx.saved_tensors, *ctx.options)
+    return dlogits, *(None for _ in range(14))
+
+
+def _refuse(ctx, *_):
+    raise RuntimeError(
+        "xact has no second derivative of cross_entropy; compute it with PyTorch's own operations where it is needed"
+    )
+
+
+cross_entropy.register_autograd(_gradient, setup_context=_context)
+cross_entropy_backward.register_autograd(_refuse)
+
+
+@torch.library.custom_op("xact::goldfish_mask", mutates_args=())
+def goldfish_mask(
+    ids: Tensor,
+    cu_seqlens: Optional[Tensor],
+    halo: Optional[Tensor],
+    exempt: Optional[Tensor],
+    goldfish: str,
+) -> Tensor:
+    """Whether each label is kept, bool, of the shape of the ids."""
+    keep = torch.empty_like(ids, dtype=torch.bool, memory_format=torch.contiguous_format)
+    if ids.numel() > 0:
+        tokens = Tokens(goldfish, ids, cu_seqlens, halo, exempt)
+        call = native.struct("xact_goldfish_args")
+        call.decision = native.pointer(tokens.struct)
+        call.labels, call.keep = ids.numel(), keep.data_ptr()
+        Call(ids, "xact_goldfish_mask")(call)
+    return keep
+
+
+@goldfish_mask.register_fake
+def _(ids, cu_seqlens, halo, exempt, goldfish):
+    return torch.empty_like(ids, dtype=torch.bool, memory_format=torch.contiguous_format)

@@ -1,0 +1,52 @@
+"""Calls of the library with the memory of tensors, on the stream that is current or on the CPU."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .. import _library as native
+from . import _layout
+
+
+def matrix(tensor: Tensor, rows: int) -> object:
+    """Where a tensor lies; of a single row the pitch does not matter."""
+    layout = _layout.rows_of(tensor) if rows != 1 else None
+    pitch = tensor.numel() if layout is None else layout.pitch
+    return native.matrix(tensor.data_ptr(), pitch)
+
+
+def address(tensor: Optional[Tensor]) -> Optional[int]:
+    """Where the first element of a tensor lies; None of none, and of an empty one."""
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+class Call:
+    """A call on the device of a tensor.
+
+    On a CUDA device it is queued on the stream that is current there now, which is not asked for before: under capture,
+    and in autograd's threads, it is another one. Memory that it asks for comes from PyTorch's allocator, which gives it
+    to nobody else before work on that stream is done.
+    """
+
+    def __init__(self, tensor: Tensor, name: str) -> None:
+        self._tensor = tensor
+        self._name = name
+
+    def workspace(self, args: object, query: str, *arguments: object) -> None:
+        """Gives a call the scratch memory that a query says; on the CPU the library makes its own."""
+        if not self._tensor.is_cuda:
+            return
+        size = native.query(query, *arguments)
+        self._scratch = self._tensor.new_empty(size, dtype=torch.uint8)
+        args.workspace, args.workspace_bytes = address(self._scratch), size
+
+    def __call__(self, *arguments: object) -> None:
+        if self._tensor.is_cuda:
+            index = self._tensor.device.index
+            stream = torch.cuda.current_stream(self._tensor.device).cuda_stream
+            native.run(self._name, native.device(index), stream, *arguments)
+        else:
+            native.run_on_host(self._name, torch.get_num_threads(), *arguments)
