@@ -26,6 +26,8 @@ BAD = [
     (lambda: xt.xsilu(X.half(), ALPHA.bfloat16()), TypeError, "alpha is bfloat16"),
     (lambda: xt.xsilu(X, ALPHA.to("meta")), ValueError, "alpha is on meta, but x is on cpu"),
     (lambda: xt.xielu(X, ALPHA, ALPHA, eps_gradient="none"), ValueError, "eps_gradient is 'none'"),
+    (lambda: xt.xielu(X, ALPHA, ALPHA, eps=float("nan")), ValueError, "eps is nan"),
+    (lambda: xt.xielu(X, ALPHA, ALPHA, eps=float("-inf")), ValueError, "eps is -inf"),
     (lambda: xt.xielu(X, ALPHA, ALPHA, beta="a"), TypeError, "beta is a str; it must be a number or a tensor"),
     (lambda: xt.xielu(X, ALPHA, ALPHA, beta=None), TypeError, "beta is a NoneType"),
     (lambda: xt.xielu(X, ALPHA, ALPHA, eps="a"), TypeError, "eps is a str; it must be a number"),

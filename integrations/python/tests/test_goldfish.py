@@ -95,6 +95,16 @@ def test_empty():
         assert goldfish.mask(torch.zeros(shape, dtype=torch.int64)).shape == shape
 
 
+def test_what_it_says_of_itself():
+    goldfish = xact.Goldfish(k=4, h=5)
+    assert goldfish.window == 5 and xact.Goldfish("static").window == 0
+    assert abs(goldfish.dropped_share - 0.25) < 1e-9
+    ids = np.random.default_rng(0).integers(0, 50000, 200_000)
+    assert abs((~goldfish.mask(ids)).mean() - goldfish.dropped_share) < 0.005
+    with pytest.raises(AttributeError, match="make another one"):
+        goldfish.k = 5
+
+
 def test_it_is_its_options():
     a, b = xact.Goldfish(seed=3), xact.Goldfish(seed=3)
     assert a == b and hash(a) == hash(b) and a != xact.Goldfish(seed=4)

@@ -77,10 +77,27 @@ class Goldfish:
         self._tables: dict[Any, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
         # The name by which operators find it: the same in every process, so that compiled graphs may hold it.
-        self._key = ":".join(str(part) for part in (strategy, self.k, *(getattr(self, name) for name in takes)))
+        parts = [strategy, self.k, *(getattr(self, name) for name in takes)]
         if self._table is not None:
-            self._key += ":" + hashlib.sha256(self._table).hexdigest()
+            parts.append(hashlib.sha256(self._table).hexdigest())
+        self._key = ":".join(map(str, parts))
         _known[self._key] = self
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The library decides by what it was given; a number that is changed here would only seem to count.
+        if hasattr(self, "_key"):
+            raise AttributeError(f"{name} of a Goldfish cannot be changed; make another one")
+        super().__setattr__(name, value)
+
+    @property
+    def window(self) -> int:
+        """Ids of a window, 0 where ids do not matter: with ``window - 1`` ids of halo a part decides as the whole does."""
+        return self._native.window()
+
+    @property
+    def dropped_share(self) -> float:
+        """The share of labels that are dropped of text without repetitions, about 1/k."""
+        return self._native.dropped_share()
 
     @property
     def _handle(self) -> Any:
@@ -118,7 +135,7 @@ class Goldfish:
             ids: The ids that decide, ``[..., T]``, one for each label: give the true ids where a label is ignored. NumPy
                 array or tensor on any device of u8, u16, u32, i32 or i64. Each last dimension is a row of its own.
             cu_seqlens: ``[documents + 1]`` i32: where documents begin in the one row that the ids then are. No window
-                crosses such an offset.
+                crosses such an offset. Ids before the first offset and from the last on are documents of their own.
             halo: Ids before each row that have no label here, as a rank gets them from its neighbour: ``[rows, n]`` of
                 the type of the ids; or a number, and then the first ``halo`` ids of each row are those.
             exempt: Ids that are never dropped, such as a tokenizer's special ones: whole numbers, or i64.
@@ -129,7 +146,8 @@ class Goldfish:
 
         Raises:
             TypeError: A type that is not among these.
-            ValueError: Shapes that do not fit, or offsets that decrease.
+            ValueError: Shapes that do not fit, or, on the CPU, offsets that decrease. On a CUDA device the host does not
+                see them: windows then end at one of them or another.
         """
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(ids, torch.Tensor):

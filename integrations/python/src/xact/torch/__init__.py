@@ -7,6 +7,7 @@ activation checkpointing, autocast and CUDA graphs, and the activations with DTe
 not among it, but for ``vmap``: ``torch.func.grad`` and forward derivatives raise.
 """
 
+import math
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -103,6 +104,8 @@ def _xielu_arguments(x, alpha_p, alpha_n, beta, eps, eps_gradient, effective):
         slope, beta = _check.number("beta", beta, "a number or a tensor"), None
     if eps is not None:
         eps = _check.number("eps", eps)
+        if not eps > -math.inf:
+            raise ValueError(f"eps is {eps}; it must be a number, such as -1e-6, or None for the ideal function")
     _sharding.ensure(x)
     return x, alpha_p, alpha_n, beta, slope, eps, eps_gradient == "autograd", effective
 
