@@ -8,6 +8,7 @@ use xact::half::{bf16, f16};
 use crate::activation::{Backward, Call, Form, Operand, Written};
 use crate::cross_entropy::{Forward, Gradient, Reduction, Results, Wanted};
 use crate::error::of_xact;
+use crate::memory::room;
 use crate::summary::{Summary, to_words};
 use crate::tokens::{HostTokens, integers};
 use crate::view::{View, last_dimension};
@@ -37,11 +38,6 @@ macro_rules! with_float {
             other => bail!("{} is no type of xact", other.as_str()),
         }
     };
-}
-
-/// Allocates an output. The system provides zeroed pages lazily, so nothing is written twice.
-fn room<T: Float>(len: usize) -> Vec<T> {
-    bytemuck::zeroed_vec(len)
 }
 
 fn input<'a, T: Float>((storage, _): Operand<'a, CpuStorage>, view: View) -> Result<Input<'a, T>> {

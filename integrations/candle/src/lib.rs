@@ -6,6 +6,7 @@ mod cross_entropy;
 #[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
 mod cuda;
 mod error;
+mod memory;
 pub mod nn;
 mod summary;
 mod tokens;
