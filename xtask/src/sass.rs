@@ -16,7 +16,7 @@ pub mod geometry;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::{env, fs, thread};
 
 use anyhow::{Context, bail};
@@ -213,36 +213,30 @@ fn measure(
         })
         .collect();
     let bar = steps::bar(jobs.len());
-    let next = AtomicUsize::new(0);
-    let workers = thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(jobs.len());
-    let results = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut results = Vec::new();
-                    while let Some(&(ptx, architecture)) =
-                        jobs.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
-                        results.push(look_at(nvcc, nvdisasm, ptx, architecture, work));
-                        bar.inc(1);
-                    }
-                    results
-                })
-            })
-            .collect();
-        let results = workers
-            .into_iter()
-            .flat_map(|worker| worker.join().expect("no panic"));
-        results.collect::<anyhow::Result<Vec<_>>>()
+    let left = Mutex::new(jobs.iter());
+    let next = || left.lock().expect("no panic").next();
+    let work_off = || -> anyhow::Result<(Vec<Row>, Vec<String>)> {
+        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        while let Some(&(ptx, architecture)) = next() {
+            let found = look_at(nvcc, nvdisasm, ptx, architecture, work)?;
+            rows.extend(found.0);
+            problems.extend(found.1);
+            bar.inc(1);
+        }
+        Ok((rows, problems))
+    };
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    thread::scope(|scope| {
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work_off)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            let found = worker.join().expect("no panic")?;
+            rows.extend(found.0);
+            problems.extend(found.1);
+            anyhow::Ok(())
+        })
     })?;
     bar.finish_and_clear();
-    let (mut rows, mut problems) = (Vec::new(), Vec::new());
-    for (some_rows, some_problems) in results {
-        rows.extend(some_rows);
-        problems.extend(some_problems);
-    }
     rows.sort_by(|a, b| (&a.entry, a.architecture).cmp(&(&b.entry, b.architecture)));
     problems.sort();
     Ok((rows, problems))
