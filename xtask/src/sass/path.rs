@@ -164,16 +164,17 @@ fn loops(code: &[Instruction]) -> Vec<Loop> {
     }
     // What leads to `end` without the header. If the entry does, the edge from `end` is no back edge.
     let body = |header: usize, end: usize| {
-        let (mut nodes, mut stack) = (BTreeSet::from([header]), vec![end]);
+        let (mut leads, mut stack) = (vec![false; code.len()], vec![end]);
+        leads[header] = true;
         while let Some(node) = stack.pop() {
             if node == 0 && header != 0 {
                 return None;
             }
-            if nodes.insert(node) {
+            if !std::mem::replace(&mut leads[node], true) {
                 stack.extend(&before[node]);
             }
         }
-        Some(nodes)
+        Some((0..code.len()).filter(move |&node| leads[node]))
     };
     // Beside the back edge, there is an edge into the loop.
     let headers = (0..code.len()).filter(|&node| node == 0 || before[node].len() > 1);
