@@ -28,8 +28,8 @@ use xact::activation::{self, Registered, Visitor};
 use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish;
 use xact::loss::goldfish::Tokens;
-use xact::{CrossEntropy, Element, Gated, Goldfish, Order, Strategy, cpu, loss};
-use xact_dev::inputs;
+use xact::{CrossEntropy, Element, Gated, Goldfish, Order, cpu, loss};
+use xact_dev::{inputs, strategy};
 
 use peers::Peer;
 use table::{Measured, Row, Table};
@@ -242,7 +242,6 @@ impl Bench {
         if !self.wants(name, dtype) {
             return;
         }
-        let (k, h, seed) = (50, 50, 0);
         for len in self.arguments.len.clone() {
             let mut numbers = inputs::Random(1);
             let ids: Vec<i32> = (0..len)
@@ -250,14 +249,9 @@ impl Bench {
                 .collect();
             let tokens = Tokens::rows(&ids, 4096.min(len));
             let mut weights = vec![0.0f32; len];
-            for strategy in [
-                Strategy::Random { k, seed },
-                Strategy::ProductTable { k, h },
-                Strategy::ProductAvalanche { k, h },
-                Strategy::DotTable { k, h },
-                Strategy::Hash64 { k, h, seed },
-            ] {
-                let goldfish = Goldfish::new(strategy).expect("a strategy");
+            // But for the static one.
+            for strategy in &strategy::all(50, 50, 0, 0)[1..] {
+                let goldfish = Goldfish::new(*strategy).expect("a strategy");
                 let row = Row {
                     dtype,
                     ..Row::new::<f32>(name, strategy.name(), "mask", 2)

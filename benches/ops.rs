@@ -15,8 +15,8 @@ use half::{bf16, f16};
 use xact::activation::{self, Registered, Visitor};
 use xact::cpu::cross_entropy as ce;
 use xact::cpu::goldfish as mask;
-use xact::{CrossEntropy, Element, Goldfish, Strategy, Tokens, cpu, loss, reference};
-use xact_dev::inputs;
+use xact::{CrossEntropy, Element, Goldfish, Tokens, cpu, loss, reference};
+use xact_dev::{inputs, strategy};
 
 /// Lengths of tensors: in the cache on one thread, and on all threads.
 const LENGTHS: [usize; 2] = [1 << 14, 1 << 20];
@@ -102,15 +102,9 @@ impl Bench {
 
     /// From ids to weights.
     fn goldfish(&mut self) {
-        let (k, h, seed) = (50, 50, 0);
-        for strategy in [
-            Strategy::Random { k, seed },
-            Strategy::ProductTable { k, h },
-            Strategy::ProductAvalanche { k, h },
-            Strategy::DotTable { k, h },
-            Strategy::Hash64 { k, h, seed },
-        ] {
-            let goldfish = Goldfish::new(strategy).expect("a strategy");
+        // But for the static one.
+        for strategy in &strategy::all(50, 50, 0, 0)[1..] {
+            let goldfish = Goldfish::new(*strategy).expect("a strategy");
             for len in LENGTHS {
                 let mut numbers = inputs::Random(1);
                 let ids: Vec<i32> = (0..len).map(|_| (numbers.bits() >> 48) as i32).collect();

@@ -41,32 +41,22 @@ impl Activations<'_> {
                 backward::<A, T>(gpu, full, s)
             });
         }
-        self.0.add(
-            name("lengths_and_alignments"),
-            false,
-            lengths_and_alignments::<A, T>,
-        );
-        self.0
-            .add(name("rows_with_a_pitch"), false, rows_with_a_pitch::<A, T>);
-        self.0.add(name("empty"), false, empty::<A, T>);
-        self.0.add(
-            name("parameters_of_the_type_of_x"),
-            false,
-            parameters_of_the_type_of_x::<A, T>,
-        );
-        self.0.add(
-            name("same_bits_on_any_grid"),
-            false,
-            same_bits_on_any_grid::<A, T>,
-        );
-        self.0.add(
-            name("same_bits_under_any_schedule"),
-            true,
-            same_bits_under_any_schedule::<A, T>,
-        );
-        self.0.add(name("traffic"), true, traffic::<A, T>);
-        self.0.add(name("widths"), true, widths::<A, T>);
-        self.0.add(name("long_sums"), false, long_sums::<A, T>);
+        macro_rules! tests {
+            ($($needs_emulator:literal $name:ident),+ $(,)?) => {
+                $(self.0.add(name(stringify!($name)), $needs_emulator, $name::<A, T>);)+
+            };
+        }
+        tests![
+            false lengths_and_alignments,
+            false rows_with_a_pitch,
+            false empty,
+            false parameters_of_the_type_of_x,
+            false same_bits_on_any_grid,
+            true same_bits_under_any_schedule,
+            true traffic,
+            true widths,
+            false long_sums,
+        ];
     }
 }
 
@@ -310,6 +300,20 @@ fn passed(report: &Report, context: impl std::fmt::Debug) -> Outcome {
     }
 }
 
+/// dx and the parameter gradients are those of the stored parameters.
+fn are_gradients<A: Registered, T: Element>(
+    s: &Sample<A>,
+    [x, dy, dx]: [&[T]; 3],
+    dparams: &[f32],
+    context: impl std::fmt::Debug,
+) -> Outcome {
+    let [stored, dparams] =
+        [&s.params, dparams].map(|values| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+    let bounds = Bounds::of(&s.op);
+    let report = reference::check_gradients(&s.op, &stored, x, dy, dx, &dparams, bounds)?;
+    passed(&report, context)
+}
+
 fn equal<T: Element>(what: &str, got: &[T], expected: &[T]) -> Outcome {
     let differs = got.len() != expected.len() || bits(got) != bits(expected);
     let at =
@@ -419,7 +423,6 @@ fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> O
     let whole = How::default();
     let y_whole = run::forward(gpu, &sample.op, &sample.params, &x, &whole)?;
     let (dx_whole, _) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &whole)?;
-    let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
     for n in lengths {
         let (x, dy) = (&x[..n], &dy[..n]);
         for round in 0..if full { 64 } else { 12 } {
@@ -448,17 +451,7 @@ fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> O
                 equal(&format!("y, n = {n}, {how:?}"), &y, &y_whole[..n])?;
                 let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, x, dy, &how)?;
                 equal(&format!("dx, n = {n}, {how:?}"), &dx, &dx_whole[..n])?;
-                let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
-                let report = reference::check_gradients(
-                    &sample.op,
-                    &stored,
-                    x,
-                    dy,
-                    &dx,
-                    &dparams,
-                    Bounds::of(&sample.op),
-                )?;
-                passed(&report, (n, how))?;
+                are_gradients(&sample, [x, dy, &dx], &dparams, (n, how))?;
             }
         }
     }
@@ -485,7 +478,6 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         let dense = How::default();
         let y_dense = run::forward(gpu, &sample.op, &sample.params, &x, &dense)?;
         let (dx_dense, _) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &dense)?;
-        let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
         let gaps = [[1, 2, 3], [cols; 3], [8, 8, 8], [0, 0, 0], [0, 5, 0]];
         for gaps in &gaps[..if rows > 1000 { 1 } else { gaps.len() }] {
             let place = |gap| Place {
@@ -505,17 +497,7 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
             equal(&format!("y, {what}"), &y, &y_dense)?;
             let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
             equal(&format!("dx, {what}"), &dx, &dx_dense)?;
-            let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
-            let report = reference::check_gradients(
-                &sample.op,
-                &stored,
-                &x,
-                &dy,
-                &dx,
-                &dparams,
-                Bounds::of(&sample.op),
-            )?;
-            passed(&report, what)?;
+            are_gradients(&sample, [&x, &dy, &dx], &dparams, what)?;
         }
     }
     Ok(())
@@ -752,16 +734,5 @@ fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     }
     let how = How::default();
     let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
-    let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
-    let stored: Vec<_> = sample.params.iter().map(|&p| f64::from(p)).collect();
-    let report = reference::check_gradients(
-        &sample.op,
-        &stored,
-        &x,
-        &dy,
-        &dx,
-        &dparams,
-        Bounds::of(&sample.op),
-    )?;
-    passed(&report, n)
+    are_gradients(&sample, [&x, &dy, &dx], &dparams, n)
 }

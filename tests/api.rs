@@ -139,12 +139,25 @@ fn bits<T: Element>(stream: &Arc<CudaStream>, buffer: &CudaSlice<T>) -> Vec<u8> 
     bytemuck::cast_slice(&values).to_vec()
 }
 
-fn length<T>(what: &'static str, expected: u64, got: u64) -> xact::Result<T> {
-    Err(Error::Length {
+fn too_short(what: &'static str, expected: u64, got: u64) -> Error {
+    Error::Length {
         what,
         expected,
         got,
-    })
+    }
+}
+
+fn length<T>(what: &'static str, expected: u64, got: u64) -> xact::Result<T> {
+    Err(too_short(what, expected, got))
+}
+
+/// Of rows of 10 elements.
+fn pitch(what: &'static str) -> Error {
+    Error::Pitch {
+        what,
+        pitch: 9,
+        cols: 10,
+    }
 }
 
 fn in_place_is_the_same_as_apart() {
@@ -344,13 +357,6 @@ fn scalars_that_are_missing_or_given_twice() {
     let (mut queue, stream) = queue();
     let mut b = Buffers::<f32>::new(&stream);
     let xielu = Xielu::default();
-    let length = |what, expected, got| {
-        Err(Error::Length {
-            what,
-            expected,
-            got,
-        })
-    };
     for beta in [false, true] {
         let mut params = Params::<Xielu, _>::list([&b.alpha_p]);
         if beta {
@@ -814,16 +820,10 @@ fn raw_forward(
     let params = [p, n];
     let mut call = raw_forward_call(&params, x, y);
     change(&mut call, x, y);
+    let stream = gpu.stream.cu_stream();
     // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
     // tests are refused before a launch.
-    unsafe {
-        raw::forward(
-            &gpu.device,
-            gpu.stream.cu_stream(),
-            &Xielu::default(),
-            &call,
-        )
-    }
+    unsafe { raw::forward(&gpu.device, stream, &Xielu::default(), &call) }
 }
 
 /// Another thread, in which nothing has made the context current, asks how many blocks are resident.
@@ -842,15 +842,9 @@ fn resident_blocks_of_another_thread() {
     let launch = || {
         let mut call = raw_forward_call(&params, x, y);
         call.common.blocks = raw::Blocks::Resident;
+        let stream = gpu.stream.cu_stream();
         // SAFETY: the buffers have N elements and live past the download below.
-        unsafe {
-            raw::forward(
-                &gpu.device,
-                gpu.stream.cu_stream(),
-                &Xielu::default(),
-                &call,
-            )
-        }
+        unsafe { raw::forward(&gpu.device, stream, &Xielu::default(), &call) }
     };
     let launched = std::thread::scope(|scope| scope.spawn(launch).join().expect("no panic"));
     launched.unwrap();
@@ -863,37 +857,16 @@ fn raw_calls_refuse_what_can_be_seen() {
     let mut refused = |expected: Error, change: &dyn Fn(&mut raw::Forward<'_>, u64, u64)| {
         assert_eq!(raw_forward(&gpu, &mut b, change), Err(expected));
     };
-    refused(Error::Null { what: "x" }, &|call, _, _| call.x.ptr = 0);
-    refused(Error::Null { what: "y" }, &|call, _, _| call.y.ptr = 0);
-    refused(Error::Null { what: "alpha_p" }, &|call, _, _| {
-        call.common.params = &[0, 8]
+    refused(null("x"), &|call, _, _| call.x.ptr = 0);
+    refused(null("y"), &|call, _, _| call.y.ptr = 0);
+    refused(null("alpha_p"), &|call, _, _| call.common.params = &[0, 8]);
+    refused(too_short("params", 2, 1), &|call, _, _| {
+        call.common.params = &call.common.params[..1];
     });
-    refused(
-        Error::Length {
-            what: "params",
-            expected: 2,
-            got: 1,
-        },
-        &|call, _, _| {
-            call.common.params = &call.common.params[..1];
-        },
-    );
-    refused(
-        Error::Overlap {
-            output: "y",
-            other: "x",
-        },
-        &|call, x, _| call.y.ptr = x + 4,
-    );
-    refused(
-        Error::Overlap {
-            output: "y",
-            other: "alpha_p",
-        },
-        &|call, _, _| {
-            call.y.ptr = call.common.params[0] - 4;
-        },
-    );
+    refused(overlap("y", "x"), &|call, x, _| call.y.ptr = x + 4);
+    refused(overlap("y", "alpha_p"), &|call, _, _| {
+        call.y.ptr = call.common.params[0] - 4;
+    });
     refused(
         Error::ParamDtype {
             params: "bf16",
@@ -903,16 +876,9 @@ fn raw_calls_refuse_what_can_be_seen() {
             call.common.param_dtype = Dtype::Bf16;
         },
     );
-    refused(
-        Error::Pitch {
-            what: "x",
-            pitch: 9,
-            cols: 10,
-        },
-        &|call, _, _| {
-            (call.common.rows, call.common.cols, call.x.pitch) = (2, 10, 9);
-        },
-    );
+    refused(pitch("x"), &|call, _, _| {
+        (call.common.rows, call.common.cols, call.x.pitch) = (2, 10, 9);
+    });
     refused(
         Error::TooLarge {
             rows: u64::MAX,
@@ -1066,14 +1032,7 @@ fn raw_backward_refuses_what_can_be_seen() {
             },
             &|at| at.workspace_bytes -= 1,
         ),
-        (
-            Error::Length {
-                what: "dparams",
-                expected: 2,
-                got: 1,
-            },
-            &|at| at.dparams.truncate(1),
-        ),
+        (too_short("dparams", 2, 1), &|at| at.dparams.truncate(1)),
     ];
     for (expected, change) in cases {
         assert_eq!(call(*change).as_ref(), Err(expected));
@@ -1108,14 +1067,7 @@ const ROWS: usize = 4;
 const COLS: usize = 10;
 
 fn raw_gated_calls_refuse_outputs_that_overlap() {
-    struct At {
-        x: Matrix,
-        v: Matrix,
-        dy: Matrix,
-        dx: Matrix,
-        dv: Matrix,
-        y: Option<Matrix>,
-    }
+    type Change<'a> = &'a dyn Fn(&mut raw::GatedBackward<'_>);
     let Gpu { device, stream, .. } = gpu();
     let halves = |buffer: &CudaSlice<f32>| {
         let (ptr, pitch) = (buffer.device_ptr(&stream).0, 2 * COLS as u64);
@@ -1147,35 +1099,17 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
     };
     let dense =
         |buffer: &CudaSlice<f32>| Matrix::contiguous(buffer.device_ptr(&stream).0, COLS as u64);
-    let backward = |change: Change<'_, At>| {
+    let backward = |change: Change<'_>| {
         let ([x, v], [dx, dv]) = (halves(&input), halves(&gradient));
-        let (dy, y) = (dense(&dy), Some(dense(&y)));
-        let mut at = At {
-            x,
-            v,
-            dy,
-            dx,
-            dv,
-            y,
-        };
-        change(&mut at);
-        let At {
-            x,
-            v,
-            dy,
-            dx,
-            dv,
-            y,
-        } = at;
-        let call = raw::GatedBackward {
+        let mut call = raw::GatedBackward {
             common,
             order: Order::Second,
             x,
             v,
-            dy,
+            dy: dense(&dy),
             dx,
             dv,
-            y,
+            y: Some(dense(&y)),
             dparams: Some(raw::Dparams {
                 out: &dparams,
                 accumulate: false,
@@ -1183,10 +1117,11 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
                 workspace_bytes: bytes,
             }),
         };
+        change(&mut call);
         // SAFETY: as in raw_forward.
         unsafe { raw::gated_backward(&device, stream.cu_stream(), &Xsilu, &call) }
     };
-    let cases: &[Refused<'_, At>] = &[
+    let cases: &[(Error, Change<'_>)] = &[
         (overlap("dv", "dx"), &|at| at.dv = at.dx),
         (overlap("dv", "dx"), &|at| at.dv.ptr -= 4),
         (overlap("dv", "dx"), &|at| at.dv.ptr += 4),
@@ -1202,14 +1137,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         (overlap("y", "dv"), &|at| at.y = Some(at.dv)),
         (null("v"), &|at| at.v.ptr = 0),
         (null("dv"), &|at| at.dv.ptr = 0),
-        (
-            Error::Pitch {
-                what: "dv",
-                pitch: 9,
-                cols: 10,
-            },
-            &|at| at.dv.pitch = 9,
-        ),
+        (pitch("dv"), &|at| at.dv.pitch = 9),
     ];
     for (expected, change) in cases {
         assert_eq!(backward(*change).as_ref(), Err(expected));
@@ -1339,16 +1267,7 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
         (result, stream.clone_dtoh(&y).unwrap())
     };
     let len = LEN as u64;
-    let length = |what, expected, got| Error::Length {
-        what,
-        expected,
-        got,
-    };
-    let pitch = |what| Error::Pitch {
-        what,
-        pitch: 9,
-        cols: 10,
-    };
+    let pitch = |what| Err(pitch(what));
     let narrow = fits.pitch(COLS - 1);
     let late = fits.offset(1);
     let wide = fits.pitch(PITCH + 1);
@@ -1368,13 +1287,13 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
         (wide, fits, length("x", len + 3, len)),
         (fits, wide, length("y", len + 3, len)),
         (fits, endless, length("y", u64::MAX, len)),
-        (fits, fewer, of_fewer),
-        (grouped, fits, Error::Groups { what: "x" }),
-        (fits, grouped, Error::Groups { what: "y" }),
+        (fits, fewer, Err(of_fewer)),
+        (grouped, fits, Err(Error::Groups { what: "x" })),
+        (fits, grouped, Err(Error::Groups { what: "y" })),
     ];
     for (of_x, of_y, expected) in cases {
         let (result, y) = forward(of_x, of_y);
-        assert_eq!(result, Err(expected));
+        assert_eq!(result, expected);
         assert_eq!(y, [BEFORE; LEN]);
     }
     let (result, y) = forward(fits, fits);

@@ -19,7 +19,7 @@ use xact_dev::choose::{Gpu, gpu};
 use xact_dev::goldfish::{How, keep};
 use xact_dev::goldfish_golden::{Golden, dropped};
 use xact_dev::inputs::Random;
-use xact_dev::trials;
+use xact_dev::{strategy, trials};
 
 fn main() -> ExitCode {
     trials::main(|table| {
@@ -46,16 +46,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// All strategies.
 fn strategies(k: u32, h: u32, seed: u64) -> [Strategy; 6] {
-    [
-        Strategy::Static { k, start: seed % 9 },
-        Strategy::Random { k, seed },
-        Strategy::ProductTable { k, h },
-        Strategy::ProductAvalanche { k, h },
-        Strategy::DotTable { k, h },
-        Strategy::Hash64 { k, h, seed },
-    ]
+    strategy::all(k, h, seed % 9, seed)
 }
 
 fn the_kernel_makes_the_official_masks() {

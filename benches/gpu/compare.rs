@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use xact::activation::{Registered, Sample, Visitor};
 use xact::loss::goldfish::{TokenId, Tokens};
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
-use xact::{CrossEntropy, Dtype, Element, Gated, Goldfish, Order, Strategy};
+use xact::{CrossEntropy, Dtype, Element, Gated, Goldfish, Order};
 use xact_dev::choose::{Choice, Gpu, open};
 use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
 use xact_dev::loss::{self, Uploaded};
@@ -23,7 +23,7 @@ use xact_dev::loss_cases::few_options;
 use xact_dev::loss_check::{self, Batch, Results};
 use xact_dev::same::bits;
 use xact_dev::table::table;
-use xact_dev::{check, files, goldfish, progress, run};
+use xact_dev::{check, files, goldfish, progress, run, strategy};
 
 use crate::work::Result;
 
@@ -568,20 +568,12 @@ impl Dumper<'_> {
     }
 
     fn masks<I: TokenId + TryFrom<i64>>(&mut self, dtype: &str) {
-        let (k, h, seed) = (4, 13, 0);
         let mut random = Random(1);
         let ids: Vec<I> = (0..1 << 14)
             .filter_map(|_| I::try_from((random.bits() >> 33) as i64 % 131_072).ok())
             .collect();
         let tokens = Tokens::rows(&ids, 1 << 11).exempt(&[1, 2, 3]);
-        for strategy in [
-            Strategy::Static { k, start: 3 },
-            Strategy::Random { k, seed },
-            Strategy::ProductTable { k, h },
-            Strategy::ProductAvalanche { k, h },
-            Strategy::DotTable { k, h },
-            Strategy::Hash64 { k, h, seed },
-        ] {
+        for strategy in strategy::all(4, 13, 3, 0) {
             let fish = Goldfish::new(strategy).expect("a strategy");
             let gpu = self.gpu;
             let how = goldfish::How::default();

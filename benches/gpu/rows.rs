@@ -8,6 +8,7 @@ use xact::loss::goldfish::Tokens;
 use xact::raw::Blocks;
 use xact::{Dtype, Gated, Goldfish, Strategy, loss};
 use xact_dev::inputs::Random;
+use xact_dev::strategy;
 
 /// A row of the table: an op on tensors of a shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -193,17 +194,7 @@ const VOCABULARY: u64 = 131_072;
 const TOKENS: [u64; 2] = [1 << 14, 4096];
 
 /// Strategies of masks, with the paper's numbers.
-pub const MASKS: [Strategy; 6] = {
-    let (k, h, seed) = (4, 13, 0);
-    [
-        Strategy::Static { k, start: 0 },
-        Strategy::Random { k, seed },
-        Strategy::ProductTable { k, h },
-        Strategy::ProductAvalanche { k, h },
-        Strategy::DotTable { k, h },
-        Strategy::Hash64 { k, h, seed },
-    ]
-};
+pub const MASKS: [Strategy; 6] = strategy::all(4, 13, 0, 0);
 /// What a cross-entropy decides with: our default, with Apertus's numbers.
 pub const FUSED_GOLDFISH: Strategy = Strategy::Hash64 {
     k: 50,

@@ -8,6 +8,7 @@ use xact::loss::goldfish::{Layout, TABLE_LEN, TokenId, Tokens};
 use xact::{Error, Goldfish, Result, Strategy};
 use xact_dev::goldfish_golden::{Golden, dropped};
 use xact_dev::inputs::Random;
+use xact_dev::strategy;
 
 /// Their trials.
 pub(crate) fn add_to(table: &mut Table) {
@@ -63,14 +64,7 @@ fn golden() {
 }
 
 fn strategies(k: u32, h: u32, seed: u64) -> [Strategy; 6] {
-    [
-        Strategy::Static { k, start: seed % 5 },
-        Strategy::Random { k, seed },
-        Strategy::ProductTable { k, h },
-        Strategy::ProductAvalanche { k, h },
-        Strategy::DotTable { k, h },
-        Strategy::Hash64 { k, h, seed },
-    ]
+    strategy::all(k, h, seed % 5, seed)
 }
 
 /// Some negative, some beyond 32 bits, few enough that exempt ones are met.

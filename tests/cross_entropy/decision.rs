@@ -4,9 +4,10 @@ use libtest_mimic::Failed;
 use xact::cuda::cross_entropy;
 use xact::cuda::goldfish::DeviceTokens;
 use xact::loss::goldfish::Tokens;
-use xact::{CrossEntropy, Goldfish, Strategy};
+use xact::{CrossEntropy, Goldfish};
 use xact_dev::choose::Gpu;
 use xact_dev::inputs::Random;
+use xact_dev::strategy;
 
 const ROWS: usize = 240;
 const CLASSES: usize = 8;
@@ -34,19 +35,9 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
     let exempt_there = upload(&exempt);
     let offsets = gpu.stream.clone_htod(&cu_seqlens).unwrap();
     for h in [1, 13, 31, 32, 33, 50, 64, 70] {
-        let (k, seed) = (2, 3);
-        let without_window = [
-            Strategy::Static { k, start: 1 },
-            Strategy::Random { k, seed },
-        ];
-        let strategies = [
-            Strategy::ProductTable { k, h },
-            Strategy::ProductAvalanche { k, h },
-            Strategy::DotTable { k, h },
-            Strategy::Hash64 { k, h, seed },
-        ];
-        let once = without_window.into_iter().filter(|_| h == 1);
-        for strategy in once.chain(strategies) {
+        // The first two have no window.
+        let without_window = if h == 1 { 0 } else { 2 };
+        for strategy in strategy::all(2, h, 1, 3).into_iter().skip(without_window) {
             let goldfish = Goldfish::new(strategy).unwrap();
             let uploaded = goldfish.upload(&queue).unwrap();
             for documents in [false, true] {

@@ -23,10 +23,9 @@ use xact_dev::check::EVERY;
 use xact_dev::choose::Gpu;
 use xact_dev::inputs::Random;
 use xact_dev::loss::{self, Batch, Fish, How, Results, Uploaded};
-use xact_dev::loss_cases::{
-    any_call, batch, check_golden, check_masked_golden, everything, options, special_rows,
-};
+use xact_dev::loss_cases::{any_call, batch, check_masked_golden, everything, options};
 use xact_dev::loss_check::{same, within};
+use xact_dev::loss_trials::{self, Backend, Variant};
 use xact_dev::run::Place;
 use xact_dev::same::bits;
 use xact_dev::trials::{self, Outcome, Table};
@@ -40,7 +39,10 @@ fn fill(table: &mut CrossEntropies<'_>) {
     table.of_type::<f32>();
     table.of_type::<f16>();
     table.of_type::<bf16>();
-    table.add("confident_rows".into(), false, confident_rows);
+    // To 1 − 1e-7 and beyond.
+    table.add("confident_rows".into(), false, |gpu, full| {
+        loss_trials::confident_rows(&OnDevice::new(gpu, full), 22.0)
+    });
     table.add(
         "clusters_keep_long_rows".into(),
         true,
@@ -86,7 +88,7 @@ impl CrossEntropies<'_> {
             self.add(
                 format!("accuracy::{name}::{}", T::DTYPE),
                 false,
-                move |gpu, full| accuracy::<T>(gpu, full, &op),
+                move |gpu, full| loss_trials::accuracy::<T>(&OnDevice::new(gpu, full), &op),
             );
         }
         macro_rules! tests {
@@ -96,22 +98,10 @@ impl CrossEntropies<'_> {
             )+};
         }
         tests![
-            false vocabularies,
             false any_shape_and_options,
-            false golden,
             false places,
-            false large_common_offsets,
-            false special_values,
-            false columns_that_are_no_classes,
-            false rows_that_do_not_count,
-            false bad_labels,
-            false weights_of_any_value,
-            false upstream_gradients,
-            false normalizers,
-            false no_rows_and_no_columns,
             false the_first_of_equal_logits,
             false few_long_rows,
-            false ranks,
             false stats_of_the_cpu_are_those_of_the_device,
             false dropped_rows,
             false fused_goldfish_is_the_mask,
@@ -119,6 +109,77 @@ impl CrossEntropies<'_> {
             true traffic,
             true on_chip_and_not,
         ];
+        loss_trials::for_each::<OnDevice, T>(|name, trial| {
+            self.add(name, false, move |gpu, full| {
+                trial(&OnDevice::new(gpu, full))
+            });
+        });
+    }
+}
+
+/// The device in the trials that every backend must pass.
+struct OnDevice {
+    gpu: Gpu,
+    full: bool,
+}
+
+impl OnDevice {
+    fn new(gpu: &Gpu, full: bool) -> OnDevice {
+        let gpu = gpu.clone();
+        OnDevice { gpu, full }
+    }
+}
+
+fn how(variant: Variant) -> How {
+    let Variant {
+        offset,
+        gap,
+        narrow,
+    } = variant;
+    How {
+        logits: Place { offset, gap },
+        labels: if narrow { IdType::I32 } else { IdType::I64 },
+        ..How::default()
+    }
+}
+
+impl Backend for OnDevice {
+    const STRIDES: &'static [i64] = &[1, 2, 7, -1, -3];
+
+    fn full(&self) -> bool {
+        self.full
+    }
+
+    fn is_slow(&self) -> bool {
+        self.gpu.emulated
+    }
+
+    fn ways<T: Element>(
+        &self,
+        op: &CrossEntropy,
+        batch: &Batch<T>,
+        variant: Variant,
+    ) -> [xact::Result<Results<T>>; 2] {
+        let uploaded = Uploaded::new(&self.gpu, batch, how(variant));
+        [
+            loss::forward_backward(&self.gpu, op, batch, &uploaded),
+            loss::with_gradient(&self.gpu, op, batch, &uploaded),
+        ]
+    }
+
+    fn sharded<T: Element>(
+        &self,
+        op: &CrossEntropy,
+        batch: &Batch<T>,
+        widths: &[usize],
+        variant: Variant,
+    ) -> xact::Result<Vec<Results<T>>> {
+        loss::sharded(&self.gpu, op, batch, widths, how(variant))
+    }
+
+    fn in_every_mode(&self, act: &dyn Fn() -> Outcome) -> Outcome {
+        let mut modes = modes(&self.gpu).iter();
+        modes.try_for_each(|&approx| with_approx(approx, act))
     }
 }
 
@@ -175,50 +236,6 @@ fn checked<T: Element>(
     Ok(got)
 }
 
-/// Loss, lse and gradients are inside their bounds in each mode of the approximate instructions.
-fn accuracy<T: Element>(gpu: &Gpu, full: bool, op: &CrossEntropy) -> Outcome {
-    let mut shapes = vec![(8, 3), (9, 100), (8, 2500)];
-    if full {
-        shapes.extend([(1, 1), (8, 2), (1030, 17), (8, 50_257), (3, 131_072)]);
-    }
-    for (rows, cols) in shapes {
-        let scales = [1.0, 5.0, 0.1, 20.0];
-        for &scale in &scales[..if cols > 10_000 { 2 } else { 4 }] {
-            let mut batch = batch::<T>(cols as u64, rows, cols, cols, scale);
-            batch.weights = Some((0..rows).map(|r| 1.0 + r as f32 / 8.0).collect());
-            let expected = loss::expected(op, &batch, &[]);
-            for &approx in modes(gpu) {
-                let got = with_approx(approx, || both(gpu, op, &batch, How::default()))?;
-                let worst = loss::check(op, &batch, &expected, &got);
-                within((approx, rows, cols, scale), worst)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Rows of real and of unlucky length.
-fn vocabularies<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
-    let long: &[usize] = if full || T::DTYPE == xact::Dtype::Bf16 {
-        &[50_257, 131_071, 131_073]
-    } else {
-        &[50_257]
-    };
-    for &cols in [1, 7].iter().chain(long) {
-        let op = CrossEntropy::default().label_smoothing(0.05);
-        checked(
-            gpu,
-            &op,
-            &batch::<T>(5, 2, cols, cols, 2.0),
-            How {
-                logits: Place { offset: 1, gap: 3 },
-                ..How::default()
-            },
-        )?;
-    }
-    Ok(())
-}
-
 /// Anything together: shapes, places, label types, options, weights, upstream gradients, grids.
 fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let config = Config {
@@ -266,14 +283,6 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         Ok(())
     });
     run.map_err(|e| e.to_string().into())
-}
-
-/// What PyTorch computes.
-fn golden<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    check_golden::<T>(|op, batch| {
-        both(gpu, op, batch, How::default()).map_err(|e| format!("{e:?}"))
-    })?;
-    Ok(())
 }
 
 /// The gradient has the same bits wherever its tensors lie, over the logits too, whatever the label type and
@@ -335,265 +344,6 @@ fn places<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                 let again = both(gpu, &op, &batch, other)?;
                 same(&format!("{rows} x {cols}, {other:?}"), &again, &got)?;
             }
-        }
-    }
-    Ok(())
-}
-
-/// A constant added to all logits of a row costs the loss and the gradient no digits.
-fn large_common_offsets<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    for offset in [1e4, -1e4, 3e4, -6e4] {
-        let (rows, cols) = (8, 300);
-        let mut batch = batch::<T>(3, rows, cols, cols, 3.0);
-        for z in &mut batch.logits {
-            *z = T::from_f64(z.to_f64() + offset);
-        }
-        for (_, op) in options().into_iter().filter(|(_, op)| op.softcap.is_none()) {
-            let expected = loss::expected(&op, &batch, &[]);
-            for &approx in modes(gpu) {
-                let got = with_approx(approx, || both(gpu, &op, &batch, How::default()))?;
-                let worst = loss::check(&op, &batch, &expected, &got);
-                within((offset, op, approx), worst)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows.
-fn special_values<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    let (batch, caps) = special_rows::<T>();
-    for op in options().into_iter().map(|(_, op)| op).chain(caps) {
-        let expected = loss::expected(&op, &batch, &[]);
-        for &approx in modes(gpu) {
-            // Where a row begins is no matter of approximations.
-            let offsets: &[usize] = match approx {
-                Approx::Nearest => &[0, 1],
-                _ => &[0],
-            };
-            for &offset in offsets {
-                let how = How {
-                    logits: Place { offset, gap: 0 },
-                    ..How::default()
-                };
-                let got = with_approx(approx, || both(gpu, &op, &batch, how))?;
-                let worst = loss::check(&op, &batch, &expected, &got);
-                within((op, approx, how), worst)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Columns beyond the classes hold anything: nothing of it is seen, and their gradient is 0.
-fn columns_that_are_no_classes<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
-    let mut shapes = vec![(3, 8, 7), (2, 64, 50), (2, 5000, 4097), (2, 9000, 3)];
-    if full {
-        shapes.push((270, 9, 5));
-    }
-    for (rows, cols, classes) in shapes {
-        for junk in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30, -1e30] {
-            let mut batch = batch::<T>(1, rows, cols, classes, 2.0);
-            batch.labels[1] = classes as i64;
-            for row in batch.logits.chunks_mut(cols) {
-                row[classes..].fill(T::from_f64(junk));
-            }
-            for op in [CrossEntropy::default(), everything()] {
-                let op = op.vocab(classes as u64);
-                for offset in [0, 1] {
-                    let how = How {
-                        logits: Place { offset, gap: 1 },
-                        ..How::default()
-                    };
-                    checked(gpu, &op, &batch, how)?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// All rows ignored, one valid, all of weight 0: gradients are exactly 0, the mean 0 or NaN as was asked.
-fn rows_that_do_not_count<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    let (rows, cols) = (6, 70);
-    for ignore_index in [-100, -1, -2, 0, 5, i64::from(i32::MIN)] {
-        for empty_is_nan in [false, true] {
-            for normalizer in [
-                Normalizer::None,
-                Normalizer::Kept,
-                Normalizer::Labels,
-                Normalizer::Weight,
-            ] {
-                let op = CrossEntropy::default()
-                    .ignore_index(ignore_index)
-                    .empty_is_nan(empty_is_nan)
-                    .normalizer(normalizer);
-                let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
-                // What is not read may be anything.
-                batch.logits.fill(T::from_f64(f64::NAN));
-                batch.labels.fill(ignore_index);
-                let how = How {
-                    labels: IdType::I32,
-                    ..How::default()
-                };
-                checked(gpu, &op, &batch, how)?;
-                batch.labels.fill(7);
-                batch.weights = Some(vec![0.0, -0.0, 0.0, 0.0, 0.0, 0.0]);
-                checked(gpu, &op, &batch, how)?;
-                batch.labels[4] = 3;
-                batch.weights = Some(vec![0.0, 0.0, 0.0, 0.0, 2.0, 0.0]);
-                let valid = Random(1).normal(cols, 1.0);
-                batch.logits[4 * cols..5 * cols].copy_from_slice(&valid);
-                checked(gpu, &op, &batch, how)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A label that is no class makes its own row NaN and is reported; the others are what they are without it.
-fn bad_labels<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    let (rows, cols) = (7, 40);
-    let labels = [
-        40,
-        41,
-        -1,
-        -2,
-        -101,
-        i64::from(i32::MAX),
-        i64::from(i32::MIN),
-    ];
-    let wide = [i64::MAX, i64::MIN, 1 << 32, (1 << 32) + 3, -(1 << 32) + 3];
-    let types = [
-        (&labels[..], IdType::I32),
-        (&labels[..], IdType::I64),
-        (&wide[..], IdType::I64),
-    ];
-    for (labels, label_type) in types {
-        for &label in labels {
-            for op in [CrossEntropy::default(), everything()] {
-                // A count of kept rows would change the others' gradients.
-                let op = op.normalizer(Normalizer::None);
-                let mut batch = batch::<T>(4, rows, cols, cols, 2.0);
-                let how = How {
-                    labels: label_type,
-                    ..How::default()
-                };
-                let good = both(gpu, &op, &batch, how)?;
-                for r in [5, 2] {
-                    batch.labels[r] = label;
-                }
-                let got = checked(gpu, &op, &batch, how)?;
-                for r in (0..rows).filter(|r| ![2, 5].contains(r)) {
-                    let of = |x: &Results<T>| bits(&x.dlogits[r * cols..][..cols]).to_vec();
-                    if of(&got) != of(&good) || got.loss[r].to_bits() != good.loss[r].to_bits() {
-                        return fail(format!("label {label} changed row {r}"));
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Weights are any numbers: negative ones are taken as they are, a NaN makes its own row NaN.
-fn weights_of_any_value<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    let weights = [
-        -2.5,
-        f32::NAN,
-        1e-30,
-        1e30,
-        0.0,
-        -0.0,
-        1.0,
-        f32::MIN_POSITIVE,
-    ];
-    for op in options().map(|(_, op)| op) {
-        let op = op.normalizer(Normalizer::None);
-        let mut batch = batch::<T>(6, weights.len(), 333, 333, 2.0);
-        batch.weights = Some(weights.to_vec());
-        let got = checked(gpu, &op, &batch, How::default())?;
-        if !got.loss[1].is_nan() || got.loss.iter().filter(|l| l.is_nan()).count() != 1 {
-            return fail(format!("{:?}", got.loss));
-        }
-    }
-    Ok(())
-}
-
-/// Upstream gradients of any value and stride.
-fn upstream_gradients<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    let rows = 6;
-    let mut batch = batch::<T>(8, rows, 90, 90, 2.0);
-    batch.labels[1] = -100;
-    let op = everything();
-    let unit = both(gpu, &op, &batch, How::default())?;
-    for value in [1.0, 0.0, -0.0, -2.5, f32::NAN] {
-        batch.dloss = Some((vec![value], 0));
-        let got = checked(gpu, &op, &batch, How::default())?;
-        if value == 1.0 {
-            same("dloss = 1", &got, &unit)?;
-        }
-        if value == 0.0 && got.dlogits.iter().any(|d| d.to_f64() != 0.0) {
-            return fail("dloss = 0 leaves gradients".into());
-        }
-    }
-    for stride in [1i64, 2, 7, -1, -3] {
-        let length = stride.unsigned_abs() as usize * (rows - 1) + 1;
-        let mut dloss = Random(stride as u64).normal::<f32>(length, 1.0);
-        batch.dloss = Some((dloss.clone(), stride));
-        checked(gpu, &op, &batch, How::default())?;
-        // A NaN stays in its row, and out of a masked one.
-        for row in [0, 1] {
-            let at = if stride < 0 { rows - 1 - row } else { row };
-            dloss[at * stride.unsigned_abs() as usize] = f32::NAN;
-        }
-        batch.dloss = Some((dloss, stride));
-        checked(gpu, &op, &batch, How::default())?;
-    }
-    Ok(())
-}
-
-/// What the mean and the gradients are divided by.
-fn normalizers<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    for rows in [1, 5, 300] {
-        let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
-        batch.weights = Some((0..rows).map(|r| ((r + 1) % 4) as f32 / 2.0).collect());
-        batch.labels[rows / 2] = -100;
-        // What is given counts, whatever the options say.
-        for given in [None, Some(1234.5)] {
-            batch.normalizer = given;
-            for normalizer in [
-                Normalizer::None,
-                Normalizer::Kept,
-                Normalizer::Labels,
-                Normalizer::Weight,
-            ] {
-                let op = CrossEntropy::default().normalizer(normalizer);
-                checked(gpu, &op, &batch, How::default())?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// No rows: the summary of nothing. No columns: an error.
-fn no_rows_and_no_columns<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    for empty_is_nan in [false, true] {
-        let op = CrossEntropy::default().vocab(5).empty_is_nan(empty_is_nan);
-        let mut empty = Batch::<T>::new(vec![], 5, vec![]);
-        checked(gpu, &op, &empty, How::default())?;
-        empty.cols = 0;
-        checked(gpu, &op, &empty, How::default())?;
-    }
-    let none = Batch::<T>::new(vec![], 0, vec![1, 2]);
-    let uploaded = Uploaded::new(gpu, &none, How::default());
-    let op = CrossEntropy::default();
-    for result in [
-        loss::forward_backward(gpu, &op, &none, &uploaded),
-        loss::with_gradient(gpu, &op, &none, &uploaded),
-    ] {
-        if !matches!(result, Err(xact::Error::Classes { .. })) {
-            return fail("rows of no columns are accepted".into());
         }
     }
     Ok(())
@@ -669,88 +419,6 @@ fn few_long_rows<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
             ..How::default()
         };
         same("few blocks", &both(gpu, &op, &batch, how)?, &got)?;
-    }
-    Ok(())
-}
-
-/// Columns spread over ranks: the same bits on every rank, losses within 4 ulp of one rank's, all inside the
-/// bounds.
-fn ranks<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
-    let cuts: [&[usize]; 7] = [
-        &[1000],
-        &[1, 999],
-        &[600, 400],
-        &[500, 17, 483],
-        &[100, 125, 1, 300, 7, 160, 207, 100],
-        &[125, 125, 125, 125, 125, 125, 125, 125],
-        &[999, 1],
-    ];
-    for op in options().map(|(_, op)| op) {
-        let mut batch = batch::<T>(13, 9, 1000, 1000, 3.0);
-        batch.weights = Some((0..9).map(|r| 0.5 + r as f32).collect());
-        batch.labels[3] = op.ignore_index;
-        batch.labels[4] = 0;
-        batch.labels[5] = 999;
-        // The argmax of some rows is their label, and on other ranks than the first.
-        for r in [5, 6, 7] {
-            batch.logits[r * 1000 + batch.labels[r] as usize] = T::from_f64(40.0);
-        }
-        batch.logits[8 * 1000..9 * 1000 - 100].fill(T::from_f64(f64::NEG_INFINITY));
-        let whole = both(gpu, &op, &batch, How::default())?;
-        let expected = loss::expected(&op, &batch, &[]);
-        within("one rank", loss::check(&op, &batch, &expected, &whole))?;
-        for (i, widths) in cuts.into_iter().enumerate() {
-            let how = How {
-                logits: Place {
-                    offset: i % 3,
-                    gap: i,
-                },
-                labels: if i % 2 == 0 { IdType::I32 } else { IdType::I64 },
-                ..How::default()
-            };
-            let each = loss::sharded(gpu, &op, &batch, widths, how)?;
-            let mut joined = each[0].clone();
-            for (rank, results) in each.iter().enumerate() {
-                if results.statistics() != each[0].statistics() {
-                    return fail(format!("{widths:?}: rank {rank} differs from rank 0"));
-                }
-            }
-            joined.dlogits = (0..9)
-                .flat_map(|r| {
-                    let part = |(rank, &width): (usize, &usize)| {
-                        each[rank].dlogits[r * width..][..width].to_vec()
-                    };
-                    widths.iter().enumerate().flat_map(part).collect::<Vec<_>>()
-                })
-                .collect();
-            let worst = loss::check(&op, &batch, &expected, &joined);
-            within((widths, op), worst)?;
-            for (got, whole) in [
-                (&joined.loss, &whole.loss),
-                (&joined.lse, &whole.lse),
-                (&joined.z_loss, &whole.z_loss),
-            ] {
-                for (&got, &whole) in got.iter().zip(whole) {
-                    if (got - whole).abs() > 4.0 * f32::EPSILON * whole.abs() {
-                        return fail(format!("{widths:?}: {got:e}, unsharded {whole:e}"));
-                    }
-                }
-            }
-            if (joined.argmax.clone(), joined.summary.correct)
-                != (whole.argmax.clone(), whole.summary.correct)
-            {
-                return fail(format!("{widths:?}: {:?}", joined.summary));
-            }
-            if !full {
-                continue;
-            }
-            for &approx in modes(gpu) {
-                let each = with_approx(approx, || loss::sharded(gpu, &op, &batch, widths, how))?;
-                if each.iter().any(|r| r.statistics() != each[0].statistics()) {
-                    return fail(format!("{widths:?}, {approx:?}: ranks differ"));
-                }
-            }
-        }
     }
     Ok(())
 }
@@ -1254,39 +922,6 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         }
     }
     Ok(())
-}
-
-/// The loss of rows that are all but certain is within 1e-6 of itself, over gaps at which the exponent rounds
-/// as badly as it can, in every mode.
-fn confident_rows(gpu: &Gpu, full: bool) -> Outcome {
-    let op = CrossEntropy::default().normalizer(Normalizer::None);
-    let gaps = if full { 10_000 } else { 1200 };
-    let mut worst_of = Vec::new();
-    for others in [1, 3, 1000] {
-        let gaps = if others > 10 { gaps / 50 } else { gaps };
-        let cols = others + 1;
-        let mut random = Random(others as u64);
-        let mut logits = vec![0.0f32; gaps * cols];
-        for (i, row) in logits.chunks_mut(cols).enumerate() {
-            let top = random.uniform() as f32 * 10.0;
-            // p from ½ to 1 − 1e-7 and beyond.
-            let gap = (others as f32).ln() + 0.01 + 22.0 * i as f32 / gaps as f32;
-            row.fill(top - gap);
-            row[0] = top;
-        }
-        let batch = Batch::new(logits, cols, vec![0; gaps]);
-        let expected = loss::expected(&op, &batch, &[]);
-        for &approx in modes(gpu) {
-            let got = with_approx(approx, || both(gpu, &op, &batch, How::default()))?;
-            let worst = loss::check(&op, &batch, &expected, &got);
-            worst_of.push((others, approx, worst));
-        }
-    }
-    if worst_of.iter().all(|(.., worst)| worst.ok()) {
-        Ok(())
-    } else {
-        fail(format!("{worst_of:#?}"))
-    }
 }
 
 /// The masked losses of tests/golden/goldfish.json, from PyTorch.

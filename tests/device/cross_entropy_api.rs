@@ -448,6 +448,14 @@ fn ranks_are_merged() {
     }
 }
 
+fn length(what: &'static str, expected: u64, got: u64) -> Error {
+    Error::Length {
+        what,
+        expected,
+        got,
+    }
+}
+
 #[test]
 fn wrong_lengths_are_refused_and_nothing_is_written() {
     let (mut queue, stream) = queue();
@@ -456,93 +464,50 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
         ..Buffers::new(&stream)
     };
     let before = b.contents(&stream);
-    let length = |what, expected, got| {
-        Err(Error::Length {
-            what,
-            expected,
-            got,
-        })
-    };
     let n = ROWS as u64;
+    type Call = fn(&mut Buffers, &CrossEntropy, &mut Queue) -> Result<()>;
+    let forwards: [Call; 2] = [Buffers::forward, Buffers::with_gradient];
+    let backwards: [Call; 2] = [Buffers::backward, Buffers::backward_in_place];
+    let every = [forwards, backwards].concat();
     /// Runs the calls with one buffer exchanged for `$other`.
     macro_rules! with {
-        ($field:ident, $other:expr, $what:literal, $expected:expr, [$($call:ident),+]) => {{
+        ($field:ident, $other:expr, $expected:expr, $calls:expr) => {
+            with!($field stringify!($field), $other, $expected, $calls)
+        };
+        ($field:ident $what:expr, $other:expr, $expected:expr, $calls:expr) => {{
             let other = stream.clone_htod($other).unwrap();
             let got = other.len() as u64;
             let good = std::mem::replace(&mut b.$field, other);
-            $(assert_eq!(
-                b.$call(&op(), &mut queue),
-                length($what, $expected, got),
-                stringify!($field, $call)
-            );)+
+            for call in $calls.iter() {
+                let refused = call(&mut b, &op(), &mut queue);
+                assert_eq!(refused, Err(length($what, $expected, got)));
+            }
             b.$field = good;
         }};
     }
-    with!(
-        logits,
-        &[1.0f32; ROWS * COLS - 1],
-        "logits",
-        (ROWS * (COLS - 1)) as u64,
-        [forward, with_gradient, backward, backward_in_place]
-    );
-    with!(
-        weights,
-        &[1.0f32; 7],
-        "weights",
-        n,
-        [forward, with_gradient, backward, backward_in_place]
-    );
-    with!(loss, &[BEFORE; 5], "loss", n, [forward, with_gradient]);
-    with!(z_loss, &[BEFORE; 5], "z_loss", n, [forward, with_gradient]);
-    with!(lse, &[BEFORE; 7], "lse", n, [forward, with_gradient]);
-    with!(argmax, &[77; 7], "argmax", n, [forward, with_gradient]);
+    let (needed, all) = (ROWS * (COLS - 1), ROWS * COLS);
+    with!(logits, &[1.0f32; ROWS * COLS - 1], needed as u64, every);
+    with!(weights, &[1.0f32; 7], n, every);
+    with!(loss, &[BEFORE; 5], n, forwards);
+    with!(z_loss, &[BEFORE; 5], n, forwards);
+    with!(lse, &[BEFORE; 7], n, forwards);
+    with!(argmax, &[77; 7], n, forwards);
     let bytes = saved_bytes();
     for wrong in [1, bytes - 1, bytes + 1, 2 * bytes] {
-        with!(
-            saved,
-            &vec![0xab_u8; wrong],
-            "saved",
-            bytes as u64,
-            [forward, with_gradient]
-        );
+        with!(saved, &vec![0xab_u8; wrong], bytes as u64, forwards);
         // A backward takes what several ranks have saved, whole.
         if wrong % bytes != 0 {
-            with!(
-                saved,
-                &vec![0xab_u8; wrong],
-                "saved",
-                bytes as u64,
-                [backward, backward_in_place]
-            );
+            with!(saved, &vec![0xab_u8; wrong], bytes as u64, backwards);
         }
     }
-    with!(
-        summary,
-        &[CrossEntropySummary::default(); 2],
-        "summary",
-        1,
-        [forward, with_gradient, backward, backward_in_place]
-    );
-    with!(
-        dloss,
-        &[1.0f32; 5],
-        "dloss",
-        n,
-        [with_gradient, backward, backward_in_place]
-    );
-    with!(
-        normalizer,
-        &[1.0f32; 2],
-        "the normalizer",
-        1,
-        [forward, with_gradient]
-    );
+    with!(summary, &[CrossEntropySummary::default(); 2], 1, every);
+    with!(dloss, &[1.0f32; 5], n, every[1..]);
+    with!(normalizer "the normalizer", &[1.0f32; 2], 1, forwards);
     with!(
         dlogits,
         &[BEFORE; ROWS * COLS - 1],
-        "dlogits",
-        (ROWS * COLS) as u64,
-        [backward]
+        all as u64,
+        backwards[..1]
     );
     let strategy = Goldfish::new(Strategy::Static { k: 2, start: 0 }).unwrap();
     let strategy = strategy.upload(&queue).unwrap();
@@ -551,11 +516,11 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
     let refused = cross_entropy::forward(&op, &b.logits, &b.labels, &mut b.summary)
         .goldfish(&strategy, DeviceTokens::rows(&few, ROWS - 1))
         .launch(&mut queue);
-    assert_eq!(refused, length("hash_ids", n, n - 1));
+    assert_eq!(refused, Err(length("hash_ids", n, n - 1)));
     let shard = Shard::new(0, COLS as u64);
     let mut short = stream.clone_htod(&vec![0xab_u8; bytes - 1]).unwrap();
     let call = cross_entropy::partial(&op, &b.logits, &b.labels, shard, &mut short);
-    let of_saved = |got: usize| length("saved", bytes as u64, got as u64);
+    let of_saved = |got: usize| Err(length("saved", bytes as u64, got as u64));
     assert_eq!(call.launch(&mut queue), of_saved(bytes - 1));
     let call = cross_entropy::finish(&op, &b.labels, shard, &short, &mut b.summary);
     assert_eq!(call.launch(&mut queue), of_saved(bytes - 1));
@@ -618,12 +583,7 @@ fn options_classes_and_pitches_are_refused() {
     ));
     assert!(matches!(narrow(rows.offset(1)), Err(Error::Length { .. })));
     let more = narrow(Rows::new(ROWS + 1, COLS - 200));
-    let expected = Error::Length {
-        what: "labels",
-        expected: 7,
-        got: 6,
-    };
-    assert_eq!(more, Err(expected));
+    assert_eq!(more, Err(length("labels", 7, 6)));
     // Logits and gradients of other shapes, of as many elements.
     let call = cross_entropy::backward(
         &op,
@@ -754,6 +714,11 @@ fn raw_calls_refuse_what_can_be_seen() {
     };
     let null = |what| Error::Null { what };
     let overlap = |output, other| Error::Overlap { output, other };
+    let narrow = Error::Pitch {
+        what: "logits",
+        pitch: COLS as u64 - 1,
+        cols: COLS as u64,
+    };
     let cases: [(Error, Change<'_>); 15] = [
         (null("logits"), &|c| c.logits.matrix.ptr = 0),
         (null("labels"), &|c| c.rows.labels = 0),
@@ -772,33 +737,14 @@ fn raw_calls_refuse_what_can_be_seen() {
         (overlap("the workspace", "summary"), &|c| {
             c.scratch.workspace = c.outputs.summary
         }),
-        (
-            Error::Pitch {
-                what: "logits",
-                pitch: COLS as u64 - 1,
-                cols: COLS as u64,
-            },
-            &|c| c.logits.matrix.pitch = COLS as u64 - 1,
-        ),
-        (
-            Error::Pitch {
-                what: "logits",
-                pitch: COLS as u64 - 1,
-                cols: COLS as u64,
-            },
-            &|c| {
-                (c.logits.matrix.pitch, c.logits.matrix.group_rows) = (COLS as u64 - 1, 2);
-                c.logits.matrix.group_pitch = 5000;
-            },
-        ),
-        (
-            Error::Length {
-                what: "labels",
-                expected: 8,
-                got: ROWS as u64,
-            },
-            &|c| (c.logits.matrix.group_rows, c.logits.matrix.group_pitch) = (4, 9999),
-        ),
+        (narrow.clone(), &|c| c.logits.matrix.pitch = COLS as u64 - 1),
+        (narrow, &|c| {
+            (c.logits.matrix.pitch, c.logits.matrix.group_rows) = (COLS as u64 - 1, 2);
+            c.logits.matrix.group_pitch = 5000;
+        }),
+        (length("labels", 8, ROWS as u64), &|c| {
+            (c.logits.matrix.group_rows, c.logits.matrix.group_pitch) = (4, 9999)
+        }),
         (
             Error::GroupPitch {
                 what: "logits",

@@ -2,13 +2,12 @@
 
 use half::{bf16, f16};
 use xact::activation::{Registered, Sample, Visitor};
-use xact::reference::{Report, ULPS_EXACT};
+use xact::reference::Report;
 use xact::{Element, Gated, Order};
 
 use super::check;
-use super::choose::Gpu;
 use super::inputs::{self, GRADIENTS, Random, VALUES};
-use super::machine::{Cpu, Runs};
+use super::machine::Machine;
 
 /// A form and direction of `A` in `T` with one of its samples.
 pub struct Case<A, T> {
@@ -16,21 +15,15 @@ pub struct Case<A, T> {
     pub direction: &'static str,
     /// The op's options and parameters.
     pub sample: Sample<A>,
-    on_gpu: Check<Gpu, A, T>,
-    on_cpu: Check<Cpu, A, T>,
+    run: Check<A, T>,
 }
 
-type Check<M, A, T> = Box<dyn Fn(&M, &Sample<A>, &[T], f64) -> Report>;
+type Check<A, T> = Box<dyn Fn(Machine<'_>, &Sample<A>, &[T], f64) -> Report>;
 
 impl<A: Registered, T: Element> Case<A, T> {
     /// Runs it on `x`, and compares with the reference.
-    pub fn check(&self, gpu: &Gpu, x: &[T], ulps: f64) -> Report {
-        (self.on_gpu)(gpu, &self.sample, x, ulps)
-    }
-
-    /// The same on the CPU backend, which has no approximate instructions.
-    pub fn check_on_cpu(&self, x: &[T]) -> Report {
-        (self.on_cpu)(&Cpu, &self.sample, x, ULPS_EXACT)
+    pub fn check(&self, machine: Machine<'_>, x: &[T], ulps: f64) -> Report {
+        (self.run)(machine, &self.sample, x, ulps)
     }
 }
 
@@ -47,17 +40,10 @@ pub fn for_each(visitor: &mut impl CaseVisitor) {
 
 struct Cases<'a, V>(&'a mut V);
 
-/// A closure over a machine cannot be generic; a pair of them from one expression is as good.
-macro_rules! on_both {
-    ($check:expr) => {
-        (Box::new($check), Box::new($check))
-    };
-}
-
 impl<V: CaseVisitor> Cases<'_, V> {
     fn plain<A: Registered, T: Element>(&mut self) {
-        self.add::<A, T>("forward", || on_both!(forward));
-        self.add::<A, T>("backward", || on_both!(backward));
+        self.add::<A, T>("forward", forward);
+        self.add::<A, T>("backward", backward);
     }
 
     fn gated<A: Gated + Registered, T: Element>(&mut self) {
@@ -66,11 +52,9 @@ impl<V: CaseVisitor> Cases<'_, V> {
                 Order::First => ["gated1 forward", "gated1 backward"],
                 Order::Second => ["gated2 forward", "gated2 backward"],
             };
-            self.add::<A, T>(forward, || {
-                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_forward(m, order, s, x, ulps))
-            });
-            self.add::<A, T>(backward, || {
-                on_both!(move |m: &_, s: &_, x: &_, ulps| gated_backward(m, order, s, x, ulps))
+            self.add::<A, T>(forward, move |m, s, x, u| gated_forward(m, order, s, x, u));
+            self.add::<A, T>(backward, move |m, s, x, u| {
+                gated_backward(m, order, s, x, u)
             });
         }
     }
@@ -79,22 +63,20 @@ impl<V: CaseVisitor> Cases<'_, V> {
     fn add<A: Registered, T: Element>(
         &mut self,
         direction: &'static str,
-        checks: impl Fn() -> (Check<Gpu, A, T>, Check<Cpu, A, T>),
+        check: impl Fn(Machine<'_>, &Sample<A>, &[T], f64) -> Report + Copy + 'static,
     ) {
         for sample in A::samples() {
-            let (on_gpu, on_cpu) = checks();
             self.0.case(Case {
                 direction,
                 sample,
-                on_gpu,
-                on_cpu,
+                run: Box::new(check),
             });
         }
     }
 }
 
 fn forward<A: Registered, T: Element>(
-    machine: &impl Runs,
+    machine: Machine<'_>,
     s: &Sample<A>,
     x: &[T],
     ulps: f64,
@@ -103,7 +85,7 @@ fn forward<A: Registered, T: Element>(
 }
 
 fn backward<A: Registered, T: Element>(
-    machine: &impl Runs,
+    machine: Machine<'_>,
     s: &Sample<A>,
     x: &[T],
     ulps: f64,
@@ -113,7 +95,7 @@ fn backward<A: Registered, T: Element>(
 }
 
 fn gated_forward<A: Gated + Registered, T: Element>(
-    machine: &impl Runs,
+    machine: Machine<'_>,
     order: Order,
     s: &Sample<A>,
     x: &[T],
@@ -124,7 +106,7 @@ fn gated_forward<A: Gated + Registered, T: Element>(
 }
 
 fn gated_backward<A: Gated + Registered, T: Element>(
-    machine: &impl Runs,
+    machine: Machine<'_>,
     order: Order,
     s: &Sample<A>,
     x: &[T],

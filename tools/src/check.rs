@@ -6,7 +6,7 @@ use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
 use xact::{Element, Gated, Order};
 
 use super::choose::Gpu;
-use super::machine::Runs;
+use super::machine::Machine;
 
 /// Every way to approximate.
 pub const EVERY: [Approx; 4] = [
@@ -33,38 +33,35 @@ pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {
     approximations.iter().map(mode).collect()
 }
 
-/// The bounds at the parameters that the kernel uses.
-fn at_measured(ulps: f64) -> Bounds {
-    Bounds::new(ulps)
-}
-
 /// The forward of `op` on x, checked at the parameters that the kernel uses.
-pub fn forward<A: Registered, T: Element>(
-    machine: &impl Runs,
+pub fn forward<'m, A: Registered, T: Element>(
+    machine: impl Into<Machine<'m>>,
     op: &A,
     params: &[f32],
     x: &[T],
     ulps: f64,
 ) -> Report {
+    let machine = machine.into();
     let y = machine.forward(op, params, x).expect("forward");
     let params = measured(machine, op, params);
-    reference::check_forward(op, &params, x, &y, at_measured(ulps)).expect("equal lengths")
+    reference::check_forward(op, &params, x, &y, Bounds::new(ulps)).expect("equal lengths")
 }
 
 /// The backward of `op` on x and dy: dx at the parameters that the kernel uses, their gradients at the
 /// stored ones.
-pub fn backward<A: Registered, T: Element>(
-    machine: &impl Runs,
+pub fn backward<'m, A: Registered, T: Element>(
+    machine: impl Into<Machine<'m>>,
     op: &A,
     params: &[f32],
     x: &[T],
     dy: &[T],
     ulps: f64,
 ) -> Report {
+    let machine = machine.into();
     let (dx, dparams) = machine.backward(op, params, x, dy).expect("backward");
     let dparams: Vec<_> = dparams.iter().map(|&v| f64::from(v)).collect();
     let check = |params: &[f64]| {
-        reference::check_gradients(op, params, x, dy, &dx, &dparams, at_measured(ulps))
+        reference::check_gradients(op, params, x, dy, &dx, &dparams, Bounds::new(ulps))
             .expect("equal lengths")
     };
     let stored: Vec<_> = params.iter().map(|&v| f64::from(v)).collect();
@@ -77,30 +74,32 @@ pub fn backward<A: Registered, T: Element>(
 }
 
 /// The gated forward of `op`, likewise. (The parameters of gated ops are used as they are stored.)
-pub fn gated_forward<A: Gated + Registered, T: Element>(
-    machine: &impl Runs,
+pub fn gated_forward<'m, A: Gated + Registered, T: Element>(
+    machine: impl Into<Machine<'m>>,
     op: &A,
     order: Order,
     params: &[f32],
     [x, v]: [&[T]; 2],
     ulps: f64,
 ) -> Report {
+    let machine = machine.into();
     let y = machine.gated_forward(op, order, params, [x, v]);
     let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
     let y = y.expect("gated forward");
-    reference::check_gated_forward(op, order, &stored, x, v, &y, at_measured(ulps))
+    reference::check_gated_forward(op, order, &stored, x, v, &y, Bounds::new(ulps))
         .expect("equal lengths")
 }
 
 /// The gated backward of `op`, likewise.
-pub fn gated_backward<A: Gated + Registered, T: Element>(
-    machine: &impl Runs,
+pub fn gated_backward<'m, A: Gated + Registered, T: Element>(
+    machine: impl Into<Machine<'m>>,
     op: &A,
     order: Order,
     params: &[f32],
     [x, v, dy]: [&[T]; 3],
     ulps: f64,
 ) -> Report {
+    let machine = machine.into();
     let results = machine.gated_backward(op, order, params, [x, v, dy]);
     let ([dx, dv], dparams) = results.expect("gated backward");
     let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
@@ -112,12 +111,17 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
         dx: &dx,
         dv: &dv,
     };
-    reference::check_gated_gradients(op, order, &stored, &tensors, &dparams, at_measured(ulps))
+    reference::check_gated_gradients(op, order, &stored, &tensors, &dparams, Bounds::new(ulps))
         .expect("equal lengths")
 }
 
 /// See [`Registered::measured`].
-pub fn measured<A: Registered>(machine: &impl Runs, op: &A, params: &[f32]) -> Vec<f64> {
+pub fn measured<'m, A: Registered>(
+    machine: impl Into<Machine<'m>>,
+    op: &A,
+    params: &[f32],
+) -> Vec<f64> {
+    let machine = machine.into();
     op.measured(params, &mut |op, params, x| {
         machine.forward(op, params, &[x]).expect("one element")[0]
     })

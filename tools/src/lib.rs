@@ -22,6 +22,7 @@ pub mod loss_cases;
 pub mod loss_check;
 pub mod loss_cpu;
 pub mod loss_golden;
+pub mod loss_trials;
 #[cfg(feature = "cuda")]
 pub mod machine;
 pub mod plot;

@@ -210,24 +210,16 @@ macro_rules! with_dloss {
     }};
 }
 
-/// A task with the labels as i64 or as i32.
-trait WithRows<T> {
-    fn run<L: Label>(
-        self,
-        batch: &Batch<T>,
-        labels: &[L],
-        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
-    ) -> Result<Results<T>>;
-}
-
-fn with_rows<T: Element>(
+/// A call with the labels as i64 or as i32.
+fn call<T: Element>(
+    op: &CrossEntropy,
     batch: &Batch<T>,
     how: How<'_>,
-    task: impl WithRows<T>,
+    at_once: bool,
 ) -> Result<Results<T>> {
     let narrow = |ids: &[i64]| -> Vec<i32> { ids.iter().map(|&id| id as i32).collect() };
     if !how.narrow {
-        return task.run(batch, &batch.labels, how.goldfish);
+        return call_of(op, batch, &batch.labels, how.goldfish, how, at_once);
     }
     let ids = how.goldfish.map(|(_, tokens)| narrow(tokens.hash_ids));
     let halo = how.goldfish.map(|(_, tokens)| narrow(tokens.halo));
@@ -241,42 +233,45 @@ fn with_rows<T: Element>(
         let halo = halo.as_deref().unwrap_or_default();
         (strategy, narrow.halo(halo).exempt(tokens.exempt))
     });
-    task.run(batch, &narrow(&batch.labels), goldfish)
+    call_of(op, batch, &narrow(&batch.labels), goldfish, how, at_once)
 }
 
-struct TwoCalls<'a>(&'a CrossEntropy, How<'a>);
-
-impl<T: Element> WithRows<T> for TwoCalls<'_> {
-    fn run<L: Label>(
-        self,
-        batch: &Batch<T>,
-        labels: &[L],
-        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
-    ) -> Result<Results<T>> {
-        let TwoCalls(op, how) = self;
-        let n = batch.labels.len();
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
-        let mut buffers = Buffers::new(n);
-        let call = with_rows!(forward(op, logits.input(n), labels), batch, goldfish);
+fn call_of<T: Element, L: Label>(
+    op: &CrossEntropy,
+    batch: &Batch<T>,
+    labels: &[L],
+    goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
+    how: How<'_>,
+    at_once: bool,
+) -> Result<Results<T>> {
+    let n = batch.labels.len();
+    let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
+    let mut buffers = Buffers::new(n);
+    if at_once {
+        let call = cross_entropy::forward_with_gradient(op, logits.output(n), labels);
+        let call = with_dloss!(with_rows!(call, batch, goldfish), batch);
         let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
-        let divisor = summary.normalizer;
-        if how.in_place {
-            let call = backward_in_place(op, logits.output(n), labels, &buffers.saved, divisor);
-            let call = with_rows!(call, batch, goldfish);
-            let call = match batch.shard {
-                Some(shard) => call.shard(shard),
-                None => call,
-            };
-            with_dloss!(call, batch).run()?;
-            return Ok(buffers.results(summary, logits.collect()));
-        }
-        let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
-        let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1], how.groups);
-        let (input, output) = (logits.input(n), dlogits.output(n));
-        let call = backward(op, input, labels, &buffers.saved, divisor, output);
-        with_dloss!(with_rows!(call, batch, goldfish), batch).run()?;
-        Ok(buffers.results(summary, dlogits.collect()))
+        return Ok(buffers.results(summary, logits.collect()));
     }
+    let call = with_rows!(forward(op, logits.input(n), labels), batch, goldfish);
+    let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
+    let divisor = summary.normalizer;
+    if how.in_place {
+        let call = backward_in_place(op, logits.output(n), labels, &buffers.saved, divisor);
+        let call = with_rows!(call, batch, goldfish);
+        let call = match batch.shard {
+            Some(shard) => call.shard(shard),
+            None => call,
+        };
+        with_dloss!(call, batch).run()?;
+        return Ok(buffers.results(summary, logits.collect()));
+    }
+    let blank = vec![T::from_f64(f64::NAN); batch.logits.len()];
+    let mut dlogits = Spread::new(&blank, batch.cols, how.gaps[1], how.groups);
+    let (input, output) = (logits.input(n), dlogits.output(n));
+    let call = backward(op, input, labels, &buffers.saved, divisor, output);
+    with_dloss!(with_rows!(call, batch, goldfish), batch).run()?;
+    Ok(buffers.results(summary, dlogits.collect()))
 }
 
 /// The forward, then the backward.
@@ -285,27 +280,7 @@ pub fn forward_backward<T: Element>(
     batch: &Batch<T>,
     how: How<'_>,
 ) -> Result<Results<T>> {
-    with_rows(batch, how, TwoCalls(op, how))
-}
-
-struct OneCall<'a>(&'a CrossEntropy, How<'a>);
-
-impl<T: Element> WithRows<T> for OneCall<'_> {
-    fn run<L: Label>(
-        self,
-        batch: &Batch<T>,
-        labels: &[L],
-        goldfish: Option<(&xact::Goldfish, Tokens<'_, L>)>,
-    ) -> Result<Results<T>> {
-        let OneCall(op, how) = self;
-        let n = batch.labels.len();
-        let mut logits = Spread::new(&batch.logits, batch.cols, how.gaps[0], how.groups);
-        let mut buffers = Buffers::new(n);
-        let call = cross_entropy::forward_with_gradient(op, logits.output(n), labels);
-        let call = with_dloss!(with_rows!(call, batch, goldfish), batch);
-        let summary = with_outputs!(call, batch, buffers, how.all_outputs).run()?;
-        Ok(buffers.results(summary, logits.collect()))
-    }
+    call(op, batch, how, false)
 }
 
 /// The forward with the gradient in place.
@@ -314,7 +289,7 @@ pub fn with_gradient<T: Element>(
     batch: &Batch<T>,
     how: How<'_>,
 ) -> Result<Results<T>> {
-    with_rows(batch, how, OneCall(op, how))
+    call(op, batch, how, true)
 }
 
 /// The same with the columns spread over ranks, of `widths` columns each: what each rank has in the end. The

@@ -4,7 +4,7 @@
 
 use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::activation::Registered;
-use xact::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use xact::cudarc::driver::{CudaSlice, DevicePtr};
 use xact::raw::{self, Blocks, Matrix};
 use xact::{Dtype, Element, Gated, Order, Result};
 
@@ -186,6 +186,52 @@ pub fn forward<A: Registered, T: Element, P: Element>(
     Ok(y)
 }
 
+/// The parameter gradients of a backward, and its workspace.
+struct Sums {
+    tensors: Vec<Tensor>,
+    out: Vec<raw::CUdeviceptr>,
+    workspace: raw::CUdeviceptr,
+    workspace_bytes: u64,
+    _keep: CudaSlice<u8>,
+}
+
+impl Sums {
+    fn new(gpu: &Gpu, params: usize, workspace_bytes: usize) -> Sums {
+        let before = || Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default());
+        let tensors: Vec<_> = (0..params).map(|_| before()).collect();
+        // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
+        // is written.
+        let workspace = unsafe { gpu.stream.alloc::<u8>(workspace_bytes.max(1)) };
+        let workspace = workspace.expect("workspace");
+        let at = workspace.device_ptr(&gpu.stream).0;
+        Sums {
+            out: tensors.iter().map(|t| t.matrix(gpu).ptr).collect(),
+            tensors,
+            workspace: at,
+            workspace_bytes: workspace_bytes as u64,
+            _keep: workspace,
+        }
+    }
+
+    fn dparams(&self, accumulate: bool) -> raw::Dparams<'_> {
+        raw::Dparams {
+            out: &self.out,
+            accumulate,
+            workspace: self.workspace,
+            workspace_bytes: self.workspace_bytes,
+        }
+    }
+
+    fn download(&self, gpu: &Gpu) -> Vec<f32> {
+        let values = self.tensors.iter().map(|tensor| {
+            let (value, intact) = tensor.download::<f32>(gpu);
+            assert!(intact, "the backward wrote outside a parameter gradient");
+            value[0]
+        });
+        values.collect()
+    }
+}
+
 /// dx and the parameter gradients, as the device computes them.
 pub fn backward<A: Registered, T: Element, P: Element>(
     gpu: &Gpu,
@@ -201,29 +247,16 @@ pub fn backward<A: Registered, T: Element, P: Element>(
     let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
     let output = output.as_ref().unwrap_or(&gradient);
     let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
-    let dparams: Vec<_> = params
-        .iter()
-        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
-        .collect();
-    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
     let needed = workspace_bytes(op, T::DTYPE, how.rows, input.cols);
-    // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
-    // is written.
-    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    let sums = Sums::new(gpu, params.len(), needed);
     with_scalars(gpu, params, |params| {
-        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
         let call = raw::Backward {
             common: common::<T, P>(how, input.cols, params),
             x: input.matrix(gpu),
             dy: gradient.matrix(gpu),
             dx: output.matrix(gpu),
             y: y.as_ref().map(|y| y.matrix(gpu)),
-            dparams: Some(raw::Dparams {
-                out: &pointers,
-                accumulate: how.accumulate,
-                workspace,
-                workspace_bytes: needed as u64,
-            }),
+            dparams: Some(sums.dparams(how.accumulate)),
         };
         // SAFETY: the buffers live until the downloads below, which wait for the stream.
         unsafe { raw::backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -256,15 +289,7 @@ pub fn backward<A: Registered, T: Element, P: Element>(
             "y was emitted wrong"
         );
     }
-    let dparams = dparams
-        .iter()
-        .map(|t| {
-            let (value, intact) = t.download::<f32>(gpu);
-            assert!(intact, "the backward wrote outside a parameter gradient");
-            value[0]
-        })
-        .collect();
-    Ok((dx, dparams))
+    Ok((dx, sums.download(gpu)))
 }
 
 /// A gate and a value on the device: two tensors, or the halves of one.
@@ -377,16 +402,9 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
     let blank = vec![T::from_f64(f64::NAN); x.len()];
     let output = Pair::upload(gpu, [&blank, &blank], how, [how.out, how.v]);
     let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.dy));
-    let dparams: Vec<_> = params
-        .iter()
-        .map(|_| Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default()))
-        .collect();
-    let pointers: Vec<_> = dparams.iter().map(|t| t.matrix(gpu).ptr).collect();
     let needed = workspace_bytes(op, T::DTYPE, how.rows, upstream.cols);
-    // SAFETY: uninitialised on purpose, as in `backward`.
-    let mut workspace = unsafe { gpu.stream.alloc::<u8>(needed.max(1)) }.expect("workspace");
+    let sums = Sums::new(gpu, params.len(), needed);
     with_scalars(gpu, params, |params| {
-        let (workspace, _guard) = workspace.device_ptr_mut(&gpu.stream);
         let ([x, v], [dx, dv]) = (input.matrices(gpu), output.matrices(gpu));
         let call = raw::GatedBackward {
             common: common::<T, f32>(how, upstream.cols, params),
@@ -397,12 +415,7 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
             dx,
             dv,
             y: y.as_ref().map(|y| y.matrix(gpu)),
-            dparams: Some(raw::Dparams {
-                out: &pointers,
-                accumulate: how.accumulate,
-                workspace,
-                workspace_bytes: needed as u64,
-            }),
+            dparams: Some(sums.dparams(how.accumulate)),
         };
         // SAFETY: the buffers live until the downloads below, which wait for the stream.
         unsafe { raw::gated_backward(&gpu.device, gpu.stream.cu_stream(), op, &call) }
@@ -419,11 +432,7 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
             "y was emitted wrong"
         );
     }
-    let dparams = dparams
-        .iter()
-        .map(|t| t.download::<f32>(gpu).0[0])
-        .collect();
-    Ok((gradients, dparams))
+    Ok((gradients, sums.download(gpu)))
 }
 
 /// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)

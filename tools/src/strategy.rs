@@ -1,9 +1,9 @@
-//! A Goldfish strategy on the command line.
+//! The Goldfish strategies, and one of them on the command line.
 
 use clap::ValueEnum;
 use xact::Strategy;
 
-/// The names of the strategies.
+/// The names of the strategies, in the order of [`all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Name {
     /// Every k-th label
@@ -37,13 +37,18 @@ impl Numbers {
     /// The strategy of this name; numbers that it does not have are not used.
     pub fn of(&self, name: Name) -> Strategy {
         let Numbers { k, h, start, seed } = *self;
-        match name {
-            Name::Static => Strategy::Static { k, start },
-            Name::Random => Strategy::Random { k, seed },
-            Name::ProductTable => Strategy::ProductTable { k, h },
-            Name::ProductAvalanche => Strategy::ProductAvalanche { k, h },
-            Name::DotTable => Strategy::DotTable { k, h },
-            Name::Hash64 => Strategy::Hash64 { k, h, seed },
-        }
+        all(k, h, start, seed)[name as usize]
     }
+}
+
+/// All strategies, each with those of the numbers that it has.
+pub const fn all(k: u32, h: u32, start: u64, seed: u64) -> [Strategy; 6] {
+    [
+        Strategy::Static { k, start },
+        Strategy::Random { k, seed },
+        Strategy::ProductTable { k, h },
+        Strategy::ProductAvalanche { k, h },
+        Strategy::DotTable { k, h },
+        Strategy::Hash64 { k, h, seed },
+    ]
 }

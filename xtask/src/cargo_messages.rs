@@ -1,8 +1,30 @@
 //! What cargo says with `--message-format=json`.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
+use anyhow::{Context, ensure};
 use serde_json::Value;
+
+use crate::{jobs, steps};
+
+/// What cargo says of building targets of `xact-dev`, with kernels; `prepare` says where and how.
+pub fn of_building<'a>(
+    arguments: impl IntoIterator<Item = &'a str>,
+    prepare: impl FnOnce(&mut Command),
+) -> anyhow::Result<String> {
+    let mut command = Command::new(steps::cargo());
+    command
+        .args(arguments)
+        .args(["--package", "xact-dev"])
+        .arg("--message-format=json-render-diagnostics")
+        .env(jobs::REQUIRE.0, jobs::REQUIRE.1)
+        .stderr(Stdio::inherit());
+    prepare(&mut command);
+    let output = command.output().context("cargo does not start")?;
+    ensure!(output.status.success(), "xact does not build");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
 
 /// Where xact's build script wrote.
 pub fn out_folder(messages: &str) -> Option<PathBuf> {

@@ -95,34 +95,14 @@ enum Job {
     /// The H200, the same processor with 1.43 times the bandwidth, is not held to: there the plain bf16
     /// entries, except the forward of xIELU, and xGELU gated with order 2 need more instructions than memory
     /// gives time for, and fewer would cost accuracy.
-    Sass {
-        /// Write the golden file
-        #[arg(long, conflicts_with = "op")]
-        golden_update: bool,
-        /// Only the entries of this op
-        #[arg(long)]
-        op: Option<String>,
-    },
+    Sass(sass::Options),
     /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
     ///
     /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as neither
     /// kernels nor tests nor what they are built from changed. Writes target/mutants/report.md. Fails where
     /// less than 97 % of the mutants that change the kernels are noticed, not counting those that
     /// xtask/mutants.txt explains.
-    Mutants {
-        /// Only the kernels of this op and the headers that they include
-        #[arg(long)]
-        op: Option<String>,
-        /// Print the mutants and run nothing
-        #[arg(long)]
-        list: bool,
-        /// Which sample --max takes
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
-        /// The most mutants to run
-        #[arg(long)]
-        max: Option<usize>,
-    },
+    Mutants(mutants::Options),
     /// Pack everything that is to run on a GPU, for a machine that has one and no Rust
     ///
     /// Builds the tests that open a device, the bench, what compares devices and the Python package, with machine code for
@@ -196,27 +176,8 @@ fn main() -> ExitCode {
         },
         Job::Api { golden_update } => jobs::api(&folders, golden_update),
         Job::Fmt { only, check } => format::run(&folders, only, check),
-        Job::Sass { golden_update, op } => sass::run(
-            &folders,
-            &sass::Options {
-                update: golden_update,
-                op,
-            },
-        ),
-        Job::Mutants {
-            op,
-            list,
-            seed,
-            max,
-        } => mutants::run(
-            &folders,
-            &mutants::Options {
-                op,
-                list,
-                seed,
-                max,
-            },
-        ),
+        Job::Sass(options) => sass::run(&folders, &options),
+        Job::Mutants(options) => mutants::run(&folders, &options),
         Job::GpuBundle {
             tuning,
             wheels,

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -42,15 +42,20 @@ const ACCURACY: &str = "accuracy";
 const ACCURACY_ARGUMENTS: [&str; 4] = ["--check", "--readme", "--device", "emulated"];
 
 /// What the command line asks for.
+#[derive(clap::Args)]
 pub struct Options {
-    /// Only mutants of this op's kernels and of the headers that they include.
-    pub op: Option<String>,
-    /// Prints the mutants, runs nothing.
-    pub list: bool,
-    /// Chooses the sample.
-    pub seed: u64,
-    /// The most mutants to run.
-    pub max: Option<usize>,
+    /// Only the kernels of this op and the headers that they include
+    #[arg(long)]
+    op: Option<String>,
+    /// Print the mutants and run nothing
+    #[arg(long)]
+    list: bool,
+    /// Which sample --max takes
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The most mutants to run
+    #[arg(long)]
+    max: Option<usize>,
 }
 
 /// Runs the mutants and reports.
@@ -343,26 +348,15 @@ impl Bench {
 
     /// Builds something of the copy, without a mutant; what cargo says of it.
     fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<String> {
-        let output = Command::new(steps::cargo())
-            .current_dir(&self.tree)
-            .args(arguments)
-            .args([
-                "--package",
-                "xact-dev",
-                "--message-format=json-render-diagnostics",
-            ])
-            .env("CARGO_TARGET_DIR", &self.target)
-            // The copy has no toolkit of its own.
-            .env("NVCC", &self.nvcc)
-            .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
-            .stdin(Stdio::null())
-            .output()
-            .context("cargo does not start")?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("the tests do not build without a mutant:\n{said}");
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let messages = cargo_messages::of_building(arguments, |cargo| {
+            cargo
+                .current_dir(&self.tree)
+                .env("CARGO_TARGET_DIR", &self.target)
+                // The copy has no toolkit of its own.
+                .env("NVCC", &self.nvcc)
+                .stdin(Stdio::null());
+        });
+        messages.context("without a mutant")
     }
 
     /// Compiles and tests one mutant; the source is as before afterwards.

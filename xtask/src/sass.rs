@@ -16,7 +16,7 @@ pub mod geometry;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::{env, fs, thread};
 
 use anyhow::{Context, bail};
@@ -35,11 +35,14 @@ const LISTED: [u32; 3] = [80, 90, 100];
 const MOST_BYTES: usize = 4_000_000;
 
 /// What the command line asks for.
+#[derive(clap::Args)]
 pub struct Options {
-    /// Writes the golden file instead of comparing with it.
-    pub update: bool,
-    /// Only the entries of this op.
-    pub op: Option<String>,
+    /// Write the golden file
+    #[arg(long, conflicts_with = "op")]
+    golden_update: bool,
+    /// Only the entries of this op
+    #[arg(long)]
+    op: Option<String>,
 }
 
 /// Prints the table; compares with the golden file or writes it.
@@ -73,7 +76,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         }
     }
     let golden = golden_path(&folders.root);
-    if options.update {
+    if options.golden_update {
         // Figures that are not known are not written; those that are too high are, and reported.
         if !problems.is_empty() {
             bail!("not written:\n{}", problems.join("\n"));
@@ -168,23 +171,10 @@ fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf>
 
 /// Builds xact, with the features that the tests have it built with; the PTX files that it embeds.
 fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
-    let output = Command::new(steps::cargo())
-        .current_dir(&folders.root)
-        .args([
-            "build",
-            "--package",
-            "xact-dev",
-            "--lib",
-            "--message-format=json-render-diagnostics",
-        ])
-        .env(crate::jobs::REQUIRE.0, crate::jobs::REQUIRE.1)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo does not start")?;
-    if !output.status.success() {
-        bail!("xact does not build");
-    }
-    let out = cargo_messages::out_folder(&String::from_utf8_lossy(&output.stdout))
+    let messages = cargo_messages::of_building(["build", "--lib"], |cargo| {
+        cargo.current_dir(&folders.root);
+    })?;
+    let out = cargo_messages::out_folder(&messages)
         .context("cargo did not say where the build script of xact wrote")?;
     let kernels = out.join("kernels");
     let entries = fs::read_dir(&kernels).with_context(|| kernels.display().to_string())?;
@@ -213,36 +203,30 @@ fn measure(
         })
         .collect();
     let bar = steps::bar(jobs.len());
-    let next = AtomicUsize::new(0);
-    let workers = thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(jobs.len());
-    let results = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut results = Vec::new();
-                    while let Some(&(ptx, architecture)) =
-                        jobs.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
-                        results.push(look_at(nvcc, nvdisasm, ptx, architecture, work));
-                        bar.inc(1);
-                    }
-                    results
-                })
-            })
-            .collect();
-        let results = workers
-            .into_iter()
-            .flat_map(|worker| worker.join().expect("no panic"));
-        results.collect::<anyhow::Result<Vec<_>>>()
+    let left = Mutex::new(jobs.iter());
+    let next = || left.lock().expect("no panic").next();
+    let work_off = || -> anyhow::Result<(Vec<Row>, Vec<String>)> {
+        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        while let Some(&(ptx, architecture)) = next() {
+            let found = look_at(nvcc, nvdisasm, ptx, architecture, work)?;
+            rows.extend(found.0);
+            problems.extend(found.1);
+            bar.inc(1);
+        }
+        Ok((rows, problems))
+    };
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    thread::scope(|scope| {
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work_off)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            let found = worker.join().expect("no panic")?;
+            rows.extend(found.0);
+            problems.extend(found.1);
+            anyhow::Ok(())
+        })
     })?;
     bar.finish_and_clear();
-    let (mut rows, mut problems) = (Vec::new(), Vec::new());
-    for (some_rows, some_problems) in results {
-        rows.extend(some_rows);
-        problems.extend(some_problems);
-    }
     rows.sort_by(|a, b| (&a.entry, a.architecture).cmp(&(&b.entry, b.architecture)));
     problems.sort();
     Ok((rows, problems))

@@ -49,29 +49,24 @@ fn the_reference_is_the_librarys<T: Element>() {
     scratch.write(&backward_input::<T>());
     let raw = Xielu::default();
     let compat = |eps, gradient| raw.compat(Compat::new(eps).gradient(gradient));
-    let cases: [(&[&str], Xielu); 4] = [
-        (&[], raw),
-        (&["--effective"], raw.parameters(Parameters::Effective)),
-        (&["--eps", "-1e-6"], compat(-1e-6, EpsGradient::Autograd)),
+    for (flags, op) in [
+        ("", raw),
+        ("--effective", raw.parameters(Parameters::Effective)),
+        ("--eps -1e-6", compat(-1e-6, EpsGradient::Autograd)),
         (
-            &[
-                "--eps=-1e-6",
-                "--eps-gradient",
-                "analytic",
-                "--beta",
-                "-0.25",
-            ],
+            "--eps=-1e-6 --eps-gradient analytic --beta -0.25",
             compat(-1e-6, EpsGradient::Analytic).beta(-0.25),
         ),
-    ];
-    for (flags, op) in cases {
+    ] {
         let (y, dx, dparams) = expected::<T>(&op);
-        let forward = [&["--device", "reference", "--direction", "forward"], flags].concat();
-        let out = scratch.outputs(&forward);
+        let run = |direction: &str| {
+            let line = format!("--device reference --direction {direction} {flags}");
+            scratch.outputs_of("xielu", &line)
+        };
+        let out = run("forward");
         assert_eq!(out.keys().collect::<Vec<_>>(), ["y"]);
         assert_eq!((&out["y"].1, &out["y"].2), (&vec![2, 3], &y));
-        let backward = [&["--device", "reference", "--direction", "backward"], flags].concat();
-        let out = scratch.outputs(&backward);
+        let out = run("backward");
         assert_eq!(
             out.keys().collect::<Vec<_>>(),
             ["dalpha_n", "dalpha_p", "dx"]
@@ -104,7 +99,10 @@ fn the_device_is_within_the_bounds<T: Element>(device: &str) {
     let scratch = Scratch::new();
     scratch.write(&backward_input::<T>());
     let (op, x) = (Xielu::default(), X.map(T::from_f64));
-    let run = |direction| scratch.outputs(&["--device", device, "--direction", direction]);
+    let run = |direction: &str| {
+        let line = format!("--device {device} --direction {direction}");
+        scratch.outputs_of("xielu", &line)
+    };
     let y = values::<T>(&run("forward")["y"]);
     let report = reference::check_forward(&op, &PARAMS, &x, &y, Bounds::of(&op)).unwrap();
     assert!(report.ok(), "{report}");
@@ -164,10 +162,10 @@ impl EveryExpanded {
         let input = expanded_input::<T>(order.is_some());
         let (x, dy) = (values::<T>(&input[0].1), values::<T>(&input[2].1));
         scratch.write(&input);
-        let flags: &[&str] = match order {
-            None => &[],
-            Some(Order::First) => &["--gated", "1"],
-            Some(Order::Second) => &["--gated", "2"],
+        let flags = match order {
+            None => "",
+            Some(Order::First) => "--gated 1",
+            Some(Order::Second) => "--gated 2",
         };
         let y_shape = if order.is_some() {
             vec![2, 1, 3]
@@ -188,9 +186,9 @@ impl EveryExpanded {
             ("cpu", within),
             (&device, within),
         ] {
-            let run = |direction| {
-                let arguments = [&["--device", device, "--direction", direction], flags].concat();
-                scratch.outputs_of(A::NAME, &arguments)
+            let run = |direction: &str| {
+                let line = format!("--device {device} --direction {direction} {flags}");
+                scratch.outputs_of(A::NAME, &line)
             };
             let out = run("forward");
             assert_eq!(out.keys().collect::<Vec<_>>(), ["y"]);
@@ -253,9 +251,9 @@ fn expanded_gates_and_gated_forms_are_within_the_bounds() {
 fn gated_input_must_be_two_halves() {
     let scratch = Scratch::new();
     for device in ["reference", "cpu", "auto"] {
-        let first = ["--device", device, "--gated", "1", "--direction"];
-        let forward: &[&str] = &[&first[..], &["forward"]].concat();
-        let backward: &[&str] = &[&first[..], &["backward"]].concat();
+        let [forward, backward] = ["forward", "backward"]
+            .map(|direction| format!("--device {device} --gated 1 --direction {direction}"));
+        let (forward, backward) = (&*forward, &*backward);
         let with = |name: &'static str, tensor: Tensor| {
             let mut input = expanded_input::<f32>(true);
             input.retain(|(n, _)| *n != name);
@@ -288,7 +286,7 @@ fn gated_input_must_be_two_halves() {
         assert_eq!((&out["dx"].1, number(&out["dalpha"])), (&vec![3, 0], 0.0));
         std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
     }
-    scratch.refused("xsilu", &["--gated", "3"], &["--gated", "3", "1, 2"]);
+    scratch.refused("xsilu", "--gated 3", &["--gated", "3", "1, 2"]);
 }
 
 #[test]
@@ -296,15 +294,14 @@ fn options_that_are_no_numbers_are_refused() {
     let scratch = Scratch::new();
     scratch.write(&forward_input::<f32>());
     for device in ["reference", "auto"] {
-        let forward = ["--direction", "forward", "--device", device];
         for (flag, value, words) in [
             ("--beta", "nan", "a number"),
             ("--beta", "-inf", "finite"),
             ("--beta", "1e39", "finite"),
             ("--eps", "NaN", "a number"),
         ] {
-            let arguments = [&forward[..], &[flag, value]].concat();
-            scratch.refused("xielu", &arguments, &[flag, value, words]);
+            let line = format!("--direction forward --device {device} {flag} {value}");
+            scratch.refused("xielu", &line, &[flag, value, words]);
         }
     }
 }
@@ -316,7 +313,8 @@ fn an_empty_tensor_is_fine() {
     input[0].1 = tensor::<f32>(&[0, 5], &[]);
     scratch.write(&input);
     for device in ["reference", "cpu", "auto"] {
-        let out = scratch.outputs(&["--device", device, "--direction", "forward"]);
+        let line = format!("--device {device} --direction forward");
+        let out = scratch.outputs_of("xielu", &line);
         assert_eq!((&out["y"].1, out["y"].2.len()), (&vec![0, 5], 0));
     }
 }
@@ -324,8 +322,8 @@ fn an_empty_tensor_is_fine() {
 #[test]
 fn bad_input_is_refused_in_words() {
     let scratch = Scratch::new();
-    let forward: &[&str] = &["--direction", "forward", "--device", "reference"];
-    let backward: &[&str] = &["--direction", "backward", "--device", "reference"];
+    let forward = "--direction forward --device reference";
+    let backward = "--direction backward --device reference";
     scratch.refused("xielu", forward, &["cannot read"]);
     std::fs::write(scratch.path("in.safetensors"), b"not tensors").unwrap();
     scratch.refused("xielu", forward, &["not a safetensors file"]);
@@ -333,27 +331,15 @@ fn bad_input_is_refused_in_words() {
     scratch.write(&forward_input::<f32>());
     scratch.refused("xielu", backward, &["no tensor dy", "alpha_n, alpha_p, x"]);
     scratch.refused("xielo", forward, &["xielo", "xielu"]);
-    scratch.refused("xielu", &[forward, &["--gated"]].concat(), &["--gated"]);
-    scratch.refused(
-        "xielu",
-        &["--direction", "sideways"],
-        &["sideways", "forward"],
-    );
-    scratch.refused(
-        "xielu",
-        &[forward, &["--eps-gradient", "analytic"]].concat(),
-        &["--eps"],
-    );
-    scratch.refused(
-        "xielu",
-        &[forward, &["--beta", "steep"]].concat(),
-        &["steep"],
-    );
-    scratch.refused(
-        "xielu",
-        &["--direction", "forward", "--device", "tpu"],
-        &["tpu", "emulated"],
-    );
+    for (line, words) in [
+        ("--device reference --gated", &["--gated"][..]),
+        ("--device reference --eps-gradient analytic", &["--eps"]),
+        ("--device reference --beta steep", &["steep"]),
+        ("--device tpu", &["tpu", "emulated"]),
+    ] {
+        scratch.refused("xielu", &format!("--direction forward {line}"), words);
+    }
+    scratch.refused("xielu", "--direction sideways", &["sideways", "forward"]);
 
     let with = |name: &'static str, tensor: Tensor| {
         let mut input = backward_input::<f32>();
@@ -374,14 +360,9 @@ fn bad_input_is_refused_in_words() {
     with("x", tensor::<f32>(&[2, 3], &X));
     let nowhere = scratch.path("no/such/folder/out.safetensors");
     let output = apply()
-        .args([
-            "xielu",
-            "--direction",
-            "forward",
-            "--device",
-            "reference",
-            "--input",
-        ])
+        .arg("xielu")
+        .args(forward.split(' '))
+        .arg("--input")
         .arg(scratch.path("in.safetensors"))
         .arg("--output")
         .arg(&nowhere)
@@ -415,11 +396,7 @@ fn a_checkpoint_means_what_is_in_it() {
     let scratch = Scratch::new();
     for device in ["reference", "cpu", &the_device()] {
         scratch.write(&checkpoint());
-        let run = |line: &str| {
-            scratch
-                .says("xielu", &format!("--device {device} {line}"))
-                .0
-        };
+        let run = |line: &str| scratch.outputs_of("xielu", &format!("--device {device} {line}"));
         let y = values::<f32>(&run("--direction forward")["y"]);
         near(&y, &[-4.124_997_9e-5, -3.717_497_9e-5, 14.675_027], 2e-7);
         let out = run("--direction backward");
@@ -467,19 +444,19 @@ fn a_checkpoint_means_what_is_in_it() {
     std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
 
     scratch.write(&checkpoint());
-    let forward = ["--direction", "forward", "--device", "cpu"];
-    let refused = |flags: &[&str], words: &[&str]| {
-        scratch.refused("xielu", &[&forward[..], flags].concat(), words);
+    let refused = |flags: &str, words: &[&str]| {
+        let line = format!("--direction forward --device cpu {flags}");
+        scratch.refused("xielu", &line, words);
     };
-    refused(&["--beta", "0.5"], &["--beta", "tensor beta"]);
-    refused(&["--eps", "-1e-6"], &["--eps", "tensor eps"]);
+    refused("--beta 0.5", &["--beta", "tensor beta"]);
+    refused("--eps -1e-6", &["--eps", "tensor eps"]);
     let mut bad = checkpoint();
     bad[4].1 = tensor::<f32>(&[2], &[-1e-6; 2]);
     scratch.write(&bad);
-    refused(&[], &["eps is F32 [2]", "one element"]);
+    refused("", &["eps is F32 [2]", "one element"]);
     bad[4].1 = tensor::<f32>(&[], &[f64::NAN]);
     scratch.write(&bad);
-    refused(&[], &["eps is NaN"]);
+    refused("", &["eps is NaN"]);
 }
 
 #[test]
@@ -497,8 +474,7 @@ fn what_is_not_read_is_said_and_what_is_not_used_is_refused() {
     std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
 
     let refused = |op: &str, line: &str, words: &[&str]| {
-        let line = format!("{forward} {line}");
-        scratch.refused(op, &line.split_whitespace().collect::<Vec<_>>(), words);
+        scratch.refused(op, &format!("{forward} {line}"), words);
     };
     for flag in [
         "--effective",
@@ -586,14 +562,10 @@ fn the_reference_takes_f64_and_answers_in_it() {
     ];
     scratch.write(&input);
     for device in ["cpu", "emulated"] {
-        let forward = ["--device", device, "--direction", "forward"];
+        let forward = format!("--device {device} --direction forward");
         scratch.refused("xatlu", &forward, &["x is F64", "--device reference"]);
     }
-    let run = |line: &str| {
-        scratch
-            .says("xatlu", &format!("--device reference {line}"))
-            .0
-    };
+    let run = |line: &str| scratch.outputs_of("xatlu", &format!("--device reference {line}"));
     let of = |tensor: &Tensor| -> Vec<f64> {
         assert_eq!(tensor.0, Dtype::F64);
         bytemuck::pod_collect_to_vec(&tensor.2)

@@ -46,9 +46,8 @@ fn goldfish_masks_are_those_of_the_reference_on_every_backend() {
             let expected = goldfish.keep(&tokens).unwrap();
             let kept = expected.iter().filter(|&&keep| keep).count() as i64;
             for device in ["reference", "cpu", "emulated"] {
-                let arguments = format!("--device {device} --strategy {name} {numbers}");
-                let arguments: Vec<_> = arguments.split(' ').collect();
-                let outputs = scratch.outputs_of("goldfish", &arguments);
+                let line = format!("--device {device} --strategy {name} {numbers}");
+                let outputs = scratch.outputs_of("goldfish", &line);
                 assert_eq!(outputs.len(), 2);
                 let Tensor(dtype, shape, bytes) = &outputs["keep"];
                 assert_eq!((*dtype, &shape[..]), (Dtype::U8, &[3, 20][..]));
@@ -66,8 +65,8 @@ fn goldfish_masks_are_those_of_the_reference_on_every_backend() {
 fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
     let op = "goldfish";
     for device in ["reference", "cpu", "emulated"] {
-        let on = ["--device", device];
-        let with = |arguments: &[&'static str]| [&on[..], arguments].concat();
+        let on = format!("--device {device}");
+        let with = |line: &str| format!("{on} {line}");
         let scratch = Scratch::new();
         scratch.write(&[("labels", integers(Dtype::I64, &[2, 0], &[]))]);
         let outputs = scratch.outputs_of(op, &on);
@@ -80,9 +79,9 @@ fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
         let scratch = Scratch::new();
         let labels = || ("labels", integers(Dtype::I32, &[2, 2], &[1, 2, 3, 4]));
         scratch.write(&[labels()]);
-        scratch.refused(op, &with(&["--k", "1"]), &["k is 1", "[2, 2^32)"]);
-        scratch.refused(op, &with(&["--h", "0"]), &["h is 0", "[1, 2^32)"]);
-        scratch.refused(op, &with(&["--strategy", "best"]), &["best", "hash64"]);
+        scratch.refused(op, &with("--k 1"), &["k is 1", "[2, 2^32)"]);
+        scratch.refused(op, &with("--h 0"), &["h is 0", "[1, 2^32)"]);
+        scratch.refused(op, &with("--strategy best"), &["best", "hash64"]);
         scratch.write(&[("ids", integers(Dtype::I32, &[1], &[1]))]);
         scratch.refused(op, &on, &["no tensor labels", "ids"]);
         scratch.write(&[("labels", tensor::<f32>(&[2], &[1.0, 2.0]))]);
@@ -133,15 +132,15 @@ fn numbers_that_a_strategy_has_not_are_refused() {
         ("static", "--seed"),
         ("dot-table", "--seed"),
     ] {
-        let arguments = ["--device", "cpu", "--strategy", strategy, flag, "3"];
-        scratch.refused("goldfish", &arguments, &[strategy, flag]);
+        let line = format!("--device cpu --strategy {strategy} {flag} 3");
+        scratch.refused("goldfish", &line, &[strategy, flag]);
     }
     let labels = integers(Dtype::I64, &[1, 1], &[3]);
     scratch.write(&[
         ("labels", labels),
         ("halo", integers(Dtype::I32, &[1], &[3])),
     ]);
-    scratch.refused("goldfish", &["--device", "cpu"], &["halo is I32", "I64"]);
+    scratch.refused("goldfish", "--device cpu", &["halo is I32", "I64"]);
 }
 
 #[test]

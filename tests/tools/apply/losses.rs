@@ -62,10 +62,7 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductio
                 let line = format!(
                     "--device {device} --direction {direction} --reduction {reduction} {options} {goldfish}"
                 );
-                scratch.outputs_of(
-                    "cross_entropy",
-                    &line.split_whitespace().collect::<Vec<_>>(),
-                )
+                scratch.outputs_of("cross_entropy", &line)
             };
             let total: f32 = kept.iter().map(|&r| weights[r]).sum();
             let divisor = match reduction {
@@ -167,8 +164,7 @@ fn losses_of_nothing_and_of_what_cannot_be() {
             ("logits", tensor::<f32>(&[0, 5], &[])),
             ("labels", integers(Dtype::I32, &[0], &[])),
         ]);
-        let line = with("");
-        let outputs = scratch.outputs_of(op, &line.split_whitespace().collect::<Vec<_>>());
+        let outputs = scratch.outputs_of(op, &with(""));
         assert_eq!(values::<f32>(&outputs["loss"]), [0.0]);
         assert!(outputs["lse"].2.is_empty());
 
@@ -199,18 +195,14 @@ fn losses_of_nothing_and_of_what_cannot_be() {
             ("--dropped-loss", &["--goldfish"]),
             ("--outputs loss,logits", &["logits", "argmax"]),
         ] {
-            let line = with(line);
-            scratch.refused(op, &line.split_whitespace().collect::<Vec<_>>(), words);
+            scratch.refused(op, &with(line), words);
         }
         let replaced = |name: &'static str, by: Tensor| {
             let mut input: Vec<_> = input().into_iter().filter(|(n, _)| *n != name).collect();
             input.push((name, by));
             scratch.write(&input);
         };
-        let refused = |line: &str, words: &[&str]| {
-            let line = with(line);
-            scratch.refused(op, &line.split_whitespace().collect::<Vec<_>>(), words);
-        };
+        let refused = |line: &str, words: &[&str]| scratch.refused(op, &with(line), words);
         replaced("labels", integers(Dtype::I64, &[5], &[0; 5]));
         refused("", &["labels has 5", "6 rows"]);
         replaced("labels", tensor::<f32>(&[6], &[0.0; 6]));
@@ -402,9 +394,9 @@ fn one_dloss_is_that_of_all_rows() {
     let mut input = loss_input::<f32>(Dtype::I64);
     input[3].1 = tensor::<f32>(&[2], &[1.0; 2]);
     scratch.write(&input);
-    let backward = ["--direction", "backward", "--device", "cpu"];
-    scratch.refused("cross_entropy", &backward, &["dloss has 2", "6 rows"]);
-    let outputs = [&backward[..], &["--outputs", "loss"]].concat();
+    let backward = "--direction backward --device cpu";
+    scratch.refused("cross_entropy", backward, &["dloss has 2", "6 rows"]);
+    let outputs = format!("{backward} --outputs loss");
     scratch.refused("cross_entropy", &outputs, &["--outputs", "forward"]);
 }
 
@@ -442,8 +434,11 @@ fn shards_agree_with_the_whole() {
     }
     std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
     let refused = |line: &str, words: &[&str]| {
-        let line = format!("--direction forward {line}");
-        scratch.refused("cross_entropy", &line.split(' ').collect::<Vec<_>>(), words);
+        scratch.refused(
+            "cross_entropy",
+            &format!("--direction forward {line}"),
+            words,
+        );
     };
     refused(
         "--device cpu --vocab 9 --shards 10",
@@ -500,12 +495,9 @@ fn the_reference_takes_logits_of_f64() {
         ("dloss", tensor::<f32>(&[], &[1.0])),
     ]);
     for device in ["cpu", "emulated"] {
-        let forward = ["--device", device, "--direction", "forward"];
-        scratch.refused(
-            "cross_entropy",
-            &forward,
-            &["logits is F64", "--device reference"],
-        );
+        let forward = format!("--device {device} --direction forward");
+        let words = ["logits is F64", "--device reference"];
+        scratch.refused("cross_entropy", &forward, &words);
     }
     let of = |tensor: &Tensor| -> Vec<f64> {
         assert_eq!(tensor.0, Dtype::F64);
@@ -516,11 +508,8 @@ fn the_reference_takes_logits_of_f64() {
         op.evaluate(&logits[..2], 1, 0.3, 0.5),
         op.evaluate(&logits[2..], 0, 1.0, 0.5),
     ];
-    let run = |line: &str| {
-        scratch
-            .says("cross_entropy", &format!("--device reference {line}"))
-            .0
-    };
+    let run =
+        |line: &str| scratch.outputs_of("cross_entropy", &format!("--device reference {line}"));
     let forward = run("--direction forward");
     assert_eq!(of(&forward["loss"]), [(rows[0].loss + rows[1].loss) / 2.0]);
     assert_eq!(of(&forward["lse"]), [rows[0].lse, rows[1].lse]);

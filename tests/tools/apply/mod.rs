@@ -60,44 +60,34 @@ impl Scratch {
         std::fs::write(self.path("in.safetensors"), bytes).unwrap();
     }
 
-    fn run(&self, op: &str, arguments: &[&str]) -> Output {
+    fn run(&self, op: &str, line: &str) -> Output {
         apply()
             .arg(op)
             .arg("--input")
             .arg(self.path("in.safetensors"))
             .arg("--output")
             .arg(self.path("out.safetensors"))
-            .args(arguments)
+            .args(line.split_whitespace())
             .output()
             .unwrap()
     }
 
-    /// Runs xielu, which must succeed, and reads the output.
-    fn outputs(&self, arguments: &[&str]) -> BTreeMap<String, Tensor> {
-        self.outputs_of("xielu", arguments)
+    /// Runs, which must succeed: what is written.
+    fn outputs_of(&self, op: &str, line: &str) -> BTreeMap<String, Tensor> {
+        self.says(op, line).0
     }
 
-    fn outputs_of(&self, op: &str, arguments: &[&str]) -> BTreeMap<String, Tensor> {
-        let output = self.run(op, arguments);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        read(&self.path("out.safetensors"))
-    }
-
-    /// Runs, which must succeed: what is written, and what is said.
+    /// The same, and what is said.
     fn says(&self, op: &str, line: &str) -> (BTreeMap<String, Tensor>, String) {
-        let output = self.run(op, &line.split_whitespace().collect::<Vec<_>>());
+        let output = self.run(op, line);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         (read(&self.path("out.safetensors")), text)
     }
 
     /// Runs, which must fail with status 2, a message with `words`, and no output file.
-    fn refused(&self, op: &str, arguments: &[&str], words: &[&str]) {
-        let output = self.run(op, arguments);
+    fn refused(&self, op: &str, line: &str, words: &[&str]) {
+        let output = self.run(op, line);
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{text}");
         for word in words {
@@ -169,9 +159,9 @@ fn ops_are_called_by_their_names_in_the_registry() {
     assert!(!text.contains("cross-entropy") && !text.contains("goldfish-mask"));
     let scratch = Scratch::new();
     scratch.write(&[("labels", integers(Dtype::I64, &[1, 1], &[3]))]);
-    let outputs = scratch.outputs_of("goldfish-mask", &["--device", "cpu"]);
+    let outputs = scratch.outputs_of("goldfish-mask", "--device cpu");
     assert_eq!(outputs["keep"].2, [1]);
     std::fs::remove_file(scratch.path("out.safetensors")).unwrap();
-    let forward = ["--device", "cpu", "--direction", "forward"];
-    scratch.refused("cross-entropy", &forward, &["no tensor logits", "labels"]);
+    let forward = "--device cpu --direction forward";
+    scratch.refused("cross-entropy", forward, &["no tensor logits", "labels"]);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -22,14 +23,13 @@ pub fn synchronise(from: &Path, to: &Path) -> anyhow::Result<u64> {
         let path = to.join(gone);
         fs::remove_file(&path).with_context(|| path.display().to_string())?;
     }
-    let mut fingerprint = Fingerprint::default();
+    let mut fingerprint = DefaultHasher::new();
     for file in &files {
         let (source, copy) = (from.join(file), to.join(file));
         let bytes = fs::read(&source).with_context(|| source.display().to_string())?;
         // The results stand when a survivor is explained, or a text is edited.
         if !file.starts_with("xtask") && file.extension().is_none_or(|e| e != "md") {
-            fingerprint.add(file.to_string_lossy().as_bytes());
-            fingerprint.add(&bytes);
+            (file, &bytes).hash(&mut fingerprint);
         }
         if fs::read(&copy).is_ok_and(|there| there == bytes) {
             continue;
@@ -40,7 +40,7 @@ pub fn synchronise(from: &Path, to: &Path) -> anyhow::Result<u64> {
         // Not fs::copy: the new file must look new to cargo, whatever the time of its source.
         fs::write(&copy, bytes).with_context(|| copy.display().to_string())?;
     }
-    Ok(fingerprint.0)
+    Ok(fingerprint.finish())
 }
 
 fn list(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
@@ -59,24 +59,6 @@ fn list(root: &Path, folder: &Path, files: &mut BTreeSet<PathBuf>) -> anyhow::Re
         }
     }
     Ok(())
-}
-
-/// FNV-1a, with the length of each part.
-struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    fn add(&mut self, bytes: &[u8]) {
-        let length = (bytes.len() as u64).to_le_bytes();
-        for byte in length.iter().chain(bytes) {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
 }
 
 #[cfg(test)]

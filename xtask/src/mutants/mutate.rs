@@ -29,16 +29,7 @@ pub enum Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Constant => "constant",
-            Self::Comparison => "comparison",
-            Self::Operator => "operator",
-            Self::Index => "index",
-            Self::Condition => "condition",
-            Self::Barrier => "barrier",
-            Self::Mask => "mask",
-            Self::Statement => "statement",
-        })
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 
@@ -372,7 +363,7 @@ impl Scan<'_> {
         let is_jump = matches!(self.text(at), "continue" | "break")
             || self.text(at) == "return" && self.text(at + 1) == ";";
         let is_place = matches!(self.text(at), "*" | "++" | "--") || self.is_word(at);
-        if !is_place || !is_jump && is_keyword(self.text(at)) {
+        if !is_place || !is_jump && KEYWORDS.split(' ').any(|word| word == self.text(at)) {
             return;
         }
         if !is_jump {
@@ -397,21 +388,8 @@ impl Scan<'_> {
                 }
                 next += 1;
             }
-            let is_effect = matches!(
-                self.text(next),
-                "=" | "+="
-                    | "-="
-                    | "*="
-                    | "/="
-                    | "%="
-                    | "&="
-                    | "|="
-                    | "<<="
-                    | ">>="
-                    | "++"
-                    | "--"
-                    | "("
-            ) || matches!(self.text(at), "++" | "--");
+            let is_effect =
+                EFFECTS.contains(&self.text(next)) || matches!(self.text(at), "++" | "--");
             // A barrier has its own kind; a call that is followed by a body is a definition.
             let is_call = self.text(next) == "(";
             if !is_effect || self.text(at).starts_with("__sync") {
@@ -463,33 +441,14 @@ impl Scan<'_> {
     }
 }
 
-fn is_keyword(word: &str) -> bool {
-    matches!(
-        word,
-        "if" | "else"
-            | "for"
-            | "while"
-            | "do"
-            | "return"
-            | "asm"
-            | "template"
-            | "using"
-            | "namespace"
-            | "struct"
-            | "switch"
-            | "case"
-            | "default"
-            | "goto"
-            | "union"
-            | "enum"
-            | "extern"
-            | "constexpr"
-            | "const"
-            | "static"
-            | "inline"
-            | "explicit"
-    )
-}
+/// What makes a statement of a place or a name.
+const EFFECTS: [&str; 13] = [
+    "=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "<<=", ">>=", "++", "--", "(",
+];
+
+/// Words with which no assignment and no call begins.
+const KEYWORDS: &str = "if else for while do return asm template using namespace struct switch case default goto union enum \
+    extern constexpr const static inline explicit";
 
 /// Other numbers near this one.
 fn changed_number(text: &str) -> Vec<(Kind, String)> {
@@ -500,10 +459,9 @@ fn changed_number(text: &str) -> Vec<(Kind, String)> {
         if digits.len() == 8 && digits.chars().all(|c| c == 'f') {
             return vec![(Kind::Mask, format!("0xffff{suffix}"))];
         }
-        let value = u64::from_str_radix(digits, 16).ok();
+        let value = u64::from_str_radix(digits, 16).into_iter();
         return value
             .map(|v| constant(format!("{:#x}{suffix}", v ^ 1)))
-            .into_iter()
             .collect();
     }
     if text.contains(['.', 'e', 'f']) {
@@ -553,31 +511,22 @@ mod tests {
 
     #[test]
     fn numbers() {
-        use Kind::{Constant, Mask};
-        assert_eq!(
-            changed_number("1.0f"),
-            [(Constant, "1.001000000e0f".into())]
-        );
-        assert_eq!(
-            changed_number("0.0f"),
-            [(Constant, "1.000000000e-3f".into())]
-        );
-        assert_eq!(
-            changed_number("1.5e-05f"),
-            [(Constant, "1.501500000e-5f".into())]
-        );
-        assert_eq!(changed_number("0"), [(Constant, "1".into())]);
-        assert_eq!(
-            changed_number("15u"),
-            [(Constant, "16u".into()), (Constant, "14u".into())]
-        );
-        assert_eq!(changed_number("1"), [(Constant, "2".into())]);
-        assert_eq!(
-            changed_number("16u"),
-            [(Constant, "32u".into()), (Constant, "8u".into())]
-        );
-        assert_eq!(changed_number("0x1f"), [(Constant, "0x1e".into())]);
-        assert_eq!(changed_number("0xffffffffu"), [(Mask, "0xffffu".into())]);
+        for (number, others) in [
+            ("1.0f", "1.001000000e0f"),
+            ("0.0f", "1.000000000e-3f"),
+            ("1.5e-05f", "1.501500000e-5f"),
+            ("0", "1"),
+            ("15u", "16u 14u"),
+            ("1", "2"),
+            ("16u", "32u 8u"),
+            ("0x1f", "0x1e"),
+            ("0xffffffffu", "0xffffu"),
+        ] {
+            let (kinds, found): (Vec<_>, Vec<_>) = changed_number(number).into_iter().unzip();
+            assert_eq!(found.join(" "), others);
+            let is_mask = |kind: &Kind| *kind == Kind::Mask;
+            assert_eq!(kinds.iter().all(is_mask), number == "0xffffffffu");
+        }
     }
 
     #[test]

@@ -23,9 +23,9 @@ pub struct Flow {
 impl Flow {
     /// Executes one instruction; `load` is the bit of a load that is followed, else 0.
     pub fn step(&mut self, instruction: &Instruction, load: Loads) {
-        let operands = Operands::of(instruction);
-        let value = load | self.any(&operands.reads) | self.guard(instruction);
-        for register in operands.writes {
+        let (writes, reads) = operands(instruction);
+        let value = load | self.any(&reads) | self.guard(instruction);
+        for register in writes {
             // Under a guard the old value may stay.
             let kept = match &instruction.guard {
                 Some(_) => self.any(&[register]),
@@ -43,7 +43,7 @@ impl Flow {
 
     /// The loads that must have come before the instruction can be issued.
     pub fn needed(&self, instruction: &Instruction) -> Loads {
-        self.guard(instruction) | self.any(&Operands::of(instruction).reads)
+        self.guard(instruction) | self.any(&operands(instruction).1)
     }
 
     /// The loads that decide whether the instruction is executed or jumps.
@@ -76,51 +76,38 @@ const WRITE_NOTHING: [&str; 23] = [
     "BSYNC", "BREAK", "BAR", "NOP", "WARPSYNC", "MEMBAR", "DEPBAR", "ERRBAR", "CCTL", "YIELD",
 ];
 
-struct Operands {
-    writes: Vec<Register>,
-    reads: Vec<Register>,
-}
-
-impl Operands {
-    /// Results come first: predicates, then at most one value, then predicates for its carry.
-    fn of(instruction: &Instruction) -> Self {
-        let base = instruction.base();
-        let mut operands = instruction.operands.iter().peekable();
-        let mut writes = Vec::new();
-        if !WRITE_NOTHING.contains(&base) {
-            let is_predicate =
-                |operand: &&String| operand.starts_with('P') || operand.starts_with("UP");
+/// What an instruction writes and what it reads. Results come first: predicates, then at most one value, then predicates
+/// for its carry.
+fn operands(instruction: &Instruction) -> (Vec<Register>, Vec<Register>) {
+    let base = instruction.base();
+    let mut operands = instruction.operands.iter().peekable();
+    let mut writes = Vec::new();
+    if !WRITE_NOTHING.contains(&base) {
+        let is_predicate =
+            |operand: &&String| operand.starts_with('P') || operand.starts_with("UP");
+        while let Some(operand) = operands.next_if(is_predicate) {
+            writes.extend(register(operand));
+        }
+        let only_predicates = base.contains("SETP") || base.ends_with("PLOP3");
+        if !only_predicates && let Some(operand) = operands.next() {
+            if let Some(first) = register(operand) {
+                writes.extend(run(first, width(instruction)));
+            }
             while let Some(operand) = operands.next_if(is_predicate) {
                 writes.extend(register(operand));
             }
-            let only_predicates = base.contains("SETP") || base.ends_with("PLOP3");
-            if !only_predicates && let Some(operand) = operands.next() {
-                if let Some(first) = register(operand) {
-                    writes.extend(run(first, width(instruction)));
-                }
-                while let Some(operand) = operands.next_if(is_predicate) {
-                    writes.extend(register(operand));
-                }
-            }
         }
-        let wide = if base.starts_with("ST") {
-            width(instruction)
-        } else {
-            1
-        };
-        let wide = if instruction.is("WIDE") || is_pair(base) {
-            2
-        } else {
-            wide
-        };
-        let mut reads = Vec::new();
-        for operand in operands {
-            for (first, is_64) in registers(operand) {
-                reads.extend(run(first, if is_64 { 2 } else { wide }));
-            }
-        }
-        Self { writes, reads }
     }
+    let wide = if instruction.is("WIDE") || is_pair(base) {
+        2
+    } else if base.starts_with("ST") {
+        width(instruction)
+    } else {
+        1
+    };
+    let read = operands.flat_map(|operand| registers(operand));
+    let reads = read.flat_map(|(first, is_64)| run(first, if is_64 { 2 } else { wide }));
+    (writes, reads.collect())
 }
 
 /// How many registers the value of an instruction takes.
@@ -190,83 +177,41 @@ mod tests {
         functions.remove(0).code.remove(0)
     }
 
-    fn check(text: &str, writes: &[Register], reads: &[Register]) {
-        let operands = Operands::of(&instruction(text));
-        assert_eq!(operands.writes, writes, "{text}");
-        assert_eq!(operands.reads, reads, "{text}");
-    }
-
     #[test]
     fn results_and_sources_are_told_apart() {
-        check(
-            "FFMA R6, -|R5|.reuse, 1.5, -R6",
-            &[("R", 6)],
-            &[("R", 5), ("R", 6)],
-        );
-        check(
-            "ISETP.NE.AND P0, PT, RZ, UR4, PT",
-            &[("P", 0)],
-            &[("UR", 4)],
-        );
-        check(
-            "LOP3.LUT P3, R36, R36, 0xf, RZ, 0xc0, !PT",
-            &[("P", 3), ("R", 36)],
-            &[("R", 36)],
-        );
-        check(
-            "IADD3 R17, P0, RZ, -R2, RZ",
-            &[("R", 17), ("P", 0)],
-            &[("R", 2)],
-        );
-        check(
-            "IADD3.X R19, RZ, RZ, ~R3, P0, !PT",
-            &[("R", 19)],
-            &[("R", 3), ("P", 0)],
-        );
-        check(
-            "FSEL R23, R23, 1, !P1",
-            &[("R", 23)],
-            &[("R", 23), ("P", 1)],
-        );
-        check(
-            "SHF.R.U64 R24, R4, 0x10, R5.reuse",
-            &[("R", 24)],
-            &[("R", 4), ("R", 5)],
-        );
-        check(
-            "LDG.E.128 R4, desc[UR10][R2.64+0x10]",
-            &[("R", 4), ("R", 5), ("R", 6), ("R", 7)],
-            &[("UR", 10), ("R", 2), ("R", 3)],
-        );
-        check(
-            "STG.E.64 desc[UR10][R22.64], R16",
-            &[],
-            &[
-                ("UR", 10),
-                ("UR", 11),
-                ("R", 22),
-                ("R", 23),
-                ("R", 16),
-                ("R", 17),
-            ],
-        );
-        check(
-            "IMAD.WIDE.U32 R2, R16, R18, UR14",
-            &[("R", 2), ("R", 3)],
-            &[
-                ("R", 16),
-                ("R", 17),
-                ("R", 18),
-                ("R", 19),
-                ("UR", 14),
-                ("UR", 15),
-            ],
-        );
-        check(
-            "F2FP.BF16.F32.PACK_AB R24, R27, R24",
-            &[("R", 24)],
-            &[("R", 27), ("R", 24)],
-        );
+        for (text, writes, reads) in [
+            ("FFMA R6, -|R5|.reuse, 1.5, -R6", "R6", "R5 R6"),
+            ("ISETP.NE.AND P0, PT, RZ, UR4, PT", "P0", "UR4"),
+            ("LOP3.LUT P3, R36, R36, 0xf, RZ, 0xc0, !PT", "P3 R36", "R36"),
+            ("IADD3 R17, P0, RZ, -R2, RZ", "R17 P0", "R2"),
+            ("IADD3.X R19, RZ, RZ, ~R3, P0, !PT", "R19", "R3 P0"),
+            ("FSEL R23, R23, 1, !P1", "R23", "R23 P1"),
+            ("SHF.R.U64 R24, R4, 0x10, R5.reuse", "R24", "R4 R5"),
+            (
+                "LDG.E.128 R4, desc[UR10][R2.64+0x10]",
+                "R4 R5 R6 R7",
+                "UR10 R2 R3",
+            ),
+            (
+                "STG.E.64 desc[UR10][R22.64], R16",
+                "",
+                "UR10 UR11 R22 R23 R16 R17",
+            ),
+            (
+                "IMAD.WIDE.U32 R2, R16, R18, UR14",
+                "R2 R3",
+                "R16 R17 R18 R19 UR14 UR15",
+            ),
+            ("F2FP.BF16.F32.PACK_AB R24, R27, R24", "R24", "R27 R24"),
+        ] {
+            let names = |registers: &[Register]| {
+                let names = registers.iter().map(|(kind, n)| format!("{kind}{n}"));
+                names.collect::<Vec<_>>().join(" ")
+            };
+            let found = operands(&instruction(text));
+            let found = [names(&found.0), names(&found.1)];
+            assert_eq!(found, [writes, reads], "{text}");
+        }
     }
 
     #[test]

@@ -168,15 +168,9 @@ impl Reader {
 
     fn finish(mut self) -> anyhow::Result<Function> {
         for index in 0..self.code.len() {
-            let next = self.next(index).with_context(|| {
-                let instruction = &self.code[index];
-                let operands = instruction.operands.join(", ");
-                format!(
-                    "{} at {:#06x}: {} {operands}",
-                    self.name, instruction.address, instruction.opcode
-                )
-            })?;
-            self.code[index].next = next;
+            let next = self.next(index);
+            self.code[index].next =
+                next.with_context(|| format!("{}: {}", self.name, self.code[index]))?;
         }
         Ok(Function {
             name: self.name,

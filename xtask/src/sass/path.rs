@@ -1,6 +1,6 @@
 //! The main loop of an elementwise kernel, and the hot path through it.
 //!
-//! 1. Control-flow graph of the machine code, dominators, natural loops. A candidate is an innermost
+//! 1. Control-flow graph of the machine code, natural loops. A candidate is an innermost
 //!    loop with enough 128-bit global loads and stores: kernels hold one per variant of their op.
 //! 2. In a candidate, the shortest way from the header back to it that executes exactly as many of
 //!    those loads and stores as one iteration over whole packs needs: `packs` per input and output.
@@ -17,8 +17,7 @@
 //!
 //! Every instruction on the path is issued and counted, predicated ones and the loop's own included.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use anyhow::{Context, bail};
 
@@ -80,27 +79,18 @@ impl HotPath {
 /// There is none by the rules above.
 pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
     let code = &function.code;
-    let graph = Graph::of(code);
-    let mut candidates: Vec<_> = graph
-        .loops()
-        .into_iter()
-        .filter(|body| {
-            let count =
-                |is: fn(&Instruction) -> bool| body.nodes.iter().filter(|n| is(&code[**n])).count();
-            count(is_load) >= work.packs * work.inputs
-                && count(is_store) >= work.packs * work.outputs
-        })
-        .collect();
-    let inner: Vec<bool> = candidates
-        .iter()
-        .map(|this| {
-            !candidates.iter().any(|other| {
-                other.nodes.len() < this.nodes.len() && other.nodes.is_subset(&this.nodes)
-            })
-        })
-        .collect();
-    let mut keep = inner.iter();
-    candidates.retain(|_| *keep.next().expect("one each"));
+    let mut loops = loops(code);
+    loops.retain(|body| {
+        let count =
+            |is: fn(&Instruction) -> bool| body.nodes.iter().filter(|n| is(&code[**n])).count();
+        count(is_load) >= work.packs * work.inputs && count(is_store) >= work.packs * work.outputs
+    });
+    let is_innermost = |this: &&Loop| {
+        !loops
+            .iter()
+            .any(|other| other.nodes.len() < this.nodes.len() && other.nodes.is_subset(&this.nodes))
+    };
+    let candidates: Vec<_> = loops.iter().filter(is_innermost).collect();
     if candidates.is_empty() {
         bail!(
             "no loop has {} 128-bit loads and {} 128-bit stores",
@@ -111,7 +101,7 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
     // A kernel that adds up may also have a loop that writes what it reads: only its loads are looked at.
     let writes = Work { outputs: 1, ..work };
     let (mut main, mut in_flight) = (None, usize::MAX);
-    for body in &candidates {
+    for body in candidates.iter().copied() {
         let path = hot_path(code, body, work);
         let other = match &path {
             None if work.outputs == 0 => hot_path(code, body, writes),
@@ -160,122 +150,40 @@ struct Loop {
     nodes: BTreeSet<usize>,
 }
 
-/// The control-flow graph from the entry, instruction by instruction.
-struct Graph {
-    /// Reverse postorder.
-    order: Vec<usize>,
-    /// The place of each node in `order`; `usize::MAX` where control never comes.
-    place: Vec<usize>,
-    before: Vec<Vec<usize>>,
-    after: Vec<Vec<usize>>,
-}
-
-impl Graph {
-    fn of(code: &[Instruction]) -> Self {
-        let after: Vec<_> = code.iter().map(|i| i.next.clone()).collect();
-        let mut before = vec![Vec::new(); code.len()];
-        let mut seen = vec![false; code.len()];
-        let mut postorder = Vec::new();
-        // Depth first; the second value is how many successors were visited.
-        let mut stack = vec![(0, 0)];
-        if let Some(entry) = seen.first_mut() {
-            *entry = true;
-        } else {
-            stack.clear();
-        }
-        while let Some((node, visited)) = stack.pop() {
-            let Some(&next) = after[node].get(visited) else {
-                postorder.push(node);
-                continue;
-            };
-            stack.push((node, visited + 1));
-            before[next].push(node);
-            if !seen[next] {
-                seen[next] = true;
-                stack.push((next, 0));
+/// The natural loops of the control-flow graph; back edges to one header make one loop.
+fn loops(code: &[Instruction]) -> Vec<Loop> {
+    let mut before = vec![Vec::new(); code.len()];
+    let (mut reached, mut stack) = (vec![false; code.len()], vec![0]);
+    while let Some(node) = stack.pop() {
+        if !std::mem::replace(&mut reached[node], true) {
+            for &next in &code[node].next {
+                before[next].push(node);
+                stack.push(next);
             }
-        }
-        postorder.reverse();
-        let mut place = vec![usize::MAX; code.len()];
-        for (index, node) in postorder.iter().enumerate() {
-            place[*node] = index;
-        }
-        Self {
-            order: postorder,
-            place,
-            before,
-            after,
         }
     }
-
-    /// The immediate dominator of each node, by the method of Cooper, Harvey and Kennedy.
-    fn dominators(&self) -> Vec<usize> {
-        let mut dominator = vec![usize::MAX; self.after.len()];
-        dominator[0] = 0;
-        let mut changed = true;
-        while changed {
-            changed = false;
-            for &node in &self.order[1..] {
-                let known = self.before[node]
-                    .iter()
-                    .filter(|b| dominator[**b] != usize::MAX);
-                let common = known.copied().reduce(|a, b| {
-                    let (mut a, mut b) = (a, b);
-                    while a != b {
-                        if self.place[a] > self.place[b] {
-                            a = dominator[a];
-                        } else {
-                            b = dominator[b];
-                        }
-                    }
-                    a
-                });
-                let common = common.expect("reached from a node before it");
-                if dominator[node] != common {
-                    dominator[node] = common;
-                    changed = true;
-                }
+    // What leads to `end` without the header. If the entry does, the edge from `end` is no back edge.
+    let body = |header: usize, end: usize| {
+        let (mut leads, mut stack) = (vec![false; code.len()], vec![end]);
+        leads[header] = true;
+        while let Some(node) = stack.pop() {
+            if node == 0 && header != 0 {
+                return None;
+            }
+            if !std::mem::replace(&mut leads[node], true) {
+                stack.extend(&before[node]);
             }
         }
-        dominator
-    }
-
-    /// The natural loops; back edges to one header make one loop.
-    fn loops(&self) -> Vec<Loop> {
-        if self.order.is_empty() {
-            return Vec::new();
-        }
-        let dominator = self.dominators();
-        let dominates = |header: usize, mut node: usize| loop {
-            if node == header {
-                return true;
-            }
-            if node == 0 {
-                return false;
-            }
-            node = dominator[node];
-        };
-        let mut loops = Vec::new();
-        for &header in &self.order {
-            let mut nodes = BTreeSet::from([header]);
-            let is_back = |from: &&usize| dominates(header, **from);
-            let mut stack: Vec<usize> = self.before[header]
-                .iter()
-                .filter(is_back)
-                .copied()
-                .collect();
-            if stack.is_empty() {
-                continue;
-            }
-            while let Some(node) = stack.pop() {
-                if nodes.insert(node) {
-                    stack.extend(&self.before[node]);
-                }
-            }
-            loops.push(Loop { header, nodes });
-        }
-        loops
-    }
+        Some((0..code.len()).filter(move |&node| leads[node]))
+    };
+    // Beside the back edge, there is an edge into the loop.
+    let headers = (0..code.len()).filter(|&node| node == 0 || before[node].len() > 1);
+    let loops = headers.map(|header| {
+        let bodies = before[header].iter().filter_map(|&end| body(header, end));
+        let nodes = bodies.flatten().collect();
+        Loop { header, nodes }
+    });
+    loops.filter(|body| !body.nodes.is_empty()).collect()
 }
 
 /// A place on a way, with the 128-bit loads and stores executed up to and with it, one bit each.
@@ -307,26 +215,26 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
         let fits = state.1.count_ones() <= need.0 && state.2.count_ones() <= need.1;
         (body.nodes.contains(&node) && fits && !code[node].is_call()).then_some(state)
     };
-    // Shortest ways to every state; each instruction costs 1.
+    // Shortest ways to every state, the shortest first.
     let start = enter(body.header, (body.header, 0, 0))?;
     let mut from: HashMap<State, State> = HashMap::from([(start, start)]);
-    let mut queue = BinaryHeap::from([Reverse((0_usize, start))]);
-    let mut ends = BinaryHeap::new();
-    while let Some(Reverse((length, state))) = queue.pop() {
+    let mut queue = VecDeque::from([start]);
+    let mut ends = Vec::new();
+    while let Some(state) = queue.pop_front() {
         for &next in &code[state.0].next {
             if next == body.header {
                 if (state.1.count_ones(), state.2.count_ones()) == need {
-                    ends.push(Reverse((length, state)));
+                    ends.push(state);
                 }
             } else if let Some(reached) = enter(next, state)
                 && !from.contains_key(&reached)
             {
                 from.insert(reached, state);
-                queue.push(Reverse((length + 1, reached)));
+                queue.push_back(reached);
             }
         }
     }
-    while let Some(Reverse((_, end))) = ends.pop() {
+    for end in ends {
         let mut way = vec![end.0];
         let mut state = end;
         while from[&state] != state {
@@ -334,24 +242,16 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
             way.push(state.0);
         }
         way.reverse();
-        if let Some(followed) = follow(code, &way, work) {
-            return Some(count(code, body, way, &followed));
+        if let Some((branches, in_flight)) = follow(code, &way, work) {
+            return Some(count(code, body, way, &branches, in_flight));
         }
     }
     None
 }
 
-/// What the values along a way tell.
-struct Followed {
-    /// The places on the way of the branches on data.
-    branches: Vec<usize>,
-    /// As in [`Counts`].
-    in_flight: usize,
-}
-
 /// Follows the values along a way; `None` unless its loads and stores are those of one pack after the
-/// other.
-fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Followed> {
+/// other. The places on the way of the branches on data, and the loads in flight.
+fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<(Vec<usize>, usize)> {
     let mut flow = Flow::default();
     let mut stored: Vec<Loads> = Vec::new();
     let mut loads = 0;
@@ -382,10 +282,7 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<Followed> {
     } else {
         are_packs(&stored, work)
     };
-    complete.then_some(Followed {
-        branches,
-        in_flight: in_flight.unwrap_or(loads),
-    })
+    complete.then_some((branches, in_flight.unwrap_or(loads)))
 }
 
 /// Whether stores, each given by the loads that it depends on, are those of one pack after the other. A
@@ -403,10 +300,16 @@ fn are_packs(stored: &[Loads], work: Work) -> bool {
 }
 
 /// Counts the way, and what lies beside it behind branches on data.
-fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, followed: &Followed) -> HotPath {
+fn count(
+    code: &[Instruction],
+    body: &Loop,
+    way: Vec<usize>,
+    branches: &[usize],
+    in_flight: usize,
+) -> HotPath {
     let on_way: HashSet<usize> = way.iter().copied().collect();
     let mut beside = BTreeSet::new();
-    for &place in &followed.branches {
+    for &place in branches {
         let ahead: HashSet<usize> = way[place + 1..].iter().copied().collect();
         let mut stack = code[way[place]].next.clone();
         let mut side = BTreeSet::new();
@@ -430,7 +333,7 @@ fn count(code: &[Instruction], body: &Loop, way: Vec<usize>, followed: &Followed
             .filter(|base| matches!(*base, "F2F" | "F2I" | "I2F" | "FRND"))
             .count(),
         beside: beside.len(),
-        in_flight: followed.in_flight,
+        in_flight,
     };
     HotPath {
         counts,

@@ -229,7 +229,7 @@ fn measure<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>) -> Vec<Row> 
     let x = inputs::accuracy::<A, T>(&case.sample, F32_POINTS);
     let mut rows = Vec::new();
     for (settings, ulps) in check::modes(gpu, &check::EVERY) {
-        let report = cuda_emulator::with_settings(settings, || case.check(gpu, &x, ulps));
+        let report = cuda_emulator::with_settings(settings, || case.check(gpu.into(), &x, ulps));
         let row = |tensor: &TensorReport| {
             let worst = tensor.worst.expect("there are inputs");
             Row {

@@ -6,7 +6,7 @@ use xact::{Error, Queue, Result, Rows};
 
 use super::arguments::Backend;
 use xact_dev::choose::{self, Choice};
-use xact_dev::machine::Cpu;
+use xact_dev::machine::cpu_name;
 
 /// Who computes.
 pub enum Machine {
@@ -24,7 +24,7 @@ impl Machine {
                 return Ok(Machine::Reference);
             }
             Backend::Cpu => {
-                eprintln!("device: {}", Cpu::name());
+                eprintln!("device: {}", cpu_name());
                 return Ok(Machine::Cpu);
             }
             Backend::Emulated => Choice::Emulated(0),

@@ -17,10 +17,10 @@ use xact_dev::cases::{self, Case, CaseVisitor};
 use xact_dev::choose::{Choice, Gpu, open};
 use xact_dev::inputs::{self, Random};
 use xact_dev::loss_cases::few_options;
-use xact_dev::machine::Cpu;
+use xact_dev::machine::{Machine, cpu_name};
 use xact_dev::progress::{self, print};
 use xact_dev::table::table;
-use xact_dev::{check, goldfish, run};
+use xact_dev::{check, goldfish, run, strategy};
 
 /// Verify every op, direction and type against the f64 reference
 ///
@@ -33,7 +33,7 @@ use xact_dev::{check, goldfish, run};
 struct Arguments {
     /// auto (a real device if there is one), gpu, emulated, or cpu (the CPU backend, no device)
     #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
-    device: Machine,
+    device: Verified,
     /// Only this op
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Option<String>,
@@ -45,22 +45,19 @@ struct Arguments {
     json: bool,
 }
 
-/// What is verified.
+/// What is verified: a device, or with `None` the CPU backend.
 #[derive(Clone, Copy)]
-enum Machine {
-    Cpu,
-    Device(Choice),
-}
+struct Verified(Option<Choice>);
 
-impl FromStr for Machine {
+impl FromStr for Verified {
     type Err = String;
 
-    fn from_str(s: &str) -> Result<Machine, String> {
+    fn from_str(s: &str) -> Result<Verified, String> {
         match s {
-            "cpu" => Ok(Machine::Cpu),
+            "cpu" => Ok(Verified(None)),
             other => other
                 .parse()
-                .map(Machine::Device)
+                .map(|choice| Verified(Some(choice)))
                 .map_err(|_| format!("{other} is not auto, gpu, emulated or cpu")),
         }
     }
@@ -68,18 +65,14 @@ impl FromStr for Machine {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let gpu = match arguments.device {
-        Machine::Cpu => Ok(None),
-        Machine::Device(choice) => open(choice).map(Some),
-    };
-    let gpu = match gpu {
+    let gpu = match arguments.device.0.map(open).transpose() {
         Ok(gpu) => gpu,
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::from(2);
         }
     };
-    let device = gpu.as_ref().map_or_else(Cpu::name, |gpu| gpu.name.clone());
+    let device = gpu.as_ref().map_or_else(cpu_name, |gpu| gpu.name.clone());
     let mut jobs = Jobs {
         arguments: &arguments,
         gpu,
@@ -179,15 +172,7 @@ impl Jobs<'_> {
 
     /// The masks of every strategy for ids of type `I`.
     fn goldfish<I: TokenId + TryFrom<i64>>(&mut self, dtype: &'static str) {
-        let (k, h, seed) = (4, 13, 0);
-        for strategy in [
-            Strategy::Static { k, start: 3 },
-            Strategy::Random { k, seed },
-            Strategy::ProductTable { k, h },
-            Strategy::ProductAvalanche { k, h },
-            Strategy::DotTable { k, h },
-            Strategy::Hash64 { k, h, seed },
-        ] {
+        for strategy in strategy::all(4, 13, 3, 0) {
             let name = strategy.name();
             let gpu = self.gpu.clone();
             self.add(["goldfish", dtype, "mask", name], move |row| {
@@ -258,10 +243,10 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
     for (settings, ulps) in modes {
         let (report, launches) = cuda_emulator::with_settings(settings, || {
             let check = || {
-                let mut report = case.check(gpu, &x, ulps);
+                let mut report = case.check(gpu.into(), &x, ulps);
                 if backward {
                     // Sums over all inputs are infinite, and would say nothing.
-                    report.parameters = case.check(gpu, &summable, ulps).parameters;
+                    report.parameters = case.check(gpu.into(), &summable, ulps).parameters;
                 }
                 report
             };
@@ -287,10 +272,12 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
 fn verify_on_cpu<A: Registered, T: Element>(case: &Case<A, T>, mut row: Row) -> Row {
     let s = &case.sample;
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
-    let mut report = case.check_on_cpu(&x);
+    // It has no approximate instructions.
+    let check = |x: &[T]| case.check(Machine::Cpu, x, ULPS_EXACT);
+    let mut report = check(&x);
     if case.direction.ends_with("backward") {
         // As above.
-        report.parameters = case.check_on_cpu(&inputs::summable(&x)).parameters;
+        report.parameters = check(&inputs::summable(&x)).parameters;
     }
     let differences = differences(s);
     row.n = x.len();
