@@ -56,7 +56,12 @@ pub(super) fn driver() -> Result<&'static libloading::Library> {
             }
         }
         let folders = DRIVER_FOLDERS.map(Path::new);
-        Err(why_not(&reasons, &folders))
+        let why = why_not(&reasons, &folders);
+        Err(if cfg!(target_feature = "crt-static") {
+            of_static_program(&why)
+        } else {
+            why
+        })
     });
     loaded.as_ref().map_err(|why| Error::NoDriver {
         tried: DRIVER_NAMES.join(", "),
@@ -85,6 +90,15 @@ fn why_not(reasons: &[String], folders: &[&Path]) -> String {
         ),
         None => "no such file".to_owned(),
     }
+}
+
+/// The reason in a program that is linked statically. Such programs load no libraries (musl), or only those of the very C
+/// library that they were linked with (glibc), which the driver rarely is.
+fn of_static_program(why: &str) -> String {
+    format!(
+        "this program is linked statically, and such programs load few libraries or none: {why}; link it dynamically \
+         (`-C target-feature=-crt-static`)"
+    )
 }
 
 pub(super) fn driver_error(doing: &'static str, error: DriverError) -> Error {
