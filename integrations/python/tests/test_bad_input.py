@@ -37,7 +37,7 @@ BAD = [
     (lambda: xt.xsilu_gated(X, X, ALPHA, order=3), ValueError, "order is 3"),
     (lambda: xt.xsilu_gated(X, X, ALPHA, order=1.0), ValueError, "order is 1.0"),
     (lambda: xt.xsilu_gated(X, X, ALPHA, packed=X), TypeError, "leave x and v out"),
-    (lambda: xt.xsilu_gated(X, X, ALPHA, value_first=True), TypeError, "value_first is of packed alone"),
+    (lambda: xt.xsilu_gated(X, X, ALPHA, value_first=True), TypeError, "value_first needs packed"),
     (lambda: xt.xsilu_gated(packed=X[:, :3], alpha=ALPHA), ValueError, "two halves"),
     (lambda: xt.xsilu_(X[:1].expand(3, 4), ALPHA), (ValueError, RuntimeError), "memory|overlap"),
 ]
