@@ -113,7 +113,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         .chain([("bench", BENCH)])
     {
         let program = cargo_messages::executable(&messages, kind, name);
-        let program = program.with_context(|| format!("cargo did not say where {name} is"))?;
+        let program = program.with_context(|| format!("cargo's messages do not name {name}"))?;
         copy_file(&program, &programs.join(name))?;
     }
     fs::write(programs.join("tests.txt"), TESTS.join("\n") + "\n")?;
@@ -254,7 +254,7 @@ fn with_geometry(
         .env("NVCC", nvcc);
     let messages = build(&mut cargo, &[], ARCHITECTURES_OF_GEOMETRIES)?;
     let program = cargo_messages::executable(&messages, "bench", BENCH);
-    program.context("cargo did not say where the bench is")
+    program.context("cargo's messages do not name the bench")
 }
 
 /// The text of src/geometry.rs with other numbers.

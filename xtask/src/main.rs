@@ -99,8 +99,9 @@ enum Job {
     /// Run the tests on mutants of the kernels, which each have one change; slow, not part of `test`
     ///
     /// Works on a copy under target/mutants. A run that was stopped continues, unless the kernels, the tests or the files
-    /// that they are built from have changed. Writes target/mutants/report.md. Fails if the tests fail for less than 97 %
-    /// of the mutants, without those that do not change the PTX and those that xtask/mutants.txt explains.
+    /// that they are built from have changed. Writes target/mutants/report.md. Fails unless the tests notice 97 %
+    /// of the mutants. Mutants that do not compile, that do not change the PTX, or that xtask/mutants.txt explains do not
+    /// count.
     Mutants(mutants::Options),
     /// Pack the tests and benches for a machine with a GPU and without Rust
     ///

@@ -92,14 +92,14 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
             golden.display()
         )),
         Some((version, _)) if version != toolkit.version => eprintln!(
-            "Not compared with the golden file: its figures are of nvcc {version}, this is {}.",
+            "Not compared with the golden file: its figures are for nvcc {version}, and this is {}.",
             toolkit.version
         ),
         Some((_, text)) => {
             let differences = table::differences(&text, &rows, options.op.as_deref());
             if !differences.is_empty() {
                 problems.push(format!(
-                    "the figures differ from {} (-): if that is meant, run `cargo xtask sass --golden-update`\n{}",
+                    "the figures differ from {} (-); if the change is intended, run `cargo xtask sass --golden-update`\n{}",
                     golden.display(),
                     differences.join("\n")
                 ));
@@ -108,7 +108,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
     if problems.is_empty() {
         eprintln!(
-            "No spills, no load waits for another, every bf16 entry within the budget of the H100."
+            "No entry spills, no load waits for another, and every bf16 entry is within the budget of the H100."
         );
         Ok(ExitCode::SUCCESS)
     } else {
@@ -125,7 +125,7 @@ pub fn why_not(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<Option<St
         .filter(|(version, _)| *version != toolkit.version)
         .map(|(version, _)| {
             format!(
-                "the golden figures are of nvcc {version}, this is {}",
+                "the golden figures are for nvcc {version}, and this is {}",
                 toolkit.version
             )
         }))
@@ -175,7 +175,7 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
         cargo.current_dir(&folders.root);
     })?;
     let out = cargo_messages::out_folder(&messages)
-        .context("cargo did not say where the build script of xact wrote")?;
+        .context("cargo's messages do not name the output folder of xact's build script")?;
     let kernels = out.join("kernels");
     let entries = fs::read_dir(&kernels).with_context(|| kernels.display().to_string())?;
     let mut paths = entries
