@@ -313,7 +313,8 @@ impl Bench {
         let executables = executables.collect::<anyhow::Result<_>>()?;
         let messages = self.cargo(["build", "--bin", ACCURACY])?;
         let out = cargo_messages::out_folder(&messages);
-        let out = out.context("cargo's messages do not name the output folder of xact's build script")?;
+        let out =
+            out.context("cargo's messages do not name the output folder of xact's build script")?;
         let mut base = Base {
             executables,
             accuracy: executable(&messages, "bin", ACCURACY)?,
