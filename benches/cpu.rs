@@ -1,5 +1,5 @@
-//! The CPU backend: nanoseconds per element, bytes per second, the share of what a copy moves, and how often
-//! faster than others it is.
+//! Times the CPU backend: nanoseconds per element, bytes per second, the share of the bandwidth of a copy, and the speed-up
+//! over other implementations.
 //!
 //! ```text
 //! cargo bench --bench cpu -- [--op NAME]... [--dtype NAME]... [--form NAME]... [--len N]... [--json]
@@ -7,9 +7,9 @@
 //! cargo xtask bench --peers -- [the same]
 //! ```
 //!
-//! Every sample of an op is beside one of a copy in the same type and one of each peer, in turn, so that what
-//! else the machine does meets all of them; of each the median counts. Bytes are the floor: each input once,
-//! each output once. The copy is split over the same threads, and where one thread copies faster, that counts.
+//! Samples of an op, of a copy in the same type and of each peer alternate, so that other load on the machine affects all
+//! of them; the median of each counts. The bytes are the minimum: each input once and each output once. The copy uses the
+//! same threads; if one thread copies faster, that figure is used.
 
 #[path = "cpu/peers.rs"]
 mod peers;
@@ -34,45 +34,45 @@ use xact_dev::{inputs, strategy};
 use peers::Peer;
 use table::{Measured, Row, Table};
 
-/// Time the CPU backend beside a copy
+/// Time the CPU backend and, for comparison, a copy
 #[derive(Parser)]
 struct Arguments {
-    /// Only this op, or these
+    /// Time only these ops
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Vec<String>,
-    /// Only this element type, or these
+    /// Time only these element types
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     dtype: Vec<String>,
-    /// Only this form, or these: plain, "order 1", "order 2", "ROWS × VOCAB", a strategy
+    /// Time only these forms: plain, "order 1", "order 2", "ROWS × VOCAB", or a strategy
     #[arg(long)]
     form: Vec<String>,
-    /// Elements of a tensor; ids of a Goldfish mask
+    /// The number of elements of a tensor, or of ids of a Goldfish mask
     #[arg(long, default_values_t = [1 << 16, 1 << 20, 1 << 24])]
     len: Vec<usize>,
-    /// Rows of cross-entropy
+    /// The number of rows of cross-entropy
     #[arg(long, default_value_t = 512)]
     rows: usize,
-    /// Classes of cross-entropy
+    /// The number of classes of cross-entropy
     #[arg(long, default_value_t = 131_072)]
     vocab: usize,
-    /// Samples of each row
+    /// The number of samples of each row
     #[arg(long, default_value_t = 15)]
     samples: usize,
-    /// One JSON object a line instead of the table
+    /// Print one JSON object per line instead of the table
     #[arg(long)]
     json: bool,
-    /// A program that times another implementation, as benches/peers/torch_cpu.py does
+    /// Also run this program, which times another implementation, as benches/peers/torch_cpu.py does
     #[arg(long, value_name = "COMMAND")]
     peer: Vec<String>,
-    /// Write the table and a plot to FOLDER/cpu.md and FOLDER/cpu.svg, row by row
+    /// Write the table and a plot to FOLDER/cpu.md and FOLDER/cpu.svg, after every row
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
-    /// What cargo passes on
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What a sample takes at least, so that the clock's resolution does not matter.
+/// The minimum duration of a sample, much longer than the clock's resolution.
 const SAMPLE: Duration = Duration::from_millis(2);
 
 fn main() {
@@ -201,8 +201,8 @@ impl Bench {
         }
     }
 
-    /// Losses; gradients from the stats of a forward; both at once, in place. (From the second call on, what
-    /// is in place are gradients, which cost the same.)
+    /// The losses; the gradients from the saved statistics of a forward; and both in one call, in place. (From the second
+    /// call on, the logits in place are gradients, which cost the same.)
     fn cross_entropy<T: Element>(&mut self) {
         let name = loss::NAMES[0];
         if !self.wants(name, T::DTYPE.name()) {
@@ -249,7 +249,7 @@ impl Bench {
                 .collect();
             let tokens = Tokens::rows(&ids, 4096.min(len));
             let mut weights = vec![0.0f32; len];
-            // But for the static one.
+            // All strategies but the static one.
             for strategy in &strategy::all(50, 50, 0, 0)[1..] {
                 let goldfish = Goldfish::new(*strategy).expect("a strategy");
                 let row = Row {
@@ -264,14 +264,14 @@ impl Bench {
         }
     }
 
-    /// A forward and a backward, which is what peers are asked for: they keep between the two what we do not.
+    /// A forward and a backward together. The peers are only timed so, because they keep other values between the two.
     fn step<T: Copy + Send + Sync>(&mut self, row: Row<'_>, x: &[T], run: impl FnMut()) {
         if !self.peers.is_empty() {
             self.row(row, x, run);
         }
     }
 
-    /// Times `run` beside copies of x, and beside what the peers have of the row.
+    /// Times `run` in turn with copies of x, and with the peers' calls for the row.
     fn row<T: Copy + Send + Sync>(&mut self, row: Row<'_>, x: &[T], mut run: impl FnMut()) {
         if !self.wants_form(row.form) {
             return;
@@ -338,7 +338,7 @@ impl Bench {
     }
 }
 
-/// Seconds of one call, over `repeats` of them.
+/// The seconds of one call, averaged over `repeats` calls.
 fn seconds(f: &mut dyn FnMut(), repeats: u32) -> f64 {
     let start = Instant::now();
     for _ in 0..repeats {
@@ -347,7 +347,7 @@ fn seconds(f: &mut dyn FnMut(), repeats: u32) -> f64 {
     start.elapsed().as_secs_f64() / f64::from(repeats)
 }
 
-/// Whether a name is among the chosen ones; none are chosen to have all.
+/// Whether a name is selected; without a selection, all are.
 fn wanted(chosen: &[String], name: &str) -> bool {
     chosen.is_empty() || chosen.iter().any(|c| c == name)
 }
@@ -357,7 +357,7 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// How many calls fill a sample, after a few to warm up.
+/// The number of calls that fill a sample, after some calls to warm up.
 fn repeats(f: &mut dyn FnMut()) -> u32 {
     seconds(f, 2);
     (SAMPLE.as_secs_f64() / seconds(f, 3)).ceil() as u32
@@ -365,7 +365,7 @@ fn repeats(f: &mut dyn FnMut()) -> u32 {
 
 /// Numbers of the size of activations.
 fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
-    // Of period 2^14 + 1: what a branch predictor could not learn does not occur, and making them is quick.
+    // The period of 2^14 + 1 is too long for a branch predictor to learn, and short enough to generate quickly.
     let period: Vec<T> = inputs::Random(seed).normal((1 << 14) + 1, 2.0);
     period.iter().copied().cycle().take(len).collect()
 }

@@ -1,11 +1,11 @@
-//! The CPU backend and the f64 references by size, for comparing this crate with itself:
+//! Times the CPU backend and the f64 references by size, to compare versions of this crate:
 //!
 //! ```text
 //! cargo bench --bench ops -- [--save-baseline NAME | --baseline NAME] [FILTER]
 //! ```
 //!
-//! A group is op/direction/dtype, its benchmarks are lengths, its throughput is each input once and each output
-//! once. How the backend compares with a copy and with others is for `benches/cpu.rs`, which alternates them.
+//! A group is op/direction/dtype. Its benchmarks are lengths. The throughput counts each input once and each output once.
+//! `benches/cpu.rs` compares the backend with a copy and with peers, in alternation.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use xact::cpu::goldfish as mask;
 use xact::{CrossEntropy, Element, Goldfish, Tokens, cpu, loss, reference};
 use xact_dev::{inputs, strategy};
 
-/// Lengths of tensors: in the cache on one thread, and on all threads.
+/// The lengths of tensors: one in the cache on one thread, and one on all threads.
 const LENGTHS: [usize; 2] = [1 << 14, 1 << 20];
-/// Those for the references, which compute element by element in f64.
+/// The lengths for the references, which compute element by element in f64.
 const REFERENCE_LENGTHS: [usize; 2] = [1 << 10, 1 << 14];
-/// Rows of cross-entropy, and their classes.
+/// The rows and classes of cross-entropy.
 const ROWS: usize = 64;
 const VOCABS: [usize; 2] = [1 << 15, 1 << 17];
 
@@ -100,9 +100,9 @@ impl Bench {
         }
     }
 
-    /// From ids to weights.
+    /// Masks as weights.
     fn goldfish(&mut self) {
-        // But for the static one.
+        // All strategies but the static one.
         for strategy in &strategy::all(50, 50, 0, 0)[1..] {
             let goldfish = Goldfish::new(*strategy).expect("a strategy");
             for len in LENGTHS {
@@ -154,7 +154,7 @@ impl Bench {
 
 /// Numbers of the size of activations.
 fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
-    // Of period 2^14 + 1: what a branch predictor could not learn does not occur, and making them is quick.
+    // The period of 2^14 + 1 is too long for a branch predictor to learn, and short enough to generate quickly.
     let period: Vec<T> = inputs::Random(seed).normal((1 << 14) + 1, 2.0);
     period.iter().copied().cycle().take(len).collect()
 }

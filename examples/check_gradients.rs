@@ -1,7 +1,7 @@
-//! How to verify a backward of your own against the f64 reference, on a machine without a GPU.
+//! Verifies a backward of your own against the f64 reference, on a machine without a GPU.
 //!
-//! Two backwards of xIELU are checked: a careful one in f32, and one as peers write it, which takes
-//! `exp(x) - 1` and so loses the digits of the gradient of α_n near 0.
+//! Two backwards of xIELU are checked: an accurate one in f32, and one that computes `exp(x) - 1`, as other implementations
+//! do, and so loses the accuracy of the gradient of α_n near 0.
 //!
 //! `cargo run --release --example check_gradients`
 
@@ -10,7 +10,7 @@ use xact::reference::{self, Bounds};
 
 const BETA: f32 = 0.5;
 
-/// dx, dα_p and dα_n of somebody's xIELU, given its expm1.
+/// dx, dα_p and dα_n of an implementation of xIELU, given its expm1.
 fn somebodys_backward(
     expm1: fn(f32) -> f32,
     [alpha_p, alpha_n]: [f32; 2],
@@ -38,7 +38,7 @@ fn main() -> Result<(), xact::Error> {
     let op = Xielu::default()
         .parameters(Parameters::Effective)
         .beta(BETA);
-    // The layer-0 parameters of Apertus-8B, and inputs of the size that occurs near the end of training.
+    // The layer-0 parameters of Apertus-8B, and inputs of the size near the end of training.
     let params = [166.0_f32, 41.25];
     let x: Vec<f32> = (-2000..2000).map(|i| i as f32 * 1e-5).collect();
     let dy: Vec<f32> = (0..4000).map(|i| 1.0 + (i % 7) as f32).collect();

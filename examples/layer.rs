@@ -1,17 +1,17 @@
-//! A layer of a trainer: generic over its activation, with its own parameters and their gradients.
+//! A layer of a trainer, generic over its activation, with its own parameters and their gradients.
 //!
-//! The op is chosen by name, as a configuration does: `cargo run --release --example layer -- xsilu`.
+//! The op is chosen by name, as in a configuration: `cargo run --release --example layer -- xsilu`.
 
 use std::error::Error;
 
 use xact::cuda::{self, Gradients, Params, cudarc::driver::CudaSlice};
 use xact::{Activation, AnyActivation, Device, Element, Queue};
 
-/// An activation with f32 scalars beside tensors of any type.
+/// An activation with f32 scalars and tensors of any type.
 pub(crate) struct Layer<A> {
     op: A,
     params: Vec<CudaSlice<f32>>,
-    /// Added to by every backward.
+    /// Every backward adds to these gradients.
     gradients: Vec<CudaSlice<f32>>,
 }
 
@@ -38,7 +38,7 @@ impl<A: Activation> Layer<A> {
         Ok(y)
     }
 
-    /// dx, and the gradients of the parameters added to what is there.
+    /// Computes dx, and adds the gradients of the parameters.
     pub(crate) fn backward<T: Element>(
         &mut self,
         x: &CudaSlice<T>,
@@ -55,7 +55,7 @@ impl<A: Activation> Layer<A> {
     }
 }
 
-/// Two steps of a layer of the op of that name.
+/// Runs two steps of a layer of the op of this name.
 pub(crate) fn run(name: &str) -> Result<Vec<f32>, Box<dyn Error>> {
     let device = Device::new(0)?;
     let mut queue = Queue::new(&device.context().new_stream()?)?;

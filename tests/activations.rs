@@ -1,8 +1,8 @@
-//! Every activation × sample × type, on the device of this process: accuracy at every 16-bit input,
-//! lengths and alignments, rows with a pitch, in place, determinism, traffic. The table is made from
-//! the registry, so a new op is tested by existing.
+//! Every activation × sample × type, on the device of this process: accuracy at every 16-bit input, lengths and alignments,
+//! rows with a pitch, in place, determinism, traffic. The trials are made from the registry, so a new op is tested
+//! automatically.
 //!
-//! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` chooses the device; `XACT_FULL=1` runs everything there is.
+//! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` selects the device; `XACT_FULL=1` runs all variants.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -107,8 +107,8 @@ impl Activations<'_> {
     }
 }
 
-/// How many of the `all` ways to combine gates, values and gradients to run: with exact instructions all,
-/// else only one of each gate, unless there is time.
+/// The number of the `all` combinations of gates, values and gradients to run: all with exact instructions, else one for
+/// each gate, unless XACT_FULL=1.
 fn turns(full: bool, settings: Settings, all: usize) -> usize {
     if full || settings.approx == Approx::Nearest {
         all
@@ -117,7 +117,7 @@ fn turns(full: bool, settings: Settings, all: usize) -> usize {
     }
 }
 
-/// Every 16-bit gate, a dense sweep of f32, each with every one of VALUES.
+/// Every 16-bit gate and a dense sweep of f32, each with every one of VALUES.
 fn gated_forward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
@@ -137,8 +137,8 @@ fn gated_forward<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
-/// The same for dx and dv, with every one of GRADIENTS besides; dα over inputs whose sums are finite, of each
-/// sign by itself: ∂G/∂α is odd, so that over both the errors of a wrong factor would cancel.
+/// The same for dx and dv, also with every one of GRADIENTS. dα is tested over inputs whose sums are finite, separately for
+/// each sign: ∂G/∂α is odd, so over both signs the errors of a wrong factor would cancel.
 fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
@@ -170,7 +170,8 @@ fn gated_backward<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
-/// Separate tensors and halves of one, of any alignment and pitch, give the bits of dense aligned ones.
+/// Separate tensors and halves of one tensor, of any alignment and pitch, give the same bits as aligned tensors without
+/// gaps.
 fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let mut random = Random(61);
@@ -210,7 +211,7 @@ fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> O
     Ok(())
 }
 
-/// The same bits under any schedule and on any grid, and nothing that the emulator would report.
+/// The bits are the same under any schedule and on any grid, and the emulator reports nothing.
 fn gated_schedules<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
@@ -244,7 +245,7 @@ fn gated_schedules<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
-/// Each byte once: 3 tensors forward, 5 backward.
+/// Each byte is moved once: 3 tensors in the forward, 5 in the backward.
 fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 1 << 15;
@@ -287,7 +288,7 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
     Ok(())
 }
 
-/// What the approximate instructions return, and the bound that then holds. A device has one way.
+/// The modes of the approximate instructions, each with its bound. A real device has one mode.
 fn modes(gpu: &Gpu) -> Vec<(Settings, f64)> {
     check::modes(gpu, &check::EVERY)
 }
@@ -325,12 +326,12 @@ fn equal<T: Element>(what: &str, got: &[T], expected: &[T]) -> Outcome {
     Ok(())
 }
 
-/// Points of an f32 accuracy test.
+/// The number of points of an f32 accuracy test.
 fn points(full: bool) -> u32 {
     if full { 1 << 22 } else { 1 << 15 }
 }
 
-/// Every 16-bit input, a dense sweep of f32, in each mode of the approximate instructions.
+/// Every 16-bit input and a dense sweep of f32, in each mode of the approximate instructions.
 fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     for (settings, ulps) in modes(gpu) {
@@ -342,8 +343,7 @@ fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
     Ok(())
 }
 
-/// The same for dx, with dy = 1 and random dy; the parameter gradients over inputs whose sums are
-/// finite.
+/// The same for dx, with dy = 1 and random dy, and for the parameter gradients over inputs whose sums are finite.
 fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     let finite = inputs::summable(&x);
@@ -369,12 +369,12 @@ fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> O
     Ok(())
 }
 
-/// What the kernels make of the stored parameters is within its bound.
+/// The parameters that the kernel computes from the stored ones are within the bound.
 fn stored_parameters<A: Registered>(gpu: &Gpu, _full: bool) -> Outcome {
-    /// The bound of README.md's section Accuracy on the softplus of raw parameters.
+    /// The bound for the softplus of raw parameters in README.md's section Accuracy.
     const ULPS: f64 = 4.0;
     let required = A::SIGNATURE.params.len() - A::SIGNATURE.optional;
-    // Every op once: samples that differ in their parameters alone are the same here.
+    // Every op once: samples that differ only in their parameters are equal here.
     let ops: BTreeMap<String, A> = A::samples()
         .into_iter()
         .filter(|s| s.params.len() == required)
@@ -387,7 +387,7 @@ fn stored_parameters<A: Registered>(gpu: &Gpu, _full: bool) -> Outcome {
         for (i, raw) in raw.enumerate() {
             for op in ops.values() {
                 let params = vec![raw; required];
-                // So are the gradients, through whatever makes them of what is stored.
+                // The gradients are within the bound too.
                 if i % 8 == 0 {
                     cuda_emulator::with_settings(settings, || {
                         let report = check::backward::<A, f32>(gpu, op, &params, &x, &dy, ulps);
@@ -397,7 +397,7 @@ fn stored_parameters<A: Registered>(gpu: &Gpu, _full: bool) -> Outcome {
                 let measured =
                     cuda_emulator::with_settings(settings, || check::measured(gpu, op, &params));
                 let stored: Vec<_> = params.iter().map(|&p| f64::from(p)).collect();
-                // f at 1 is linear in the parameters with coefficient 1.
+                // f at 1 is linear in the parameters, with coefficient 1.
                 let at = |params: &[f64]| op.evaluate(params, 1.0).y.value;
                 let (exact, got) = (at(&stored), at(&measured));
                 if (got - exact).abs() > ULPS * reference::ulp::<f32>(exact) {
@@ -409,8 +409,8 @@ fn stored_parameters<A: Registered>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// A length's result does not depend on where the buffers begin: each element has the bits it has in
-/// an aligned run, nothing outside is touched, and in place gives the same.
+/// The result does not depend on where the buffers begin: each element has the same bits as in an aligned run, also in
+/// place, and no other memory is written.
 fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let tile = 4096;
@@ -426,7 +426,7 @@ fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> O
     for n in lengths {
         let (x, dy) = (&x[..n], &dy[..n]);
         for round in 0..if full { 64 } else { 12 } {
-            // The first rounds shift all buffers alike, the others each on its own.
+            // The first rounds shift all buffers equally, the others each one separately.
             let mut offset = || {
                 let offset = if round < vector {
                     round
@@ -458,7 +458,7 @@ fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> O
     Ok(())
 }
 
-/// Rows of any pitch, such as the halves of a [rows, 2n] tensor, give what separate rows give.
+/// Rows of any pitch, such as the halves of a [rows, 2n] tensor, give the same results as separate rows.
 fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let mut random = Random(5);
@@ -470,7 +470,7 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         (5, 4096),
         (4, 4099),
         (300, 5),
-        // More tiles than chunks, so that a chunk takes several rows, and the last one fewer than the others.
+        // There are more tiles than chunks, so that a chunk takes several rows, and the last one fewer than the others.
         (4201, 3),
     ] {
         let x = random.normal::<T>(rows * cols, 2.0);
@@ -503,7 +503,7 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
     Ok(())
 }
 
-/// No elements: nothing to write but the parameter gradients, which are 0 or stay what they were.
+/// With no elements, only the parameter gradients are written, as 0; when accumulating, they keep their values.
 fn empty<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     for rows in [0, 1] {
@@ -522,7 +522,7 @@ fn empty<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Parameters may be of the type of x: the result is that of the same values in f32.
+/// Parameters of the type of x give the same results as the same values in f32.
 fn parameters_of_the_type_of_x<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let x = Random(11).normal::<T>(1000, 3.0);
     let dy = Random(12).normal::<T>(1000, 1.0);
@@ -544,7 +544,7 @@ fn parameters_of_the_type_of_x<A: Registered, T: Element>(gpu: &Gpu, _full: bool
     Ok(())
 }
 
-/// The same bits on any grid and in every run, and accumulation adds exactly one f32.
+/// The bits are the same on any grid and in every run, and accumulation adds exactly one f32.
 fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let n = if full { 1_000_003 } else { 50_003 };
@@ -570,8 +570,8 @@ fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Ou
     equal("accumulated dparams", &accumulated, &expected)
 }
 
-/// The same bits whatever the order in which blocks, warps and lanes run; and no race, no read of what
-/// was not written, no access outside a buffer in any of them, or the launch would fail.
+/// The bits are the same for any order in which blocks, warps and lanes run. The launch would fail on a race, a read of
+/// unwritten memory or an access outside a buffer.
 fn same_bits_under_any_schedule<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let n = 9_001;
@@ -602,8 +602,8 @@ fn same_bits_under_any_schedule<A: Registered, T: Element>(gpu: &Gpu, full: bool
     Ok(())
 }
 
-/// Each input byte is read once and each output byte written once, in 16-byte accesses where the
-/// buffers are aligned, and in as few sectors as there can be.
+/// Each input byte is read once and each output byte is written once, in 16-byte accesses if the buffers are aligned, and
+/// in the minimum number of sectors.
 fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let size = size_of::<T>() as u64;
@@ -627,7 +627,7 @@ fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         let vectors = ((n - (16 / size as usize - offset) % (16 / size as usize)) * size as usize
             / 16) as u64;
         for (launch, inputs) in [(&forward[0], 1), (&backward[0], 2)] {
-            // The partial sums have a length of their own.
+            // The partial sums have a unique length.
             let is_workspace = |b: &BufferTraffic| {
                 b.len == run::workspace_bytes(&sample.op, T::DTYPE, 1, n) as u64
             };
@@ -668,7 +668,7 @@ fn traffic<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// A buffer whose alignment differs from that of x is accessed with the widest vectors it allows.
+/// A buffer whose alignment differs from that of x is accessed with the widest possible vectors.
 fn widths<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     let (n, size) = (8192, size_of::<T>());
@@ -716,18 +716,17 @@ fn widths<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Parameter gradients over many elements whose terms cancel keep their digits.
+/// Parameter gradients over many elements whose terms cancel are accurate.
 fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
-    // The sums are of f32 whatever T, in a loop that all ops share, so one of each stands for all unless there
-    // is time.
+    // The sums are f32 for every T, in a loop that all ops share. One op therefore represents all, unless XACT_FULL=1.
     let n = if full || (A::NAME, T::DTYPE) == (Xielu::NAME, xact::Dtype::Bf16) {
         10_000_019
     } else {
         300_007
     };
     let x = Random(51).normal::<T>(n, 3.0);
-    // Terms of one sign that a running f32 sum would lose against the total, then their opposite.
+    // First terms of one sign that a running f32 sum would lose against the total, then their opposites.
     let mut dy = vec![T::from_f64(1.0); n];
     for v in &mut dy[n / 2..] {
         *v = T::from_f64(-0.99);

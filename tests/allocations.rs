@@ -1,5 +1,5 @@
-//! A launch allocates next to nothing on the host: what xact and cudarc ask for is counted, what the emulated driver asks
-//! for is not.
+//! A launch makes almost no allocations on the host. The allocations of xact and cudarc are counted, those of the emulated
+//! driver are not.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +12,7 @@ use xact::cuda::{self, Pair, PairMut};
 use xact::{CrossEntropy, Goldfish, Halves, Order, Strategy, Xielu, Xsilu};
 use xact_dev::choose::gpu;
 
-/// What the brief of a launch allows.
+/// The maximum number of allocations of a launch.
 const MOST: usize = 2;
 
 thread_local! {
@@ -21,18 +21,18 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: the system's allocator does all the work.
+// SAFETY: the system's allocator does the work.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !cuda_emulator::in_driver_call() {
             ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller has the same obligations.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller has the same obligations.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How often the heap is asked by `call`, once its kernels are loaded.
+/// The number of allocations in `call`, after its kernels are loaded.
 fn count(mut call: impl FnMut() -> xact::Result<()>) -> usize {
     call().unwrap();
     let before = ALLOCATIONS.get();

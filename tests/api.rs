@@ -1,4 +1,4 @@
-//! The safe and the raw API: what they refuse, that a refusal writes nothing, graph capture, streams.
+//! The safe and the raw API: their errors, that a call with an error writes nothing, graph capture, streams.
 
 #![allow(unsafe_code)]
 
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 const N: usize = 1000;
-/// What outputs hold before a call that must not write.
+/// The value of outputs before a call that must not write.
 const BEFORE: f32 = 77.0;
 
 /// The buffers of a forward and a backward over N elements.
@@ -102,7 +102,7 @@ impl<T: Element> Buffers<T> {
             .launch(queue)
     }
 
-    /// out, dalpha_p, dalpha_n.
+    /// The outputs: out, dalpha_p, dalpha_n.
     fn results(&self, stream: &Arc<CudaStream>) -> (Vec<f64>, f32, f32) {
         let out = stream.clone_dtoh(&self.out).unwrap();
         let scalar = |buffer| stream.clone_dtoh(buffer).unwrap()[0];
@@ -151,7 +151,7 @@ fn length<T>(what: &'static str, expected: u64, got: u64) -> xact::Result<T> {
     Err(too_short(what, expected, got))
 }
 
-/// Of rows of 10 elements.
+/// The buffers are rows of 10 elements.
 fn pitch(what: &'static str) -> Error {
     Error::Pitch {
         what,
@@ -237,7 +237,7 @@ fn lists_of_scalars_are_counted() {
     for (given, needed) in [(0, 2), (1, 2), (4, 3), (5, 3)] {
         let params = Params::list(&scalars[..given]);
         let call = cuda::forward(&xielu, &b.x, params.clone(), &mut b.out);
-        // Of a longer list, one more than any op has is seen.
+        // The list is one longer than that of any op.
         let got = given.min(4) as u64;
         assert_eq!(call.launch(&mut queue), length("params", needed, got));
         let call = cuda::backward(&xielu, &b.x, &b.dy, params, &mut b.out);
@@ -274,7 +274,7 @@ fn a_queue_must_have_enough_workspace() {
     let mut queue = Queue::new(&stream).unwrap();
     assert_eq!(queue.workspace_bytes(), 0);
     let mut b = Buffers::<f32>::new(&stream);
-    // A forward needs none.
+    // A forward needs no workspace.
     let mut y = stream.clone_htod(&[BEFORE; N]).unwrap();
     let params = Xielu::params(&b.alpha_p, &b.alpha_n);
     let xielu = Xielu::default();
@@ -292,12 +292,12 @@ fn a_queue_must_have_enough_workspace() {
         let refused = b.backward(&mut queue);
         assert_eq!(refused, Err(Error::Workspace { needed, got }));
         b.assert_unwritten(&stream);
-        // What it says is what to reserve.
+        // The error says how much to reserve.
         let message = refused.unwrap_err().to_string();
         assert!(message.contains("24 are needed") && message.contains("reserve"));
     }
     queue.reserve(needed).unwrap();
-    // It does not shrink.
+    // The workspace does not shrink.
     queue.reserve(1).unwrap();
     assert_eq!(queue.workspace_bytes(), needed);
     b.backward(&mut queue).unwrap();
@@ -347,12 +347,12 @@ fn a_queue_on_the_per_thread_stream_serves_its_own_thread() {
     assert_eq!(result, Err(Error::WrongThread));
     b.assert_unwritten(&stream);
     b.backward(&mut queue).unwrap();
-    // It may end anywhere.
+    // A queue may be dropped in another thread.
     std::thread::scope(|scope| scope.spawn(|| drop(queue)).join().unwrap());
     assert_ne!(b.results(&stream).1, BEFORE);
 }
 
-/// A missing one is refused, beside gradients too; of one that is set twice the last counts.
+/// A missing setting is an error, also for gradients. If a setting is made twice, the last one counts.
 fn scalars_that_are_missing_or_given_twice() {
     let (mut queue, stream) = queue();
     let mut b = Buffers::<f32>::new(&stream);
@@ -419,7 +419,7 @@ fn scalars_that_are_missing_or_given_twice() {
     assert_eq!(run(twice.beta(&beta)), once);
 }
 
-/// And are nothing, on either back end, however many they are.
+/// Rows without elements may have any offset and pitch, and any number of rows, on both back ends.
 fn rows_without_elements_lie_anywhere() {
     let (mut queue, stream) = queue();
     let b = Buffers::<f32>::new(&stream);
@@ -448,7 +448,7 @@ fn rows_without_elements_lie_anywhere() {
     }
 }
 
-/// Without them, dx is the same and there need be no workspace.
+/// Without parameter gradients, dx is the same, and no workspace is needed.
 fn gradients_can_be_left_out() {
     let (mut queue, stream) = queue();
     let mut bare = Queue::new(&stream).unwrap();
@@ -462,7 +462,7 @@ fn gradients_can_be_left_out() {
     assert_eq!(call.workspace_bytes(), Ok(0));
     call.launch(&mut bare).unwrap();
     assert_eq!(b.results(&stream), (dx, BEFORE, BEFORE));
-    // Of a parameter that may be left out, the gradient may be too.
+    // The gradient of an optional parameter may be left out too.
     let (beta, mut dbeta) = (upload(&stream, &[0.5]), upload(&stream, &[BEFORE]));
     for all in [false, true] {
         let params = Xielu::params(&b.alpha_p, &b.alpha_n).beta(&beta);
@@ -499,7 +499,7 @@ fn out<'a>() -> Output<'a, f32> {
     Output::empty()
 }
 
-/// CUDA allocates none of 0 bytes. The gradients of parameters are sums over nothing.
+/// CUDA cannot allocate 0 bytes. The gradients of parameters are empty sums.
 fn an_empty_tensor_needs_no_buffer() {
     let (mut queue, stream) = queue();
     let alpha = upload::<f32>(&stream, &[0.3]);
@@ -532,7 +532,7 @@ fn an_empty_tensor_needs_no_buffer() {
         .launch(&mut queue)
         .unwrap();
     assert_eq!(stream.clone_dtoh(&dalpha).unwrap(), [0.0]);
-    // It is empty, whatever the others are.
+    // This tensor is empty, whatever the others are.
     let x = upload::<f32>(&stream, &[1.0; 3]);
     let call = cuda::forward(&Xsilu, &x, params(), out());
     assert_eq!(call.launch(&mut queue), length("y", 3, 0));
@@ -540,7 +540,7 @@ fn an_empty_tensor_needs_no_buffer() {
     let call = cuda::forward(&Xsilu, none(), params(), &mut y);
     assert_eq!(call.launch(&mut queue), length("y", 0, 3));
     assert_eq!(stream.clone_dtoh(&y).unwrap(), [BEFORE; 3]);
-    // On the CPU it is an empty slice.
+    // On the CPU, it is an empty slice.
     let (empty, mut out, mut sums) = ([0.0f32; 0], [0.0f32; 0], [BEFORE]);
     cpu::backward(&Xsilu, &empty, &empty, &[0.3], &mut out)
         .gradients(&mut sums)
@@ -549,7 +549,7 @@ fn an_empty_tensor_needs_no_buffer() {
     assert_eq!(sums, [0.0]);
 }
 
-/// Forward and backward of an op whose name was a string, and of its gated forms.
+/// Forward and backward of an op that is named by a string, and of its gated forms.
 fn an_op_by_name_is_that_op() {
     let (mut queue, stream) = queue();
     let mut expected = Buffers::<bf16>::new(&stream);
@@ -636,8 +636,8 @@ fn value_first_halves() {
     }
 }
 
-/// Rows with gaps and halves in either order, through the safe calls: the bits of dense tensors, and what lies between
-/// the rows stays.
+/// Rows with gaps, and halves in either order, through the safe calls: the bits are those of tensors without gaps, and the
+/// memory between the rows is unchanged.
 fn rows_and_halves_are_the_same_as_dense() {
     const GAP: usize = 3;
     const OFFSET: usize = 2;
@@ -739,8 +739,7 @@ fn rows_and_halves_are_the_same_as_dense() {
     }
 }
 
-/// Gate and value overwritten with their gradients have the bits that they have apart: two tensors, or the halves of
-/// one.
+/// Gradients that overwrite gate and value have the same bits as separate ones: for two tensors, and for the halves of one.
 fn gated_in_place_is_the_same_as_apart() {
     let (mut queue, stream) = queue();
     let alpha = upload::<f32>(&stream, &[0.3]);
@@ -782,7 +781,7 @@ fn gated_in_place_is_the_same_as_apart() {
         stream.memcpy_htod(&expected, &mut apart).unwrap();
         assert_eq!(bits(&stream, &both), bits(&stream, &apart));
     }
-    // An error calls them by the names that they have.
+    // The error uses the names of the tensors.
     let (mut short, mut whole) = (there(&v[1..]), there(&x));
     let n = (ROWS * COLS) as u64;
     let pair = (&mut whole, &mut short);
@@ -807,7 +806,7 @@ fn raw_forward_call(params: &[raw::CUdeviceptr], x: u64, y: u64) -> raw::Forward
     }
 }
 
-/// The same, launched with one thing changed.
+/// The same with one change.
 fn raw_forward(
     gpu: &Gpu,
     b: &mut Buffers<f32>,
@@ -821,12 +820,12 @@ fn raw_forward(
     let mut call = raw_forward_call(&params, x, y);
     change(&mut call, x, y);
     let stream = gpu.stream.cu_stream();
-    // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
-    // tests are refused before a launch.
+    // SAFETY: the buffers have N elements and live past the next synchronisation. The changes of the tests are errors
+    // before a launch.
     unsafe { raw::forward(&gpu.device, stream, &Xielu::default(), &call) }
 }
 
-/// Another thread, in which nothing has made the context current, asks how many blocks are resident.
+/// Another thread, in which no context is current, queries the number of resident blocks.
 fn resident_blocks_of_another_thread() {
     let gpu = gpu();
     let mut b = Buffers::<f32>::new(&gpu.stream);
@@ -917,7 +916,7 @@ struct At {
 /// A change of a raw call.
 type Change<'a, C> = &'a dyn Fn(&mut C);
 
-/// One that makes it wrong, and what it is refused with.
+/// A change that makes the call wrong, and the expected error.
 type Refused<'a, C> = (Error, Change<'a, C>);
 
 fn null(what: &'static str) -> Error {
@@ -990,8 +989,8 @@ fn raw_backward_refuses_what_can_be_seen() {
                 workspace_bytes: at.workspace_bytes,
             }),
         };
-        // SAFETY: the buffers have N elements and live past the next synchronisation; the changes of the
-        // tests are refused before a launch.
+        // SAFETY: the buffers have N elements and live past the next synchronisation. The changes of the tests are errors
+        // before a launch.
         unsafe { raw::backward(&device, stream.cu_stream(), &Xielu::default(), &call) }
     };
     let cases: &[Refused<'_, At>] = &[
@@ -1058,7 +1057,7 @@ fn raw_backward_refuses_what_can_be_seen() {
     );
     call(&|_| {}).unwrap();
     assert!(contents(&b, &y, &workspace) != before);
-    // Over an input exactly, each element is read before it is written.
+    // If the output is exactly the input, each element is read before it is written.
     call(&|at| (at.dx, at.y) = (at.dy, at.x)).unwrap();
 }
 
@@ -1167,7 +1166,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         ptr: v.ptr + 4,
         ..v
     };
-    // Also the last column of v is followed by x's next row.
+    // The last column of v is followed by the next row of x.
     assert_eq!(forward(beside), Err(overlap("y", "x")));
     forward(x).unwrap();
 }
@@ -1178,7 +1177,7 @@ fn gated_calls_refuse_what_is_no_gate_and_value() {
     let (x, alpha, mut dalpha) = (floats(2 * ROWS * COLS), floats(1), floats(1));
     let before = |len| stream.clone_htod(&vec![BEFORE; len]).unwrap();
 
-    // An odd width, and a width that is no number.
+    // An odd width, and a width that is too large.
     let whole = floats(ROWS * 7);
     for (rows, len) in [(ROWS, 28), (3, 28)] {
         for order in [Halves::GateFirst, Halves::ValueFirst] {
@@ -1215,7 +1214,7 @@ fn gated_calls_refuse_what_is_no_gate_and_value() {
     forward(&floats(ROWS * COLS), &mut y).unwrap();
 
     let dy = floats(ROWS * COLS);
-    // Not a closure: the gradient would have to live as long as what the closure borrows.
+    // This is not a closure, because the gradient would have to live as long as its borrows.
     macro_rules! backward {
         ($gradient:expr) => {{
             let xv = Pair::halves(&x, ROWS, Halves::GateFirst).unwrap();
@@ -1307,7 +1306,7 @@ fn rows_that_are_not_in_their_buffer_are_refused() {
     }
 }
 
-/// 3 × 4 and 4 × 3 have as many elements.
+/// 3 × 4 and 4 × 3 have the same number of elements.
 fn shapes_that_differ_are_refused() {
     let (mut queue, stream) = queue();
     let x = upload::<f32>(&stream, &[1.0; 12]);
@@ -1340,7 +1339,7 @@ fn shapes_that_differ_are_refused() {
 fn forward_and_backward_can_be_captured_and_replayed() {
     let Gpu { device, .. } = gpu();
     device.preload().unwrap();
-    // As cudarc's documentation asks: waits on events from outside would break the capture.
+    // cudarc's documentation asks for this: waits on events from outside would break the capture.
     // SAFETY: everything below runs on one stream.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
@@ -1368,8 +1367,8 @@ fn forward_and_backward_can_be_captured_and_replayed() {
     }
 }
 
-/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
-/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+/// Calls alternate with copies of their buffers on another stream, without synchronisation. The order is only determined by
+/// what each call tells cudarc about its reads and writes, and the emulator reports accesses without an order.
 fn two_streams_wait_for_each_other() {
     let Gpu { device, .. } = gpu();
     let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
@@ -1382,7 +1381,7 @@ fn two_streams_wait_for_each_other() {
         copies.clone_dtoh(&b.x).unwrap(),
         copies.clone_dtoh(&b.dy).unwrap(),
     );
-    // What the calls read is overwritten with the same, what they write is read.
+    // The buffers that the calls read are overwritten with the same values, and those that they write are read.
     type Copy<'a> = &'a dyn Fn(&mut Buffers<f32>);
     let each: [Copy; 7] = [
         &|b| copies.memcpy_htod(&x, &mut b.x).unwrap(),
@@ -1414,7 +1413,7 @@ fn buffers_of_another_device_are_refused() {
     assert_eq!(b.backward(&mut their_queue), wrong("x"));
     b.assert_unwritten(&stream);
     let mut theirs = Buffers::<f32>::new(&their_stream);
-    // Each buffer of the others' by itself.
+    // Each of the other buffers separately.
     macro_rules! refused {
         ($($field:ident $what:literal: $($call:ident),+;)*) => {$({
             std::mem::swap(&mut b.$field, &mut theirs.$field);

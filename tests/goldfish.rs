@@ -1,5 +1,5 @@
-//! The Goldfish kernels against the reference, and against what the official code and its ports compute; what
-//! their calls refuse.
+//! The Goldfish kernels, compared with the reference and with the results of the official code and its ports; and the
+//! errors of their calls.
 
 #![allow(unsafe_code)]
 
@@ -62,7 +62,7 @@ fn the_kernel_makes_the_official_masks() {
     assert_eq!(labels, 31 * (4 * 96 + 150));
 }
 
-/// What a call is made of, in numbers.
+/// The numbers that determine a call.
 #[derive(Clone, Debug)]
 struct Call {
     strategy: usize,
@@ -72,9 +72,9 @@ struct Call {
     rows: usize,
     len: usize,
     halo_len: usize,
-    /// Documents in the place of rows.
+    /// Whether the segments are documents instead of rows.
     cu_seqlens: Option<Vec<i32>>,
-    /// Small numbers, with 0 and negative ones; or any.
+    /// Whether ids are small numbers, including 0 and negative ones, or any numbers.
     small: bool,
     exempt: Vec<i64>,
     how: How,
@@ -97,7 +97,7 @@ fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
                 h,
                 seed,
                 rows,
-                // A row of no labels is no row.
+                // A row of 0 labels does not exist.
                 len: len.max(1),
                 halo_len: if rows == 0 { 0 } else { halo_len },
                 cu_seqlens,
@@ -112,7 +112,7 @@ fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
     )
 }
 
-/// Ids of a call, and its halo.
+/// The ids of a call, and its halo.
 fn ids_of(call: &Call) -> [Vec<i64>; 2] {
     let mut random = Random(call.seed);
     let segments = if call.cu_seqlens.is_some() {
@@ -149,7 +149,7 @@ proptest! {
         compare(&gpu, &call, &narrow(&ids), &narrow(&halo));
     }
 
-    /// Offsets that cannot be, which a host does not see: the emulator reports any stray access.
+    /// Invalid offsets, which the host does not see. The emulator reports any access out of bounds.
     fn hostile_offsets_read_nothing_outside(
         call in calls(),
         cu_seqlens in prop::collection::vec(prop_oneof![any::<i32>(), -90..700i32], 1..20),
@@ -166,7 +166,7 @@ proptest! {
     }
 }
 
-/// More labels than a pass of the largest grid tried here takes, more blocks than a pass of the second stage.
+/// More labels than one pass of the largest grid here, and more blocks than one pass of the second stage.
 fn every_grid_gives_the_same() {
     let gpu = gpu();
     let mut random = Random(1);
@@ -189,7 +189,7 @@ fn every_grid_gives_the_same() {
     }
 }
 
-/// Under other orders of the threads there is no race, and the result is the same.
+/// With other orders of the threads there is no race, and the result is the same.
 fn every_schedule_gives_the_same() {
     use cuda_emulator::{Schedule, Settings};
     let gpu = gpu();
@@ -212,7 +212,7 @@ fn every_schedule_gives_the_same() {
     }
 }
 
-/// Buffers of a safe call over a row of ids.
+/// The buffers of a safe call with one row of ids.
 struct Buffers {
     ids: CudaSlice<i32>,
     keep: CudaSlice<u8>,
@@ -234,7 +234,7 @@ impl Buffers {
         }
     }
 
-    /// A mask of one row, with all outputs.
+    /// A mask of one row with all outputs.
     fn call<'a>(&'a mut self, goldfish: &'a DeviceGoldfish) -> Mask<'a, i32> {
         mask(goldfish, DeviceTokens::rows(&self.ids, N))
             .keep(&mut self.keep)
@@ -353,7 +353,7 @@ fn wrong_calls_are_refused_and_nothing_is_written() {
         got,
     };
     let n = N as u64;
-    /// Replaces the tokens of a call, or one of its outputs.
+    /// Replaces the tokens or an output of a call.
     macro_rules! refused {
         ($expected:expr, tokens: $tokens:expr) => {{
             let call = mask(&goldfish, $tokens)
@@ -389,7 +389,7 @@ fn wrong_calls_are_refused_and_nothing_is_written() {
         let refusal = buffers.call(&goldfish).launch(&mut small);
         assert_eq!(refusal, Err(Error::Workspace { needed, got }));
         assert!(!buffers.written(&gpu));
-        // Only the counts need it.
+        // Only the counts need the workspace.
         let mut keep = gpu.stream.clone_htod(&[7u8; N]).unwrap();
         let call = mask(&goldfish, rows(N)).keep(&mut keep);
         assert_eq!(call.workspace_bytes(), Ok(0));
@@ -461,7 +461,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         ptr: base + at,
         len,
     };
-    // A region of 64 kB for each buffer.
+    // Each buffer has a region of 64 kB.
     let at = |n: u64| base + n * 0x10000;
     let call = raw::Mask {
         decision: raw::Decision {
@@ -489,7 +489,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     let refused = |change: &dyn Fn(&mut raw::Mask<'_>), expected: Error| {
         let mut call = call;
         change(&mut call);
-        // SAFETY: all pointers are into `uploaded`, or the call is refused.
+        // SAFETY: all pointers are into `uploaded`, or the call returns an error.
         let refusal = unsafe { raw::mask(&gpu.device, gpu.stream.cu_stream(), &call) };
         assert_eq!(refusal, Err(expected));
         let after = gpu.stream.clone_dtoh(&uploaded).unwrap();
@@ -604,7 +604,7 @@ fn raw_calls_refuse_what_can_be_seen() {
 
 fn a_mask_can_be_captured_and_replayed() {
     let Gpu { device, .. } = gpu();
-    // As cudarc's documentation asks: waits on events from outside would break the capture.
+    // cudarc's documentation asks for this: waits on events from outside would break the capture.
     // SAFETY: everything below runs on one stream, as does each of the other tests.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
@@ -615,7 +615,7 @@ fn a_mask_can_be_captured_and_replayed() {
     let goldfish = Goldfish::new(Strategy::DotTable { k: 3, h: 4 }).unwrap();
     let mut queue = gpu.queue().unwrap();
     let uploaded = goldfish.upload(&queue).unwrap();
-    // Loads the kernels, as preload would those of every op.
+    // Loads only the kernels of this op, which preload would do for all.
     let mut first = Buffers::new(&gpu);
     first.call(&uploaded).launch(&mut queue).unwrap();
     let mut buffers = Buffers::new(&gpu);
@@ -639,8 +639,8 @@ fn a_mask_can_be_captured_and_replayed() {
     }
 }
 
-/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
-/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+/// Calls alternate with copies of their buffers on another stream, without synchronisation. The order is only determined by
+/// what each call tells cudarc about its reads and writes, and the emulator reports accesses without an order.
 fn two_streams_wait_for_each_other() {
     let Gpu { device, .. } = gpu();
     let [calls, copies] = [(); 2].map(|()| device.context().new_stream().unwrap());
@@ -654,7 +654,7 @@ fn two_streams_wait_for_each_other() {
         let goldfish = Goldfish::new(strategy).unwrap();
         let mut b = Buffers::new(&gpu);
         let ids = copies.clone_dtoh(&b.ids).unwrap();
-        // Its tables are written on the one stream and read on the other.
+        // The tables are written on one stream and read on the other.
         let uploaded = goldfish.upload(&there).unwrap();
         b.call(&uploaded).launch(&mut queue).unwrap();
         copies.memcpy_htod(&ids, &mut b.ids).unwrap();

@@ -1,4 +1,4 @@
-//! The loader: what it does with images that a device does not take, on the emulated device, which runs PTX alone.
+//! The loader with images that a device rejects, on the emulated device, which runs only PTX.
 
 use std::sync::Arc;
 use std::thread;
@@ -8,7 +8,7 @@ use xact::cudarc::driver::CudaContext;
 use xact::{Device, Error, Queue, Xsilu, cpu};
 use xact_dev::build::{compile, cubin};
 
-/// A context of its own on an emulated H100.
+/// A new context on an emulated H100.
 fn context() -> Arc<CudaContext> {
     cuda_emulator::install().expect("the emulated device");
     CudaContext::new(0).expect("a context")
@@ -18,7 +18,7 @@ fn device(kernels: Kernels) -> Device {
     Device::with_kernels(&context(), kernels).expect("a device")
 }
 
-/// The embedded PTX, and this machine code of xSiLU, which is said to be for the device.
+/// The embedded PTX, and this machine code of xSiLU, which is labelled for the device.
 fn with_machine_code(lzip: Vec<u8>) -> Kernels {
     let cubin = Cubin {
         stem: "xsilu",
@@ -33,7 +33,7 @@ fn with_machine_code(lzip: Vec<u8>) -> Kernels {
     }
 }
 
-/// The embedded PTX with one thing changed in that of xSiLU.
+/// The embedded PTX, with one change in that of xSiLU.
 fn with_ptx(change: impl Fn(&str) -> String) -> Kernels {
     let images = images().iter().map(|image| match image.stem {
         "xsilu" => Image {
@@ -48,13 +48,13 @@ fn with_ptx(change: impl Fn(&str) -> String) -> Kernels {
     }
 }
 
-/// What a driver finds no fault with until it looks inside, compressed.
+/// Compressed data that a driver accepts until it looks inside.
 fn machine_code() -> Vec<u8> {
     let header = [&b"\x7fELF\x02\x01\x01"[..], &[7; 1000]].concat();
     cubin::compress(&header).expect("compressed")
 }
 
-/// Runs xSiLU, and compares with the CPU; what was loaded for it.
+/// Runs xSiLU, compares the result with the CPU, and returns what was loaded for it.
 fn run(device: &Device) -> Result<Vec<String>, Error> {
     let stream = device.context().new_stream().expect("a stream");
     let x = [-3.0_f32, -0.5, 0.0, 2.0];
@@ -124,7 +124,7 @@ fn what_the_driver_says_is_in_the_error() {
         text.contains("update the driver") && text.contains(said),
         "{text}"
     );
-    // It is the same when it is asked for again, and the other kernels are not touched by it.
+    // A second call gives the same error, and the other kernels are unaffected.
     assert_eq!(run(&broken), Err(error.clone()));
     assert_eq!(broken.preload(), Err(error));
     assert_eq!(
@@ -174,7 +174,7 @@ fn a_kernel_without_an_image_is_an_error() {
     );
 }
 
-/// Two at once load all, each file once.
+/// Two threads that load all kernels at once load each file once.
 #[test]
 fn everything_is_loaded_before_it_is_needed() {
     let device = device(Kernels {

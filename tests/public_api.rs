@@ -1,8 +1,7 @@
-//! The public API is the one that tests/golden/public_api.txt records, so that no change of it goes unseen.
+//! The public API equals tests/golden/public_api.txt, so every change of it is visible.
 //!
-//! `cargo xtask api --golden-update` writes the file (`XACT_GOLDEN_UPDATE=1`). Left out are items that the documentation
-//! hides, what every type has (blanket implementations), and Send, Sync and the like, of which there are as many lines
-//! again.
+//! `cargo xtask api --golden-update` writes the file (`XACT_GOLDEN_UPDATE=1`). It omits hidden items, blanket
+//! implementations, and auto traits such as Send and Sync, which would double the number of lines.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -12,11 +11,11 @@ use std::{env, fs};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// The format of rustdoc's JSON that the `public-api` of Cargo.toml reads, and a compiler that writes it.
+/// The format of rustdoc's JSON that the `public-api` of Cargo.toml reads, and a toolchain that writes it.
 const FORMAT: u64 = 57;
 const COMPILER: &str = "1.95";
 
-/// What rustdoc needs for JSON, which is not stable, on a stable compiler.
+/// The variable that makes a stable rustdoc write JSON, which is an unstable feature.
 const BOOTSTRAP: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 const JSON: [&str; 4] = ["-Z", "unstable-options", "--output-format", "json"];
 
@@ -61,7 +60,7 @@ fn compare() -> Result<(), Failed> {
     .into())
 }
 
-/// One line an item. What is exported at several places has its implementations once.
+/// One line per item. An item that is exported at several places has its implementations once.
 fn listing() -> Result<String, Failed> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -76,11 +75,11 @@ fn listing() -> Result<String, Failed> {
         .arg(scratch())
         .arg("--")
         .args(JSON)
-        // As docs.rs builds it, so that this is tried too.
+        // With the features of docs.rs, which also tests that build.
         .args(["--cfg", "docsrs"])
         .current_dir(xact_dev::root())
         .env(BOOTSTRAP.0, BOOTSTRAP.1)
-        // Whatever the kernels are, the API is the same: none are compiled.
+        // The API does not depend on the kernels, so none are compiled.
         .env("DOCS_RS", "1")
         .env_remove("XACT_REQUIRE_NVCC")
         .output()?;
@@ -96,7 +95,7 @@ fn listing() -> Result<String, Failed> {
     Ok(lines.filter(|line| seen.insert(line.clone())).collect())
 }
 
-/// The format of the JSON that rustdoc writes of a crate without items.
+/// The format of the JSON that rustdoc writes for an empty crate.
 fn format_of_this_compiler() -> Option<u64> {
     let folder = scratch();
     fs::create_dir_all(&folder).ok()?;
@@ -118,8 +117,8 @@ fn format_of_this_compiler() -> Option<u64> {
     json["format_version"].as_u64()
 }
 
-/// A target folder of its own: build scripts of dependencies look at the variable, and would run anew in the other one at
-/// every change of it.
+/// A separate target folder, because build scripts of dependencies depend on the variable, and would be rerun in the shared
+/// folder at every change.
 fn scratch() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("public-api")
 }

@@ -1,7 +1,7 @@
-//! What a fifth activation costs: a gated op is added to a copy of the repository, by three new files and three edited
-//! lines, and has the whole suite by existing.
+//! The cost of a fifth activation: a gated op is added to a copy of the repository, with three new files and three edited
+//! lines. It then has the whole test suite.
 //!
-//! It compiles most of the crate once more: `cargo xtask test --full` and CI run it (`XACT_FULL=1`).
+//! The test compiles most of the crate again, so only `cargo xtask test --full` and CI run it (`XACT_FULL=1`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::{env, fs};
 
 use xact_dev::toolkit;
 
-/// The new op, and the one that it is a copy of.
+/// The new op, and the op that it copies.
 const NEW: &str = "xdummy";
 const OLD: &str = "xsilu";
 
@@ -20,7 +20,7 @@ const FILES: [&str; 3] = [
     "src/cpu/xsilu.rs",
 ];
 
-/// Lines of the old op after which one of the new op is put.
+/// Lines of the old op that are followed by a line of the new op.
 const LINES: [(&str, &str); 3] = [
     ("src/activation/mod.rs", "pub mod xsilu;"),
     ("src/activation/registry.rs", "xsilu: Xsilu("),
@@ -46,7 +46,7 @@ fn write(path: &Path, text: &str) {
     }
 }
 
-/// Copies what is not built; files that are the same keep their time, so that little is compiled again.
+/// Copies the sources. Equal files keep their time, so that little is compiled again.
 fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -102,13 +102,13 @@ fn a_fifth_activation() {
             &[before.concat(), new, after.concat()].concat(),
         );
     }
-    // Generated: what the edited script would write of the same formula.
+    // This is the text that the edited script would write for the same formula.
     let oracle = "tests/golden/expanded_oracle.json";
     let mut json: serde_json::Value =
         serde_json::from_str(&read(&root.join(oracle))).expect("JSON");
     json["gates"][NEW] = json["gates"][OLD].clone();
     write(&copy_of.join(oracle), &json.to_string());
-    // The suite of every op, whose trials have its name; and the references.
+    // Runs the suite of every op, whose trials have the op's name, and the references.
     for (test, filter) in [
         ("reference", "every_op_has_an_oracle"),
         ("cpu", NEW),

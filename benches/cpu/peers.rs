@@ -1,18 +1,18 @@
-//! Other implementations, in processes of their own that answer one row of the table at a time; what they are
-//! asked and what they answer is in `torch_cpu.py`.
+//! Runs other implementations in separate processes, which time one row of the table at a time. `torch_cpu.py` documents
+//! the requests and the answers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-/// A process that times one way or more to compute a row.
+/// A process that times a row in one or more ways.
 pub struct Peer {
-    /// What it says it is.
+    /// The name that it reports.
     pub name: String,
-    /// The ways it has.
+    /// The names of its ways.
     pub variants: Vec<String>,
-    /// Of the row that it has prepared: a way, and seconds of one call.
+    /// For the prepared row: the way, and the seconds of each call.
     samples: Vec<(String, Vec<f64>)>,
     process: Child,
     to: ChildStdin,
@@ -20,10 +20,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts `command`, words separated by blanks.
+    /// Starts `command`, whose words are separated by blanks.
     ///
     /// # Panics
-    /// If it does not start or says nothing.
+    /// If the process does not start or does not answer.
     pub fn start(command: &str) -> Peer {
         let threads = rayon::current_num_threads().to_string();
         let mut words = command.split_whitespace();
@@ -31,7 +31,7 @@ impl Peer {
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Its threads are not to wait for work while ours run.
+            // Its idle threads must not spin while our calls run.
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .envs(["THREADS", "RAYON_NUM_THREADS"].map(|name| (name, threads.as_str())))
             .spawn()
@@ -52,14 +52,14 @@ impl Peer {
         peer
     }
 
-    /// Has it prepare a row, in as many ways as it can.
+    /// Makes the process prepare a row, in as many ways as it can.
     pub fn prepare(&mut self, row: &Value) {
         let answer = self.ask(row);
         let variants = variants(&answer).into_iter();
         self.samples = variants.map(|variant| (variant, Vec::new())).collect();
     }
 
-    /// One sample of each way.
+    /// Takes one sample of each way.
     pub fn sample(&mut self) {
         for i in 0..self.samples.len() {
             let variant = self.samples[i].0.as_str().into();
@@ -94,7 +94,7 @@ fn variants(answer: &Value) -> Vec<String> {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It ends by itself when its input does, but not in the middle of a compilation.
+        // The process ends when its input is closed, but not during a compilation, so it is killed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

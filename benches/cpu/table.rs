@@ -1,4 +1,4 @@
-//! What was measured, as lines of a Markdown table and as a plot.
+//! Writes the measurements as a Markdown table and as a plot.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,16 +10,16 @@ use xact::Element;
 use crate::peers::Peer;
 use xact_dev::plot::{self, Axis, Line, Panel, Plot, Scale, colour};
 
-/// A row of the table: what is computed.
+/// A row of the table: the op and its shape.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
     pub op: &'a str,
     pub form: &'a str,
     pub dtype: &'a str,
     pub pass: &'a str,
-    /// How many tensors are moved at least.
+    /// The minimum number of tensors that are moved.
     pub tensors: usize,
-    /// Rows and classes of cross-entropy.
+    /// The rows and classes of cross-entropy.
     pub matrix: Option<(usize, usize)>,
 }
 
@@ -36,16 +36,16 @@ impl<'a> Row<'a> {
     }
 }
 
-/// What came of it; times are seconds of one call.
+/// The measurements of a row; times are seconds of one call.
 pub struct Measured {
-    /// Elements of a tensor.
+    /// The number of elements of a tensor.
     pub len: usize,
-    /// Bytes of a tensor.
+    /// The number of bytes of a tensor.
     pub bytes: usize,
     pub seconds: f64,
-    /// Of a copy of a tensor.
+    /// The time of a copy of a tensor.
     pub copy: f64,
-    /// What others took.
+    /// The times of the peers.
     pub peers: Vec<(String, f64)>,
 }
 
@@ -62,7 +62,7 @@ impl Measured {
         self.gb_per_s(row) / (2.0 * self.bytes as f64 / self.copy / 1e9)
     }
 
-    /// The same as one JSON object.
+    /// The measurements as one JSON object.
     pub fn json(&self, row: &Row<'_>) -> Value {
         let ns = |(name, seconds): &(String, f64)| (name.clone(), self.ns(*seconds).into());
         json!({
@@ -82,7 +82,7 @@ pub struct Table {
     lines: Vec<Series>,
 }
 
-/// A curve of the plot: nanoseconds per element of one implementation of one op, over lengths.
+/// A curve of the plot: nanoseconds per element of an implementation of an op, by length.
 struct Series {
     op: String,
     name: String,
@@ -107,7 +107,7 @@ impl Table {
         }
     }
 
-    /// What the table begins with.
+    /// The text before the table.
     pub fn head(&self) -> String {
         let mut head =
             "| op | form | type | elements | pass | ns/element | GB/s | of a copy |".to_owned();
@@ -119,7 +119,7 @@ impl Table {
         format!("{}.\n\n{head}\n{rule}\n", self.about)
     }
 
-    /// A line of the table. A peer's cell has its ns/element, and how many times ours that is.
+    /// A line of the table. A peer's cell has its ns/element, and that divided by ours.
     pub fn row(&self, row: &Row<'_>, measured: &Measured) -> String {
         let len = measured.len;
         let elements = if len.is_power_of_two() {
@@ -150,7 +150,7 @@ impl Table {
         line
     }
 
-    /// Takes note of a row.
+    /// Adds a row.
     pub fn add(&mut self, row: &Row<'_>, measured: Measured) {
         self.text.push_str(&self.row(row, &measured));
         self.text.push('\n');
@@ -174,7 +174,7 @@ impl Table {
         }
     }
 
-    /// Writes what there is so far to `cpu.md` and `cpu.svg`.
+    /// Writes the rows so far to `cpu.md` and `cpu.svg`.
     pub fn write(&self, folder: &Path) {
         let plotted = self.lines.iter().any(|series| series.points.len() > 1);
         let image = if plotted {
@@ -248,7 +248,7 @@ impl Table {
     }
 }
 
-/// The command line, without what `cargo xtask bench` puts there.
+/// The command line, without the arguments that `cargo xtask bench` adds.
 fn arguments() -> String {
     let mut words = std::env::args().skip(1);
     let mut own = Vec::new();

@@ -1,4 +1,4 @@
-//! The clock of the multiprocessors while rows are measured, by nvidia-smi.
+//! Samples the clock of the multiprocessors during the measurements, with nvidia-smi.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use xact_dev::choose::Gpu;
 use crate::measure::median;
 use crate::work::Result;
 
-/// The clock over a time, in MHz.
+/// The clock during a time span, in MHz.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clocks {
     pub least: f64,
@@ -29,10 +29,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Samples the clock of a device; `None` where there is no nvidia-smi.
+    /// Samples the clock of a device; `None` if there is no nvidia-smi.
     pub fn of(gpu: &Gpu) -> Result<Option<Sampler>> {
         let ask = |attribute| gpu.device.context().attribute(attribute);
-        // Not the ordinal, which CUDA_VISIBLE_DEVICES changes.
+        // The device is not identified by its ordinal, which CUDA_VISIBLE_DEVICES changes.
         let place = format!(
             "--id={:08x}:{:02x}:{:02x}.0",
             ask(A::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
@@ -42,7 +42,7 @@ impl Sampler {
         Ok(Sampler::start("nvidia-smi".as_ref(), &place))
     }
 
-    /// Starts a program that prints a line a sample.
+    /// Starts a program that prints a line per sample.
     pub fn start(program: &OsStr, place: &str) -> Option<Sampler> {
         let mut child = Command::new(program)
             .arg(place)
@@ -72,7 +72,7 @@ impl Sampler {
         })
     }
 
-    /// What was sampled until now; `None` if nothing was.
+    /// The samples so far; `None` if there are none.
     pub fn so_far(&self) -> Option<Clocks> {
         let mut found = self
             .found
@@ -92,7 +92,7 @@ impl Sampler {
 
 impl Drop for Sampler {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {

@@ -1,8 +1,8 @@
-//! What two devices compute, side by side: every kernel entry on stated inputs, in one process each.
+//! Compares the results of two devices: every kernel entry on fixed inputs, in one process per device.
 //!
-//! A call whose every executed instruction is exactly rounded must give the same bits on both. Where approximate
-//! instructions take part, hardware may return anything within their documented error: then each device's results
-//! must be within the bounds about the f64 reference, and how far they are apart is reported.
+//! If all instructions that a call executes are exactly rounded, both devices must give the same bits. Approximate
+//! instructions may return any result within their documented error. The results of each device must then be within the
+//! bounds around the f64 reference, and their distance is reported.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -27,26 +27,26 @@ use xact_dev::{check, files, goldfish, progress, run, strategy};
 
 use crate::work::Result;
 
-/// What one device computed.
+/// The results of one device.
 #[derive(Debug, PartialEq)]
 pub struct Dump {
     pub device: String,
     pub calls: Vec<Call>,
 }
 
-/// A call, and what it wrote.
+/// A call and its results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     pub op: String,
     pub dtype: String,
     pub direction: String,
     pub params: String,
-    /// Whether all results are within the bounds about the reference.
+    /// Whether all results are within the bounds around the reference.
     pub in_bounds: bool,
-    /// The entries that ran, and whether all that they executed is exactly rounded; known of the emulator.
+    /// The entries that ran, and whether all executed instructions are exactly rounded; only the emulator knows this.
     pub entries: Vec<String>,
     pub exact: Option<bool>,
-    /// By name; not part of the JSON.
+    /// The tensors by name; not in the JSON.
     #[serde(skip)]
     pub outputs: Vec<Output>,
 }
@@ -92,7 +92,7 @@ pub fn dump(file: &Path, small: bool, only: &str) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!outside.is_empty())))
 }
 
-/// The entries of the kernels that no call of an emulated dump has launched.
+/// The entries of the kernels that no call of an emulated dump launches.
 pub fn never_launched(dump: &Dump) -> Vec<&'static str> {
     let launched: BTreeSet<_> = dump.calls.iter().flat_map(|call| &call.entries).collect();
     let entries = xact::cuda::images().iter().flat_map(|image| {
@@ -107,12 +107,12 @@ pub fn never_launched(dump: &Dump) -> Vec<&'static str> {
 }
 
 impl Dump {
-    /// Runs every call whose name begins with `only`.
+    /// Runs every call whose name starts with `only`.
     pub fn of(gpu: &Gpu, small: bool, only: &str) -> Dump {
         let mut dumper = Dumper {
             gpu,
-            // Odd numbers, so that every sign, exponent and last bit occurs: the tests run all values, and this file is
-            // carried from one machine to another.
+            // The strides are odd, so that every sign, exponent and last bit occurs. The tests run all values; this file
+            // must stay small, because it is copied between machines.
             stride: if small { 61 } else { 11 },
             only,
             calls: Vec::new(),
@@ -129,7 +129,7 @@ impl Dump {
         }
     }
 
-    /// As a safetensors file, whose metadata hold what is no tensor.
+    /// The dump as a safetensors file, whose metadata contain everything but the tensors.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut tensors = Vec::new();
         for call in &self.calls {
@@ -147,7 +147,7 @@ impl Dump {
     }
 }
 
-/// A dump as it is read: tensors by name.
+/// A dump that was read: tensors by name.
 struct Read<'a> {
     device: String,
     calls: BTreeMap<String, Call>,
@@ -168,32 +168,32 @@ impl<'a> Read<'a> {
     }
 }
 
-/// How one tensor of two devices compares.
+/// The comparison of one tensor of two devices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compared {
     pub tensor: String,
-    /// Whether the bits must be the same.
+    /// Whether the bits must be equal.
     pub exact: bool,
     pub elements: usize,
-    /// Elements with the same bits.
+    /// The number of elements with equal bits.
     pub same: usize,
-    /// Largest distance in values of the type between them; `None` if a NaN meets a number.
+    /// The largest distance, in values of the type; `None` if one is NaN and the other a number.
     pub apart: Option<u64>,
     pub in_bounds: bool,
     pub ok: bool,
 }
 
-/// Of two dumps of the same calls.
+/// The comparison of two dumps of the same calls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     pub devices: [String; 2],
     pub tensors: Vec<Compared>,
-    /// Tensors that only one of them has.
+    /// The tensors that only one dump has.
     pub unpaired: Vec<String>,
 }
 
 impl Comparison {
-    /// Compares two safetensors files, of which the first is the emulator's.
+    /// Compares two safetensors files; the first is the emulator's.
     pub fn of(emulated: &[u8], device: &[u8]) -> Result<Comparison> {
         let (ours, theirs) = (Read::new(emulated)?, Read::new(device)?);
         let names = |read: &Read<'_>| -> BTreeSet<_> {
@@ -248,7 +248,7 @@ impl Comparison {
         !self.tensors.is_empty() && self.unpaired.is_empty() && self.tensors.iter().all(|t| t.ok)
     }
 
-    /// One line for each op, type and direction: the sum over its parameters and tensors.
+    /// One line per op, type and direction: the totals over its parameters and tensors.
     pub fn in_words(&self) -> String {
         let mut groups: BTreeMap<String, Vec<&Compared>> = BTreeMap::new();
         for tensor in &self.tensors {
@@ -295,7 +295,7 @@ impl Comparison {
         text
     }
 
-    /// How many tensors are as they must be.
+    /// The number of tensors that pass.
     pub fn counts(&self) -> String {
         let count = |is: fn(&Compared) -> bool| self.tensors.iter().filter(|t| is(t)).count();
         format!(
@@ -309,7 +309,7 @@ impl Comparison {
     }
 }
 
-/// `gpu compare`.
+/// The command `gpu compare`.
 pub fn compare(emulated: &Path, device: &Path, json: Option<&Path>) -> Result<ExitCode> {
     let comparison = Comparison::of(&std::fs::read(emulated)?, &std::fs::read(device)?)?;
     progress::print(&comparison.in_words());
@@ -319,8 +319,7 @@ pub fn compare(emulated: &Path, device: &Path, json: Option<&Path>) -> Result<Ex
     Ok(ExitCode::from(u8::from(!comparison.ok())))
 }
 
-/// How many steps from value to neighbouring value one element is from another: 0 from NaN to NaN, none from NaN to a
-/// number.
+/// The distance of two elements in values of the type: 0 between two NaN, `None` between NaN and a number.
 fn distance(dtype: safetensors::Dtype, x: &[u8], y: &[u8]) -> Option<u64> {
     match (place(dtype, x), place(dtype, y)) {
         (Some(x), Some(y)) => Some(x.abs_diff(y)),
@@ -329,7 +328,7 @@ fn distance(dtype: safetensors::Dtype, x: &[u8], y: &[u8]) -> Option<u64> {
     }
 }
 
-/// Where an element is in the order of its type's values; `None` if it is NaN.
+/// The index of an element in the order of its type's values; `None` for NaN.
 fn place(dtype: safetensors::Dtype, element: &[u8]) -> Option<i64> {
     use safetensors::Dtype as D;
     let magnitude = |bits: u32, sign: u32| {
@@ -358,9 +357,9 @@ fn place(dtype: safetensors::Dtype, element: &[u8]) -> Option<i64> {
 /// Makes the calls of a dump.
 struct Dumper<'a> {
     gpu: &'a Gpu,
-    /// The distance of one 16-bit input from the next; of f32 in proportion.
+    /// The stride between 16-bit inputs; for f32 in proportion.
     stride: usize,
-    /// How the names of calls begin that are made.
+    /// The start of the names of the calls to make.
     only: &'a str,
     calls: Vec<Call>,
 }
@@ -392,7 +391,7 @@ impl Dumper<'_> {
         Bounds::new(if self.gpu.emulated { ULPS_EXACT } else { ULPS })
     }
 
-    /// Adds the call `run`, with its outputs and whether they are in their bounds.
+    /// Adds the call `run`, with its outputs and whether they are within their bounds.
     fn call<R>(
         &mut self,
         [op, dtype, direction, params]: [&str; 4],
@@ -440,7 +439,7 @@ impl Dumper<'_> {
                     (in_bounds(report), vec![output("y", &y)])
                 },
             );
-            // Sums over all of a type's values are infinite, and would say nothing.
+            // Sums over all values of a type are infinite, and would test nothing.
             let x = inputs::summable(&x);
             let dy = Random(1).normal::<T>(x.len(), 1.0);
             self.call(
@@ -518,8 +517,8 @@ impl Dumper<'_> {
     }
 
     fn cross_entropy<T: Element>(&mut self) {
-        // Rows that a block has to itself, more than a block finishes, that a cluster shares where there are clusters, and that are cut between
-        // more blocks; none a whole number of packs.
+        // Rows that a block has alone, rows of more than a block finishes, rows that a cluster shares if there are
+        // clusters, and rows that are divided among more blocks. None is a whole number of packs.
         for (name, rows, cols) in [
             ("many rows", 260, 163),
             ("shared rows", 3, 5_003),
@@ -600,7 +599,7 @@ fn in_bounds(report: xact::Result<Report>) -> bool {
     report.expect("equal lengths").ok()
 }
 
-/// Whether every instruction that was executed has one right result.
+/// Whether all executed instructions have exactly one correct result.
 fn is_exact(launch: &LaunchReport) -> bool {
     let opcodes = launch.by_opcode.iter().map(|(opcode, _)| opcode);
     !opcodes.into_iter().any(|opcode| {

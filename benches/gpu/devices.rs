@@ -1,21 +1,21 @@
-//! The devices that the bench knows: what their data sheets say, and what the kernels are to reach on them.
+//! The devices that the bench knows: their data sheets, and the goals of the kernels.
 
 use xact::loss;
 
 use crate::measure::Measured;
 use crate::rows::Row;
 
-/// A device by the words of its name.
+/// A device, recognised by the words of its name.
 struct Known {
     words: &'static [&'static str],
-    /// Of the data sheet.
+    /// The bandwidth in the data sheet.
     gb_per_s: f64,
     goals: Option<Goals>,
 }
 
-/// What a device is to reach.
+/// The goals on a device.
 struct Goals {
-    /// Of its yardstick: activations, forward and backward.
+    /// The shares of the yardstick for activations, forward and backward.
     activations: f64,
     /// Cross-entropy forward of 16384 × 131072 in bf16.
     forward_gb_per_s: f64,
@@ -33,13 +33,13 @@ const KNOWN: [Known; 4] = [
             gradient_ms: 1.0,
         }),
     },
-    // That with HBM3, not the slower ones on PCIe.
+    // The H100 with HBM3, not the slower ones on PCIe.
     Known {
         words: &["H100", "HBM3"],
         gb_per_s: 3350.0,
         goals: Some(Goals {
             activations: 0.95,
-            // What QuACK publishes.
+            // The figures that QuACK publishes.
             forward_gb_per_s: 3163.0,
             gradient_ms: 1.4,
         }),
@@ -56,31 +56,31 @@ const KNOWN: [Known; 4] = [
     },
 ];
 
-/// `None` for devices that are not known, and for parts of one.
+/// The device of this name; `None` for unknown devices and for parts of a device.
 fn known(device: &str) -> Option<&'static Known> {
     let words: Vec<_> = device.split([' ', '-']).collect();
     let is_it = |known: &&Known| known.words.iter().all(|word| words.contains(word));
     KNOWN.iter().find(is_it).filter(|_| !words.contains(&"MIG"))
 }
 
-/// Bytes per second of the memory as the data sheet has them, in GB.
+/// The bandwidth of the memory in the data sheet, in GB/s.
 pub fn sheet_gb_per_s(device: &str) -> Option<f64> {
     known(device).map(|known| known.gb_per_s)
 }
 
-/// What a row is to reach.
+/// The goal of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// This share of its yardstick's speed at least.
+    /// At least this share of its yardstick's speed.
     Share(f64),
-    /// So many GB/s at least.
+    /// At least this number of GB/s.
     GbPerS(f64),
-    /// So many milliseconds at most.
+    /// At most this number of milliseconds.
     Ms(f64),
 }
 
 impl Goal {
-    /// What the row is to reach on the device; `None` where nothing is asked.
+    /// The goal of the row on the device; `None` if there is none.
     pub fn of(device: &str, row: &Row) -> Option<Goal> {
         let goals = known(device)?.goals.as_ref()?;
         let is_loss = loss::NAMES.contains(&row.op.as_str());
@@ -94,12 +94,12 @@ impl Goal {
         }
     }
 
-    /// Whether a measured row reaches it.
+    /// Whether a measured row reaches the goal.
     pub fn is_met(self, found: &Measured) -> bool {
         self.reached(found) >= 1.0
     }
 
-    /// How much of the speed that is asked for a row reaches.
+    /// The measured speed as a share of the goal's speed.
     pub fn reached(self, found: &Measured) -> f64 {
         match self {
             Goal::Share(least) => found.share().unwrap_or(0.0) / least,
@@ -108,7 +108,7 @@ impl Goal {
         }
     }
 
-    /// The goal, and what a row reaches in the same unit.
+    /// The goal, and the measured figure in the same unit.
     pub fn in_words(self, found: &Measured) -> [String; 2] {
         match self {
             Goal::Share(least) => [

@@ -1,13 +1,13 @@
-//! The kernels on a GPU: milliseconds, bytes per second, the share of a yardstick's in the same run and of the data
-//! sheet's.
+//! Times the kernels on a GPU: milliseconds, bytes per second, and shares of the bandwidth of a yardstick in the same run
+//! and of the data sheet.
 //!
 //! ```text
 //! cargo bench --bench gpu -- [--quick] [--op NAME] [--dtype NAME] [--json FILE]
 //! cargo bench --bench gpu -- profile "xielu plain forward bf16"        # plain launches, for ncu
 //! ```
 //!
-//! Without a GPU it says so and ends with exit status 0, or 1 if `XACT_REQUIRE_GPU=1`: an emulated device has no
-//! speed. `--smoke` runs every row once at a tiny size on any device and times nothing.
+//! Without a GPU it prints that, and ends with exit status 0, or 1 if `XACT_REQUIRE_GPU=1`, because an emulated device has
+//! no speed. `--smoke` runs every row once at a tiny size on any device and times nothing.
 
 mod clocks;
 mod compare;
@@ -36,10 +36,10 @@ use xact::{Device, activation, loss};
 use xact_dev::choose::{Choice, Gpu, gpu_required, open};
 use xact_dev::{files, progress};
 
-/// How often the results are written while rows are measured.
+/// The interval at which the results are written during the measurements.
 const WRITTEN_EVERY: Duration = Duration::from_secs(2);
 
-/// Time the kernels on a GPU beside copies of as many bytes, and what goes with it on a machine that has one
+/// Time the kernels on a GPU beside copies of the same number of bytes, and further commands for a machine with a GPU
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -47,44 +47,44 @@ struct Arguments {
     job: Option<Job>,
     #[command(flatten)]
     measure: Measure,
-    /// What cargo passes on
+    /// Passed by cargo
     #[arg(long, hide = true, global = true)]
     bench: bool,
 }
 
 #[derive(Args)]
 struct Measure {
-    /// Only this op
+    /// Time only this op
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new([activation::NAMES, loss::NAMES].concat()))]
     op: Option<String>,
-    /// Only this element type
+    /// Time only this element type
     #[arg(long, value_parser = ["f32", "f16", "bf16", "i32", "i64"])]
     dtype: Option<String>,
-    /// Only a few rows
+    /// Time only a few rows
     #[arg(long)]
     quick: bool,
-    /// Only the rows that peers run too
+    /// Time only the rows that peers run too
     #[arg(long)]
     peers: bool,
-    /// Only the six rows that stand for all
+    /// Time only the six representative rows
     #[arg(long)]
     representative: bool,
-    /// Only the rows on which choices of a launch are tried
+    /// Time only the rows for trying the choices of a launch
     #[arg(long)]
     choices: bool,
-    /// Launch as many blocks as the device holds at once, not one for each piece of work
+    /// Launch as many blocks as can be resident on the device, not one for each piece of work
     #[arg(long)]
     resident: bool,
-    /// Spread the rows of logits that clusters share over at least so many blocks, not over as few as hold them
+    /// Use at least this number of blocks for each row of logits that a cluster shares, not as few as the row fits into
     #[arg(long, value_name = "BLOCKS")]
     cluster: Option<NonZeroU32>,
-    /// Samples of each row, but for the many of the grid
+    /// The number of samples of each row; rows that only complete the grid have fewer
     #[arg(long, default_value_t = 11)]
     samples: usize,
-    /// Begin no further row after so many seconds
+    /// Start no further row after this number of seconds
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Write the results here too
+    /// Also write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Print the rows as JSON and run nothing
@@ -97,44 +97,44 @@ struct Measure {
 
 #[derive(Subcommand)]
 enum Job {
-    /// Load every kernel, and say how long that takes and what was loaded
+    /// Load every kernel, and print the time that takes and what was loaded
     Load {
-        /// The PTX, even where machine code is embedded
+        /// Load the PTX, even if machine code is embedded
         #[arg(long)]
         ptx: bool,
     },
-    /// Launch one row plainly, without a graph and a few times, for a profiler such as ncu
+    /// Launch one row a few times without a graph, for a profiler such as ncu
     Profile {
-        /// Its name, or how it begins: of several the first of `--list`
+        /// The name of the row, or its beginning; the first match in `--list` is used
         row: String,
-        /// At a tiny size, on any device
+        /// Use a tiny size, on any device
         #[arg(long)]
         smoke: bool,
     },
-    /// Run every kernel entry on one device and write what it computes
+    /// Run every kernel entry on one device, and write its results
     Dump {
-        /// A safetensors file
+        /// The safetensors file to write
         file: PathBuf,
-        /// Few of the inputs, for slow observers such as compute-sanitizer
+        /// Use few of the inputs, for slow tools such as compute-sanitizer
         #[arg(long)]
         small: bool,
-        /// Only calls whose name, op/type/direction/parameters, begins like this
+        /// Run only calls whose name, op/type/direction/parameters, starts with this
         #[arg(long, value_name = "NAME", default_value = "")]
         only: String,
     },
-    /// Compare what two devices computed: bit for bit, or within the bounds of approximate instructions
+    /// Compare the results of two devices: bit for bit, or within the bounds of approximate instructions
     Compare {
-        /// What the emulator wrote
+        /// The file of the emulator
         emulated: PathBuf,
-        /// What the other device wrote
+        /// The file of the other device
         device: PathBuf,
-        /// Write the rows here
+        /// Write the rows to this file
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Join the results of a run of the GPU bundle into one page, a report, JSON and plots
+    /// Combine the results of a run of the GPU bundle into a page, a report, JSON and plots
     Report {
-        /// The folder of the run's parts
+        /// The folder with the parts of the run
         parts: PathBuf,
         /// The folder to write to
         out: PathBuf,
@@ -196,7 +196,7 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    // Everything runs on one stream, and waits on events from outside would break the captures.
+    // All work is on one stream, and waits on events from outside would break the captures.
     no_event_tracking(&gpu);
     if arguments.smoke {
         return smoke(&gpu, rows);
@@ -207,7 +207,7 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
     }
     let machine = Machine::of(&gpu)?;
     let mut bench = Bench::new(&gpu, &machine, arguments.samples, measure::YARDSTICK_BYTES)?;
-    // Not before: what the device does until here is no clock of a row.
+    // The clock sampler starts here, because the earlier work of the device does not belong to a row.
     let sampler = Sampler::of(&gpu)?;
     let (free, _) = gpu.device.context().mem_get_info()?;
     let plan = |row| measure::seconds(row, &machine, free as u64, arguments.samples);
@@ -239,7 +239,7 @@ fn run(arguments: &Measure) -> Result<ExitCode> {
         };
         speed.without.extend(why_not.map(|why| (row.name(), why)));
         speed.clocks = sampler.as_ref().and_then(Sampler::so_far);
-        // Now and then, in case that the process is ended, and at the end.
+        // The results are written from time to time, because the process may be killed, and at the end.
         if let Some(path) = &arguments.json
             && (i + 1 == rows.len() || written.elapsed() > WRITTEN_EVERY)
         {
@@ -260,7 +260,7 @@ fn load(ptx: bool) -> Result<ExitCode> {
     let begin = Instant::now();
     let gpu = Choice::from_env().and_then(open)?;
     let device = if ptx {
-        // A context that has loaded nothing.
+        // A new context, which has loaded nothing.
         let kernels = Kernels {
             images: cuda::images(),
             cubins: &[],
@@ -272,7 +272,7 @@ fn load(ptx: bool) -> Result<ExitCode> {
     let opened = begin.elapsed();
     device.preload()?;
     let loaded = device.loaded_images();
-    // The emulator takes PTX alone.
+    // The emulator loads only PTX.
     if !ptx && !gpu.emulated {
         let machine_code = loaded.iter().filter(|name| name.ends_with(".cubin"));
         print!(

@@ -1,8 +1,8 @@
-//! How a row is timed.
+//! Times a row.
 //!
-//! The calls of a sample are a CUDA graph, so that the host's part is not in the figure, and take turns on
-//! buffers that together exceed the L2 cache twice, so that none finds its input there. Every sample is beside
-//! one of a yardstick of as many bytes, in turn, so that the clocks of the moment meet both; of each the median counts.
+//! The calls of a sample are a CUDA graph, so the host's time is not measured. The calls take turns on buffers that
+//! together exceed twice the L2 cache, so no call finds its input there. Samples alternate with those of a yardstick with
+//! the same number of bytes, so the current clocks affect both. The median of each counts.
 
 use serde::{Deserialize, Serialize};
 use xact::cudarc::driver::CudaGraph;
@@ -17,47 +17,48 @@ use crate::rows::Row;
 use crate::work::{self, Result, Tiles, Work};
 use crate::yardsticks::{VECTOR, Yardstick, Yardsticks};
 
-/// Fewest turns, so that a cache with another policy than LRU does not help either.
+/// The minimum number of turns, for caches with another policy than LRU.
 const TURNS: u64 = 3;
-/// What a sample of calls takes at least, in milliseconds: hundreds of times what an event resolves.
+/// The minimum duration of a sample in milliseconds: hundreds of times the resolution of an event.
 const SAMPLE_MS: f64 = 4.0;
-/// The most calls of a graph.
+/// The maximum number of calls in a graph.
 const CALLS: f64 = 2000.0;
-/// Bytes of each of the yardsticks' two buffers: several times any L2 cache.
+/// The size in bytes of each of the yardsticks' two buffers: several times any L2 cache.
 pub const YARDSTICK_BYTES: u64 = 1 << 30;
-/// The part of a buffer that is copied before each sample, during which the host launches its graph: a tenth of a
-/// millisecond at least, at twice the bytes and the 4.8 TB/s of an H200.
+/// The part of a buffer that is copied before each sample, while the host launches its graph. It takes at least a tenth of
+/// a millisecond, for twice the bytes at the 4.8 TB/s of an H200.
 const LEAD: u64 = 4;
-/// Milliseconds that memory needs for a row below which its launches decide: a call has one to five, each with some
-/// microseconds of its own, and a share of a yardstick would say nothing of the kernel.
+/// If memory needs fewer milliseconds than this for a row, the launches dominate: a call has one to five, of some
+/// microseconds each, and the share of a yardstick would not describe the kernel.
 const LAUNCHES_MS: f64 = 0.01;
-/// Samples of each copy by which the fastest is found.
+/// The number of samples of each copy to find the fastest.
 const TRIALS: usize = 2;
-/// Random numbers that fill buffers again and again: a prime, so that no two turns and no two rows hold the same.
+/// The number of random numbers, which fill buffers repeatedly. It is prime, so that no two turns and no two rows are
+/// equal.
 const TILE: usize = 4_194_301;
-/// The part of the free memory that a row may take.
+/// The maximum share of the free memory for a row.
 const MEMORY: f64 = 0.9;
-/// The most samples of a row that is there only to complete the grid.
+/// The maximum number of samples of a row that only completes the grid.
 const GRID_SAMPLES: usize = 5;
 
-/// What a device is, where that decides how fast it can be.
+/// The properties of a device that affect its speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub device: String,
     pub l2_bytes: u64,
     pub sms: u64,
-    /// The highest clock of the multiprocessors.
+    /// The maximum clock of the multiprocessors.
     pub most_mhz: f64,
     pub memory: Memory,
 }
 
-/// What the device's memory is to move, in GB/s.
+/// The nominal bandwidth of the device's memory, in GB/s.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Memory {
-    /// By the data sheet.
+    /// From the data sheet.
     Sheet(f64),
-    /// By memory clock and bus width, two transfers a clock, where no data sheet is known: some per cent more than those
-    /// say.
+    /// From the memory clock and the bus width, with two transfers per clock, if there is no data sheet: some per cent more
+    /// than in a data sheet.
     ClockAndBus(f64),
 }
 
@@ -68,7 +69,7 @@ impl Memory {
         }
     }
 
-    /// Whose figure it is.
+    /// The source of the figure.
     pub fn source(self) -> &'static str {
         match self {
             Memory::Sheet(_) => "data sheet",
@@ -99,30 +100,30 @@ impl Machine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     pub machine: Machine,
-    /// `None` where nothing samples them.
+    /// The sampler of the clock; `None` if there is none.
     pub clocks: Option<Clocks>,
-    /// Each, and the GB/s that it moves.
+    /// The yardsticks, each with its GB/s.
     pub yardsticks: Vec<(Yardstick, f64)>,
     pub rows: Vec<Measured>,
-    /// Names of rows that have no figure, and why.
+    /// The names of the rows without a figure, each with the reason.
     pub without: Vec<(String, String)>,
 }
 
-/// What was found of a row.
+/// The measurement of a row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     #[serde(flatten)]
     pub row: Row,
     pub name: String,
-    /// Milliseconds of a call: median, least, most of the samples.
+    /// Milliseconds of a call: median, minimum and maximum of the samples.
     pub ms: f64,
     pub ms_min: f64,
     pub ms_max: f64,
-    /// What it is held against, and the milliseconds in which that moves as many bytes.
+    /// The yardstick, and the milliseconds in which it moves the same number of bytes.
     pub yardstick: Yardstick,
     pub yardstick_ms: f64,
     pub samples: usize,
-    /// Calls of a sample, and buffers on which they take turns.
+    /// The number of calls of a sample, and of buffers on which they take turns.
     pub calls: usize,
     pub turns: usize,
 }
@@ -132,17 +133,17 @@ impl Measured {
         self.row.bytes as f64 / self.ms / 1e6
     }
 
-    /// How near it is to its yardstick's speed; nothing of a row that moves no bytes.
+    /// The speed as a share of the yardstick's; `None` for a row that moves no bytes.
     pub fn share(&self) -> Option<f64> {
         (self.row.bytes > 0).then(|| self.yardstick_ms / self.ms)
     }
 
-    /// Whether its launches take longer than its bytes.
+    /// Whether the launches take longer than the bytes.
     pub fn is_bound_by_launches(&self) -> bool {
         self.yardstick_ms < LAUNCHES_MS
     }
 
-    /// The time of a call: in µs where launches decide.
+    /// The time of a call as text; in µs if launches dominate.
     pub fn time(&self) -> String {
         if self.is_bound_by_launches() {
             format!("{:.2} µs", 1e3 * self.ms)
@@ -151,7 +152,7 @@ impl Measured {
         }
     }
 
-    /// The share for a table.
+    /// The share as text for a table.
     pub fn share_in_words(&self) -> String {
         match self.share() {
             _ if self.is_bound_by_launches() => "by launches".to_owned(),
@@ -161,10 +162,10 @@ impl Measured {
     }
 }
 
-/// Turns of a row on a device with so much cache and free memory; `None` if it does not fit.
+/// The number of turns of a row on a device with this cache and free memory; `None` if it does not fit.
 fn turns(row: &Row, l2_bytes: u64, free: u64) -> Option<u64> {
     let turn = work::memory(row);
-    // What a call brings into the cache; one that masks every row, nothing.
+    // The bytes that a call brings into the cache; 0 if every row is masked.
     let touched = if row.bytes == 0 {
         turn
     } else {
@@ -173,12 +174,12 @@ fn turns(row: &Row, l2_bytes: u64, free: u64) -> Option<u64> {
     let wanted = (2 * l2_bytes).div_ceil(touched).max(TURNS);
     let fit = (free as f64 * MEMORY / turn as f64) as u64;
     let turns = wanted.min(fit).min(CALLS as u64);
-    // A turn may be alone if it throws all of itself out of the cache.
+    // One turn is enough if it evicts its own data from the cache.
     let enough = turns == wanted || turns * touched >= 2 * l2_bytes;
     (turns > 0 && enough).then_some(turns)
 }
 
-/// Samples of a row where so many are asked for.
+/// The number of samples of a row, if this number is requested.
 fn samples(row: &Row, asked: usize) -> usize {
     if row.completes_the_grid() {
         asked.min(GRID_SAMPLES)
@@ -187,8 +188,8 @@ fn samples(row: &Row, asked: usize) -> usize {
     }
 }
 
-/// What a row may take, in seconds: for the plan of a run, and for no result. A device that moves 2 TB/s is assumed,
-/// half of what an H200 does, and a tenth of a second for buffers and graphs.
+/// The expected seconds of a row, which are only for the plan of a run. They assume a device that moves 2 TB/s, half of an
+/// H200, and a tenth of a second for buffers and graphs.
 pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
     const BYTES_PER_S: f64 = 2e12;
     const APART: f64 = 0.1;
@@ -199,7 +200,7 @@ pub fn seconds(row: &Row, machine: &Machine, free: u64, asked: usize) -> f64 {
     let filled = turns * work::memory(row) as f64 / BYTES_PER_S;
     let calls = turns * row.bytes as f64 / BYTES_PER_S;
     let (sample, restored) = match row.direction.as_str() {
-        // Once a turn, and before each the logits are put back.
+        // One call per turn; before each, the logits are restored.
         "fused" => (calls, filled),
         _ => (calls.max(SAMPLE_MS / 1e3), 0.0),
     };
@@ -222,7 +223,7 @@ pub struct Bench<'a> {
     yardsticks: Yardsticks<'a>,
 }
 
-/// What is timed between two events.
+/// The work that is timed between two events.
 enum Queued<'a> {
     Graph(CudaGraph),
     /// Calls that the host makes one by one.
@@ -233,7 +234,7 @@ enum Queued<'a> {
 struct Beside<'a> {
     yardstick: Yardstick,
     queued: Queued<'a>,
-    /// What a millisecond of it is of one that moves the bytes that were asked for.
+    /// The ratio of the bytes that were asked for to those that the sample moves, by which its time is scaled.
     per_ms: f64,
 }
 
@@ -253,7 +254,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// GB/s of every yardstick on whole buffers: medians of samples in turn.
+    /// The GB/s of every yardstick on whole buffers: medians of alternating samples.
     pub fn yardsticks(&self) -> Result<Vec<(Yardstick, f64)>> {
         let whole = |which: Yardstick| which.passes() * self.yardsticks.bytes();
         let timed = |which| {
@@ -277,7 +278,7 @@ impl<'a> Bench<'a> {
         Ok(all.iter().zip(&mut found).map(speed).collect())
     }
 
-    /// `None` if the device's memory does not hold what the row needs.
+    /// `None` if the row does not fit into the device's memory.
     pub fn measure(&mut self, row: &Row) -> Result<Option<Measured>> {
         self.gpu.stream.synchronize()?;
         let (free, _) = self.gpu.device.context().mem_get_info()?;
@@ -291,7 +292,7 @@ impl<'a> Bench<'a> {
         self.elapsed(&all)?;
         restore(&work)?;
         let once = self.elapsed(&all)? / f64::from(work.turns as u32);
-        // What must be restored can be called once a turn.
+        // A row whose inputs must be restored is called once per turn.
         let rounds = match work.restore {
             Some(_) => 1.0,
             None => (SAMPLE_MS.min(once * CALLS) / (once * work.turns as f64))
@@ -323,8 +324,8 @@ impl<'a> Bench<'a> {
         }))
     }
 
-    /// Milliseconds of what is queued. An idle device would pass the first event at once, and the time in which the
-    /// host launches a graph, which grows with its nodes, would count.
+    /// The milliseconds of the queued work. On an idle device, the first event would complete at once, and the time in
+    /// which the host launches a graph, which grows with its nodes, would count.
     fn elapsed(&self, queued: &Queued<'_>) -> Result<f64> {
         let Gpu { device, stream, .. } = self.gpu;
         let event = || {
@@ -346,7 +347,7 @@ impl<'a> Bench<'a> {
         Ok(f64::from(start.elapsed_ms(&end)?))
     }
 
-    /// The fastest of some yardsticks at so many bytes.
+    /// The fastest of some yardsticks for this number of bytes.
     fn fastest(&self, of: &[Yardstick], bytes: u64, once: f64) -> Result<Beside<'_>> {
         let mut fastest = None;
         for &which in of {
@@ -362,8 +363,8 @@ impl<'a> Bench<'a> {
         Ok(fastest.ok_or("no yardstick")?.1)
     }
 
-    /// A yardstick that moves `bytes` bytes, as often as it takes to fill a sample's time if a call of the row takes
-    /// `once` milliseconds.
+    /// A yardstick that moves `bytes` bytes, repeated to fill a sample, given that a call of the row takes `once`
+    /// milliseconds.
     fn beside(&self, which: Yardstick, bytes: u64, once: f64) -> Result<Beside<'_>> {
         let buffer = self.yardsticks.bytes();
         let part = (bytes / which.passes())
@@ -412,19 +413,19 @@ pub fn graph(gpu: &Gpu, count: usize, call: impl Fn(usize) -> Result<()>) -> Res
     Ok(graph?.ok_or("nothing was queued")?)
 }
 
-/// The one in the middle; sorts.
+/// The median; sorts the values.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     f64::midpoint(values[(n - 1) / 2], values[n / 2])
 }
 
-/// Runs the yardsticks at a tiny size; times nothing.
+/// Runs the yardsticks at a tiny size, without timing.
 pub fn smoke_yardsticks(gpu: &Gpu) -> Result<()> {
     Yardsticks::new(gpu, &mut Tiles::new(gpu, 1021), 1 << 16)?.check()
 }
 
-/// Launches a row once on the buffers of each turn, by plain launches that a profiler sees one by one.
+/// Launches a row once on the buffers of each turn, without a graph, so that a profiler sees each launch.
 pub fn profile(gpu: &Gpu, row: &Row) -> Result<()> {
     let mut tiles = Tiles::new(gpu, TILE.min((row.rows * row.cols) as usize));
     let work = work::prepare(gpu, &mut tiles, row, TURNS as usize)?;
@@ -435,7 +436,7 @@ pub fn profile(gpu: &Gpu, row: &Row) -> Result<()> {
     Ok(())
 }
 
-/// Runs a row once at a tiny size, and says if it wrote its output; times nothing.
+/// Runs a row once at a tiny size without timing, and returns whether it wrote its output.
 pub fn smoke(gpu: &Gpu, row: &Row) -> Result<bool> {
     let mut tiles = Tiles::new(gpu, 1021);
     let work = work::prepare(gpu, &mut tiles, row, TURNS as usize)?;

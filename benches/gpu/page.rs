@@ -1,4 +1,4 @@
-//! One page of a run of the GPU bundle, to be read in a minute: whether it is right, how fast, and what to do next.
+//! A page about a run of the GPU bundle that can be read in a minute: correctness, speed, and the next steps.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -10,12 +10,13 @@ use crate::devices::Goal;
 use crate::measure::{Measured, Speed};
 use crate::report::{self, PRESENT, Parts, PeerRow, verdict};
 
-/// The most lines of a list.
+/// The maximum number of lines of a list.
 const LINES: usize = 6;
-/// By how much a copy is slower than the fastest, or a geometry faster than the present one, before the page says so.
+/// The page reports a copy that is slower than the fastest by this factor, or a geometry that is faster than the present
+/// one by it.
 const WORTH: f64 = 0.02;
 
-/// The page.
+/// The text of the page.
 pub fn of(parts: &Parts) -> String {
     let mut text = format!(
         "# A run of the GPU bundle\n\n```text\n{}\n```\n",
@@ -53,7 +54,7 @@ pub fn of(parts: &Parts) -> String {
     text
 }
 
-/// What failed and what was not run, and the notes of what passed where they are results.
+/// The failures, the steps that were not run, and the notes of passed steps that are results.
 fn steps(parts: &Parts, text: &mut String) {
     let of = |outcome: &str| -> Vec<_> {
         let steps = parts.steps.iter();
@@ -74,7 +75,7 @@ fn steps(parts: &Parts, text: &mut String) {
         let _ = writeln!(text, "- unreadable: {file}");
     }
     for step in of("passed") {
-        // They say how long or how much, and nothing else here does.
+        // Their notes are times or sizes, which are not elsewhere on the page.
         if ["load", "ncu", "python"]
             .iter()
             .any(|part| step.name.starts_with(part))
@@ -102,7 +103,7 @@ fn goals(speed: &Speed, text: &mut String) {
     missed.sort_by(farthest_first);
     let heads = ["row", "goal", "measured", "verdict"];
     let mut table = table(&heads, &heads[2..3]);
-    // Those of a row of its own are shown, met or not.
+    // Goals of a single row are always shown.
     let own = met
         .iter()
         .filter(|(_, goal)| !matches!(goal, Goal::Share(_)));
@@ -141,7 +142,7 @@ fn representative(speed: &Speed, text: &mut String) {
     let _ = write!(text, "\n{table}\n");
 }
 
-/// Of every row the peer that is nearest to ours or ahead of it.
+/// For every row, the peer that is closest to ours or ahead of it.
 fn nearest(parts: &Parts) -> Vec<(f64, PeerRow)> {
     let mut nearest: BTreeMap<String, (f64, PeerRow)> = BTreeMap::new();
     for row in parts.peer_rows() {
@@ -178,7 +179,7 @@ fn fastest_peers(parts: &Parts, text: &mut String) {
     let _ = writeln!(text, "{table}");
 }
 
-/// What to look at next, the most urgent first.
+/// The next steps, the most urgent first.
 fn next(parts: &Parts) -> Vec<String> {
     let mut next = Vec::new();
     if parts.steps.iter().any(|step| step.outcome == "FAILED") {
@@ -239,7 +240,7 @@ fn next(parts: &Parts) -> Vec<String> {
     next
 }
 
-/// Rows that are faster otherwise than as they are.
+/// The rows that are faster with other choices.
 fn better(tried: &BTreeMap<String, Speed>, kind: &str, home: &str) -> Vec<String> {
     let Some(present) = tried.get(PRESENT) else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! The results of a run of the GPU bundle, joined: Markdown for people, JSON for machines, plots.
+//! The combined results of a run of the GPU bundle: Markdown, JSON and plots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ use crate::work::Result;
 /// A file that `benches/peers/torch_gpu.py` wrote.
 #[derive(Debug, Deserialize)]
 pub struct Peers {
-    /// Of torch, triton and what else was found; `null` for what was not.
+    /// The versions of torch, triton and other packages; `null` for missing ones.
     pub versions: BTreeMap<String, Option<String>>,
     pub rows: Vec<Peer>,
 }
@@ -34,7 +34,7 @@ pub struct Peer {
     /// [`Row::name`](crate::rows::Row::name).
     pub name: String,
     pub peer: String,
-    /// `null` if it failed.
+    /// `null` if the peer failed.
     pub ms: Option<f64>,
     pub error: Option<String>,
 }
@@ -46,11 +46,11 @@ pub struct Step {
     /// `passed`, `FAILED` or `not run`.
     pub outcome: String,
     pub seconds: u64,
-    /// Why, or what it counted.
+    /// The reason, or the numbers that the step counted.
     pub note: String,
 }
 
-/// `gpu report`: what `run.sh` left in `parts`, written to `out`.
+/// The command `gpu report`: reads the results of `run.sh` in `parts`, and writes to `out`.
 pub fn write(parts: &Path, out: &Path) -> Result<ExitCode> {
     let parts = Parts::read(parts)?;
     fs::create_dir_all(out)?;
@@ -70,35 +70,35 @@ pub fn write(parts: &Path, out: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything that a run left.
+/// All results of a run.
 #[derive(Default)]
 pub struct Parts {
     pub steps: Vec<Step>,
-    /// What the machine says of itself.
+    /// The description of the machine.
     pub machine: String,
-    /// Its clocks and power, by nvidia-smi.
+    /// The clocks and power, from nvidia-smi.
     pub facts: String,
-    /// What ncu said of the profiled rows.
+    /// The output of ncu for the profiled rows.
     pub profiles: String,
     pub speed: Option<Speed>,
     pub comparison: Option<Comparison>,
-    /// Ours before and after the peers.
+    /// Our measurements before and after the peers.
     pub ours: Vec<Speed>,
     pub peers: Option<Peers>,
-    /// By the name of the geometry, [`PRESENT`] among them.
+    /// By the name of the geometry, including [`PRESENT`].
     pub tuning: BTreeMap<String, Speed>,
-    /// By what launches chose, [`PRESENT`] among them.
+    /// By the choices of the launches, including [`PRESENT`].
     pub choices: BTreeMap<String, Speed>,
-    /// Files that cannot be read, and why.
+    /// The files that cannot be read, with the reasons.
     pub unreadable: Vec<String>,
 }
 
-/// The most characters of a note: a test may print megabytes in a line.
+/// The maximum number of characters of a note; a test may print a line of megabytes.
 const NOTE: usize = 200;
 
 impl Parts {
-    /// Reads a folder; what a step that did not run would have left is missing. A file that was cut off costs no more
-    /// than itself, for the others took minutes of a device.
+    /// Reads a folder. The results of a step that did not run are missing. A file that was cut off is skipped, so that the
+    /// other results are kept.
     pub fn read(folder: &Path) -> Result<Parts> {
         let mut parts = Parts::default();
         let mut names: Vec<_> = fs::read_dir(folder)?
@@ -117,7 +117,7 @@ impl Parts {
     }
 
     fn read_file(&mut self, path: &Path, name: &str) -> Result<()> {
-        // Programs end in the middle of a character too.
+        // The output of a program may end within a character.
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
         let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
         match (stem, extension) {
@@ -153,7 +153,7 @@ impl Parts {
         Ok(())
     }
 
-    /// The steps, and what they come to.
+    /// The table of the steps, and the totals.
     fn verdict(&self) -> String {
         let mut table = table(&["step", "outcome", "s", "note"], &["s"]);
         for step in &self.steps {
@@ -220,7 +220,7 @@ impl Parts {
         text
     }
 
-    /// Everything as JSON.
+    /// All results as JSON.
     pub fn json(&self) -> Value {
         json!({
             "steps": self.steps,
@@ -235,7 +235,7 @@ impl Parts {
         })
     }
 
-    /// A line for each of our rows and each peer that runs it; of ours the median.
+    /// A line for each of our rows and each peer that runs it, with the median of our measurements.
     pub fn peer_rows(&self) -> Vec<PeerRow> {
         let middle = |mut values: Vec<f64>| (!values.is_empty()).then(|| median(&mut values));
         let rows = self.peers.iter().flat_map(|peers| &peers.rows);
@@ -292,10 +292,10 @@ impl Parts {
     }
 }
 
-/// What is there to compare with.
+/// The runs to compare with.
 pub const PRESENT: &str = "present";
 
-/// The share of the yardstick of every row, as it is and with other numbers.
+/// The share of the yardstick of every row, in the present and in the other runs.
 fn tried_in_words(tried: &BTreeMap<String, Speed>, names: &str) -> String {
     let keys: Vec<_> = tried.keys().map(String::as_str).collect();
     let heads = [&["row"][..], &keys, &["best"]].concat();
@@ -325,7 +325,7 @@ fn tried_in_words(tried: &BTreeMap<String, Speed>, names: &str) -> String {
     )
 }
 
-/// One of our rows beside one peer.
+/// One of our rows and a peer's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PeerRow {
     pub row: String,
@@ -333,12 +333,12 @@ pub struct PeerRow {
     pub ms: Option<f64>,
     pub yardstick_ms: Option<f64>,
     pub peer_ms: Option<f64>,
-    /// Why the peer has no time.
+    /// The reason why the peer has no time.
     pub error: Option<String>,
 }
 
 impl PeerRow {
-    /// How many times as fast ours is.
+    /// The peer's time divided by ours.
     pub fn ratio(&self) -> Option<f64> {
         Some(self.peer_ms? / self.ms?)
     }
@@ -355,7 +355,7 @@ fn step(line: &str) -> Result<Step> {
     })
 }
 
-/// What a run of the bench found.
+/// The tables of a run of the bench.
 pub fn speed_in_words(speed: &Speed) -> String {
     let machine = &speed.machine;
     let mut text = format!(
@@ -394,7 +394,7 @@ pub fn speed_in_words(speed: &Speed) -> String {
     text
 }
 
-/// Of a goal.
+/// The state of a goal.
 pub fn verdict(is_met: bool) -> &'static str {
     if is_met { "met" } else { "MISSED" }
 }
@@ -432,7 +432,7 @@ pub fn clocks_in_words(speed: &Speed) -> String {
     }
 }
 
-/// The tables of speeds: what is in the grid alone is there as the share of a yardstick.
+/// The tables of speeds. Rows that are only in the grid have only the share of a yardstick.
 pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
     let alone = |found: &&Measured| found.row.completes_the_grid();
     let mut text = format!(
@@ -463,7 +463,8 @@ pub fn speeds(machine: &Machine, rows: &[Measured]) -> String {
     text
 }
 
-/// The share of the yardstick, or the time if launches decide, by the number of rows, downwards, and of columns.
+/// The share of the yardstick, or the time if launches dominate, with the number of rows downwards and of columns to the
+/// right.
 fn grid(rows: &[&Measured]) -> comfy_table::Table {
     let counts: BTreeSet<_> = rows.iter().map(|found| found.row.rows).collect();
     let columns: BTreeSet<_> = rows.iter().map(|found| found.row.cols).collect();
@@ -537,7 +538,7 @@ fn speed_table<'a>(
     table
 }
 
-/// Bars of the quick rows: what share of its yardstick's speed each has.
+/// A bar chart of the quick rows: the share of each yardstick's speed.
 fn shares(speed: &Speed) -> String {
     let rows = speed.rows.iter();
     let rows = rows.filter(|found| found.row.quick && !found.is_bound_by_launches());
@@ -564,8 +565,8 @@ fn shares(speed: &Speed) -> String {
     )
 }
 
-/// Instructions per byte of the main loops, by entry: of `cargo xtask sass`, for sm_90. What has two loops is left out:
-/// its figures there are of the first.
+/// Instructions per byte of the main loops by entry, from `cargo xtask sass` for sm_90. Entries with two loops are left
+/// out, because their figures are only for the first.
 fn instructions_per_byte() -> Result<BTreeMap<String, f64>> {
     let golden = include_str!("../../tests/golden/sass.md");
     let mut lines = golden
@@ -596,7 +597,7 @@ fn instructions_per_byte() -> Result<BTreeMap<String, f64>> {
     Ok(found)
 }
 
-/// The entry of a row's main loop.
+/// The entry with a row's main loop.
 fn entry(found: &Measured) -> String {
     let row = &found.row;
     let task = match (row.op.as_str(), row.direction.as_str(), row.form.as_str()) {
@@ -608,9 +609,9 @@ fn entry(found: &Measured) -> String {
     format!("{}_{task}_{}", row.op, row.dtype)
 }
 
-/// What memory and the issue of instructions allow, and where the quick rows are.
+/// The limits of memory and of instruction issue, and the quick rows.
 fn roofline(speed: &Speed) -> Result<String> {
-    /// Instructions that an SM of compute capability 8.0 and 9.0 issues in a clock, counted by thread.
+    /// The instructions that an SM of compute capability 8.0 and 9.0 issues per clock, counted per thread.
     const LANES: f64 = 128.0;
     let per_byte = instructions_per_byte()?;
     let machine = &speed.machine;
@@ -643,7 +644,7 @@ fn roofline(speed: &Speed) -> Result<String> {
     let panel = |op: &str| {
         let rows = speed.rows.iter();
         let rows = rows.filter(|found| found.row.quick && found.row.op == op);
-        // Of several shapes, the first.
+        // If there are several shapes, the first.
         let mut points = BTreeMap::new();
         for found in rows {
             let entry = entry(found);
@@ -670,7 +671,7 @@ fn roofline(speed: &Speed) -> Result<String> {
             ),
         }
     };
-    // The listing has the loop of a variant; with others a point would be elsewhere than it is.
+    // The listing has the loop of one variant; a point for another variant would be wrong.
     let quick = speed.rows.iter().filter(|found| found.row.quick);
     let left_out: BTreeSet<&str> = quick
         .filter(|found| !per_byte.contains_key(&entry(found)))

@@ -1,4 +1,4 @@
-//! What is measured. The only home of the shapes: peers take them from `--list`.
+//! The rows that are measured. Shapes are only defined here; peers read them with `--list`.
 
 use std::num::NonZeroU32;
 
@@ -14,44 +14,44 @@ use xact_dev::strategy;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub op: String,
-    /// `plain`, `gated1` or `gated2`, or `compat`, the clamped formula of xIELU; the strategy of a mask; of a cross-entropy
-    /// `plain`, or `goldfish` if it decides itself which rows are dropped.
+    /// For activations `plain`, `gated1`, `gated2`, or `compat`, the clamped formula of xIELU. For a mask, the strategy.
+    /// For cross-entropy `plain`, or `goldfish` if the loss itself decides which rows are dropped.
     pub form: String,
-    /// `forward`, `backward`, `backward+y` (which gives the output again), `fused` (cross-entropy with its gradient in
-    /// place) or `mask`.
+    /// `forward`, `backward`, `backward+y` (which also writes the output again), `fused` (cross-entropy with its gradient
+    /// in place) or `mask`.
     pub direction: String,
-    /// Of the tensors; of a mask, that of the ids.
+    /// The type of the tensors; for a mask, of the ids.
     pub dtype: String,
     pub rows: u64,
     pub cols: u64,
-    /// Standard deviation of the inputs.
+    /// The standard deviation of the inputs.
     pub scale: f64,
-    /// Per cent of the rows that are masked.
+    /// The percentage of rows that are masked.
     pub masked: u64,
-    /// Each input once, each output once; what is one number a row or less is left out.
+    /// The bytes to move: each input once and each output once, without tensors of at most one number per row.
     pub bytes: u64,
-    /// Of the grid of row counts and vocabularies.
+    /// Whether the row only completes the grid of row counts and vocabularies.
     pub grid: bool,
-    /// Among the few rows of `--quick`.
+    /// Whether the row is among the few rows of `--quick`.
     pub quick: bool,
-    /// Whether peers run it too.
+    /// Whether peers run the row too.
     pub peers: bool,
-    /// Of the six that stand for all: of one, two and three inputs, and of logits, in both directions. Each compiler
-    /// and each geometry takes seconds for a row, and has no more.
+    /// Whether the row is one of the six representatives: with one, two and three inputs, and with logits, in both
+    /// directions. For peers with a compiler and for each geometry, a row takes seconds, so they run only these.
     pub representative: bool,
-    /// Of those on which choices of a launch are tried: what a cluster shares, in four blocks and in eight, and a
+    /// Whether choices of a launch are tried on the row: rows that a cluster of four or of eight blocks shares, and a
     /// backward.
     pub choices: bool,
-    /// What its launches choose; not part of its name.
+    /// The choices of its launches; not part of its name.
     pub chosen: Chosen,
 }
 
-/// What a launch may choose.
+/// The choices of a launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chosen {
-    /// As many blocks as the device holds at once, which take the work by turns.
+    /// As many blocks as can be resident on the device, which take the work in turns.
     pub resident: bool,
-    /// At least so many blocks of a cluster; `None` for as few as a row of logits fits into.
+    /// The minimum number of blocks of a cluster; `None` for as few as a row of logits fits into.
     pub cluster: Option<NonZeroU32>,
 }
 
@@ -66,7 +66,7 @@ impl Chosen {
 }
 
 impl Row {
-    /// Its name, one of its own in every list.
+    /// The name, which is unique in every list.
     pub fn name(&self) -> String {
         let Row {
             op,
@@ -82,24 +82,24 @@ impl Row {
         format!("{op} {form} {direction} {dtype} {rows}x{cols} scale {scale} masked {masked}%")
     }
 
-    /// Rows whose logits are masked: a fixed share, spread evenly.
+    /// The number of rows whose logits are masked: a fixed share, spread evenly.
     pub fn is_masked(&self, row: u64) -> bool {
         (row + 1) * self.masked / 100 > row * self.masked / 100
     }
 
-    /// Whether what its launches choose can matter: the size of a cluster is one of rows of logits. Of rows as they
-    /// are, and of those of another geometry, nothing is chosen.
+    /// Whether the choices of its launches can matter: the size of a cluster matters only for rows of logits. Rows in the
+    /// present state, and rows of another geometry, have no choices.
     pub fn is_changed_by_its_choice(&self) -> bool {
         let Chosen { resident, cluster } = self.chosen;
         resident || cluster.is_none() || self.op == loss::NAMES[0]
     }
 
-    /// Whether it is there for the grid alone.
+    /// Whether the row is only in the grid.
     pub fn completes_the_grid(&self) -> bool {
         self.grid && !self.quick && !self.peers
     }
 
-    /// The number of a type's bytes.
+    /// The number of bytes of a type.
     fn size(&self) -> u64 {
         match self.dtype.as_str() {
             "i32" | "f32" => 4,
@@ -108,7 +108,7 @@ impl Row {
         }
     }
 
-    /// The same at another shape, with its bytes.
+    /// The row with another shape, and its bytes.
     fn of_shape(mut self, rows: u64, cols: u64) -> Row {
         (self.rows, self.cols) = (rows, cols);
         let all = rows * cols * self.size();
@@ -117,11 +117,11 @@ impl Row {
                 let read = (rows - self.not_kept()) * cols * self.size();
                 match self.direction.as_str() {
                     "forward" => read,
-                    // Gradients of masked rows are written, but their logits are not read.
+                    // The gradients of masked rows are written, but their logits are not read.
                     _ => read + all,
                 }
             }
-            // One f32 for each id; the places of the labels alone decide, or the ids too.
+            // One f32 for each id; some strategies depend only on the positions of the labels, others also read the ids.
             ("mask", "static" | "random") => rows * cols * 4,
             ("mask", _) => all + rows * cols * 4,
             ("forward", "plain" | COMPAT) => 2 * all,
@@ -133,7 +133,7 @@ impl Row {
         self
     }
 
-    /// Rows of a cross-entropy that are masked or dropped.
+    /// The rows of a cross-entropy that are masked or dropped.
     fn not_kept(&self) -> u64 {
         if self.form == "goldfish" {
             let op = Goldfish::new(FUSED_GOLDFISH).expect("numbers that a strategy takes");
@@ -147,7 +147,7 @@ impl Row {
         }
     }
 
-    /// The ids that decide what Goldfish drops: one for each row of logits, or for each place of a mask.
+    /// The ids from which Goldfish decides: one for each row of logits, or for each label of a mask.
     pub fn ids(&self) -> Vec<i64> {
         let count = match self.direction.as_str() {
             "mask" => self.rows * self.cols,
@@ -156,12 +156,12 @@ impl Row {
         random_ids(count, VOCABULARY)
     }
 
-    /// The same at a tiny shape with heads and tails, on which a fused cross-entropy reads once: to be run, not
-    /// timed.
+    /// The row with a tiny shape that has heads and tails, and for which a fused cross-entropy reads the logits once. For
+    /// running, not for timing.
     pub fn tiny(self) -> Row {
         let (rows, cols) = match self.direction.as_str() {
             "mask" => (3, 1000),
-            // So many that some windows of ids are whole, and dropped.
+            // There are enough ids that some windows are whole, and some labels dropped.
             _ if self.form == "goldfish" => (120, 1021),
             _ if self.op == loss::NAMES[0] => (5, 1021),
             _ => (5, 4099),
@@ -176,37 +176,37 @@ pub fn random_ids(count: u64, end: u64) -> Vec<i64> {
     (0..count).map(|_| (random.bits() % end) as i64).collect()
 }
 
-/// Rows and elements of a row that published figures are about: 5 × 4096 tokens of Apertus-8B's hidden size,
-/// 64 × 1024 tokens of Apertus-8B's MLP, and 2²⁹ elements.
+/// The rows and columns of published figures: 5 × 4096 tokens of Apertus-8B's hidden size, 64 × 1024 tokens of Apertus-8B's
+/// MLP, and 2²⁹ elements.
 const ACTIVATION_SHAPES: [[u64; 2]; 3] = [[5 * 4096, 8192], [64 * 1024, 21504], [1 << 16, 1 << 13]];
-/// Liger's SwiGLU figures are about the first; 16,384 tokens of Llama 3 8B's MLP.
+/// Liger's SwiGLU figures are for the first; 16,384 tokens of Llama 3 8B's MLP.
 const GATED_SHAPES: [[u64; 2]; 2] = [[8192, 32768], [16_384, 14_336]];
-/// Vocabularies of GPT-2 (as is and padded), Llama 2 and 3, Apertus, Qwen and Gemma, and powers of two.
+/// The vocabularies of GPT-2 (unpadded and padded), Llama 2 and 3, Apertus, Qwen and Gemma, and powers of two.
 const VOCABULARIES: [u64; 8] = [
     32_000, 50_257, 50_304, 65_536, 128_256, 131_072, 151_936, 262_144,
 ];
-/// Rows of every vocabulary.
+/// The row counts for every vocabulary.
 const ROW_COUNTS: [u64; 8] = [1, 16, 128, 1024, 4096, ROWS, 16_384, 32_768];
 const ROWS: u64 = 8192;
 /// Apertus's vocabulary.
 const VOCABULARY: u64 = 131_072;
-/// Tokens of a mask, in rows of a context.
+/// The number of tokens of a mask, in rows of a context.
 const TOKENS: [u64; 2] = [1 << 14, 4096];
 
-/// Strategies of masks, with the paper's numbers.
+/// The strategies of masks, with the numbers of the paper.
 pub const MASKS: [Strategy; 6] = strategy::all(4, 13, 0, 0);
-/// What a cross-entropy decides with: our default, with Apertus's numbers.
+/// The strategy of a cross-entropy: the default, with Apertus's numbers.
 pub const FUSED_GOLDFISH: Strategy = Strategy::Hash64 {
     k: 50,
     h: 50,
     seed: 0,
 };
 
-/// The form with the clamp of Hugging Face and Megatron, with which Apertus was trained, and the sample that has it.
+/// The form with the clamp of Hugging Face and Megatron, with which Apertus was trained, and its sample.
 pub const COMPAT: &str = "compat";
 pub const COMPAT_SAMPLE: &str = "autograd";
 
-/// Every row, first what matters most: should the time run out, that has been measured.
+/// All rows, the most important first, in case the time runs out.
 pub fn all() -> Vec<Row> {
     let mut list = List(Vec::new());
     list.cross_entropy();
@@ -277,8 +277,8 @@ impl List {
                     for cols in VOCABULARIES {
                         let row = self.add(names("plain"), [rows, cols]);
                         row.grid = true;
-                        // Liger's anchor and QuACK's; one vocabulary that is not a multiple of 8; so few rows that
-                        // launches decide.
+                        // The shapes in Liger's and QuACK's figures; one vocabulary that is not a multiple of 8; and so few
+                        // rows that launches dominate.
                         let anchor = rows == ROWS && [128_256, VOCABULARY].contains(&cols)
                             || (rows, cols, direction) == (16_384, VOCABULARY, "forward");
                         let small = (rows, cols) == (16, VOCABULARY) && direction != "backward";
@@ -296,7 +296,7 @@ impl List {
                     bf16 && direction == "fused";
             }
         }
-        // Another spread of logits, and rows that do not count.
+        // Another deviation of logits, and masked rows.
         for direction in directions {
             let names = [op, "plain", direction, "bf16"];
             for scale in [0.1, 5.0] {

@@ -1,4 +1,4 @@
-//! A row on the device, ready to be launched on buffers that take turns.
+//! A row on the device, with buffers that take turns.
 
 #![allow(unsafe_code)]
 
@@ -20,15 +20,15 @@ use crate::rows::{self, Chosen, Row, random_ids};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// What every buffer is aligned to: a line of the L2 cache, twice.
+/// The alignment of every buffer: two lines of the L2 cache.
 const ALIGNMENT: u64 = 256;
-/// What outputs hold until they are written.
+/// The value of outputs before they are written.
 const UNWRITTEN: u8 = 0xff;
 
 /// Random numbers of a type and scale on the device, which fill buffers of any length.
 pub struct Tiles<'a> {
     gpu: &'a Gpu,
-    /// Elements of a tile.
+    /// The number of elements of a tile.
     len: usize,
     made: HashMap<(Dtype, u64), CudaSlice<u8>>,
 }
@@ -71,15 +71,15 @@ fn random_bytes<T: Element>(len: usize, scale: f64) -> Vec<u8> {
     bytemuck::cast_slice(&Random(1).normal::<T>(len, scale)).to_vec()
 }
 
-/// Queues a copy on the device: `cuMemcpyDtoDAsync`, as `cudaMemcpy` and PyTorch's `copy_` do.
+/// Queues a copy on the device with `cuMemcpyDtoDAsync`, as `cudaMemcpy` and PyTorch's `copy_` do.
 pub fn copy(gpu: &Gpu, to: CUdeviceptr, from: CUdeviceptr, bytes: u64) -> Result<()> {
     gpu.device.context().bind_to_thread()?;
-    // SAFETY: both ranges are of buffers that their owners keep until the stream is done.
+    // SAFETY: both ranges are in buffers that their owners keep until the stream is done.
     unsafe { result::memcpy_dtod_async(to, from, bytes as usize, gpu.stream.cu_stream()) }?;
     Ok(())
 }
 
-/// One buffer for each turn, side by side.
+/// One buffer for each turn, in one allocation.
 #[derive(Clone, Copy)]
 struct Slab {
     base: CUdeviceptr,
@@ -99,11 +99,11 @@ type Launch<'a> = Box<dyn Fn(usize) -> Result<()> + 'a>;
 /// A row's buffers and calls.
 pub struct Work<'a> {
     pub turns: usize,
-    /// Queues one call on the buffers of a turn.
+    /// Queues a call on the buffers of a turn.
     pub launch: Launch<'a>,
-    /// Puts back the inputs of a turn that the call overwrites.
+    /// Restores the inputs of a turn that the call overwrites.
     pub restore: Option<Launch<'a>>,
-    /// What every call writes, of turn 0.
+    /// The output that every call writes, of turn 0.
     output: (CUdeviceptr, u64),
     gpu: &'a Gpu,
     _keep: Vec<CudaSlice<u8>>,
@@ -120,17 +120,17 @@ impl Work<'_> {
     }
 }
 
-/// Device memory of one turn of a row, but for what is one number a row or less.
+/// The device memory of one turn of a row, without tensors of at most one number per row.
 pub fn memory(row: &Row) -> u64 {
     match (row.op.as_str(), row.direction.as_str()) {
         ("cross_entropy", "forward") => tensor(row),
-        // The logits again, to restore them; or the gradients, apart from them.
+        // A copy of the logits, to restore them, or separate gradients.
         ("cross_entropy", _) => 2 * tensor(row),
         _ => row.bytes,
     }
 }
 
-/// Bytes of a whole tensor of the row.
+/// The bytes of a whole tensor of the row.
 fn tensor(row: &Row) -> u64 {
     row.rows * row.cols * dtype(row).map_or(8, Dtype::size)
 }
@@ -141,7 +141,7 @@ fn dtype(row: &Row) -> Option<Dtype> {
         .find(|dtype| dtype.name() == row.dtype)
 }
 
-/// Uploads what a row needs for `turns` turns.
+/// Uploads the inputs of a row for `turns` turns.
 pub fn prepare<'a>(
     gpu: &'a Gpu,
     tiles: &mut Tiles<'a>,
@@ -176,28 +176,28 @@ struct Maker<'m, 'a> {
 }
 
 impl<'a> Maker<'_, 'a> {
-    /// A buffer for each turn, of what may be anything.
+    /// A buffer for each turn, with any contents.
     fn slab(&mut self, bytes: u64) -> Result<Slab> {
         let stride = bytes.max(1).next_multiple_of(ALIGNMENT);
         let len = self.turns as u64 * stride;
-        // SAFETY: bytes, which may be anything; whoever reads a buffer has filled it.
+        // SAFETY: any bytes are valid; whoever reads a buffer has filled it.
         let slice = unsafe { self.gpu.stream.alloc::<u8>(len as usize) }?;
         let base = slice.device_ptr(&self.gpu.stream).0;
         self.keep.push(slice);
         Ok(Slab { base, stride, len })
     }
 
-    /// One of unwritten bytes.
+    /// A buffer for each turn, filled with the value of unwritten outputs.
     fn output(&mut self, bytes: u64) -> Result<Slab> {
         let slab = self.slab(bytes)?;
         let stream = self.gpu.stream.cu_stream();
         self.gpu.device.context().bind_to_thread()?;
-        // SAFETY: the slab is this long and lives as long as the work.
+        // SAFETY: the slab has this length and lives as long as the work.
         unsafe { result::memset_d8_async(slab.base, UNWRITTEN, slab.len as usize, stream) }?;
         Ok(slab)
     }
 
-    /// Where a backward puts the output of the forward, if it gives it again.
+    /// The buffer for the output of the forward, if the backward writes it again.
     fn again(&mut self) -> Result<Option<Slab>> {
         match self.row.direction.as_str() {
             "backward+y" => self.output(tensor(self.row)).map(Some),
@@ -205,7 +205,7 @@ impl<'a> Maker<'_, 'a> {
         }
     }
 
-    /// A tensor of random numbers, another for each turn.
+    /// A tensor of random numbers, different for each turn.
     fn input(&mut self, dtype: Dtype) -> Result<Slab> {
         let slab = self.slab(tensor(self.row))?;
         self.tiles
@@ -252,7 +252,7 @@ impl<'a> Maker<'_, 'a> {
                     x: at(x, turn),
                     y: at(y, turn),
                 };
-                // SAFETY: the work keeps the buffers, and whoever launches waits before dropping it.
+                // SAFETY: the work keeps the buffers, and the launching code waits before dropping it.
                 Ok(unsafe { raw::forward(&gpu.device, gpu.stream.cu_stream(), &call.op, &call_) }?)
             };
             return Ok(self.work(y, tensor(self.row), Box::new(launch)));
@@ -445,7 +445,7 @@ impl Fish {
         })
     }
 
-    /// Decides about rows of `len` ids.
+    /// The decision about rows of `len` ids.
     fn decision(&self, ids: CUdeviceptr, id_type: IdType, len: u64) -> goldfish::Decision<'_> {
         goldfish::Decision {
             goldfish: &self.op,
@@ -462,7 +462,7 @@ impl Fish {
     }
 }
 
-/// What all calls of a cross-entropy have.
+/// The arguments of all calls of a cross-entropy.
 struct Loss {
     op: CrossEntropy,
     dtype: Dtype,
@@ -470,7 +470,7 @@ struct Loss {
     cols: u64,
     chosen: Chosen,
     labels: CUdeviceptr,
-    /// With the ids of the rows.
+    /// Adds the decision with the ids of the rows.
     goldfish: Option<(Fish, CUdeviceptr)>,
     logits: Slab,
     loss: Slab,
@@ -551,7 +551,8 @@ impl Loss {
     }
 }
 
-/// What all calls of an activation have: its first sample, which has initial parameters, or that of the clamped formula.
+/// The arguments of all calls of an activation: its first sample, which has the initial parameters, or that of the clamped
+/// formula.
 struct Call<A> {
     op: A,
     dtype: Dtype,
@@ -592,7 +593,7 @@ impl<A: Registered> Call<A> {
     }
 }
 
-/// Where parameter gradients go, and their workspace.
+/// The buffers for parameter gradients, and their workspace.
 struct Sums {
     out: Vec<CUdeviceptr>,
     workspace: CUdeviceptr,

@@ -1,7 +1,8 @@
-//! What rows are held against: the fastest ways in which the device moves bytes and computes nothing.
+//! The yardsticks of the rows: the fastest ways in which the device moves bytes without computing.
 //!
-//! No single one is to be trusted. The driver's copy has been reported at half speed as a graph node of exactly 512 MiB,
-//! 1 or 2 GiB, and at two thirds outside of graphs on some drivers; and no copy tells how fast a device only reads.
+//! There are several, because none is reliable alone. The driver's copy has been reported to run at half speed as a graph
+//! node of exactly 512 MiB, 1 or 2 GiB, and at two thirds outside of graphs on some drivers. A copy also does not show how
+//! fast a device reads without writing.
 
 #![allow(unsafe_code)]
 
@@ -16,12 +17,12 @@ use crate::rows::Row;
 use crate::work::{self, Result, Tiles};
 
 const PTX: &str = include_str!("yardsticks.ptx");
-/// Threads of a block, 16-byte vectors that each moves, and bytes of all of them, as the PTX has them.
+/// The threads of a block, the 16-byte vectors that each moves, and the bytes of all of them, as in the PTX.
 const BLOCK: u32 = 256;
 const BLOCK_BYTES: u64 = BLOCK as u64 * 4 * VECTOR;
-/// What the kernels move at least, and a multiple of which they move.
+/// The minimum size that the kernels move, of which every size must be a multiple.
 pub const VECTOR: u64 = 16;
-/// The most bytes of a copy that is a node of a graph.
+/// The maximum number of bytes of a copy that is a node of a graph.
 const NODE_BYTES: u64 = 256 << 20;
 
 /// A way to move bytes.
@@ -33,10 +34,10 @@ pub enum Yardstick {
     /// The same as nodes of a graph, of at most 256 MiB each.
     #[serde(rename = "graph copy")]
     GraphCopy,
-    /// A kernel that copies: four 16-byte vectors in flight in each thread.
+    /// A kernel that copies, with four 16-byte vectors in flight in each thread.
     #[serde(rename = "copy kernel")]
     CopyKernel,
-    /// A kernel that reads as much and writes nothing.
+    /// A kernel that reads the same bytes and writes nothing.
     #[serde(rename = "read kernel")]
     ReadKernel,
 }
@@ -49,8 +50,7 @@ impl Yardstick {
         Yardstick::ReadKernel,
     ];
 
-    /// Those of which the fastest is the one to hold a row against: a row that only reads cannot be judged by what also
-    /// writes.
+    /// The yardsticks of which the fastest is used for a row. A row that only reads is not compared with copies.
     pub fn of(row: &Row) -> &'static [Yardstick] {
         let only_reads = row.op == loss::NAMES[0] && row.direction == "forward";
         let (copies, reads) = Yardstick::ALL.split_at(3);
@@ -66,7 +66,7 @@ impl Yardstick {
         }
     }
 
-    /// How often each byte of its part of a buffer passes through the memory's pins.
+    /// How often each byte of its part of a buffer is transferred to or from memory.
     pub fn passes(self) -> u64 {
         match self {
             Yardstick::ReadKernel => 1,
@@ -75,15 +75,15 @@ impl Yardstick {
     }
 }
 
-/// The yardsticks on two buffers of random numbers: how much the memory and its wires have to switch decides what
-/// clocks the device's power allows.
+/// The yardsticks on two buffers of random numbers. The numbers matter, because the bits that switch in the memory and its
+/// wires affect the power, and so the clocks.
 pub struct Yardsticks<'a> {
     gpu: &'a Gpu,
     copy: CudaFunction,
     read: CudaFunction,
     buffers: [CudaSlice<u8>; 2],
     _sink: CudaSlice<u32>,
-    /// Where they are. To ask while a graph is captured would wait for events from outside of it.
+    /// The addresses of the buffers. Asking for them during a capture would wait for events from outside of it.
     at: [CUdeviceptr; 3],
 }
 
@@ -110,13 +110,13 @@ impl<'a> Yardsticks<'a> {
         })
     }
 
-    /// Bytes of each buffer.
+    /// The size in bytes of each buffer.
     pub fn bytes(&self) -> u64 {
         self.buffers[0].len() as u64
     }
 
-    /// Queues one: `part` bytes from `offset` on are read and, if it copies, written to the other buffer. Both numbers
-    /// are multiples of [`VECTOR`].
+    /// Queues one copy or read of `part` bytes from `offset` on; a copy writes to the other buffer. Both numbers are
+    /// multiples of [`VECTOR`].
     pub fn queue(&self, which: Yardstick, offset: u64, part: u64) -> Result<()> {
         assert!(offset.is_multiple_of(VECTOR) && part.is_multiple_of(VECTOR));
         assert!(offset + part <= self.bytes());
@@ -142,11 +142,11 @@ impl<'a> Yardsticks<'a> {
             Yardstick::CopyKernel => {
                 let mut launch = stream.launch_builder(&self.copy);
                 launch.arg(&to).arg(&from).arg(&vectors);
-                // SAFETY: the arguments are those of the entry; both ranges are inside of buffers that `self` keeps.
+                // SAFETY: the arguments are those of the entry, and both ranges are inside buffers that `self` keeps.
                 unsafe { launch.launch(shape) }?;
             }
             Yardstick::ReadKernel => {
-                // Any number: four vectors of random words seldom add up to it.
+                // Any number: four random vectors rarely have this sum.
                 let never = 0x9e37_79b9u32;
                 let mut launch = stream.launch_builder(&self.read);
                 launch.arg(&sink).arg(&from).arg(&vectors).arg(&never);
@@ -157,7 +157,7 @@ impl<'a> Yardsticks<'a> {
         Ok(())
     }
 
-    /// Runs each on a part with a tail; an error if one that is to copy does not.
+    /// Runs each yardstick on a part with a tail. Fails if a copy is wrong.
     pub fn check(&self) -> Result<()> {
         let part = self.bytes().min(1 << 20) - VECTOR;
         let stream = &self.gpu.stream;

@@ -1,18 +1,17 @@
-"""PyTorch's side of `cargo xtask bench --peers`: times one row of the table at a time, on request.
+"""PyTorch's side of `cargo xtask bench --peers`. It times one row of the table at a time, on request.
 
-Reads a line from stdin and answers with one on stdout:
+It reads requests from stdin, one line each, and answers each with a line on stdout:
 
     {"op": "xielu", "form": "plain", "dtype": "f32", "len": 65536, "pass": "forward"}  ->  {"variants": [...]}
     "eager"  ->  seconds of one call, as a number
 
-`form` is plain, order 1 or order 2; of cross_entropy a row has "rows" and "vocab" instead of "len". A pass is
-`forward`, without autograd, or `step`, a forward and its backward. `variants` is empty for what is not here.
-The first line that this program writes says what it is, and which variants there are. The environment
-variable THREADS sets PyTorch's threads.
+`form` is plain, order 1 or order 2. A row of cross_entropy has "rows" and "vocab" instead of "len". A pass is `forward`,
+without autograd, or `step`, a forward and its backward. `variants` is empty if the program does not have the op. The first
+line that the program writes has its name and its variants. The environment variable THREADS sets the number of PyTorch's
+threads.
 
-xIELU is the formula of transformers (XIELUActivation) with its eps of -1e-6, the expanded gates are the
-formulas of their author, cross-entropy is torch.nn.functional.cross_entropy of the logits as they are: to take them
-to f32 first, as training stacks do, is slower.
+xIELU is the formula of transformers (XIELUActivation) with eps = -1e-6. The expanded gates are the formulas of their
+author. Cross-entropy is torch.nn.functional.cross_entropy of the logits without a conversion to f32, which is slower.
 """
 
 import argparse
@@ -26,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# What a sample takes at least, as in benches/cpu.rs.
+# The minimum duration of a sample, as in benches/cpu.rs.
 SAMPLE = 2e-3
 
 
@@ -57,9 +56,9 @@ GATES = {"xatlu": xatlu_gate, "xgelu": xgelu_gate, "xsilu": xsilu_gate}
 
 
 def activation(op, form):
-    """The function, how many tensors it takes, and its parameters' initial values."""
+    """The function, the number of tensors that it takes, and the initial values of its parameters."""
     if op == "xielu":
-        # softplus of these is 0.8, and 0.8 - beta.
+        # The softplus of these is 0.8, and 0.8 - beta.
         raw = [math.log(math.expm1(0.8)), math.log(math.expm1(0.3))]
         return xielu, 1, raw
     gate = GATES[op]
@@ -75,7 +74,7 @@ def calls(row):
     dtype = DTYPES[row["dtype"]]
     if row["op"] == "cross_entropy":
         shape = (row["rows"], row["vocab"])
-        # Random numbers with a period, as in benches/cpu.rs: making them must not take longer than the rest.
+        # Random numbers with a period, as in benches/cpu.rs, because generating all of them would take too long.
         count = shape[0] * shape[1]
         period = torch.randn((1 << 14) + 1) * 2
         logits = period.repeat(count // len(period) + 1)[:count].view(shape).to(dtype)
@@ -90,7 +89,7 @@ def calls(row):
 
 
 def timed(function, arguments, step):
-    """A call of what is timed."""
+    """A call to time."""
     if not step:
 
         def forward():
@@ -120,7 +119,7 @@ def seconds(call, repeats):
 
 
 def prepare(row):
-    """What can be timed of a row: name -> (call, repeats)."""
+    """The variants of a row that can be timed: name -> (call, repeats)."""
     made = calls(row)
     if made is None:
         return {}

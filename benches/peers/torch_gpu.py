@@ -1,15 +1,16 @@
-"""Times what PyTorch and its neighbours do in the place of our kernels, for the rows of `gpu --peers --list`.
+"""Times PyTorch and other packages for the rows of `gpu --peers --list`.
 
     python torch_gpu.py --rows rows.json --out FOLDER [--ours "gpu --peers --json {}"]
 
-Of each row: for xIELU and cross-entropy Triton kernels written by hand (triton_peer.py); for cross-entropy Liger-Kernel
-where it can be imported; the formula of its authors (torch_cpu.py) in eager PyTorch. Then, where it can be imported,
-QuACK for cross-entropy; and last, of the rows that stand for all, the formula under torch.compile, which takes seconds
-for each. `--ours` is run before and after, so that both meet the clocks of the device. The files are `ours-1.json`, `ours-2.json` and `peers.json`. Every time is the
-median of samples. Inputs are random, and take turns on buffers that together exceed the L2 cache twice.
+The peers of a row are: for xIELU and cross-entropy, hand-written Triton kernels (triton_peer.py); for cross-entropy,
+Liger-Kernel if it can be imported; and the formula of the authors (torch_cpu.py) in eager PyTorch. After all rows, QuACK
+runs for cross-entropy if it can be imported. Last, the formula under torch.compile runs for the representative rows, and
+takes seconds for each. `--ours` is run before and after the peers, so that both have the same clocks. The output files are
+`ours-1.json`, `ours-2.json` and `peers.json`. Every time is the median of samples. The inputs are random, in buffers that
+take turns and together exceed twice the L2 cache.
 
-A peer that fails has an `error` in the place of a time. `--smoke` runs every row once at a tiny size, on a CPU too
-(Triton's kernels with TRITON_INTERPRET=1), and times nothing.
+A peer that fails has an `error` instead of a time. `--smoke` runs every row once at a tiny size, also on a CPU (Triton's
+kernels with TRITON_INTERPRET=1), and times nothing.
 """
 
 import argparse
@@ -32,17 +33,17 @@ import torch.nn.functional as F
 from torch_cpu import activation
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# The forms' names there.
+# The names of the forms in torch_cpu.py.
 FORMS = {"plain": "plain", "gated1": "order 1", "gated2": "order 2"}
-# Who is imported, and the name under which it is installed.
+# The modules, and the names of their packages.
 DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "liger_kernel": "liger-kernel", "quack": "quack-kernels"}
 SAMPLES = 11
-# Calls of a sample, at least this long in milliseconds: hundreds of times what an event resolves.
+# The minimum duration of a sample in milliseconds: hundreds of times the resolution of an event.
 SAMPLE_MS = 4.0
 
 
 class Turns:
-    """What a peer calls: `call(turn)`, on the buffers of a turn. If it overwrites any, `overwritten` are those."""
+    """A peer: `call(turn)` runs on the buffers of a turn, and overwrites those in `overwritten`."""
 
     def __init__(self, turns, call, overwritten=()):
         self.turns, self.call, self.overwritten = turns, call, overwritten
@@ -54,7 +55,7 @@ class Turns:
                 tensor.copy_(pristine)
 
     def try_all(self):
-        """A call on the buffers of every turn. One that leaves what it should overwrite does less than the row says."""
+        """A call on the buffers of every turn. Fails if the call does not overwrite what it should."""
         for turn in range(self.turns):
             self.call(turn)
         for tensor, pristine in zip(self.overwritten, self.pristine):
@@ -72,7 +73,7 @@ def make_activation(row, turns, device, compiled):
     backward = row["direction"] == "backward"
     inputs = [[normal(row, device) for _ in range(tensors)] for _ in range(turns)]
     dtype = DTYPES[row["dtype"]]
-    # Parameters of the type of x, as Hugging Face holds them.
+    # The parameters have the type of x, as in Hugging Face.
     params = [torch.tensor(s, device=device, dtype=dtype, requires_grad=backward) for s in scalars]
     if compiled:
         f = torch.compile(f, dynamic=False)
@@ -87,7 +88,7 @@ def make_activation(row, turns, device, compiled):
         for tensor in tensors:
             tensor.requires_grad_()
     dy = [normal(row, device) for _ in range(turns)]
-    # Only the backward is timed: the graphs are made here.
+    # Only the backward is timed, so the graphs are made here.
     outputs = [f(*inputs[turn], *params) for turn in range(turns)]
 
     def call(turn):
@@ -97,7 +98,7 @@ def make_activation(row, turns, device, compiled):
 
 
 def make_torch_loss(row, turns, device, compiled):
-    """Forward; forward and backward; or backward alone. Of the logits as they are: to f32 first is slower."""
+    """Forward; forward and backward; or backward alone. The logits are not converted to f32 first, which is slower."""
     f = F.cross_entropy
     logits, labels = make_logits(row, turns, device)
     if compiled:
@@ -146,7 +147,7 @@ def make_triton(row, turns, device):
 
 
 def make_liger(row, turns, device):
-    """Its forward writes the gradient over the logits: the rival of `fused` alone.
+    """Liger-Kernel, whose forward overwrites the logits with the gradient, so it is a peer of `fused` only.
 
     Every call waits for a count of the labels, which is part of its time.
     """
@@ -156,7 +157,7 @@ def make_liger(row, turns, device):
 
     logits, labels = make_logits(row, turns, device)
     for tensor in logits:
-        # Without this it computes the loss alone.
+        # Without this, Liger computes only the loss.
         tensor.requires_grad_()
 
     def call(turn):
@@ -179,12 +180,12 @@ def make_quack(row, turns, device):
 
 
 def peers_of(rows, device):
-    """Rows, and the names and makers of those that compute them.
+    """The rows, each with the name and the maker of a peer.
 
-    Of each row first Triton, Liger-Kernel and eager, whose kernels are small or there; then of all rows QuACK, which
-    compiles a kernel for each; and last torch.compile. What the time does not reach is what takes the longest.
+    First Triton, Liger-Kernel and eager PyTorch for each row, which compile little; then QuACK for all rows, which compiles
+    a kernel for each; and last torch.compile. If the time runs out, the slowest peers are left out.
     """
-    # Without a GPU Triton has its interpreter, if it is asked for.
+    # Without a GPU, Triton can run in its interpreter, if TRITON_INTERPRET=1.
     can_triton = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     has = {module for module in DISTRIBUTIONS if version(module) is not None}
     losses = [row for row in rows if row["op"] == "cross_entropy"]
@@ -207,7 +208,7 @@ def make_torch(row, turns, device, compiled):
 
 
 def version(module):
-    """`None` for what cannot be imported."""
+    """The version of a module's package; `None` if the module cannot be imported."""
     try:
         imported = importlib.import_module(module)
     except Exception:
@@ -220,7 +221,7 @@ def version(module):
 
 
 def elapsed(run, count):
-    """Milliseconds of `count` calls. The GPU is kept busy until they are queued, so that the host is not timed."""
+    """Milliseconds of `count` calls. The GPU is busy until they are queued, so that the host's time is not measured."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(20_000_000)
     start.record()
@@ -253,7 +254,7 @@ def measure(row, make, device):
 
 
 def measure_all(rows, device, smoke, deadline, save):
-    """A line for each row and peer; `save` is called with those so far, in case that the time runs out."""
+    """A line for each row and peer. `save` is called with the lines so far, in case the time runs out."""
     found = []
     for row, peer, make in peers_of(rows, device):
         result = {"name": row["name"], "peer": peer, "ms": None, "error": None}
@@ -271,7 +272,7 @@ def measure_all(rows, device, smoke, deadline, save):
                 result["ms"] = measure(row, make, device)
                 if result["ms"] is None:
                     continue
-        except Exception as error:  # a peer that fails is a line of the table, not the end of it
+        except Exception as error:  # a peer that fails is a line of the table, and does not end the run
             result["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
         found.append(result)
         save(found)
@@ -304,13 +305,13 @@ def main():
             row["rows"], row["cols"] = 4, 96
     torch.manual_seed(0)
     torch._dynamo.config.cache_size_limit = 1000
-    # A backward is timed again and again on what one forward kept. Before 2.6 there was no other way.
+    # The backward is timed repeatedly on the tensors that one forward saved. Before 2.6 there was no other way.
     if hasattr(torch._functorch.config, "donated_buffer"):
         torch._functorch.config.donated_buffer = False
     versions = {module: version(module) for module in DISTRIBUTIONS}
 
     def ours(number):
-        """Whether all rows of ours have a time. One that has none takes no peer's from it."""
+        """Whether all of our rows have a time. A row without a time takes no time from the peers."""
         if not arguments.ours:
             return True
         file = str(arguments.out / f"ours-{number}.json")
@@ -322,7 +323,7 @@ def main():
 
     def save(found):
         text = json.dumps({"versions": versions, "rows": found}, indent=1)
-        # Whole or not at all, should the time run out while it is written.
+        # The file is replaced atomically, in case the time runs out during writing.
         partial = arguments.out / "peers.partial"
         partial.write_text(text)
         partial.rename(arguments.out / "peers.json")

@@ -1,10 +1,10 @@
-"""Triton kernels as one writes them by hand, to compare ours with: xIELU, and cross-entropy with its gradient in place.
+"""Hand-written Triton kernels for comparison with ours: xIELU, and cross-entropy with its gradient in place.
 
     python triton_peer.py        checks them against the formulas in f64; without a GPU, in Triton's interpreter
 
-xIELU is elementwise, its parameter gradients are partial sums that torch adds up. Cross-entropy gives each row to one
-program, which reads it once for an online softmax and, if there is a gradient, once more for that: as Liger-Kernel
-does. Arithmetic is f32, as in torch; the exponential is `tl.exp`, less accurate near 0 than `expm1` and faster.
+xIELU is elementwise; its parameter gradients are partial sums, which torch adds up. In cross-entropy, a program reads a
+row once for an online softmax and, if there is a gradient, once more for the gradient, as in Liger-Kernel. The arithmetic
+is f32, as in torch. The exponential is `tl.exp`, which is faster than `expm1` and less accurate near 0.
 """
 
 import os
@@ -20,9 +20,9 @@ import triton.language as tl
 
 BETA, EPS = 0.5, -1e-6
 IGNORE = -100
-# Elements of a program: 8 or 16 of each thread's.
+# The elements of a program: 8 or 16 per thread.
 ELEMENTS, WARPS = 4096, 8
-# Columns that a program takes at a time, and its warps: Liger's numbers for long rows.
+# The columns that a program processes at a time, and its warps, as in Liger for long rows.
 COLUMNS, ROW_WARPS = 32_768, 32
 
 
@@ -116,7 +116,7 @@ def cross_entropy_kernel(
     tl.store(losses_ptr + row, loss)
     tl.store(lse_ptr + row, lse)
     if GRADIENT:
-        # All warps have read the target's logit before one overwrites it.
+        # The target's logit is read by all warps before one of them overwrites it.
         tl.debug_barrier()
         scale = 1.0 / tl.load(kept_ptr).to(tl.float32)
         for first in range(0, columns, SIZE):
@@ -149,7 +149,7 @@ def block_of(columns):
 
 
 def cross_entropy(logits, labels, gradient):
-    """The mean loss over the labels that count, and the lse of each row; the gradient over the logits, if wanted."""
+    """The mean loss over the labels that count, and the lse of each row. Optionally overwrites the logits with the gradient."""
     rows, columns = logits.shape
     losses, lse = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
     kept = (labels != IGNORE).sum()
@@ -168,9 +168,9 @@ def cross_entropy_backward(logits, labels, lse):
 
 
 def check(what, got, expected, dtype, terms):
-    """Within a rounding to the type, and 8 of f32 in the largest term: two exponentials and some sums."""
+    """Within one rounding to the type, plus 8 f32 roundings of the largest term, for two exponentials and some sums."""
     bound = torch.finfo(dtype).eps * expected.abs() + 8 * torch.finfo(torch.float32).eps * terms
-    # Below the smallest normal number a type has no relative accuracy.
+    # Below its smallest normal number, a type has no relative accuracy.
     bound += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     share = ((got.double() - expected).abs() / bound).max().item()
     print(f"{what} {dtype}: {share:.2f} of the bound")
@@ -178,7 +178,7 @@ def check(what, got, expected, dtype, terms):
 
 
 def check_xielu(dtype, device):
-    # Of no whole number of programs.
+    # The size is not a whole number of programs.
     x = (torch.randn(3 * ELEMENTS + 77, device=device) * 3).to(dtype)
     dy = torch.randn_like(x)
     raw_p, raw_n = torch.tensor([0.2, -1.05], device=device, dtype=dtype)
@@ -191,7 +191,7 @@ def check_xielu(dtype, device):
     terms = 1 + x64.detach().abs() + x64.detach() ** 2
     ok = check("xielu y", xielu_forward(x, raw_p, raw_n), y.detach(), dtype, terms)
     got, sums = xielu_backward(x, dy, raw_p, raw_n)
-    # Autograd has no gradient through the clamp between eps and 0, where the formula has exp(eps).
+    # Between eps and 0, autograd's gradient through the clamp is 0, and the formula has exp(eps).
     inside = (x64 > EPS) & (x64 <= 0)
     ok &= check("xielu dx", torch.where(inside, dx, got.double()), dx, dtype, terms * dy.double().abs())
     whole = (dy.double() * terms).abs().sum()
@@ -208,7 +208,7 @@ def check_cross_entropy(dtype, device, columns):
     (dz,) = torch.autograd.grad(loss, exact)
     z = logits.double()
     terms = 1 + z.abs().max()
-    # The error of p is relative, and that of its exponent; the target's 1 is exact.
+    # The relative error of p is that of its exponent; the target's 1 is exact.
     exponent = z - torch.logsumexp(z, 1, keepdim=True)
     dz_terms = torch.exp(exponent) * (1 + exponent.abs() + z.abs().max()) / (rows - 1) + dz.abs()
     got, lse = cross_entropy(logits.clone(), labels, False)
@@ -226,7 +226,7 @@ def main():
     ok = True
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         ok &= check_xielu(dtype, device)
-        # In one piece, and in two.
+        # In one block of columns, and in two.
         for columns in (1000, COLUMNS + 1001):
             ok &= check_cross_entropy(dtype, device, columns)
     print("all within their bounds" if ok else "NOT within the bounds")

@@ -1,10 +1,10 @@
-"""Builds the wheel: the Python files, and the library that cargo compiles.
+"""Builds the wheel: the Python files, and the library, which cargo compiles.
 
-These variables of the environment change what is built:
+These environment variables change the build:
 
-XACT_NO_CUDA=1          the CPU backend alone; no nvcc is needed.
-XACT_CUDA_ARCHS=all     machine code beside the PTX: see docs/building.md.
-XACT_MANYLINUX=2_28     for every Linux with that glibc or a newer one. Needs ziglang and cargo-zigbuild from PyPI.
+XACT_NO_CUDA=1          builds only the CPU backend, without nvcc.
+XACT_CUDA_ARCHS=all     adds machine code to the PTX: see docs/building.md.
+XACT_MANYLINUX=2_28     builds for every Linux with this glibc or a newer one. Needs ziglang and cargo-zigbuild from PyPI.
 """
 
 import os
@@ -29,7 +29,7 @@ TARGET = f"{MACHINE}-unknown-linux-gnu"
 
 
 def compiled() -> Path:
-    """Compiles the library; returns its path."""
+    """Compiles the library, and returns its path."""
     root = sources.root()
     if shutil.which("cargo") is None:
         raise SystemExit("xact is compiled with Rust, and there is no cargo here: install it from https://rustup.rs")
@@ -44,13 +44,13 @@ def compiled() -> Path:
         "--locked",
     ]
     if MANYLINUX:
-        # cargo-zigbuild is beside the Python that builds, and finds ziglang by it.
+        # cargo-zigbuild is beside the Python that builds, and finds ziglang through it.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         command += ["--target", f"{TARGET}.{MANYLINUX.replace('_', '.')}"]
     if environment.get("XACT_NO_CUDA") == "1":
         command += ["--no-default-features"]
     else:
-        # Finds an nvcc, or installs one from PyPI into the target folder.
+        # Finds an nvcc, or installs one from PyPI under the target folder.
         found = subprocess.run(["cargo", "xtask", "toolkit"], cwd=root, check=True, stdout=subprocess.PIPE, text=True)
         environment["NVCC"] = found.stdout.splitlines()[-1]
         environment["XACT_REQUIRE_NVCC"] = "1"
@@ -60,17 +60,17 @@ def compiled() -> Path:
 
 
 class BuildPy(build_py):
-    """Puts the library beside the modules."""
+    """Copies the library beside the modules."""
 
     def run(self) -> None:
         super().run()
-        # An editable installation takes it from the sources' folder.
+        # An editable installation loads the library from the sources' folder.
         folder = "src/xact" if self.editable_mode else f"{self.build_lib}/xact"
         shutil.copy2(compiled(), folder)
 
 
 class BdistWheel(bdist_wheel):
-    """One wheel for every Python: the library knows none."""
+    """Tags the wheel for every Python, because the library does not depend on the Python version."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = f"manylinux_{MANYLINUX}_{MACHINE}" if MANYLINUX else super().get_tag()[2]
@@ -78,7 +78,7 @@ class BdistWheel(bdist_wheel):
 
 
 class Sdist(sdist):
-    """Takes the Rust sources along, as the folder `rust`."""
+    """Adds the Rust sources to the sdist, as the folder `rust`."""
 
     def make_release_tree(self, base_dir: str, files: list) -> None:
         super().make_release_tree(base_dir, files)
@@ -89,13 +89,13 @@ class Sdist(sdist):
 
 
 class Binary(Distribution):
-    """Has a library, so that its wheel is of a platform."""
+    """Has a library, so its wheel is for one platform."""
 
     def has_ext_modules(self) -> bool:
         return True
 
 
-# Elsewhere than in `build`, of which the wheel would take what an earlier state of the package left there.
+# The folder is not `build`, because the wheel would take files there that an earlier version of the package left.
 with tempfile.TemporaryDirectory() as build:
     setup(
         version=sources.version(),

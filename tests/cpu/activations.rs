@@ -1,6 +1,5 @@
-//! Every activation × form × sample × type against the reference under the bounds of exact
-//! arithmetic, at every 16-bit input; the same bits in every instruction set and on any number of threads;
-//! lengths, in place, errors.
+//! Every activation × form × sample × type, compared with the reference under the bounds of exact arithmetic, at every
+//! 16-bit input; the same bits in every instruction set and with any number of threads; lengths, in place, errors.
 
 use super::{Outcome, Table};
 use half::{bf16, f16};
@@ -13,7 +12,7 @@ use xact::{
 };
 use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
 
-/// Their trials, and those of what they share.
+/// Adds the trials of each op, and those that all ops share.
 pub(crate) fn add_to(table: &mut Table) {
     xact::activation::for_each(table);
     table.add("softplus", softplus);
@@ -104,7 +103,7 @@ fn stored<A>(s: &Sample<A>) -> Vec<f64> {
     s.params.iter().map(|&p| f64::from(p)).collect()
 }
 
-/// dx, y again and the parameter gradients.
+/// Computes dx, y again and the parameter gradients.
 fn run_backward<A: Registered, T: Element>(
     s: &Sample<A>,
     x: &[T],
@@ -118,7 +117,7 @@ fn run_backward<A: Registered, T: Element>(
     (dx, y, dparams)
 }
 
-/// dx, dv, y again and the parameter gradients.
+/// Computes dx, dv, y again and the parameter gradients.
 fn run_gated_backward<A: Gated + Registered, T: Element>(
     order: Order,
     s: &Sample<A>,
@@ -137,7 +136,7 @@ fn to_f64(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Every 16-bit input, a dense sweep of f32.
+/// Every 16-bit input, and a dense sweep of f32.
 fn forward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     let mut y = nan::<T>(x.len());
@@ -148,7 +147,7 @@ fn forward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     )
 }
 
-/// The same for dx; the parameter gradients over inputs whose sums are finite, of each sign by itself.
+/// The same for dx, and for the parameter gradients over inputs whose sums are finite, separately for each sign.
 fn backward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     for first in 0..GRADIENTS.len() {
@@ -191,7 +190,7 @@ fn gated_forward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>)
     Ok(())
 }
 
-/// The same for dx and dv, with every one of GRADIENTS besides; dα as in [`backward`].
+/// The same for dx and dv, also with every one of GRADIENTS; dα as in [`backward`].
 fn gated_backward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
     let check = |x: &[T], first: usize| {
@@ -235,7 +234,7 @@ fn equal<T: bytemuck::Pod + std::fmt::Debug>(what: &str, got: &[T], expected: &[
     Err(format!("{what} [{at:?}]: {values:?}").into())
 }
 
-/// Runs `f` in every instruction set and, over a tensor long enough for threads, on pools of several sizes.
+/// Runs `f` in every instruction set and, with a tensor that is long enough for several threads, on pools of several sizes.
 fn everywhere(len: usize, mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome {
     for set in InstructionSet::available() {
         set.force(|| f(set.name()))?;
@@ -253,11 +252,11 @@ fn everywhere(len: usize, mut f: impl FnMut(&str) -> Outcome + Send) -> Outcome 
     Ok(())
 }
 
-/// Long enough for threads, or for every kind of value; not a multiple of anything.
+/// Long enough for several threads and for every kind of value, and not a multiple of a block.
 const LONG: usize = 300_007;
 const SHORT: usize = 40_009;
 
-/// Of the first sample, [`LONG`]: how a tensor is cut for threads is no matter of parameters.
+/// [`LONG`] for the first sample only, because the division among threads does not depend on parameters.
 fn length<A: Registered>(s: &Sample<A>) -> usize {
     if s.name == A::samples()[0].name {
         LONG
@@ -266,7 +265,7 @@ fn length<A: Registered>(s: &Sample<A>) -> usize {
     }
 }
 
-/// `len` values: of all magnitudes, then ordinary ones.
+/// `len` values: first of all magnitudes, then ordinary ones.
 fn mixed<T: Element>(seed: u64, len: usize) -> Vec<T> {
     let mut x: Vec<T> = inputs::f32_sweep(1 << 14)
         .into_iter()
@@ -320,8 +319,8 @@ fn gated_same_bits<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A
     })
 }
 
-/// Of any length, out of place and in place, an element has the bits that it has by itself; gradients add to
-/// what is there, or replace it.
+/// In tensors of any length, out of place and in place, an element has the same bits as alone. Parameter gradients are
+/// added to the old values, or replace them.
 fn lengths<A: Registered, T: Element>() -> Outcome {
     let s = A::samples().remove(0);
     let all = Random(5).normal::<T>(270_001, 3.0);
@@ -354,7 +353,7 @@ fn lengths<A: Registered, T: Element>() -> Outcome {
     Ok(())
 }
 
-/// Terms of one sign that a running f32 sum would lose against the total, then their opposite.
+/// First terms of one sign that a running f32 sum would lose against the total, then their opposites.
 fn long_sums<A: Registered, T: Element>() -> Outcome {
     let s = A::samples().remove(0);
     let n = 1_000_003;
@@ -369,7 +368,7 @@ fn long_sums<A: Registered, T: Element>() -> Outcome {
     passed(&report, s)
 }
 
-/// The softplus of raw parameters, through both: within 4 ulp.
+/// The softplus of raw parameters is within 4 ulp, for both parameters.
 fn softplus() -> Outcome {
     let raw = Xielu::default().beta(0.0);
     let effective = raw.parameters(Parameters::Effective);
@@ -398,7 +397,7 @@ fn softplus() -> Outcome {
     Ok(())
 }
 
-/// Wrong lengths are named, and nothing is written.
+/// The error names the tensor with a wrong length, and nothing is written.
 fn errors() -> Outcome {
     let op = Xielu::default().compat(Compat::new(-1e-6).gradient(EpsGradient::Analytic));
     let params = [0.2f32, -1.0];
@@ -470,7 +469,7 @@ fn value_first() -> Outcome {
     near(y[0], 2.193_175_8);
     near(dxv[0], 0.731_058_6);
     near(dxv[1], 0.589_835_8);
-    // Of the same tensor in place.
+    // The same tensor in place.
     let mut both = xv;
     let pair = PairMut::halves(&mut both, 1, Halves::ValueFirst)?;
     let call = cpu::gated_backward_in_place(&Xsilu, Order::First, pair, &[1.0], &[0.0]);
@@ -478,7 +477,7 @@ fn value_first() -> Outcome {
     equal("in place", &both, &dxv)
 }
 
-/// Values as the rows of a larger tensor, which holds 7 elsewhere.
+/// Values as the rows of a larger tensor, whose other elements are 7.
 struct Spread<T> {
     elements: Vec<T>,
     rows: Rows,
@@ -507,10 +506,10 @@ impl<T: Element> Spread<T> {
     }
 }
 
-/// Rows with gaps and halves, in either order, give what dense tensors do, bit for bit but for the order of the sums,
-/// and what lies between the rows stays.
+/// Rows with gaps, and halves in either order, give the same bits as tensors without gaps, except for the order of the
+/// sums, and the memory between the rows is unchanged.
 fn rows_with_gaps<T: Element>() -> Outcome {
-    // Short rows, of which many are gathered; rows that are cut; enough of either for threads.
+    // Short rows, of which many are gathered; rows that are divided; and enough of both for several threads.
     for (rows, cols) in [(1, 5), (7, 3), (2000, 33), (4, 40_000), (90_000, 3)] {
         let n = rows * cols;
         let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 2.0));
@@ -519,7 +518,7 @@ fn rows_with_gaps<T: Element>() -> Outcome {
         let (dx, y, dparams) = run_backward(&s, &x, &dy);
         let near = |what: &str, got: &[f32], expected: &[f32]| -> Outcome {
             let close = |(got, expected): (&f32, &f32)| {
-                // The terms are of both signs: against their number.
+                // The terms have both signs, so the error is relative to their number.
                 (got - expected).abs() <= 1e-6 * expected.abs().max(n as f32 / 100.0)
             };
             if got.iter().zip(expected).all(close) {
@@ -598,7 +597,7 @@ fn rows_with_gaps<T: Element>() -> Outcome {
     Ok(())
 }
 
-/// Gate and value overwritten with their gradients have the bits that they have apart.
+/// Gradients that overwrite gate and value have the same bits as separate ones.
 fn gated_in_place() -> Outcome {
     let n = LONG;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<bf16>(n, 2.0));
@@ -619,7 +618,7 @@ fn gated_in_place() -> Outcome {
     Ok(())
 }
 
-/// Shapes that differ are named as such, and rows in groups are for logits.
+/// Shapes that differ are an error with their names, and only logits may have rows in groups.
 fn shapes() -> Outcome {
     let (x, mut y) = ([1.0f32; 12], [7.0f32; 12]);
     let shape = |what, expected, got| {
@@ -668,7 +667,7 @@ fn shapes() -> Outcome {
     Ok(())
 }
 
-/// dx is the same without gradients of the parameters, and dbeta can be left out by itself.
+/// dx is the same without parameter gradients, and dbeta can be left out alone.
 fn gradients_left_out() -> Outcome {
     let (x, dy) = ([-1.5f32, 0.25, 3.0], [1.0f32, -2.0, 0.5]);
     let params = [0.5, -0.25, 0.125];
@@ -695,7 +694,7 @@ fn gradients_left_out() -> Outcome {
     Ok(())
 }
 
-/// An op whose name was a string does what the op does.
+/// An op that is named by a string gives the same results.
 fn by_name() -> Outcome {
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<f16>(1000, 2.0));
     let sample = Xielu::samples().remove(0);

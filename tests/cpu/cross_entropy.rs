@@ -1,5 +1,5 @@
-//! Cross-entropy: accuracy over shapes and options, both ways to the gradient, special values,
-//! ranks, Goldfish; the same bits in every instruction set and on any number of threads; bad input.
+//! Cross-entropy: accuracy over shapes and options, both ways to the gradient, special values, ranks, Goldfish; the same
+//! bits in every instruction set and with any number of threads; errors.
 
 use std::fmt::Display;
 
@@ -20,13 +20,13 @@ use xact_dev::loss_cpu::{self, How};
 use xact_dev::loss_trials::{self, Backend, Variant};
 use xact_dev::same::bits;
 
-/// Its trials.
+/// Adds the trials of cross-entropy.
 pub(crate) fn add_to(table: &mut Table) {
     let mut table = Prefixed(table);
     table.of_type::<f32>();
     table.of_type::<f16>();
     table.of_type::<bf16>();
-    // To where the loss is nearly subnormal.
+    // Up to where the loss is almost subnormal.
     table.add("confident_rows", || {
         loss_trials::confident_rows(&OnCpu, 85.0)
     });
@@ -41,7 +41,7 @@ pub(crate) fn add_to(table: &mut Table) {
     table.add("errors", errors);
 }
 
-/// Puts the name of the op before that of a trial.
+/// Prefixes the name of a trial with the name of the op.
 struct Prefixed<'a>(&'a mut Table);
 
 impl Prefixed<'_> {
@@ -71,7 +71,7 @@ fn full() -> bool {
     std::env::var("XACT_FULL").is_ok_and(|v| v == "1")
 }
 
-/// The backend in the trials that every backend must pass.
+/// The CPU backend, in the trials that every backend must pass.
 struct OnCpu;
 
 impl Backend for OnCpu {
@@ -117,7 +117,7 @@ impl Backend for OnCpu {
     }
 }
 
-/// Both ways to the gradient, which give the same bits.
+/// Runs both ways to the gradient, which must give the same bits.
 fn both<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -129,7 +129,7 @@ fn both<T: Element>(
     Ok(two)
 }
 
-/// Runs both ways and holds them against the reference.
+/// Runs both ways, and compares them with the reference.
 fn checked<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -141,7 +141,7 @@ fn checked<T: Element>(
     Ok(got)
 }
 
-/// The same bits in every instruction set and on pools of several sizes, with every special value, in rows that
+/// The bits are the same in every instruction set and on pools of several sizes, with every special value, in rows that
 /// threads share.
 fn same_bits<T: Element>(op: &CrossEntropy) -> Outcome {
     let (special, _) = special_rows::<T>();
@@ -169,7 +169,7 @@ fn same_bits<T: Element>(op: &CrossEntropy) -> Outcome {
     Ok(())
 }
 
-/// Anything together: shapes, gaps, label types, options, weights, upstream gradients, outputs.
+/// Random combinations of shapes, gaps, label types, options, weights, upstream gradients and outputs.
 fn any_shape_and_options<T: Element>() -> Outcome {
     let config = Config {
         cases: if full() { 3000 } else { 150 },
@@ -202,7 +202,7 @@ fn any_shape_and_options<T: Element>() -> Outcome {
     run.map_err(|e| e.to_string().into())
 }
 
-/// The argmax is the first of equal logits, the target's or another's, in whatever block.
+/// The argmax is the first of equal logits, whether it is the target or not, in any block.
 fn the_first_of_equal_logits<T: Element>() -> Outcome {
     const COLS: usize = 3000;
     let places = [
@@ -232,8 +232,8 @@ fn the_first_of_equal_logits<T: Element>() -> Outcome {
     Ok(())
 }
 
-/// Dropped rows, decided inside: their loss is summed apart if asked for, and otherwise they have the bits of
-/// rows of weight 0.
+/// Rows that the loss itself drops: their loss is summed separately on request. Otherwise they have the same bits as rows
+/// of weight 0.
 fn goldfish<T: Element>() -> Outcome {
     const ROWS: usize = 120;
     let mut random = Random(15);
@@ -276,7 +276,7 @@ fn goldfish<T: Element>() -> Outcome {
             let mut weighted = batch.clone();
             weighted.weights = Some(keep.iter().map(|&keep| f32::from(keep)).collect());
             let weights = both(&op, &weighted, How::default())?;
-            // Weights cannot tell a dropped row from a masked one.
+            // With weights, a dropped row is the same as a masked one.
             fused.summary.dropped = 0;
             same(&format!("{strategy:?}"), &fused, &weights)?;
             for (_, op) in options() {
@@ -290,7 +290,7 @@ fn goldfish<T: Element>() -> Outcome {
     Ok(())
 }
 
-/// Rows in two micro-batches, divided by the four tokens of both: the sum of the means is the mean over all four.
+/// Two micro-batches, both divided by their total of four tokens: the sum of the means is the mean over all four.
 fn given_normalizer() -> Outcome {
     let batches: [(&[f32], &[i64], f32); 2] = [
         (&[0.2, 0.3, -0.1, 0.4, -0.2, 0.1], &[0, 1, 0], -0.131_244_8),
@@ -322,7 +322,8 @@ fn given_normalizer() -> Outcome {
     Ok(())
 }
 
-/// `logits[:, :-1]`: rows in groups give what they give one after the other, and what lies between stays.
+/// `logits[:, :-1]`: rows in groups give the same results as consecutive rows, and the memory between the groups is
+/// unchanged.
 fn rows_in_groups<T: Element>() -> Outcome {
     const GROUPS: usize = 5;
     const OF_EACH: usize = 4;
@@ -367,7 +368,7 @@ fn rows_in_groups<T: Element>() -> Outcome {
     let (from, to) = (Input::rows(&logits, rows), Output::rows(&mut apart, rows));
     ce::backward(&op, from, &batch.labels, &saved, divisor, to).run()?;
     assert_eq!(bits(&apart), bits(&expected));
-    // Between groups and the same rows without gaps.
+    // Rows in groups with gaps, and the same rows without gaps.
     let mut out = vec![between; batch.logits.len()];
     let from = Input::rows(&logits, rows);
     ce::backward(&op, from, &batch.labels, &saved, divisor, &mut out).run()?;
@@ -380,7 +381,7 @@ fn rows_in_groups<T: Element>() -> Outcome {
     let to = Output::rows(&mut in_place, rows);
     ce::forward_with_gradient(&op, to, &batch.labels).run()?;
     assert_eq!(bits(&in_place), bits(&expected));
-    // A group that is not whole, and one that overlaps the next.
+    // An incomplete group, and one that overlaps the next.
     let few = Rows::new(n, COLS).groups(3, APART);
     let refused = ce::forward(&op, Input::rows(&logits, few), &batch.labels).run();
     assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
@@ -393,7 +394,7 @@ fn rows_in_groups<T: Element>() -> Outcome {
     Ok(())
 }
 
-/// Bad lengths, pitches and options are typed errors, and nothing is written.
+/// Wrong lengths, pitches and options are typed errors, and nothing is written.
 fn errors() -> Outcome {
     const N: usize = 3;
     const V: usize = 4;
@@ -407,7 +408,7 @@ fn errors() -> Outcome {
             got,
         })
     };
-    /// Runs a forward with a loss, and a change of the call.
+    /// Runs a forward that computes the loss, with one change.
     macro_rules! forward {
         ($op:expr, $logits:expr $(, $($change:tt)+)?) => {{
             let op = $op;
@@ -422,7 +423,7 @@ fn errors() -> Outcome {
     let rows = Rows::new(N, V);
     assert_eq!(forward!(op, dense), Ok(()));
     assert_eq!(forward!(op, Input::rows(dense, rows)), Ok(()));
-    // Rows of less than a column, and what is no whole number of rows.
+    // A row pitch of less than the columns, and a length that is no whole number of rows.
     assert_eq!(forward!(op, &logits[..1]), length("logits", 0, 1));
     assert_eq!(forward!(op, &logits[..N * V - 1]), length("logits", 9, 11));
     assert_eq!(forward!(op, &logits), length("logits", 12, 13));
@@ -496,7 +497,7 @@ fn errors() -> Outcome {
         assert!(saved.iter().all(|&byte| byte == 7));
     }
 
-    /// Runs a backward, and a change of the call.
+    /// Runs a backward with one change.
     macro_rules! backward {
         ($saved:expr, $rows:expr, $len:expr $(, $($change:tt)+)?) => {{
             let saved = vec![0; $saved];
@@ -520,7 +521,7 @@ fn errors() -> Outcome {
         backward!(bytes / N * (N + 1), whole, N * V),
         saved(bytes / N * (N + 1))
     );
-    // What is given as rows has the shape of the call, and the dense logits are too many for it.
+    // Arguments with rows have the shape of the call, and logits without gaps are too long for it.
     assert_eq!(
         backward!(bytes, Some(Rows::new(N, 3)), 9),
         length("logits", 9, 12)

@@ -1,5 +1,5 @@
-//! Goldfish masks: the golden files bit for bit, and the reference over strategies, windows,
-//! layouts, halos and exempt ids, in every instruction set and on any number of threads.
+//! Goldfish masks: equal to the golden files, and to the reference over strategies, windows, layouts, halos and exempt ids,
+//! in every instruction set and with any number of threads.
 
 use super::Table;
 use xact::cpu::InstructionSet;
@@ -10,7 +10,7 @@ use xact_dev::goldfish_golden::{Golden, dropped};
 use xact_dev::inputs::Random;
 use xact_dev::strategy;
 
-/// Their trials.
+/// Adds the trials of the masks.
 pub(crate) fn add_to(table: &mut Table) {
     macro_rules! tests {
         ($($name:ident),+ $(,)?) => {$(
@@ -29,7 +29,7 @@ pub(crate) fn add_to(table: &mut Table) {
     ];
 }
 
-/// The mask, in both forms and with its counts.
+/// The mask in both forms, and its counts.
 fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
     let n = tokens.hash_ids.len();
     let (mut keep, mut weights) = (vec![7; n], vec![7.0; n]);
@@ -67,7 +67,7 @@ fn strategies(k: u32, h: u32, seed: u64) -> [Strategy; 6] {
     strategy::all(k, h, seed % 5, seed)
 }
 
-/// Some negative, some beyond 32 bits, few enough that exempt ones are met.
+/// Some ids are negative, some exceed 32 bits, and there are few enough that exempt ones occur.
 fn ids(random: &mut Random, len: usize) -> Vec<i64> {
     let one = |_| (random.bits() % 90) as i64 * 0x0123_4567_89ab - 7;
     (0..len).map(one).collect()
@@ -83,7 +83,7 @@ fn the_reference() {
     let exempt: Vec<i64> = (1000..1050).chain(ids[..9].iter().copied()).collect();
     let cu_seqlens = [-13, 70, 71, 71, 200, 3000, 3033];
     for h in [1, 2, 13, 31, 32, 33, 50, 64, 70, 5000, u32::MAX] {
-        // The coefficients of a longer one would not fit.
+        // The coefficients of a longer window would not fit.
         let strategies = strategies(2, h, 3).into_iter();
         let strategies =
             strategies.filter(|s| h < 1 << 20 || !matches!(s, Strategy::DotTable { .. }));
@@ -124,7 +124,7 @@ fn the_reference() {
     }
 }
 
-/// Long enough for threads, and for windows that reach from one thread's labels into another's.
+/// Long enough for several threads, and for windows that extend from one thread's labels into another's.
 fn any_instruction_set_and_number_of_threads() {
     let ids = ids(&mut Random(6), 3 * 7001);
     for goldfish in strategies(3, 50, 1).map(|s| Goldfish::new(s).unwrap()) {

@@ -1,7 +1,7 @@
-//! The CPU backend, as a table of trials: activations by their names in the registry, so that a new op is tested by
-//! existing, `cross_entropy::` and `goldfish::`.
+//! The CPU backend, as a table of trials: the activations by their names in the registry, so that a new op is tested
+//! automatically, `cross_entropy::` and `goldfish::`.
 //!
-//! `XACT_FULL=1` sweeps more densely, and takes longer rows and more of them.
+//! `XACT_FULL=1` has denser sweeps, and longer and more rows.
 
 mod activations;
 mod cross_entropy;

@@ -1,4 +1,4 @@
-//! The cross-entropy kernels decide with a warp a row what the mask kernel decides with a thread a label.
+//! The cross-entropy kernels, with a warp per row, make the same decisions as the mask kernel, with a thread per label.
 
 use libtest_mimic::Failed;
 use xact::cuda::cross_entropy;
@@ -12,17 +12,17 @@ use xact_dev::strategy;
 const ROWS: usize = 240;
 const CLASSES: usize = 8;
 
-/// Windows of any length, documents, halo and exempt ids.
+/// Windows of any length, documents, halos and exempt ids.
 pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Failed> {
     let mut random = Random(5);
     let mut queue = gpu.queue()?;
     let op = CrossEntropy::default();
-    // Few ids, so that exempt ones are met; some negative, some beyond 32 bits.
+    // Few different ids, so that exempt ones occur; some negative, some beyond 32 bits.
     let ids: Vec<i64> = (0..ROWS)
         .map(|_| (random.bits() % 90) as i64 * 0x0123_4567_89ab - 7)
         .collect();
     let halo: Vec<i64> = (0..20).map(|_| random.bits() as i64).collect();
-    // More than a warp has lanes, and those that are met at its end.
+    // More exempt ids than a warp has lanes, with those that occur at the end.
     let exempt: Vec<i64> = (1000..1050).chain(ids[..9].iter().copied()).collect();
     let cu_seqlens = [-3, 70, 71, 200];
     let upload = |values: &[i64]| gpu.stream.clone_htod(values).unwrap();
@@ -35,7 +35,7 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
     let exempt_there = upload(&exempt);
     let offsets = gpu.stream.clone_htod(&cu_seqlens).unwrap();
     for h in [1, 13, 31, 32, 33, 50, 64, 70] {
-        // The first two have no window.
+        // The first two strategies have no window.
         let without_window = if h == 1 { 0 } else { 2 };
         for strategy in strategy::all(2, h, 1, 3).into_iter().skip(without_window) {
             let goldfish = Goldfish::new(strategy).unwrap();
@@ -61,7 +61,7 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
                     .loss(&mut loss)
                     .launch(&mut queue)
                     .unwrap();
-                // A kept row costs log 8.
+                // A kept row has the loss log 8.
                 let loss = gpu.stream.clone_dtoh(&loss).unwrap();
                 let kept: Vec<bool> = loss.iter().map(|&loss| loss != 0.0).collect();
                 assert_eq!(kept, expected.unwrap(), "{strategy:?}, {documents}");

@@ -1,7 +1,7 @@
-//! Cross-entropy on the device of this process: accuracy over shapes, options and modes, both ways to the
-//! gradient, places, schedules, ranks, special values, bad input, traffic.
+//! Cross-entropy on the device of this process: accuracy over shapes, options and modes, both ways to the gradient,
+//! placements, schedules, ranks, special values, errors, traffic.
 //!
-//! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` chooses the device; `XACT_FULL=1` runs everything there is.
+//! `XACT_DEVICE=auto|gpu|emulated[:MODEL]` selects the device; `XACT_FULL=1` runs all variants.
 
 mod decision;
 
@@ -39,7 +39,7 @@ fn fill(table: &mut CrossEntropies<'_>) {
     table.of_type::<f32>();
     table.of_type::<f16>();
     table.of_type::<bf16>();
-    // To 1 − 1e-7 and beyond.
+    // Up to 1 − 1e-7 and beyond.
     table.add("confident_rows".into(), false, |gpu, full| {
         loss_trials::confident_rows(&OnDevice::new(gpu, full), 22.0)
     });
@@ -69,7 +69,7 @@ fn fill(table: &mut CrossEntropies<'_>) {
     table.add("many_rows".into(), false, many_rows);
 }
 
-/// Puts the name of the op before that of a trial.
+/// Prefixes the name of a trial with the name of the op.
 struct CrossEntropies<'a>(&'a mut Table);
 
 impl CrossEntropies<'_> {
@@ -117,7 +117,7 @@ impl CrossEntropies<'_> {
     }
 }
 
-/// The device in the trials that every backend must pass.
+/// The device, in the trials that every backend must pass.
 struct OnDevice {
     gpu: Gpu,
     full: bool,
@@ -183,7 +183,7 @@ impl Backend for OnDevice {
     }
 }
 
-/// What the approximate instructions return. A device has one way.
+/// The modes of the approximate instructions. A real device has one mode.
 fn modes(gpu: &Gpu) -> &'static [Approx] {
     if gpu.emulated { &EVERY } else { &EVERY[..1] }
 }
@@ -200,7 +200,7 @@ fn fail<R>(message: String) -> Result<R, Failed> {
     Err(message.into())
 }
 
-/// Both ways to the gradient, which give the same bits: where a cluster does not have to cut the rows finer.
+/// Runs both ways to the gradient, which must give the same bits unless a cluster divides the rows into smaller parts.
 fn both<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -223,7 +223,7 @@ fn both_of<T: Element>(
     Ok(two)
 }
 
-/// Runs both ways and holds them against the reference.
+/// Runs both ways, and compares them with the reference.
 fn checked<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -236,7 +236,7 @@ fn checked<T: Element>(
     Ok(got)
 }
 
-/// Anything together: shapes, places, label types, options, weights, upstream gradients, grids.
+/// Random combinations of shapes, placements, label types, options, weights, upstream gradients and grids.
 fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let config = Config {
         cases: if full { 1500 } else { 60 },
@@ -285,8 +285,8 @@ fn any_shape_and_options<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     run.map_err(|e| e.to_string().into())
 }
 
-/// The gradient has the same bits wherever its tensors lie, over the logits too, whatever the label type and
-/// the grid. The statistics have those that belong to the place of the logits.
+/// The gradient has the same bits for any placement of its tensors, also in place, for any label type and grid. The
+/// statistics depend only on the placement of the logits.
 fn places<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let op = everything();
     let vector = 16 / size_of::<T>();
@@ -349,10 +349,10 @@ fn places<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     Ok(())
 }
 
-/// Rows that are not cut: more than half the blocks that rows are cut into.
+/// The number of rows from which they are not divided: more than half the number of blocks that rows are divided into.
 const UNCUT_ROWS: usize = 513;
 
-/// The argmax is the first of equal logits, wherever the row begins and whoever meets them.
+/// The argmax is the first of equal logits, wherever the row begins, and whichever threads read them.
 fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     const COLS: usize = 12_000;
     let op = CrossEntropy::default();
@@ -372,7 +372,7 @@ fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
             vec![batch_packs, 5 * batch_packs],
             vec![3000, 300],
         ];
-        // Enough rows that they are not cut, and enough that they are.
+        // Enough rows that they are not divided, and few enough that they are.
         for rows in [places.len(), UNCUT_ROWS] {
             if rows > 100 && offset > 1 {
                 continue;
@@ -403,7 +403,7 @@ fn the_first_of_equal_logits<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// A row so long that many blocks share it.
+/// A row that is so long that many blocks share it.
 fn few_long_rows<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let cols = if full || T::DTYPE == xact::Dtype::Bf16 {
         262_144
@@ -423,10 +423,10 @@ fn few_long_rows<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     Ok(())
 }
 
-/// The stats of the CPU backend are those of the device but for the rounding of the sums, and it finishes from
-/// the device's, so that ranks of both kinds may be mixed.
+/// The statistics of the CPU backend equal those of the device, except for the rounding of the sums, and it can finish from
+/// those of the device. Ranks of both kinds may therefore be mixed.
 fn stats_of_the_cpu_are_those_of_the_device<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
-    // Of a sum relative to its terms, what 4 ulp of the loss allow each side.
+    // The difference of the sums, relative to their terms, that corresponds to 4 ulp of the loss on each side.
     const SUMS: f32 = 2.0 * 4.0 * f32::EPSILON;
     for op in options().map(|(_, op)| op) {
         let mut batch = batch::<T>(22, 9, 500, 500, 3.0);
@@ -456,7 +456,7 @@ fn stats_of_the_cpu_are_those_of_the_device<T: Element>(gpu: &Gpu, _full: bool) 
     Ok(())
 }
 
-/// A strategy that drops about half.
+/// A strategy that drops about half of the labels.
 fn half_dropped(gpu: &Gpu) -> (Goldfish, Vec<i64>, Vec<bool>) {
     let goldfish = Goldfish::new(Drops::Hash64 {
         k: 2,
@@ -470,7 +470,7 @@ fn half_dropped(gpu: &Gpu) -> (Goldfish, Vec<i64>, Vec<bool>) {
     (goldfish, ids, dropped)
 }
 
-/// Dropped rows: their loss is summed apart if asked for, and the loss of all is the sum of both.
+/// Dropped rows: their loss is summed separately on request, and the loss of all rows is the sum of both.
 fn dropped_rows<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let (goldfish, ids, dropped) = half_dropped(gpu);
     let fish = Fish::new(gpu, &goldfish, &ids);
@@ -505,7 +505,7 @@ fn dropped_rows<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Deciding inside the loss gives the bits of a mask given as weights.
+/// A decision in the loss gives the same bits as a mask in the form of weights.
 fn fused_goldfish_is_the_mask<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     let strategies = [
         Drops::Static { k: 3, start: 1 },
@@ -538,15 +538,15 @@ fn fused_goldfish_is_the_mask<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
         if fused.summary.dropped != dropped as u64 - u64::from(!keep[7]) || dropped == 0 {
             return fail(format!("{strategy:?}: {dropped}, {:?}", fused.summary));
         }
-        // Weights cannot tell a dropped row from a masked one.
+        // With weights, a dropped row is the same as a masked one.
         fused.summary.dropped = 0;
         same(&format!("{strategy:?}"), &fused, &weights)?;
     }
     Ok(())
 }
 
-/// The same bits whatever the order in which blocks, warps and lanes run, and no race, no read of what was not
-/// written and no access outside a buffer in any of them, or the launch would fail.
+/// The bits are the same for any order in which blocks, warps and lanes run. The launch would fail on a race, a read of
+/// unwritten memory or an access outside a buffer.
 fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let (goldfish, ids, _) = half_dropped(gpu);
     let fish = Fish::new(gpu, &goldfish, &ids);
@@ -557,9 +557,9 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         .collect();
     let mut shapes = vec![(40, 60), (2, 4500)];
     if T::DTYPE == xact::Dtype::F32 {
-        // Of 8 parts; where there is one cluster, it exchanges the stats of four rows, one after the other.
+        // Rows of 8 parts. If there is only one cluster, it exchanges the statistics of four rows, one after the other.
         shapes.push((5, 8 * STEP_BYTES / size_of::<T>() - 3));
-        // Of two chunks, of which a block does the last and then adds up both.
+        // Two chunks, of which a block does the last and then adds both.
         shapes.push((270, 3));
     }
     for (rows, cols) in shapes {
@@ -607,10 +607,10 @@ fn same_bits_under_any_schedule<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     Ok(())
 }
 
-/// What a block takes of a row in one step: a vector per thread.
+/// The elements of a row that a block processes in one step: a vector per thread.
 const STEP_BYTES: usize = 256 * 16;
 
-/// Bytes that a launch reads from and writes to the tensors of logits: buffers of at least `len` bytes.
+/// The bytes that a launch reads from and writes to the tensors of logits, which are the buffers of at least `len` bytes.
 fn moved(launch: &LaunchReport, len: usize) -> (u64, u64) {
     let large = || launch.buffers.iter().filter(|b| b.len >= len as u64);
     (
@@ -628,8 +628,8 @@ fn named<'a>(launches: &'a [LaunchReport], task: &str) -> Result<&'a LaunchRepor
     }
 }
 
-/// Fails unless a launch reads and writes so many bytes of the logits, all in whole vectors and in as few sectors
-/// as there can be.
+/// Panics unless a launch reads and writes these numbers of bytes of the logits, in whole vectors only and in the minimum
+/// number of sectors.
 fn moves(launch: &LaunchReport, len: usize, bytes: (u64, u64)) -> Outcome {
     let name = &launch.kernel;
     if moved(launch, len) != bytes {
@@ -661,15 +661,15 @@ fn device(ordinal: usize) -> Result<Gpu, Failed> {
     })
 }
 
-/// The same device, and the A100 that the emulator has besides.
+/// The device of the process, and the emulator's A100.
 fn devices(gpu: &Gpu) -> Result<[Gpu; 2], Failed> {
     let a100 = device(1)?;
     assert!(!gpu.name.contains("A100") && a100.name.contains("A100"));
     Ok([gpu.clone(), a100])
 }
 
-/// Each byte of a row that counts is read once by the forward, once by the backward; of others nothing is read.
-/// Each byte of the gradient is written once. Whole vectors, as few sectors as there can be.
+/// The forward reads each byte of a kept row once, and so does the backward; other rows are not read. Each byte of the
+/// gradient is written once. Accesses are whole vectors, in the minimum number of sectors.
 fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     const ROWS: usize = 40;
     const CLASSES: usize = 2048;
@@ -711,7 +711,7 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
                         return fail(format!("{} reads logits, {shared:?}", launch.kernel));
                     }
                 }
-                // At once: clusters read once what counts, a device without them twice.
+                // In one call, clusters read the kept rows once, and a device without clusters reads them twice.
                 let (one, launches) =
                     cuda_emulator::record(|| loss::with_gradient(&gpu, &op, &batch, &uploaded));
                 one?;
@@ -727,7 +727,7 @@ fn traffic<T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// `rows` rows of which three count, the first and the last among them.
+/// `rows` rows of which three are kept, including the first and the last.
 fn three_of<T: Element>(rows: usize, cols: usize) -> Batch<T> {
     let mut labels = vec![-100; rows];
     let mut logits = vec![T::from_f64(0.0); rows * cols];
@@ -739,12 +739,12 @@ fn three_of<T: Element>(rows: usize, cols: usize) -> Batch<T> {
     Batch::new(logits, cols, labels)
 }
 
-/// Rows as long as those of real vocabularies are read once and written once, in parts of 32 KiB by 8 blocks, with
-/// the bits of the other way to the gradient.
+/// Rows with the lengths of real vocabularies are read once and written once, in parts of 32 KiB by 8 blocks, with the same
+/// bits as the other way to the gradient.
 fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
     let mut shapes = vec![(114, 131_072, 8)];
     if full {
-        // So many that clusters take as few parts as fit: the bits are others.
+        // There are so many rows that clusters have the minimum number of parts, so the bits differ.
         shapes.extend([(200, 131_071, 4), (513, 128_256, 4), (513, 152_064, 8)]);
     }
     for (rows, cols, blocks) in shapes {
@@ -771,7 +771,7 @@ fn clusters_keep_long_rows(gpu: &Gpu, full: bool) -> Outcome {
     Ok(())
 }
 
-/// What calls launch: sums over the chunks of rows, 256 each, take no launch of their own where a kernel comes before.
+/// The launches of calls: the sums over the chunks of rows, of 256 each, need no separate launch if a kernel precedes them.
 fn launches(gpu: &Gpu, _full: bool) -> Outcome {
     const CLUSTER_COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
     let plain = CrossEntropy::default().normalizer(Normalizer::None);
@@ -803,8 +803,8 @@ fn tasks(launches: &[LaunchReport]) -> Vec<&str> {
     names.filter_map(|name| name.split('_').nth(2)).collect()
 }
 
-/// A cluster has as many blocks as are asked for, and its rows take turns: within the bounds, with the same bits on every
-/// grid.
+/// A cluster has as many blocks as requested, and its rows take turns. The results are within the bounds, and have the same
+/// bits on every grid.
 fn blocks_of_a_cluster_are_a_choice(gpu: &Gpu, _full: bool) -> Outcome {
     const ROWS: usize = 7;
     const COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
@@ -849,8 +849,8 @@ fn blocks_of_a_cluster_are_a_choice(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Two multiprocessors hold three blocks each: a cluster of 4, and none of 8. Rows in 4 parts are read once there
-/// too; those in 8 are read twice; the bits are the same.
+/// Two multiprocessors hold three blocks each, so a cluster of 4 fits and one of 8 does not. Rows in 4 parts are read once,
+/// rows in 8 parts twice, with the same bits.
 fn clusters_are_no_larger_than_fit(gpu: &Gpu, _full: bool) -> Outcome {
     // Eight steps wherever a row begins.
     const COLS: usize = 8 * STEP_BYTES / size_of::<bf16>() - 8;
@@ -872,9 +872,8 @@ fn clusters_are_no_larger_than_fit(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Where a third of a multiprocessor's shared memory holds a row, one block reads it once; where it holds a part of
-/// it, a cluster does. A device without clusters reads rows once that fit into the shared memory of a block, and
-/// others twice.
+/// If a row fits into a third of a multiprocessor's shared memory, one block reads it once; if a part of it does, a cluster
+/// reads it once. A device without clusters reads a row once if it fits into the shared memory of a block, else twice.
 fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     const ROWS: usize = UNCUT_ROWS;
     let per_pack = 16 / size_of::<T>();
@@ -882,8 +881,7 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         return Ok(());
     }
     let [h100, a100] = devices(gpu)?;
-    // Less what is set aside: for static shared memory, and by the system for each of three blocks. Parts are whole
-    // steps.
+    // Less the static shared memory, and what the system reserves for each of three blocks. Parts are whole steps.
     let third = (228 * 1024 / 3 - 2048) / STEP_BYTES * STEP_BYTES;
     let whole = 163 * 1024 - 1024;
     for (gpu, room, beyond, reads) in [(h100, third, "cluster", 1), (a100, whole, "fused", 2)] {
@@ -891,7 +889,7 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
         for (cols, task, reads) in [(fits, "fused", 1), (fits + 1, beyond, reads)] {
             let batch = three_of::<T>(ROWS, cols);
             let op = CrossEntropy::default();
-            // A row of one column too many is one wherever it begins.
+            // A row with one column more exceeds the limit wherever it begins.
             for offset in 0..=usize::from(reads == 1) {
                 let how = How {
                     logits: Place { offset, gap: 0 },
@@ -911,7 +909,7 @@ fn on_chip_and_not<T: Element>(gpu: &Gpu, full: bool) -> Outcome {
                     let two = loss::forward_backward(&gpu, &op, &batch, &uploaded)?;
                     same("fused", &once, &two)?;
                 } else {
-                    // Cut finer than without a gradient: the bits are others.
+                    // The row is divided into smaller parts than without a gradient, so the bits differ.
                     let all_outputs = true;
                     let uploaded = Uploaded::new(&gpu, &batch, How { all_outputs, ..how });
                     let again = loss::with_gradient(&gpu, &op, &batch, &uploaded)?;
@@ -932,7 +930,7 @@ fn goldfish_golden(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// More chunks of rows than the block that adds them up has threads. Few rows are read, so that it does not take long.
+/// There are more chunks of rows than the block that adds them has threads. Few rows are read, to save time.
 fn many_rows(gpu: &Gpu, _full: bool) -> Outcome {
     let op = CrossEntropy::default();
     let mut batch = batch::<f32>(77, 257 * 256 + 1, 3, 3, 2.0);
@@ -945,7 +943,7 @@ fn many_rows(gpu: &Gpu, _full: bool) -> Outcome {
     Ok(())
 }
 
-/// Rows further apart than 32 bits count elements.
+/// The pitch between rows exceeds 32 bits in elements.
 fn beyond_32_bits(gpu: &Gpu, _full: bool) -> Outcome {
     loss::far_apart::<f32>(gpu)?;
     loss::far_apart::<f16>(gpu)?;

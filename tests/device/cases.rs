@@ -1,5 +1,5 @@
-//! Values that users found wrong or missed, from arithmetic of more digits than f64's, on the CPU backend, the
-//! device and in the reference.
+//! Values that users found wrong or missing, computed with more digits than f64 has, on the CPU backend, on the device and
+//! in the reference.
 
 use half::bf16;
 use xact::activation::{Registered, Visitor};
@@ -16,7 +16,7 @@ use xact_dev::loss::{self, Batch, Results, Uploaded};
 use xact_dev::loss_cpu;
 use xact_dev::run::{self, How, Place};
 
-/// Whether the first digits are the same.
+/// Whether the first digits are equal.
 fn near(got: f64, exact: f64) -> bool {
     (got - exact).abs() <= 1e-6 * exact.abs()
 }
@@ -39,7 +39,7 @@ fn dparams<A: Registered, T: Element>(
     [of_cpu, of_device]
 }
 
-/// The same of a gated form.
+/// The same for a gated form.
 fn gated_dparams<A: Gated + Registered>(
     gpu: &Gpu,
     op: &A,
@@ -56,7 +56,7 @@ fn gated_dparams<A: Gated + Registered>(
     [of_cpu, of_device]
 }
 
-/// dy·x² where x² is no f32, of xIELU's α_p, and dy·q(x), dy·x·h(x) where x² is below all f32.
+/// dy·x² of xIELU's α_p where x² exceeds f32, and dy·q(x) and dy·x·h(x) where x² is below the range of f32.
 #[test]
 fn parameter_gradients_where_the_square_of_x_is_no_f32() {
     fn check<A: Registered, T: Element>(
@@ -69,7 +69,7 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
     ) {
         let gpu = gpu();
         let (x, dy) = (T::from_f64(x), T::from_f64(dy));
-        // Of 16 bits, x and dy are not quite those of the table.
+        // In 16-bit types, x and dy differ slightly from those of the table.
         let given = (x.to_f64(), dy.to_f64());
         let wide: Vec<f64> = params.iter().map(|&p| f64::from(p)).collect();
         let (_, by_reference) = reference::backward(op, &wide, &[x], &[dy]).unwrap();
@@ -100,7 +100,7 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
     ] {
         both(op, &[0.2, -1.0], 1e20, 1e-30, 0, 5.498_340e9);
         both(op, &[0.2, -1.0], 1e-23, 1e20, 0, 5.498_34e-27);
-        // softplus'(−1)·½
+        // This is softplus'(−1)·½.
         both(op, &[0.2, -1.0], -1e-23, 1e20, 1, 1.344_707e-27);
     }
     both(effective, &[0.2, -1.0], -1e-23, 1e20, 1, 5e-27);
@@ -112,8 +112,8 @@ fn parameter_gradients_where_the_square_of_x_is_no_f32() {
     }
 }
 
-/// An element with an upstream gradient of 0 adds nothing to any parameter gradient, whatever finite number its x
-/// is: rows of padding hold what was left in memory.
+/// An element with an upstream gradient of 0 adds nothing to a parameter gradient, for any finite x: padding rows contain
+/// whatever the memory had.
 #[test]
 fn elements_without_upstream_gradient_add_nothing() {
     const SIZES: [f32; 8] = [
@@ -131,7 +131,7 @@ fn elements_without_upstream_gradient_add_nothing() {
         fn visit<A: Registered>(&mut self) {
             for sample in A::samples() {
                 for x in SIZES.into_iter().flat_map(|x| [x, -x]) {
-                    // Finite in 16 bits, too.
+                    // The value is also finite in 16 bits.
                     self.plain::<A, f32>(&sample.op, &sample.params, x);
                     self.plain::<A, bf16>(&sample.op, &sample.params, x.clamp(-3e38, 3e38));
                 }
@@ -165,7 +165,7 @@ fn elements_without_upstream_gradient_add_nothing() {
         }
     }
     xact::activation::for_each(&mut Check(gpu()));
-    // The one that was found.
+    // The case that the user found.
     let op = Xielu::default();
     for [dalpha_p, _] in dparams(&gpu(), &op, &[0.0, 0.0], &[1.0, 2f32.powi(65)], &[1.0, 0.0])
         .map(|d| <[f32; 2]>::try_from(d).unwrap())
@@ -174,8 +174,8 @@ fn elements_without_upstream_gradient_add_nothing() {
     }
 }
 
-/// What is left of f and f′ far out, where both are below all numbers of the type: −0, on the left at α = 0, and of
-/// f′ on the right at α = −1.
+/// f and f′ far from 0, where both are below the smallest number of the type: −0, on the left for α = 0, and for f′ on the
+/// right for α = −1.
 #[test]
 fn far_tails_keep_their_sign() {
     fn check<A: Registered, T: Element>(op: A, magnitudes: [f64; 2]) {
@@ -219,7 +219,7 @@ fn far_tails_keep_their_sign() {
     types(Xsilu);
 }
 
-/// What the CPU and the device make of a batch, by all their calls, each held to the reference.
+/// The results of all calls on the CPU and on the device for a batch, compared with the reference.
 fn losses<T: Element>(op: &CrossEntropy, batch: &Batch<T>) -> Vec<Results<T>> {
     let gpu = gpu();
     let uploaded = Uploaded::new(&gpu, batch, loss::How::default());
@@ -240,13 +240,13 @@ fn losses<T: Element>(op: &CrossEntropy, batch: &Batch<T>) -> Vec<Results<T>> {
     all
 }
 
-/// A logit of −inf is no class under a softcap either; one of +inf is c.
+/// With a softcap too, a logit of −inf is no class, and a logit of +inf becomes c.
 #[test]
 fn minus_infinity_stays_under_a_softcap() {
     let ninf = f32::NEG_INFINITY;
     let op = CrossEntropy::default().softcap(30.0);
     let batch = Batch::new(vec![-60.0, ninf, ninf, -59.0], 4, vec![0]);
-    // An f32 is that near, and no nearer: the cap is off by some units of its last place.
+    // The accuracy of an f32: the cap has an error of a few units in the last place.
     let exact = op.evaluate(&batch.logits, 0, 1.0, 1.0);
     assert!(
         near(exact.loss, 0.730_296_9) && exact.loss_bound < 1e-4,
@@ -261,7 +261,7 @@ fn minus_infinity_stays_under_a_softcap() {
         assert_eq!(got.loss, [f32::INFINITY]);
         assert_eq!(got.dlogits[1..3], [0.0; 2]);
     }
-    // As a target, alone, and beside +inf; in the first packs of a long row and in the last.
+    // As the target, alone, and beside +inf; in the first packs of a long row and in the last.
     let mut long = vec![ninf; 4000];
     (long[2000], long[3999]) = (-70.0, f32::INFINITY);
     for (logits, label) in [
@@ -281,7 +281,7 @@ fn minus_infinity_stays_under_a_softcap() {
     }
 }
 
-/// Labels that candle knows, u32, read as such: 4,294,967,196 is no −100.
+/// u32 labels, which candle has: 4,294,967,196 is not −100.
 #[test]
 fn u32_labels_are_read_unsigned() {
     let gpu = gpu();
@@ -330,7 +330,7 @@ fn u32_labels_are_read_unsigned() {
     }
 }
 
-/// Ids of a narrower type, and their halo, decide as the same numbers in i64, on the host and on the device.
+/// Ids of a narrower type and their halo give the same decisions as the same numbers in i64, on the host and on the device.
 #[test]
 fn ids_of_every_type_decide_alike() {
     fn check<I: TokenId + TryFrom<u64>>(random: &mut Random, most: u64) {
@@ -380,7 +380,7 @@ fn ids_of_every_type_decide_alike() {
     check::<i64>(&mut random, i64::MAX as u64);
 }
 
-/// Weights that are advantages, which may be 0 and sum up to what they like.
+/// Weights that are advantages: they may be 0 and have any sum.
 #[test]
 fn advantages_by_the_number_of_labels() {
     let batch = Batch {
@@ -406,7 +406,7 @@ fn advantages_by_the_number_of_labels() {
     }
 }
 
-/// The first row with a loss of NaN is named, whatever makes it one; rows that do not count and bad labels are not.
+/// The summary has the first row with a loss of NaN, whatever the cause; masked rows and rows with bad labels do not count.
 #[test]
 fn the_row_of_a_nan_is_named() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
@@ -436,10 +436,10 @@ fn the_row_of_a_nan_is_named() {
     }
 }
 
-/// References in f64, of f64: who checks derivatives need not round first.
+/// The f64 references take f64 inputs, so that derivatives can be checked without rounding.
 #[test]
 fn the_references_take_f64() {
-    // No f32, of which differences in f64 would show.
+    // This is not an f32 number, which would show in differences in f64.
     let logits = [0.1, -0.7, 1.3, 2.9, -60.1];
     let op = CrossEntropy::default()
         .label_smoothing(0.125)
@@ -469,14 +469,14 @@ fn the_references_take_f64() {
     let (dx, dalpha) = reference::backward(&Xsilu, &[0.3], &[0.1, 1e200], &[1.0, 0.0]).unwrap();
     let slope = xact::Activation::evaluate(&Xsilu, &[0.3], 0.1);
     assert_eq!((dx[0], dalpha[0]), (slope.slope.value, slope.dparams[0]));
-    // Beyond f32, with a square beyond f64.
+    // Beyond the range of f32, with a square beyond that of f64.
     let (_, dalpha) =
         reference::backward(&Xielu::default(), &[0.0, 0.0], &[1.0, 1e200], &[1.0, 0.0]).unwrap();
     assert_eq!(dalpha, [0.5, 0.0]);
 }
 
-/// A halo makes the slices of a row decide as the whole for hashes; for the strategies that look at no ids it does
-/// nothing, and Static needs an offset before the slice.
+/// With a halo, hash strategies make the same decisions for the slices of a row as for the whole row. For strategies
+/// without a window, a halo has no effect, and Static needs an offset before the slice.
 #[test]
 fn what_a_halo_does_for_slices() {
     let gpu = gpu();
@@ -537,8 +537,8 @@ fn what_a_halo_does_for_slices() {
     }
 }
 
-/// `logits[:, :-1]` of `[B, S, V]` as it lies: rows in groups, with what lies between them left alone. The same bits as
-/// of the rows side by side, where those are aligned alike.
+/// `logits[:, :-1]` of `[B, S, V]` without a copy: rows in groups, with the memory between the groups unchanged. The bits
+/// are those of the rows without gaps, if the alignment is the same.
 #[test]
 fn rows_in_groups() {
     fn check<T: Element>(rows: usize, group: usize, cols: usize, gap: usize, offset: usize) {
@@ -591,7 +591,7 @@ fn rows_in_groups() {
                 loss::same("groups", got, dense).unwrap();
             }
         }
-        // On the CPU the alignment does not matter.
+        // On the CPU, the alignment does not matter.
         let how = loss_cpu::How::default();
         let dense = loss_cpu::with_gradient(&op, &batch, how).unwrap();
         for how in [
@@ -623,11 +623,11 @@ fn rows_in_groups() {
     for (rows, group, cols, gap, offset) in [
         (6, 2, 40, 40, 0),
         (6, 3, 33, 33, 1),
-        // One row of each, all of one, no real gap.
+        // One row per group; all rows in one group; and no gap.
         (4, 1, 40, 8, 0),
         (5, 5, 24, 3, 0),
         (6, 2, 24, 0, 0),
-        // Rows that are cut among blocks, and more rows than clusters.
+        // Rows that are divided among blocks, and more rows than clusters.
         (4, 2, 70_000, 70_000, 0),
         (150, 50, 1024, 1024, 0),
         (600, 3, 45, 7, 3),
@@ -637,7 +637,7 @@ fn rows_in_groups() {
     }
 }
 
-/// Groups that are not whole, or lie in each other, are refused (by the device: `cross_entropy_api`).
+/// Incomplete or overlapping groups are errors (on the device: `cross_entropy_api`).
 #[test]
 fn groups_that_cannot_be() {
     let refused = |n: usize, rows, pitch| {

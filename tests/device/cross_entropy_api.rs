@@ -1,5 +1,5 @@
-//! Cross-entropy through the safe and the raw API: what they refuse, that a refusal writes nothing, that both do the
-//! same, graph capture.
+//! Cross-entropy through the safe and the raw API: their errors, that a call with an error writes nothing, that both give
+//! the same results, graph capture.
 
 #![allow(unsafe_code)]
 
@@ -21,12 +21,12 @@ use xact_dev::choose::{Gpu, gpu};
 use xact_dev::inputs::Random;
 
 const ROWS: usize = 6;
-/// Enough that blocks of a cluster share a row, where there are clusters.
+/// The columns, large enough that the blocks of a cluster share a row on devices with clusters.
 const COLS: usize = 1100;
-/// What outputs hold before a call that must not write.
+/// The value of outputs before a call that must not write.
 const BEFORE: f32 = 77.0;
 
-/// A call with all outputs of some buffers. (A method would borrow the inputs too.)
+/// Sets all outputs of a call to the buffers. (A method would borrow the inputs too.)
 macro_rules! with_outputs {
     ($call:expr, $b:expr) => {
         $call
@@ -38,7 +38,7 @@ macro_rules! with_outputs {
     };
 }
 
-/// What a queue needs for each call.
+/// The objects of a queue that each call needs.
 fn queue_on(stream: &Arc<CudaStream>) -> Queue {
     let mut queue = Queue::new(stream).unwrap();
     queue.reserve(workspace_bytes(ROWS as u64)).unwrap();
@@ -67,13 +67,13 @@ struct Buffers {
     argmax: CudaSlice<i32>,
     saved: CudaSlice<u8>,
     summary: CudaSlice<CrossEntropySummary>,
-    /// Of one rank.
+    /// The columns of one rank.
     gathered: CudaSlice<u8>,
-    /// Divide by it, not by what the options say.
+    /// The divisor, if it replaces that of the options.
     divide: bool,
 }
 
-/// Everything that calls write, as bits.
+/// All outputs of the calls, as bits.
 #[derive(Clone, Debug, PartialEq)]
 struct Contents {
     floats: Vec<Vec<u32>>,
@@ -110,7 +110,7 @@ impl Buffers {
         b
     }
 
-    /// The logits as they were.
+    /// The original logits.
     fn restore(&mut self, stream: &Arc<CudaStream>) {
         let values = Random(1).normal::<f32>(ROWS * COLS, 2.0);
         stream.memcpy_htod(&values, &mut self.logits).unwrap();
@@ -178,7 +178,7 @@ impl Buffers {
             .launch(queue)
     }
 
-    /// Everything that one rank of one does.
+    /// Runs all calls, with one rank.
     fn as_a_rank(&mut self, queue: &mut Queue) -> Result<()> {
         let (op, shard) = (op(), Shard::new(0, COLS as u64));
         let (logits, gathered) = (&self.logits, &mut self.gathered);
@@ -197,7 +197,7 @@ fn op() -> CrossEntropy {
     CrossEntropy::default().label_smoothing(0.1).z_loss(1e-3)
 }
 
-/// Which of `Contents::floats` are gradients after a call that works in place.
+/// The indices in `Contents::floats` of the logits and the gradients. After a call in place, the logits are the gradients.
 const LOGITS: usize = 0;
 const DLOGITS: usize = 1;
 
@@ -235,11 +235,11 @@ fn every_way_to_the_gradient_is_the_same() {
             }
         }
     }
-    // What is given counts, whatever the options say.
+    // The caller's divisor has priority over the options.
     assert!(divided.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
-/// Rows in two micro-batches, divided by the four tokens of both: the sum of the means is the mean over all four.
+/// Two micro-batches, both divided by their total of four tokens: the sum of the means is the mean over all four.
 #[test]
 fn a_normalizer_that_is_given_is_used() {
     let (mut queue, stream) = queue();
@@ -291,7 +291,7 @@ fn a_normalizer_that_is_given_is_used() {
     }
 }
 
-/// Of no rows there need be no buffers.
+/// Without rows, buffers may be empty.
 #[test]
 fn no_rows_need_no_buffers() {
     let (mut queue, stream) = queue();
@@ -336,7 +336,7 @@ fn no_rows_need_no_buffers() {
     .unwrap();
 }
 
-/// Where no row is kept, both back ends find the same bits: 0, not −0.
+/// If no row is kept, both back ends give the same bits: 0, not −0.
 #[test]
 fn no_kept_rows_are_the_same_on_both() {
     let (mut queue, stream) = queue();
@@ -360,7 +360,7 @@ fn no_kept_rows_are_the_same_on_both() {
     }
 }
 
-/// The distance to a second row is nothing to the first.
+/// With a single row, the stride of the upstream gradients does not matter.
 #[test]
 fn a_stride_of_one_row_may_be_any() {
     let (mut queue, stream) = queue();
@@ -383,7 +383,7 @@ fn a_stride_of_one_row_may_be_any() {
     }
 }
 
-/// A rank with all columns is what one device is, and two ranks are what they are through the raw API.
+/// A rank with all columns gives the results of one device, and two ranks give those of the raw API.
 #[test]
 fn ranks_are_merged() {
     let (mut queue, stream) = queue();
@@ -469,7 +469,7 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
     let forwards: [Call; 2] = [Buffers::forward, Buffers::with_gradient];
     let backwards: [Call; 2] = [Buffers::backward, Buffers::backward_in_place];
     let every = [forwards, backwards].concat();
-    /// Runs the calls with one buffer exchanged for `$other`.
+    /// Runs the calls with one buffer replaced by `$other`.
     macro_rules! with {
         ($field:ident, $other:expr, $expected:expr, $calls:expr) => {
             with!($field stringify!($field), $other, $expected, $calls)
@@ -495,7 +495,7 @@ fn wrong_lengths_are_refused_and_nothing_is_written() {
     let bytes = saved_bytes();
     for wrong in [1, bytes - 1, bytes + 1, 2 * bytes] {
         with!(saved, &vec![0xab_u8; wrong], bytes as u64, forwards);
-        // A backward takes what several ranks have saved, whole.
+        // A backward takes the complete saved bytes of several ranks.
         if wrong % bytes != 0 {
             with!(saved, &vec![0xab_u8; wrong], bytes as u64, backwards);
         }
@@ -584,7 +584,7 @@ fn options_classes_and_pitches_are_refused() {
     assert!(matches!(narrow(rows.offset(1)), Err(Error::Length { .. })));
     let more = narrow(Rows::new(ROWS + 1, COLS - 200));
     assert_eq!(more, Err(length("labels", 7, 6)));
-    // Logits and gradients of other shapes, of as many elements.
+    // Logits and gradients with the same number of elements in other shapes.
     let call = cross_entropy::backward(
         &op,
         Input::rows(&b.logits, rows),
@@ -654,7 +654,7 @@ fn workspaces_and_devices_are_checked() {
     b.forward(&op, &mut queue).unwrap();
 }
 
-/// What the raw API sees in addresses.
+/// The addresses of the raw API.
 #[test]
 fn raw_calls_refuse_what_can_be_seen() {
     let Gpu { device, stream, .. } = gpu();
@@ -697,8 +697,8 @@ fn raw_calls_refuse_what_can_be_seen() {
     let forward = |change: Change<'_>| {
         let mut call = good;
         change(&mut call);
-        // SAFETY: the buffers are as long as the call says and live past the next synchronisation; the changes
-        // of this test are refused before a launch.
+        // SAFETY: the buffers have the lengths of the call and live past the next synchronisation. The changes of this test
+        // are errors before a launch.
         unsafe { raw::forward(&device, stream.cu_stream(), &op(), &call) }
     };
     let fused = |change: Change<'_>| {
@@ -759,7 +759,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     ];
     for (expected, change) in &cases {
         assert_eq!(forward(*change).as_ref(), Err(expected));
-        // In place the logits are written, and named first.
+        // In place, the logits are an output, and the error names them first.
         match (expected, fused(*change)) {
             (
                 Error::Overlap {
@@ -834,7 +834,7 @@ fn raw_calls_refuse_what_can_be_seen() {
         (overlap("dlogits", "logits"), &|c| {
             c.dlogits.ptr = c.logits.matrix.ptr + 4
         }),
-        // The groups begin alike, their rows do not.
+        // The groups start at the same place, their rows do not.
         (overlap("dlogits", "logits"), &|c| {
             let group_pitch = 3 * COLS as u64;
             (c.logits.matrix.group_rows, c.logits.matrix.group_pitch) = (2, group_pitch);
@@ -878,7 +878,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     );
     assert_eq!(b.contents(&stream), before, "a refused call wrote");
     forward(&|_| {}).unwrap();
-    // The label 49 is a class, but not one of this rank's, and there is no other.
+    // The label 49 is a class, but of another rank, and there is no other rank.
     forward(&|c| {
         c.logits.cols = 49;
         c.rows.shard = Some(Shard::new(0, COLS as u64));
@@ -891,7 +891,7 @@ fn raw_calls_refuse_what_can_be_seen() {
     assert_ne!(b.contents(&stream), before);
 }
 
-/// Each kind of call, on its own or with those that it needs.
+/// Each kind of call, alone or with the calls that it needs.
 type Call = fn(&mut Buffers, &mut Queue) -> Result<()>;
 const CALLS: [Call; 4] = [
     |b, queue| {
@@ -906,12 +906,12 @@ const CALLS: [Call; 4] = [
     |b, queue| b.as_a_rank(queue),
 ];
 
-/// Capture takes launches alone: an allocation, a synchronisation or a load would end it with an error.
+/// A capture allows only launches: an allocation, a synchronisation or a load would end it with an error.
 #[test]
 fn every_call_can_be_captured_and_replayed() {
     let Gpu { device, .. } = gpu();
     device.preload().unwrap();
-    // As cudarc's documentation asks: waits on events from outside would break the capture.
+    // cudarc's documentation asks for this: waits on events from outside would break the capture.
     // SAFETY: everything below runs on one stream.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
@@ -925,7 +925,7 @@ fn every_call_can_be_captured_and_replayed() {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).unwrap().expect("launches");
         assert_eq!(b.contents(&stream), before);
-        // Not before: the capture is the first use of the kernels.
+        // Not earlier: the capture is the first use of the kernels.
         let mut expected = Buffers::new(&stream);
         call(&mut expected, &mut queue).unwrap();
         let expected = expected.contents(&stream);
@@ -937,8 +937,8 @@ fn every_call_can_be_captured_and_replayed() {
     }
 }
 
-/// A call on one stream, then a copy of one of its buffers on another, and so on. Nobody waits for either: that each call
-/// tells cudarc what it has read and written is all that orders them, and the emulator reports what is not ordered.
+/// Calls alternate with copies of their buffers on another stream, without synchronisation. The order is only determined by
+/// what each call tells cudarc about its reads and writes, and the emulator reports accesses without an order.
 #[test]
 fn two_streams_wait_for_each_other() {
     let Gpu { device, .. } = gpu();
@@ -952,7 +952,7 @@ fn two_streams_wait_for_each_other() {
         copies.clone_dtoh(&same.dloss).unwrap(),
         copies.clone_dtoh(&same.normalizer).unwrap(),
     );
-    // What the calls read is overwritten with the same, what they write is read.
+    // The buffers that the calls read are overwritten with the same values, and those that they write are read.
     type Copy<'a> = &'a dyn Fn(&mut Buffers);
     let each: [Copy; 12] = [
         &|b| b.restore(&copies),

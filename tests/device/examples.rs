@@ -1,5 +1,4 @@
-//! The examples that cannot reach into the tests, as they are, on the device of the tests. (`tests/repository/package.rs` copies
-//! the quickstart out.)
+//! The examples, included as they are, on the device of the tests. (`tests/repository/package.rs` copies the quickstart.)
 
 #[path = "../../examples/layer.rs"]
 #[allow(dead_code)] // main
@@ -20,7 +19,7 @@ fn the_quickstart_runs() {
     quickstart::run().unwrap();
 }
 
-/// Two steps of a layer accumulate twice what the CPU finds once.
+/// Two steps of a layer accumulate twice the gradients of one call on the CPU.
 #[test]
 fn a_layer_of_any_op_has_its_gradients() {
     device();

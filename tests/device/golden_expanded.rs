@@ -1,5 +1,5 @@
-//! The kernels of the expanded gates, plain and gated, against the formulas of the paper's author, within
-//! the bounds.
+//! The kernels of the expanded activations, plain and gated, compared with the formulas of the paper's author, within the
+//! bounds.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use xact::{Gated, Order};
 use xact_dev::choose::{Gpu, gpu};
 use xact_dev::run::{self, How};
 
-/// What f64 arithmetic can lose in either formula, relative to the largest addend of ours.
+/// The maximum error of f64 arithmetic in either formula, relative to the largest addend of ours.
 const F64_ROUNDING: f64 = 4e-15;
 
-/// What it loses besides in the author's G and G′, in units of 1 + |1 + 2α|: there arctan(x)·k + ½ and 1 − σ
-/// are small differences of larger numbers. Multiplied by x in f and f′.
+/// The additional error of the author's G and G′, in units of 1 + |1 + 2α|: arctan(x)·k + ½ and 1 − σ are small differences
+/// of larger numbers there. In f and f′ it is multiplied by x.
 const LOST: f64 = 2.0 / (1u64 << 52) as f64;
 
 struct Check {
@@ -22,7 +22,7 @@ struct Check {
     compared: usize,
 }
 
-/// What the file holds of one form at one α.
+/// The data of the file for one form and one α.
 struct Theirs<'a> {
     name: String,
     tensors: &'a BTreeMap<String, Vec<f64>>,
@@ -34,8 +34,8 @@ impl Theirs<'_> {
         &self.tensors[&format!("{}.{part}", self.name)]
     }
 
-    /// `exact(i)` is the reference's value, its largest addend, the f32 that the kernel multiplies it by,
-    /// and what the author's formula may have lost of it.
+    /// `exact(i)` is the reference's value, its largest addend, the f32 by which the kernel multiplies it, and the possible
+    /// error of the author's formula.
     fn compare(&mut self, part: &str, got: &[f32], exact: impl Fn(usize) -> [f64; 4]) {
         let theirs = self.get(part);
         assert_eq!(got.len(), theirs.len());
@@ -61,7 +61,7 @@ impl Theirs<'_> {
         self.compared += got.len();
     }
 
-    /// `terms` are the upstream gradients, and what they multiply in the sum.
+    /// `terms` are the upstream gradients, and their factors in the sum.
     fn compare_dalpha(&self, got: &[f32], terms: impl Iterator<Item = (f64, f64)>) {
         let (theirs, got) = (self.get("dalpha")[0], f64::from(got[0]));
         let (mut sum, mut magnitude, mut upstream) = (0.0, 0.0, 0.0);
@@ -70,7 +70,7 @@ impl Theirs<'_> {
             magnitude += (factor * term).abs();
             upstream += factor.abs() * term.abs().max(1.0);
         }
-        // Theirs may be Σ 2·dy·σ − Σ dy.
+        // The author's sum may be Σ 2·dy·σ − Σ dy.
         assert!(
             (sum - theirs).abs() <= 1e-13 * upstream,
             "{}.dalpha: theirs {theirs:e}, reference {sum:e}",
@@ -178,6 +178,6 @@ fn the_kernels_are_the_formulas_of_the_papers_author() {
     };
     let len = check.tensors["x"].len();
     xact::activation::for_each(&mut check);
-    // 3 activations, 3 values of α; y and dx of 3 forms, dv of 2.
+    // 3 activations and 3 values of α; y and dx of 3 forms, and dv of 2.
     assert!(len > 250 && check.compared == 3 * 3 * 8 * len);
 }

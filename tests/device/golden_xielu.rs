@@ -1,4 +1,4 @@
-//! The kernels in `Compat` against what Hugging Face's module computes, within the bounds.
+//! The kernels with `Compat`, compared with the results of Hugging Face's module, within the bounds.
 
 use std::collections::BTreeMap;
 
@@ -21,13 +21,13 @@ fn the_kernels_in_compat_are_hugging_face() {
     let f32s = |name: &str| tensors[name].iter().map(|&v| v as f32).collect::<Vec<_>>();
     let (x, gx, dy) = (f32s("x"), f32s("gradient.x"), f32s("gradient.dy"));
 
-    // Computed in f64 with parameters and an eps that are f32 too, unlike those of `f64.initial`.
+    // Computed in f64 with parameters and an eps that are f32 numbers, unlike those of `f64.initial`.
     for case in ["f64.default", "f64.apertus"] {
         let get = |name: &str| &tensors[&format!("{case}.{name}")];
         let params = [get("alpha_p")[0], get("alpha_n")[0]];
         let op = Xielu::default()
             .compat(Compat::new(get("eps")[0] as f32).gradient(EpsGradient::Autograd));
-        // The bound at the stored parameters: that of the formula, and that of the softplus.
+        // The bound at the stored parameters is that of the formula plus that of the softplus.
         let within = |got: f32, theirs: f64, scale: f64| {
             let scale = scale.max(theirs.abs());
             let bound = ULPS * ulp::<f32>(scale) + op.parameter_ulps() * scale * 2f64.powi(-23);
@@ -81,8 +81,8 @@ fn the_kernels_in_compat_are_hugging_face() {
     }
 }
 
-/// In f32 Hugging Face takes expm1(x) − x, and the slope e^x − 1, as differences, which near 0 lose their
-/// digits. Theirs is within our bound only of *their* addends, ours of those of the function itself.
+/// In f32, Hugging Face computes expm1(x) − x and the slope e^x − 1 as differences, which lose their digits near 0. Their
+/// results are within our bound only relative to their own addends; ours are within it relative to those of the function.
 #[test]
 fn in_f32_the_kernels_are_closer_than_hugging_face() {
     let gpu = gpu();
@@ -140,8 +140,8 @@ fn in_f32_the_kernels_are_closer_than_hugging_face() {
         if case == "f32.apertus" {
             assert!(worst(&y_hf) > ULPS && worst(&gradients_hf) > ULPS);
         }
-        // The same function nevertheless: α_n·(expm1(min(x, eps)) − x) has addends up to α_n·|x|, and
-        // α_n·e^x − α_n up to α_n.
+        // The function is the same, but α_n·(expm1(min(x, eps)) − x) has addends up to α_n·|x|, and α_n·e^x − α_n up to
+        // α_n.
         let alpha_n = f64::from(op.beta) + params[1].max(0.0) + (-params[1].abs()).exp().ln_1p();
         let close = |theirs: f32, exact: f64, largest: f64| {
             let bound =

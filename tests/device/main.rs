@@ -1,5 +1,5 @@
-//! What runs on the device of this process beside the tables of trials: values that users found wrong, cross-entropy's
-//! calls, other implementations' results, what is one op's alone, the examples.
+//! Tests on the device of this process that are not in the tables of trials: values that users found wrong, cross-entropy's
+//! calls, results of other implementations, properties of single ops, the examples.
 
 mod cases;
 mod cross_entropy_api;

@@ -1,4 +1,4 @@
-//! What is xIELU's alone: its softplus, sums whose every digit is known, and special values.
+//! Properties of xIELU: its softplus, sums whose exact digits are known, and special values.
 
 use xact::activation::xielu::Parameters;
 use xact::reference::ulp;
@@ -10,12 +10,11 @@ fn forward(gpu: &Gpu, op: &Xielu, params: [f32; 2], x: f32) -> f32 {
     run::forward(gpu, op, &params, &[x], &How::default()).unwrap()[0]
 }
 
-/// The softplus of raw parameters is within 4 ulp, for both parameters, where it is large, small, and
-/// subnormal.
+/// The softplus of raw parameters is within 4 ulp for both parameters, for large, small and subnormal values.
 #[test]
 fn the_softplus_is_within_4_ulp() {
     let gpu = gpu();
-    // With β = 0: f(1) = α_p and, for x < 0, f = α_n·(expm1(x) − x) with α_n = softplus(a_n).
+    // With β = 0, f(1) = α_p, and for x < 0, f = α_n·(expm1(x) − x) with α_n = softplus(a_n).
     let raw = Xielu::default().beta(0.0);
     let effective = raw.parameters(Parameters::Effective);
     let sweep = (-1100..=1700)
@@ -41,16 +40,16 @@ fn the_softplus_is_within_4_ulp() {
     }
 }
 
-/// Terms of 21 digits whose sum needs 37: what each addition rounds away comes back, in a thread, in a
-/// block and in the second stage, so that the result is the exact sum rounded once.
+/// Terms of 21 digits whose sum needs 37: the rounding errors of additions are added back, in a thread, in a block and in
+/// the second stage, so that the result is the exact sum rounded once.
 #[test]
 fn parameter_gradients_lose_nothing() {
     let gpu = gpu();
     let op = Xielu::default().parameters(Parameters::Effective);
     let x = 1.0 + 2f32.powi(-10);
     let term = f64::from(x) * f64::from(x);
-    // As one row: many lanes, few additions each. As rows of one element: one lane of each block adds
-    // a tile after the other.
+    // In one row, many lanes each make few additions. In rows of one element, one lane of each block adds one tile after
+    // the other.
     for (n, rows) in [(200_003, 1), (12 * 4096 + 5, 12 * 4096 + 5)] {
         let gap = Place {
             offset: 0,
@@ -83,11 +82,11 @@ fn infinite_and_nan_sums() {
             .unwrap()
             .1
     };
-    // x² overflows; an infinite sum stays infinite whatever is added to it.
+    // x² overflows. An infinite sum stays infinite.
     assert_eq!(sums(&[1e30, 1.0, -1.0], &[1.0, 1.0, 1.0])[0], f32::INFINITY);
     assert_eq!(sums(&[1e30, 1.0], &[-1.0, 1.0])[0], f32::NEG_INFINITY);
     assert!(sums(&[1e30, 2e30], &[1.0, -1.0])[0].is_nan());
-    // A NaN counts as x ≤ 0.
+    // A NaN is treated as x ≤ 0.
     let of_nan = sums(&[f32::NAN, 2.0], &[1.0, 1.0]);
     assert!(of_nan[0].is_finite() && of_nan[1].is_nan());
 }
@@ -107,13 +106,13 @@ fn limits_far_out() {
     assert_eq!(forward(&gpu, &effective, [0.8, 0.25], -inf), -inf);
     assert_eq!(forward(&gpu, &effective, [0.0, 0.8], inf), inf);
     assert_eq!(slope(&effective, [0.8, 0.75], -inf), -0.25);
-    // s_n is far below the last digit of β, and still is the slope.
+    // s_n is far below the last digit of β, and is still the slope.
     let faint = slope(&Xielu::default(), [-20.0, -30.0], -1000.0);
     let s_n = (-30f64).exp().ln_1p();
     assert!((f64::from(faint) + s_n).abs() < 1e-6 * s_n, "{faint:e}");
 }
 
-/// At x = eps the clamp of torch.min passes half of the gradient, just below all, just above none.
+/// At x = eps, the clamp of torch.min passes half of the gradient; just below eps all, just above none.
 #[test]
 fn the_tie_of_the_clamp() {
     let gpu = gpu();

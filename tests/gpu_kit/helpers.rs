@@ -1,4 +1,4 @@
-//! What the tests and the commands share does what it says.
+//! The code that tests and commands share.
 
 use xact::activation::Registered;
 use xact::{Activation, Xgelu, Xielu, Xsilu};
@@ -45,7 +45,7 @@ fn a_spike_among_many_points_is_drawn() {
     let spike = drawn(&x, &y, &points);
     assert_ne!(flat, spike);
     assert!(spike.len() < 20_000, "{}", spike.len());
-    // What lies outside is drawn at the end of the axis.
+    // Points outside the axis are drawn at its end.
     points[70_001].1 = f64::INFINITY;
     let beyond = drawn(&x, &y, &points);
     points[70_001].1 = 1e3;
@@ -134,7 +134,7 @@ fn the_emulator_is_the_model_that_is_asked_for() {
     assert!(said.contains("NVIDIA H200 (emulated)"), "{said}");
     assert!(choice("h200").is_err());
 
-    // It takes the kernels for sm_90, and runs them.
+    // The device loads the kernels for sm_90 and runs them.
     let gpu = open(choice("emulated:b200").expect("a device")).expect("the emulator");
     assert!(gpu.emulated && gpu.name.contains("B200"), "{}", gpu.name);
     let (op, params) = (Xsilu, [0.0]);

@@ -1,6 +1,5 @@
-//! The GPU kit (`benches/gpu`) does what it says, with the emulator in the device's place: its rows move the bytes that
-//! they are divided by, its comparison sees a wrong bit, its report adds up. And what the
-//! tests and the tools share does what it says.
+//! The GPU kit (`benches/gpu`), with the emulator as the device: its rows move the bytes that their speeds are computed
+//! from, its comparison finds a wrong bit, and its report is correct. Also tests the code that tests and tools share.
 
 #[path = "../../benches/gpu/clocks.rs"]
 #[allow(dead_code)] // only a real device has clocks
@@ -108,7 +107,7 @@ fn the_rows_are_the_protocols() {
                     assert!(of("plain", format!("{rows}x{cols}")).grid);
                 }
             }
-            // One row in 50 is dropped, give or take 5 of 12.7 standard deviations each.
+            // One row in 50 is dropped, with a tolerance of 5 standard deviations of 12.7 each.
             let whole = of("plain", "8192x131072".to_owned());
             let goldfish = of("goldfish", "8192x131072".to_owned());
             let dropped = (whole.bytes - goldfish.bytes) / (131_072 * dtype.size());
@@ -129,7 +128,7 @@ fn the_rows_are_the_protocols() {
             ));
         }
     }
-    // The tables of what memory must move: 2b, 3b and 4b, 5b and 6b, b and 2b bytes an element.
+    // The bytes per element that memory must move: 2b, 3b and 4b, 5b and 6b, b and 2b.
     let tokens = 5 * 4096 * 8192;
     for (name, bytes) in [
         ("xielu plain forward bf16 20480x8192", 4 * tokens),
@@ -145,7 +144,7 @@ fn the_rows_are_the_protocols() {
         ("cross_entropy plain forward bf16 8192x131072", 2 << 30),
         ("cross_entropy plain fused f32 8192x131072", 8 << 30),
         ("goldfish hash64 mask i64 16384x4096", 12 << 26),
-        // It decides by the place alone.
+        // This strategy depends only on the positions.
         ("goldfish static mask i64 16384x4096", 4 << 26),
     ] {
         assert_eq!(
@@ -154,7 +153,7 @@ fn the_rows_are_the_protocols() {
             "{name}"
         );
     }
-    // Masked rows are written and not read.
+    // Masked rows are written but not read.
     for (direction, masked, bytes) in [
         ("forward", 100, 0),
         ("fused", 100, 2u64 << 30),
@@ -178,7 +177,7 @@ fn machine() -> Machine {
     }
 }
 
-/// The bench has its part of a run's minutes, on a device with the memory of an H100.
+/// The bench finishes within its share of a run's time, on a device with the memory of an H100.
 #[test]
 fn the_rows_fit_into_the_time() {
     let seconds = |rows: &[Row]| -> f64 {
@@ -202,7 +201,7 @@ fn the_rows_fit_into_the_time() {
     assert_eq!(rows.len(), 6);
 }
 
-/// What the page of a run shows is among the rows of a day.
+/// The rows on the page of a run are among the rows of a day.
 #[test]
 fn quick_rows_are_those_of_the_goals() {
     let quick: Vec<_> = rows::all().into_iter().filter(|row| row.quick).collect();
@@ -229,7 +228,7 @@ fn quick_rows_are_those_of_the_goals() {
         assert_eq!(shares, goals.len() - 2);
         assert!(shares >= 20);
     }
-    // Others, and parts of one, have none; a Grace Hopper is not an H200.
+    // Other devices, and parts of one, have no goals; a Grace Hopper is not an H200.
     for device in [
         "NVIDIA B200",
         "NVIDIA A100-SXM4-80GB",
@@ -247,7 +246,7 @@ fn quick_rows_are_those_of_the_goals() {
     assert_eq!(devices::sheet_gb_per_s("NVIDIA L4"), None);
 }
 
-/// The kernels among the yardsticks move each byte once, in whole vectors, whatever is left for the last block.
+/// The yardsticks that are kernels move each byte once, in whole vectors, for any remainder in the last block.
 #[test]
 fn yardsticks_move_what_they_are_divided_by() {
     let gpu = gpu();
@@ -279,7 +278,7 @@ fn yardsticks_move_what_they_are_divided_by() {
     }
 }
 
-/// A row that only reads is held against what only reads.
+/// A row that only reads is compared with the yardstick that only reads.
 #[test]
 fn every_row_has_its_yardstick() {
     for row in rows::all() {
@@ -298,7 +297,7 @@ fn every_row_has_its_yardstick() {
 fn clocks_are_sampled_until_nobody_asks() {
     let folder = tempfile::tempdir().expect("a folder");
     assert!(Sampler::start("no such program".as_ref(), "").is_none());
-    // Not executed from the file itself, which another thread's child may still hold open for writing.
+    // The script is not executed directly, because a child of another thread may still have it open for writing.
     let sampler = |body: &str| {
         let path = folder.path().join("place.sh");
         fs::write(&path, body).expect("a script");
@@ -349,27 +348,27 @@ fn the_bytes_are_those_that_move() {
     for row in tiny {
         let (written, launches) = cuda_emulator::record(|| measure::smoke(&gpu, &row));
         assert!(written.expect("a run"), "{} wrote nothing", row.name());
-        // A backward from stats is prepared by forwards.
+        // Forwards prepare a backward from saved statistics.
         let timed = launches.iter().filter(|launch| {
             row.direction != "backward"
                 || !["_stats_", "_finish", "_totals"]
                     .iter()
                     .any(|task| launch.kernel.contains(task))
         });
-        // The tensors of three turns; scalars and statistics are read by every thread, from the cache.
+        // The tensors of three turns. Scalars and statistics do not count, because every thread reads them, from the cache.
         let tensors = 3 * 2 * row.rows * row.cols;
         let buffers = timed.flat_map(|launch| &launch.buffers);
         let buffers = buffers.filter(|buffer| buffer.len >= tensors);
         let moved: u64 = buffers.map(|b| b.bytes_read + b.bytes_written).sum();
         let per_turn = moved / 3;
         let besides = match (row.op.as_str(), row.form.as_str()) {
-            // A warp may read a row's target once more.
+            // A warp may read a row's target twice.
             ("cross_entropy", _) => 32 * 4 * row.rows,
             // The other 12 ids of a label's window, and a word of the bitmap.
             ("goldfish", _) => (12 * 8 + 4) * row.rows * row.cols,
             _ => 0,
         };
-        // The gradient of a target does not depend on its logit: where it is alone in its vector, it is not read.
+        // The gradient of a target does not depend on its logit, which is not read if it is alone in its vector.
         let unread = match (row.op.as_str(), row.direction.as_str()) {
             ("cross_entropy", "backward") => 4 * row.rows,
             _ => 0,
@@ -388,7 +387,7 @@ fn every_entry_is_compared() {
     let dump = Dump::of(&gpu(), true, "");
     assert_eq!(never_launched(&dump), Vec::<&str>::new());
     assert!(dump.calls.iter().all(|call| call.in_bounds));
-    // Integers have one right answer, exponentials do not.
+    // Integers have one correct result; exponentials do not.
     for call in &dump.calls {
         match call.op.as_str() {
             "goldfish" => assert_eq!(call.exact, Some(true), "{call:?}"),
@@ -406,7 +405,7 @@ fn every_entry_is_compared() {
     assert_eq!(never_launched(&without), ["xgelu_forward_f16"]);
 }
 
-/// A dump of an exact call and an approximate one.
+/// A dump of an exact call and of an approximate call.
 fn small_dump(device: &str, emulated: bool) -> Dump {
     let call = |op: &str, exact, dtype, bytes: &[u8]| Call {
         op: op.to_owned(),
@@ -432,7 +431,7 @@ fn small_dump(device: &str, emulated: bool) -> Dump {
     }
 }
 
-/// The emulator's dump against another device's that was changed.
+/// The emulator's dump, compared with a changed dump of another device.
 fn changed(change: impl FnOnce(&mut Dump)) -> Comparison {
     let mut theirs = small_dump("device", false);
     change(&mut theirs);
@@ -445,9 +444,9 @@ fn a_wrong_bit_is_seen() {
     let same = changed(|_| ());
     assert!(same.ok());
     assert_eq!(same.devices, ["emulator", "device"]);
-    // Where everything is exactly rounded, one is too many.
+    // If all instructions are exactly rounded, one wrong bit is an error.
     assert!(!changed(|dump| dump.calls[0].outputs[0].bytes[1] ^= 1).ok());
-    // Where it is not, the distance is told: here one ulp up, away from 0.
+    // Otherwise the distance is reported: here one ulp up, away from 0.
     let apart = changed(|dump| dump.calls[1].outputs[0].bytes[4] ^= 1);
     assert!(apart.ok());
     assert_eq!(
@@ -455,19 +454,19 @@ fn a_wrong_bit_is_seen() {
         (2, Some(1))
     );
     assert!(apart.in_words().contains("66.67 %"), "{}", apart.in_words());
-    // From NaN to a number there is no distance.
+    // There is no distance from NaN to a number.
     let number = changed(|dump| dump.calls[1].outputs[0].bytes[8..].copy_from_slice(&[0; 4]));
     assert_eq!(number.tensors[1].apart, None);
     assert!(!changed(|dump| dump.calls[1].in_bounds = false).ok());
     let fewer = changed(|dump| drop(dump.calls.pop()));
     assert_eq!(fewer.unpaired, ["b/t/forward/p/y"]);
     assert!(!fewer.ok());
-    // Two real devices cannot say what is exact.
+    // Two real devices do not know which calls are exact.
     let theirs = small_dump("device", false).to_bytes().expect("a file");
     assert!(Comparison::of(&theirs, &theirs).is_err());
 }
 
-/// A part of a dump is what the whole has under those names.
+/// A part of a dump equals the whole dump for the names in the part.
 #[test]
 fn a_dump_can_be_of_some_calls() {
     let whole = Dump::of(&gpu(), true, "goldfish/i32/");
@@ -494,7 +493,7 @@ fn measured(name: &str, ms: f64, yardstick_ms: f64) -> Measured {
 
 const FORWARD: &str = "xielu plain forward bf16 20480x8192 scale 1 masked 0%";
 
-/// Of the grid, what nothing else asks for has no line of its own.
+/// Rows that are only in the grid have no line of their own.
 #[test]
 fn the_grid_has_tables() {
     let grid = |direction, shape, ms| {
@@ -525,7 +524,7 @@ fn the_grid_has_tables() {
     assert!(!text.contains("share of the yardstick:"), "{text}");
 }
 
-/// A run of the bench on a device in which rows take so many milliseconds, and their yardsticks 0.2.
+/// A run of the bench on a device in which rows take this number of milliseconds, and their yardsticks 0.2.
 fn speed_of(device: &str, rows: &[(&str, f64)]) -> Speed {
     let rows = rows.iter().map(|&(name, ms)| measured(name, ms, 0.2));
     Speed {
@@ -547,7 +546,7 @@ fn speed_of(device: &str, rows: &[(&str, f64)]) -> Speed {
     }
 }
 
-/// A file of the bench in which one row takes so many milliseconds.
+/// A file of the bench in which one row takes this number of milliseconds.
 fn speed(ms: f64) -> String {
     serde_json::to_string(&speed_of("a device", &[(FORWARD, ms)])).expect("JSON")
 }
@@ -570,7 +569,7 @@ fn the_report_adds_up() {
     put("machine.txt", "a machine\n");
     put("facts.txt", "Clocks: all of them\n");
     put("ncu.txt", "DRAM Throughput 90\n");
-    // 671,088,640 bytes in 0.25 ms: 2684 GB/s, 80 % of a copy that takes 0.2 ms, and of the sheet.
+    // 671,088,640 bytes in 0.25 ms are 2684 GB/s, 80 % of a copy that takes 0.2 ms, and of the data sheet.
     let rows = [
         (FORWARD, 0.25),
         (
@@ -614,7 +613,7 @@ fn the_report_adds_up() {
     has_line(&["SM clock", "1755 to 1980 MHz, median 1800"]);
     has_line(&["DRAM Throughput 90"]);
     has_line(&["Clocks: all of them"]);
-    // The median of two runs of ours: 1.0 over 0.25.
+    // The median of two of our runs: 1.0 over 0.25.
     has_line(&[FORWARD, "torch eager", "1.0000", "4.00"]);
     has_line(&["torch 2.9", "quack not there"]);
     has_line(&["80.0 %", "90.9 %", "packs-4 |"]);
@@ -623,7 +622,7 @@ fn the_report_adds_up() {
     assert_eq!(json["speed"]["rows"][0]["ms"], 0.25);
     assert!(read("shares.svg").contains("80.0"));
     let roofline = read("roofline.svg");
-    // The listing has no figures of their loops, and the plot says so.
+    // The listing has no figures for the loops of these rows, and the plot says so.
     assert!(roofline.contains("Left out") && roofline.contains("backward+y, compat"));
     for words in ["xielu", "forward", "at 1800 MHz, median of the run"] {
         assert!(roofline.contains(words), "{words}");
@@ -632,7 +631,7 @@ fn the_report_adds_up() {
         read("page.md"),
         page::of(&Parts::read(&parts).expect("parts"))
     );
-    // A folder is carried back as at most eight files.
+    // The results have at most eight files.
     assert!(fs::read_dir(&out).expect("a folder").count() <= 7);
 }
 
@@ -646,19 +645,19 @@ fn what_was_not_measured_is_not_in_the_report() {
         !text.contains("GB/s") && !text.contains("## Peers"),
         "{text}"
     );
-    // A peer without a time says why.
+    // A peer without a time has a reason.
     put("ours-1.json", &speed(0.25));
     put("peers.json", &peers(None, Some("OutOfMemoryError")));
     let text = Parts::read(folder.path()).expect("parts").markdown();
     assert!(text.contains("OutOfMemoryError"), "{text}");
 }
 
-/// What could not be read is named, and costs nothing else.
+/// A file that cannot be read is named, and the rest of the report is complete.
 #[test]
 fn a_file_that_was_cut_off_is_a_line_of_the_page() {
     let folder = tempfile::tempdir().expect("a folder");
     let put = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).expect("a file");
-    // Cut in the middle of ×, and a note of a megabyte.
+    // The text is cut in the middle of ×, and a note has a megabyte.
     let note = "×".repeat(1 << 20);
     let steps = [
         &b"dump\tpassed\t3\t20480 \xc3\nspeed\tpassed\t9\t"[..],
@@ -733,7 +732,7 @@ fn the_page_says_what_matters() {
     parts.comparison = Some(changed(|_| ()));
     has(&parts, &["they agree", "0 failed"]);
 
-    // No goals: nothing is said of any. One met, one missed by its share; one met by its time.
+    // Without goals, the page does not mention them. One goal is met; one is missed by its share, and one met by its time.
     let rows = [(FORWARD, 0.21), (GATED, 0.4), (GRADIENT, 0.9)];
     parts.speed = Some(speed_of("a device", &rows));
     has(&parts, &["No goals"]);
@@ -753,7 +752,7 @@ fn the_page_says_what_matters() {
     let text = page::of(&parts);
     assert!(!text.contains("The graph copy reaches"), "{text}");
 
-    // Of its goal this one reaches 53 %, that one 91, though it has a smaller share of its yardstick.
+    // This row reaches 53 % of its goal, that row 91 %, although its share of its yardstick is smaller.
     let rows = [(GATED, 0.4), (GRADIENT, 1.1)];
     parts.speed = Some(speed_of("NVIDIA H200", &rows));
     has(&parts, &["Goals: 0 met, 2 MISSED"]);
@@ -761,7 +760,7 @@ fn the_page_says_what_matters() {
     let text = page::of(&parts);
     assert!(text.find(GATED) < text.find(GRADIENT), "{text}");
 
-    // PTX in the place of machine code is no failure, but not what was to be timed.
+    // PTX that was loaded instead of machine code is no failure, but was not the purpose of the step.
     for (count, said) in [(6, false), (4, true)] {
         let note = format!("machine code: {count} of 6 files; loaded in 8 s");
         parts.steps = vec![step("load machine code", "passed", &note)];
@@ -769,7 +768,7 @@ fn the_page_says_what_matters() {
         assert_eq!(text.contains("Only 4 of 6 files"), said, "{text}");
     }
 
-    // A peer ahead, a geometry that is better.
+    // A peer is faster, and a geometry is better.
     parts.ours = vec![speed_of("a device", &[(FORWARD, 0.25)])];
     parts.peers = serde_json::from_str(&peers(Some(0.2), None)).expect("peers");
     has(&parts, &[FORWARD, "torch eager", "0.80"]);
@@ -780,7 +779,7 @@ fn the_page_says_what_matters() {
     }
     has(&parts, &["packs-4", FORWARD, "80.0 to 90.9 %"]);
     for (name, ms) in [("present", 0.5), ("cluster-8", 0.4)] {
-        // The size of a cluster changes nothing in an activation.
+        // The size of a cluster does not affect an activation.
         let mut speed = speed_of("a device", &[(GRADIENT, ms), (GATED, ms)]);
         for found in &mut speed.rows {
             found.row.chosen.cluster = (name != "present").then_some(EIGHT);
@@ -796,7 +795,7 @@ fn the_page_says_what_matters() {
     );
 }
 
-/// How the bench times, with the emulator's clock: every kind of row goes through, beside its yardstick.
+/// Every kind of row is timed beside its yardstick, with the emulator's clock.
 #[test]
 fn a_row_is_timed_beside_its_yardstick() {
     let gpu = gpu();
@@ -804,7 +803,7 @@ fn a_row_is_timed_beside_its_yardstick() {
         l2_bytes: 1 << 12,
         ..Machine::of(&gpu).expect("a machine")
     };
-    // Of an H100: emulated or not, its data sheet's.
+    // The emulated H100 has the data sheet of a real one.
     assert_eq!(machine.memory, Memory::Sheet(3350.0));
     let mut bench = Bench::new(&gpu, &machine, 3, 1 << 16).expect("a bench");
     let mut speed = Speed {
@@ -842,7 +841,7 @@ fn a_row_is_timed_beside_its_yardstick() {
     assert!(report::speed_in_words(&speed).contains("nothing here samples it"));
 }
 
-/// What `run.sh` names is there: rows and kernels to profile, calls of clusters to watch.
+/// The names in `run.sh` exist: rows and kernels to profile, and calls with clusters.
 #[test]
 fn the_script_names_what_there_is() {
     let script = include_str!("../../xtask/bundle/run.sh");
@@ -862,7 +861,7 @@ fn the_script_names_what_there_is() {
             .into_iter()
             .find(|row| row.name().starts_with(name));
         let found = found.unwrap_or_else(|| panic!("no row {name}"));
-        // A row so small is no cluster's.
+        // A row of this size needs no cluster.
         if !kernel.contains("cluster") {
             let gpu = gpu();
             let (done, launches) = cuda_emulator::record(|| measure::profile(&gpu, &found.tiny()));

@@ -1,4 +1,4 @@
-//! The machine code that `XACT_CUDA_ARCHS` asks for, with the very code of the build script.
+//! The machine code for `XACT_CUDA_ARCHS`, made with the code of the build script.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ fn assembled(cubin: &Cubin) -> Vec<u8> {
     std::fs::read(&out).expect("machine code")
 }
 
-/// Made as the build script does, of the smallest kernel file.
+/// The machine code of the smallest kernel file, made as in the build script.
 fn examples() -> Vec<Cubin> {
     let toolkit = nvcc::release(&toolkit::find(env!("CARGO_TARGET_TMPDIR")))
         .expect("a release")
@@ -50,8 +50,8 @@ fn examples() -> Vec<Cubin> {
         .into()
 }
 
-/// What is embedded, or an example where nothing is: byte for byte what the assembler that it names makes of the PTX that
-/// is embedded, for the architecture that it names.
+/// The embedded machine code, or an example if there is none, equals the output of the assembler that it names for the
+/// embedded PTX and the named architecture.
 #[test]
 fn machine_code_is_the_embedded_ptx_assembled() {
     let made = examples();
@@ -65,7 +65,7 @@ fn machine_code_is_the_embedded_ptx_assembled() {
         );
         let bytes = cubin.bytes().expect(&name);
         assert!(bytes == assembled(cubin), "{name} differs");
-        // e_machine is EM_CUDA; ptxas notes the architecture.
+        // e_machine is EM_CUDA. ptxas stores the architecture in the flags.
         assert_eq!(bytes[18..20], 190_u16.to_le_bytes(), "{name}");
         let note = format!("-arch sm_{} ", cubin.architecture);
         let has_note = bytes.windows(note.len()).any(|w| w == note.as_bytes());
@@ -73,7 +73,8 @@ fn machine_code_is_the_embedded_ptx_assembled() {
     }
 }
 
-/// Every kernel file for every architecture that was asked for, from the newest PTX that it takes.
+/// Every kernel file is embedded for every requested architecture, assembled from the newest PTX that the architecture
+/// accepts.
 #[test]
 fn machine_code_is_complete() {
     let mut expected = Vec::new();
@@ -158,7 +159,7 @@ fn an_architecture_that_nvcc_lacks_is_an_error_that_names_those_it_has() {
         check(&[75, 90, 100]).expect_err("two are missing"),
         "XACT_CUDA_ARCHS asks for 75, 100, which this nvcc does not make of xact's kernels; it makes 80, 86, 90"
     );
-    // The one of this build says what the build script understands.
+    // The variable of this build has a value that the build script accepts.
     let output = cubin::lister(&toolkit::find(env!("CARGO_TARGET_TMPDIR")))
         .output()
         .expect("nvcc starts");

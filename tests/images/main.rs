@@ -1,4 +1,4 @@
-//! The embedded PTX against the registry, and the machine code beside it.
+//! The embedded PTX, compared with the registry, and the machine code.
 
 mod cubins;
 
@@ -39,7 +39,7 @@ fn every_image_is_of_an_op_and_every_op_has_one() {
     assert_eq!(stems, names.into_iter().collect());
 }
 
-/// Old drivers load it: the version is the oldest that the target has, not nvcc's own.
+/// Old drivers can load the PTX: its version is the oldest for the target, not nvcc's own.
 #[test]
 fn the_version_is_lowered() {
     for image in xact::cuda::images() {
@@ -50,7 +50,7 @@ fn the_version_is_lowered() {
         };
         assert_eq!(header(".version "), image.version);
         assert_eq!(header(".target "), format!("sm_{}", image.target));
-        // sm_90 is of 7.8, its `st.async` of 8.1.
+        // sm_90 needs 7.8, and its `st.async` 8.1.
         let oldest = [(80, "7.0"), (90, "8.1")];
         assert!(
             oldest.contains(&(image.target, image.version)),
@@ -62,7 +62,7 @@ fn the_version_is_lowered() {
     }
 }
 
-/// An image of a newer target has all that the older one has, and what only it can.
+/// An image of a newer target has all entries of the older one, and those that only the newer target can have.
 #[test]
 fn a_newer_image_adds_entries() {
     let of_target = |target: u32| -> BTreeSet<_> {
@@ -81,7 +81,7 @@ fn a_newer_image_adds_entries() {
     assert_eq!(added, clusters);
 }
 
-/// One stem per op in every folder.
+/// Each stem occurs once, over all folders.
 #[test]
 fn every_op_has_its_two_files() {
     let root = xact_dev::root();
@@ -101,7 +101,7 @@ fn every_op_has_its_two_files() {
 fn instructions(ptx: &str) -> BTreeSet<&str> {
     let statements = ptx.lines().map(|line| {
         let line = line.split("//").next().unwrap_or_default();
-        // Inline assembly stands in braces on a line of its own.
+        // Inline assembly is in braces on a line of its own.
         let line = line.trim_start_matches([' ', '\t', '{', '}']);
         let guard = line.strip_prefix('@').and_then(|l| l.split_once(' '));
         guard.map_or(line, |(_, rest)| rest.trim_start())
@@ -112,11 +112,11 @@ fn instructions(ptx: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What we ship is in the emulator's table, and the table holds no more than that and what is named here.
+/// The emulator's table has exactly the instructions of the kernels and those that are named here.
 #[test]
 fn the_emulator_has_the_instructions_of_the_ptx() {
-    // What nvcc makes of the same sources for another architecture or of a small change to them, and what
-    // kernels need that end a grid with its last block.
+    // Instructions that nvcc generates from the same sources for another architecture or after a small change, and
+    // instructions of kernels whose last block ends the grid.
     const BESIDES: [&str; 21] = [
         "addc",
         "atom",
@@ -163,7 +163,7 @@ fn the_emulator_has_the_instructions_of_the_ptx() {
 #[test]
 fn what_was_made_is_kept_by_what_it_was_made_from() {
     let folder = tempfile::tempdir().expect("a folder");
-    // Every profile and triple of a target folder has the same.
+    // All profiles and triples of a target folder share the cache.
     let outs =
         ["debug/build/xact-1/out", "release/build/xact/2/out"].map(|out| folder.path().join(out));
     let made = |out: &Path, key: &str, content: &str| {
@@ -177,7 +177,7 @@ fn what_was_made_is_kept_by_what_it_was_made_from() {
     let failed = cache::Cache::beside(&outs[0]).get("c", || Err("not made".to_owned()));
     assert_eq!(failed, Err("not made".to_owned()));
     assert_eq!(made(&outs[0], "c", "made"), "made");
-    // What was used last stays.
+    // The file that was used last is kept.
     for key in 0..200 {
         made(&outs[0], &key.to_string(), "x");
         made(&outs[0], "a", "again");
@@ -215,7 +215,7 @@ fn a_comment_is_no_change() {
     }
 }
 
-/// What the environment asks of nvcc comes before what we ask: nothing of it is in the kernels.
+/// The variables of the environment change nvcc's options before ours, and do not affect the kernels.
 #[test]
 fn flags_of_the_environment_change_no_kernel() {
     let nvcc = toolkit::find(env!("CARGO_TARGET_TMPDIR"));
@@ -232,7 +232,7 @@ fn flags_of_the_environment_change_no_kernel() {
             .map(|(name, _)| name.to_owned())
             .collect();
         assert_eq!(names, ["NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS"]);
-        // Where `compiler` puts those of both variables.
+        // The position at which `compiler` inserts the options of both variables.
         command.env("NVCC_PREPEND_FLAGS", flags);
         let output = command.output().expect("nvcc");
         assert!(output.status.success(), "{output:?}");

@@ -1,5 +1,5 @@
-//! The f64 references against independent sources: 60-digit arithmetic, Hugging Face's outputs, and
-//! finite differences. No device.
+//! The f64 references, compared with independent sources: 60-digit arithmetic, the results of Hugging Face, and finite
+//! differences. They need no device.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use xact::activation::{Registered, Visitor};
 use xact::reference::finite_differences;
 use xact::{Activation, Compat, EpsGradient, Gated, Parameters, Xielu};
 
-/// What f64 arithmetic can lose in these formulas, relative to the largest addend.
+/// The maximum error of f64 arithmetic in these formulas, relative to the largest addend.
 const F64_ROUNDING: f64 = 2e-15;
 
 fn close(what: &str, x: f64, got: f64, exact: f64, scale: f64, tolerance: f64) {
@@ -104,8 +104,8 @@ fn xielu_matches_60_digit_arithmetic() {
     }
 }
 
-/// Where the argument of an exponential is rounded, f64 loses a part of g(−u) and g′(u). That reaches f, f′ and G through
-/// the addends that hold these two only.
+/// If the argument of an exponential is rounded, g(−u) and g′(u) lose accuracy in f64, and so do the addends of f, f′ and G
+/// that contain only these two.
 fn expanded_matches_400_digit_arithmetic<G: Gated + Registered>() {
     #[derive(serde::Deserialize)]
     struct Values {
@@ -225,11 +225,11 @@ fn special_values() {
     assert!(at(&op, &params, f64::NAN).slope.value.is_nan());
     assert!(at(&op, &params, -0.0).y.value.is_sign_negative());
     assert!(at(&op, &params, 0.0).y.value.is_sign_positive());
-    // α_n = β: the left side has a finite limit; α_p = 0: the right side is linear.
+    // For α_n = β, the left side has a finite limit; for α_p = 0, the right side is linear.
     assert_eq!(at(&op, &[0.8, 0.5], -inf).y.value, -0.5);
     assert_eq!(at(&op, &[0.0, 0.8], inf).y.value, inf);
     assert_eq!(at(&op, &[0.0, 0.8], inf).slope.value, 0.5);
-    // The clamp of the compatible form moves f(0), and autograd its slope.
+    // The clamp changes f(0), and autograd changes the slope there.
     let compat = |gradient| op.compat(Compat::new(-1e-6).gradient(gradient));
     let autograd = compat(EpsGradient::Autograd);
     assert_abs_diff_eq!(
@@ -242,7 +242,7 @@ fn special_values() {
     assert_abs_diff_eq!(at(&analytic, &params, 0.0).slope.value, 0.5, epsilon = 1e-6);
 }
 
-/// Tensors of xielu_hf.safetensors, as f64.
+/// The tensors of xielu_hf.safetensors, as f64.
 struct HuggingFace(BTreeMap<String, Vec<f64>>);
 
 impl HuggingFace {
@@ -283,9 +283,9 @@ fn compat_is_hugging_face() {
     for case in F64_CASES {
         let (params, eps) = hf.case(case);
         let op = Xielu::default().compat(Compat::new(eps as f32).gradient(EpsGradient::Autograd));
-        // Theirs takes expm1(x) − x as a difference.
+        // Hugging Face computes expm1(x) − x as a difference.
         let lost = |x: f64| 4e-16 * 200.0 * x.abs();
-        // The eps of f64.initial is no f32.
+        // The eps of f64.initial is not an f32 number.
         let moved = 200.0 * (eps - f64::from(eps as f32)).abs();
         let mut compared = 0;
         for (&x, &theirs) in x.iter().zip(hf.get(&format!("{case}.y"))) {
@@ -314,7 +314,7 @@ fn compat_is_hugging_face() {
                 dy * ours.slope.value,
                 (dy * ours.slope.largest_addend).abs(),
             );
-            // Their derivative of α_n·(expm1(x) − x) is α_n·(e^x − 1), as a difference.
+            // The derivative of Hugging Face's α_n·(expm1(x) − x) is α_n·(e^x − 1), a difference.
             let allowed = 4e-15 * scale + (4e-16 * 42.0 + moved) * dy.abs();
             assert!(
                 abs_diff_eq!(value, theirs, epsilon = allowed),
@@ -373,7 +373,7 @@ fn reports_find_what_is_wrong() {
             .ok()
     };
     assert!(ok(&exact));
-    // A relative error of 1e-5, a lost sign of zero, a wrong infinity, a NaN.
+    // A relative error of 1e-5, a wrong sign of zero, a wrong infinity, and a NaN.
     for (at, wrong) in [
         (0, exact[0] * 1.00001),
         (2, 0.0),

@@ -1,4 +1,4 @@
-//! The cross-entropy reference against PyTorch and against differences of itself. Needs no kernels.
+//! The cross-entropy reference, compared with PyTorch and with finite differences of itself. It needs no kernels.
 
 use approx::{abs_diff_eq, relative_eq};
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn the_reference_is_pytorch() {
 }
 
 proptest! {
-    /// Central differences of the loss in steps that f32 logits hold exactly.
+    /// Central differences of the loss, with steps that are exact in f32 logits.
     #[test]
     fn the_gradient_is_that_of_the_loss(
         logits in prop::collection::vec(-80i32..80, 2..12),

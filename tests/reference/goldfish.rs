@@ -1,5 +1,5 @@
-//! The Goldfish reference against what the official code and its ports compute, and the properties that are
-//! documented. Needs no kernels.
+//! The Goldfish reference, compared with the results of the official code and its ports, and its documented properties. It
+//! needs no kernels.
 
 use std::collections::{HashMap, HashSet};
 
@@ -46,7 +46,7 @@ fn the_bitmaps_and_cut_offs_are_those_of_pytorch() {
         let (dropped, of) = goldfish.dropped_share();
         assert_eq!((Some(dropped), of), (entries, TABLE_LEN as u128));
         assert_eq!(goldfish.drops_key(0), expected["entry0_dropped"] == true);
-        // Both other ways to the same bitmap.
+        // The two other ways to give the same bitmap.
         for other in [
             Goldfish::with_table(strategy, &table()),
             Goldfish::with_bitmap(strategy, &bitmap),
@@ -97,7 +97,7 @@ fn the_reference_makes_the_official_masks() {
     assert!(keys_compared > 100);
 }
 
-/// The numbers of the documentation, and one more, made by another program that follows its text.
+/// The numbers in the documentation, and one more, computed by a separate program that follows its text.
 #[test]
 fn hash64_is_what_its_documentation_says() {
     let cases: [(&[i64], u64, u64); 3] = [
@@ -131,7 +131,7 @@ fn row(strategy: Strategy, ids: &[i64]) -> Vec<bool> {
     keep(strategy, &Tokens::row(ids))
 }
 
-/// `count` ids of 1 to `vocabulary`, from SplitMix64.
+/// `count` ids from 1 to `vocabulary`, from SplitMix64.
 fn random_ids(seed: u64, count: usize, vocabulary: u64) -> Vec<i64> {
     let mut state = seed;
     let mut bits = move || {
@@ -228,7 +228,7 @@ proptest! {
         }
     }
 
-    /// A row dealt out to ranks in slices, each with the ids before it.
+    /// A row that is divided among ranks in slices, each with the ids before it.
     #[test]
     fn with_a_halo_a_slice_is_dropped_as_the_whole(
         ids in prop::collection::vec(0i64..50, 96),
@@ -252,7 +252,7 @@ proptest! {
         }
     }
 
-    /// The decisions about a document do not depend on what it is packed with.
+    /// The decisions about a document do not depend on the other documents of its row.
     #[test]
     fn with_offsets_packing_does_not_matter(
         documents in prop::collection::vec(prop::collection::vec(0i64..50, 0..40), 1..8),
@@ -296,7 +296,7 @@ fn static_counts_from_the_start_of_the_row_or_the_document() {
     let strategy = Strategy::Static { k: 4, start: 3 };
     let ids = [0; 20];
     assert_eq!(dropped(&row(strategy, &ids)), [3, 7, 11, 15, 19]);
-    // The first document began two labels before, and the labels after the last offset are cut off too.
+    // The first document began two labels earlier, and the labels from the last offset on are a document too.
     let cu_seqlens = [-2, 6, 6, 16];
     let documents = keep(strategy, &Tokens::documents(&ids, &cu_seqlens));
     assert_eq!(dropped(&documents), [1, 5, 9, 13, 19]);
@@ -346,7 +346,7 @@ fn i32_ids_decide_as_i64_ids() {
     }
 }
 
-/// Within four deviations of the expected rate.
+/// The rate of drops is within four standard deviations of the expected one.
 fn assert_rate(keep: &[bool], p: f64, what: impl std::fmt::Debug) {
     let (n, dropped) = (keep.len() as f64, dropped(keep).len() as f64);
     let bound = 4.0 * (p * (1.0 - p) / n).sqrt();
@@ -388,12 +388,12 @@ fn the_product_collapses_at_50() {
     let [product, _, dot, hash64] = hashes(50, 50);
     assert!((zero_keys(product) - 0.0938).abs() < 0.01);
     assert_eq!((zero_keys(dot), zero_keys(hash64)), (0.0, 0.0));
-    // The avalanche begins with the lower 32 bits of the product.
+    // The avalanche starts with the lower 32 bits of the product.
     let keys = Goldfish::new(Strategy::ProductAvalanche { k: 3, h: 24 }).unwrap();
     let keys = keys.keys(&Tokens::row(&ids)).unwrap();
     let zero = keys.iter().flatten().filter(|&&key| key as u32 == 0);
     assert!((zero.count() as f64 / ids.len() as f64 - 0.1403).abs() < 0.01);
-    // An id 0 hides all others: the first entry of the table decides, which drops for k up to 4.
+    // An id 0 makes the product 0. The first entry of the table then decides, which drops for k up to 4.
     for (k, drops) in [(4, true), (5, false)] {
         let goldfish = Goldfish::new(Strategy::ProductTable { k, h: 3 }).unwrap();
         assert_eq!(goldfish.key(&[7, 0, 9]), Some(0));
@@ -401,7 +401,7 @@ fn the_product_collapses_at_50() {
     }
 }
 
-/// χ² of equally likely buckets, in deviations from its mean.
+/// χ² of equally probable buckets, in standard deviations from its mean.
 fn chi_square(buckets: &[usize]) -> f64 {
     let expected = buckets.iter().sum::<usize>() as f64 / buckets.len() as f64;
     let square = |&n: &usize| (n as f64 - expected).powi(2) / expected;
@@ -417,7 +417,7 @@ fn histogram(of: usize, values: impl Iterator<Item = usize>) -> Vec<usize> {
 
 #[test]
 fn hash64_is_uniform() {
-    // Counting up is what weak hashes do not survive; no id and so no window repeats.
+    // Weak hashes fail on consecutive numbers. No id repeats, so no window does.
     let counting: Vec<i64> = (0..200_000).collect();
     let multiples: Vec<i64> = (0..200_000).map(|i| (i - 100_000) << 20).collect();
     for h in [1, 4, 13, 50, 64] {
@@ -456,7 +456,7 @@ fn the_index_of_the_product_is_uniform_at_13_and_not_at_50() {
     assert!(far(product) > 1000.0 && far(dot).abs() < 5.0);
 }
 
-/// Ids that are the same all over or alternate give a key of their own each.
+/// Windows of equal or alternating ids have distinct keys.
 #[test]
 fn equal_ids_do_not_cancel_in_hash64() {
     let mut keys = HashSet::new();
@@ -474,7 +474,7 @@ fn equal_ids_do_not_cancel_in_hash64() {
     assert_eq!(keys.len(), windows);
 }
 
-/// A decision after an edit is independent of that before: it changes with probability 2·(1/k)·(1 − 1/k).
+/// After an edit, a decision is independent of the earlier one: it changes with probability 2·(1/k)·(1 − 1/k).
 #[test]
 fn an_edit_draws_a_new_decision_in_hash64() {
     let (k, h, trials) = (4, 13, 40_000);
@@ -506,7 +506,7 @@ fn gaps_between_drops_are_geometric() {
     );
     let drops = dropped(&keep);
     let gaps = drops.windows(2).map(|pair| pair[1] - pair[0]);
-    // Gap g has probability ¼·(¾)^(g−1); all from 16 on are one bucket.
+    // A gap g has probability ¼·(¾)^(g−1); all gaps from 16 on are in one bucket.
     let seen = histogram(16, gaps.map(|gap| gap.min(16) - 1));
     let n = drops.len() as f64 - 1.0;
     let chi: f64 = (0..16)
@@ -589,7 +589,7 @@ fn a_table_of_the_callers_is_compared_in_f32() {
         [0, 1, 2, 3, 4].map(|key| goldfish.drops_key(key)),
         [false, true, false, true, false]
     );
-    // The last bits of a bitmap's last byte are of no entry.
+    // The last bits of the last byte of a bitmap belong to no entry.
     let bitmap = vec![u8::MAX; TABLE_LEN.div_ceil(8)];
     let goldfish = Goldfish::with_bitmap(strategy, &bitmap).unwrap();
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The references, by whatever is independent of them. Needs no device and no kernels.
+//! The references, compared with independent sources. They need no device and no kernels.
 
 mod activations;
 mod cross_entropy;

@@ -1,6 +1,6 @@
-//! The dependencies are what deny.toml allows: licences, versions, and where they come from.
+//! The dependencies satisfy deny.toml: licences, versions and sources.
 //!
-//! A part of what cargo-deny does, which takes minutes to build: whatever fails here fails there.
+//! This is a part of cargo-deny, which takes minutes to build: a failure here is a failure there too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -16,7 +16,7 @@ fn every_licence_is_allowed_and_needed() {
     for package in packages() {
         let name = &package["name"];
         let licence = package["license"].as_str().unwrap_or_default();
-        // All of those that AND joins, one of those that OR joins. Nothing nests deeper here.
+        // All of the licences that AND joins, and one of those that OR joins. There is no deeper nesting here.
         for part in licence.split(" AND ") {
             let choices: Vec<&str> = part
                 .trim_matches(['(', ')'])
@@ -42,7 +42,7 @@ fn what_is_there_in_several_versions_is_named() {
         let [name, version] = ["name", "version"].map(|key| text(&package[key]));
         versions.entry(name).or_default().insert(version);
     }
-    // Beside each stands its reason.
+    // Each entry has its reason.
     let mut skips = list("skip");
     skips.retain(|word| word.contains('@'));
     for (name, versions) in versions {
@@ -105,7 +105,7 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().expect("a list").clone()
 }
 
-/// The quoted words of a list in deny.toml. None has a `#` or a `]` in it.
+/// The quoted words of a list in deny.toml; none contains `#` or `]`.
 fn list(key: &str) -> Vec<String> {
     let file = xact_dev::root().join("deny.toml");
     let rules = std::fs::read_to_string(file).expect("deny.toml");

@@ -1,10 +1,10 @@
-//! What is read away from the repository (on docs.rs, and in the package), and the pages at its front door.
+//! The texts that are read outside the repository (on docs.rs and in the package), and the main pages.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Shown on docs.rs or in the package, where a link into the repository would lead nowhere.
+/// Texts on docs.rs or in the package, in which a relative link into the repository would not work.
 const PUBLISHED: [&str; 7] = [
     "README.md",
     "docs/accuracy.md",
@@ -15,7 +15,7 @@ const PUBLISHED: [&str; 7] = [
     "docs/pitfalls.md",
 ];
 
-/// Read in the repository.
+/// Texts that are read in the repository.
 const OF_THE_REPOSITORY: [&str; 4] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -23,7 +23,7 @@ const OF_THE_REPOSITORY: [&str; 4] = [
     "SECURITY.md",
 ];
 
-/// Where the placeholder for the address of the repository is at home.
+/// The files that may contain the placeholder for the address of the repository.
 const PLACEHOLDER: &str = "https://example.invalid";
 
 fn read(file: &str) -> String {
@@ -31,7 +31,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// The targets of a page's links.
+/// The targets of the links of a page.
 fn links(page: &str) -> Vec<String> {
     let text = read(page);
     let targets = text.split("](").skip(1);
@@ -60,7 +60,7 @@ fn pages_link_to_what_is_there() {
     }
 }
 
-/// Cargo.toml has it, marked; whoever replaces it there is told where else it stands.
+/// Cargo.toml has the placeholder, with a mark that names the other places to replace it.
 #[test]
 fn the_address_of_the_repository_is_one() {
     assert_eq!(
@@ -99,7 +99,7 @@ fn readme_installs_this_version_with_the_least_rust() {
     }
 }
 
-/// Whoever names cudarc beside xact copies the line from README.md.
+/// The line for cudarc in README.md has the features of the crate's own dependency.
 #[test]
 fn readme_has_the_features_of_cudarc_that_the_manifest_has() {
     let features = |file| {
@@ -111,7 +111,7 @@ fn readme_has_the_features_of_cudarc_that_the_manifest_has() {
     assert_eq!(features("README.md"), features("Cargo.toml"));
 }
 
-/// Its list is where a reviewer looks.
+/// ARCHITECTURE.md lists every file with unsafe code, for reviewers.
 #[test]
 fn architecture_names_every_file_with_unsafe_code() {
     fn list(folder: &Path, files: &mut Vec<PathBuf>) {

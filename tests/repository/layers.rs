@@ -1,39 +1,39 @@
-//! The files of `src` use each other in one direction: a circle of imports fails.
+//! The files of `src` use each other in one direction: a cycle of imports fails.
 //!
-//! A file uses another where a path in it (of a `use`, or anywhere in code) names an item that the other
-//! defines; re-exports are followed to that file. `mod` and `pub use` alone are no use, and neither is a module
-//! that is imported: the paths that go through it are. A parent that its child names is used by it.
+//! A file uses another if a path in it (in a `use`, or anywhere in code) names an item that the other defines; re-exports
+//! are followed to that file. `mod` and `pub use` are no uses. An import of a module is no use either, but the paths
+//! through it are. A parent whose items a child names is used by the child.
 //!
-//! Simpler than the compiler, and enough here:
-//! - Modules are what files there are, so that one declared by a macro is seen.
-//! - `use m::*` uses the file of `m`, and the items of `m` are in scope.
-//! - In the tokens of macros, paths of two or more segments count.
-//! - A name that is not found in a module was made by a macro: in the child that defines it, or else in a module
-//!   whose names the module imports all, or else in the module.
-//! - What stands under `#[cfg(test)]` and links in documentation do not count; neither do methods.
+//! The analysis is simpler than the compiler's, and sufficient here:
+//! - The modules are the files, so a module that a macro declares is found.
+//! - `use m::*` uses the file of `m`, and brings the items of `m` into scope.
+//! - In the tokens of macros, only paths of two or more segments count.
+//! - A name that is not found in a module comes from a macro. It belongs to the child that defines it, or to a module
+//!   that is imported with `*`, or else to the module itself.
+//! - Code under `#[cfg(test)]`, links in documentation and methods do not count.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 use syn::visit::{self, Visit};
 
-/// A path in code, or the path of a module from the crate's root.
+/// A path in code, or the path of a module from the root of the crate.
 type Segments = Vec<String>;
 
 /// A module: a file, or a `mod` with a body.
 #[derive(Default)]
 struct Module {
-    /// The file that it stands in.
+    /// The file of the module.
     file: String,
-    /// The names that it defines (`None`) and imports (`Some`).
+    /// The names that the module defines (`None`) and imports (`Some`).
     names: BTreeMap<String, Option<Segments>>,
-    /// The modules whose names it imports.
+    /// The modules that are imported with `*`.
     globs: Vec<Segments>,
-    /// The paths in its code, without those of `pub use`.
+    /// The paths in the code, without those of `pub use`.
     paths: Vec<Segments>,
 }
 
-/// What a path leads to.
+/// The target of a path.
 enum Target {
     Module(Segments),
     Item(String),
@@ -165,7 +165,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    /// The path of `pub(in path)` uses nothing.
+    /// The path in `pub(in path)` uses nothing.
     fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
 }
 
@@ -189,7 +189,7 @@ impl Modules {
         modules
     }
 
-    /// Where `path`, written in the module `at`, leads to; nothing if it leaves the crate.
+    /// The target of `path` in the module `at`; `None` if it is outside the crate.
     fn resolve(&self, at: &[String], path: &[String], depth: usize) -> Option<Target> {
         let mut here = at.to_vec();
         let mut is_bare = true;
@@ -212,7 +212,7 @@ impl Modules {
         Some(Target::Module(here))
     }
 
-    /// What `name` is in a module. `is_bare`: nothing stands before it.
+    /// The target of `name` in a module. `is_bare` is whether `name` is the first segment.
     fn step(
         &self,
         at: &[String],
@@ -221,16 +221,16 @@ impl Modules {
         is_last: bool,
         depth: usize,
     ) -> Option<Target> {
-        // An import that leads to itself: `use x::x`, where x is another crate.
+        // An import that refers to itself: `use x::x`, where x is another crate.
         let depth = depth.checked_sub(1)?;
         let module = self.0.get(at)?;
         let child = [at, &[name.to_owned()]].concat();
         let is_module = self.0.contains_key(&child);
-        // A module and an item may have one name; only the module has something below it.
+        // A module and an item may have the same name; only the module can have further segments.
         match module.names.get(name) {
             _ if is_module && !is_last => return Some(Target::Module(child)),
             Some(None) => return Some(Target::Item(module.file.clone())),
-            // Not the import of a macro that stands in this module.
+            // Not the import of a macro that is defined in this module.
             Some(Some(path)) if path != &[name.to_owned()] => {
                 return self.resolve(at, path, depth);
             }
@@ -261,7 +261,7 @@ impl Modules {
         Some(Target::Item(maker.unwrap_or(module).file.clone()))
     }
 
-    /// Which files each file uses, each with a path that says so.
+    /// The files that each file uses, each with a path as evidence.
     fn uses(&self) -> BTreeMap<&str, BTreeMap<String, String>> {
         let mut uses: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
         for (at, module) in &self.0 {
@@ -277,7 +277,7 @@ impl Modules {
         uses
     }
 
-    /// Which files are in circles, and the shortest, a line for each step.
+    /// The files that are in cycles, and the shortest cycle, one line per step.
     fn circle(&self) -> Option<String> {
         let uses = self.uses();
         let circles: Vec<_> = uses
@@ -300,7 +300,7 @@ impl Modules {
     }
 }
 
-/// The shortest way from a file back to itself.
+/// The shortest cycle through a file.
 fn way_back<'a>(
     uses: &'a BTreeMap<&str, BTreeMap<String, String>>,
     start: &'a str,
@@ -351,7 +351,7 @@ fn no_file_uses_what_uses_it() {
     }
 }
 
-/// What belongs to the device stands in one folder, so that few places ask for the feature.
+/// The code for the device is in one folder, so that few places need the feature.
 #[test]
 fn few_lines_ask_for_cuda() {
     let files = sources();
@@ -431,7 +431,7 @@ fn a_child_that_names_its_parent_uses_it() {
         ("a/child.rs", "pub fn g() { super::A; }"),
     ];
     assert_eq!(uses(&files), ["a.rs → a/child.rs", "a/child.rs → a.rs"]);
-    // What the parent only imports is not the parent's.
+    // Names that the parent only imports are not the parent's.
     let files = [
         ("lib.rs", "mod a; mod b;"),
         ("a.rs", "use crate::b::B; mod child;"),
@@ -458,7 +458,7 @@ fn what_only_declares_or_tests_uses_nothing() {
         ("d.rs", "pub struct D;"),
     ];
     assert_eq!(uses(&files), [""; 0]);
-    // But a name that is re-exported and used is used.
+    // A name that is re-exported and used counts as a use.
     let files = [
         ("lib.rs", "mod a; pub use a::A; type B = A;"),
         ("a.rs", "pub struct A;"),

@@ -1,4 +1,4 @@
-//! What is read in the repository and what is published of it: pages, packages, dependencies, layers.
+//! The repository and the published packages: pages, packages, dependencies, layers.
 
 mod dependencies;
 mod docs;

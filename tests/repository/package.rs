@@ -1,6 +1,6 @@
-//! The crate as published: what `cargo package` makes, and programs that depend on it.
+//! The published crate: the output of `cargo package`, and programs that depend on it.
 //!
-//! Offline, and quick after the first time: what the programs depend on is compiled once and kept.
+//! The tests work offline, and are fast after the first run, because the programs' dependencies are compiled once and kept.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +11,7 @@ use std::{env, fs};
 use xact_dev::build::nvcc;
 use xact_dev::toolkit;
 
-/// The program: the reference is called, and a device asked for.
+/// The program calls the reference and opens a device.
 const PROGRAM: &str = r#"
 use xact::{Parameters, Xielu, reference};
 
@@ -49,7 +49,7 @@ fn the_package_holds_what_a_build_needs_and_no_more() {
         "kernels",
         "src",
     ];
-    // Cargo adds these by itself; the first only in a repository.
+    // Cargo adds these files itself; the first one only in a repository.
     let may = [
         ".cargo_vcs_info.json",
         "Cargo.lock",
@@ -79,11 +79,11 @@ fn a_program_has_the_kernels() {
     let said = text(&success(output).stdout);
     let (reference, device) = said.split_once('\n').expect("two lines");
     assert_eq!(reference, REFERENCE);
-    // On a machine with the driver, Ok or what the driver says.
+    // On a machine with the driver, the result is Ok or an error of the driver.
     let known = ["NoDriver {", "Ok\n", "Driver {"];
     assert!(known.iter().any(|k| device.starts_with(k)), "{device}");
 
-    // The quickstart of the README's reader: it compiles, and without a driver it says so.
+    // The quickstart in README.md compiles, and without a driver reports that.
     let output = program
         .cargo("run")
         .args(["--bin", "quickstart"])
@@ -135,7 +135,7 @@ fn a_program_without_nvcc_has_the_references_and_says_what_to_do() {
     for word in ["no nvcc", "install the CUDA toolkit", "CUDA_HOME"] {
         assert!(device.contains(word), "{word} is missing: {device}");
     }
-    // Cargo prints it to whoever builds the crate from a path.
+    // Cargo prints the warning to those who build the crate from a path.
     let said = text(&output.stderr);
     assert!(said.contains("without its CUDA kernels"), "{said}");
 }
@@ -156,14 +156,14 @@ fn a_program_without_the_cuda_feature_has_the_references_alone() {
     }
 }
 
-/// Whoever uses the crate gets these and what they bring.
+/// The dependencies of a user of the crate.
 #[test]
 fn the_dependencies_are_few() {
     let tree = cargo("tree")
         .args(["--package", "xact", "--edges", "normal"])
         .args(["--prefix", "none", "--depth", "1"])
         .output();
-    // libm is there anyway: half's num-traits brings it. rayon is a default feature that can be left out.
+    // half depends on libm through num-traits in any case. rayon is a default feature, which can be left out.
     let expected = [
         "arrayvec",
         "bytemuck",
@@ -179,7 +179,7 @@ fn the_dependencies_are_few() {
     assert_eq!(tree, expected.map(str::to_owned).into());
 }
 
-/// Else what selects the tools alone, as `cargo run --bin accuracy` does, compiles everything once more.
+/// Otherwise a command that selects only the tools, such as `cargo run --bin accuracy`, would compile everything again.
 #[test]
 fn the_tools_alone_are_built_with_the_features_of_the_workspace() {
     let packages = |of: &[&str]| -> BTreeSet<String> {
@@ -197,15 +197,14 @@ fn the_tools_alone_are_built_with_the_features_of_the_workspace() {
         let lines = text(&success(tree).stdout);
         lines.lines().map(str::to_owned).collect()
     };
-    // What no default run builds brings features that are no others' matter.
+    // Packages that no default run builds may have other features.
     let workspace = ["--workspace", "--exclude", "xact-capi"];
     let (alone, together) = (packages(&["--package", "xact-dev"]), packages(&workspace));
     let others: Vec<_> = alone.difference(&together).collect();
     assert!(others.is_empty(), "only without the workspace: {others:?}");
 }
 
-/// Cargo, offline, with nothing in its environment that would point the build script or cargo itself
-/// elsewhere.
+/// Cargo, offline, without environment variables that would redirect the build script or cargo.
 fn cargo(job: &str) -> Command {
     let mut command = Command::new(env!("CARGO"));
     let meant = ["NVCC", "XACT_REQUIRE_NVCC", "XACT_CUDA_ARCHS", "DOCS_RS"];
@@ -226,8 +225,8 @@ fn cargo(job: &str) -> Command {
     command
 }
 
-/// A copy of what `cargo package` makes. Each test has its own, because tests may run at once, and keeps it: what
-/// did not change since the last run is not compiled again.
+/// A copy of the output of `cargo package`. Each test has its own copy, because tests may run in parallel, and keeps it, so
+/// that only changes are compiled again.
 fn unpacked(name: &str) -> PathBuf {
     let target = scratch(&format!("packages/{name}"));
     let output = cargo("package")
@@ -241,7 +240,7 @@ fn unpacked(name: &str) -> PathBuf {
     let file = concat!("package/xact-", env!("CARGO_PKG_VERSION"), ".crate");
     let fresh = scratch(&format!("fresh/{name}"));
     let output = Command::new("tar")
-        // The files in a package are all of one old date, by which cargo would take changed ones for known.
+        // The files in a package all have the same old time, by which cargo would not notice changes.
         .arg("-xzmf")
         .arg(target.join(file))
         .arg("-C")
@@ -255,7 +254,7 @@ fn unpacked(name: &str) -> PathBuf {
     kept
 }
 
-/// Makes `old` what `new` is, and leaves files that are the same as they are.
+/// Makes `old` equal to `new`, without touching files that are already equal.
 fn update(old: &Path, new: &Path) {
     let names = |folder: &Path| -> BTreeSet<OsString> {
         let entries = fs::read_dir(folder).expect("a folder");
@@ -317,7 +316,7 @@ impl Program {
             fs::create_dir(folder.join("src/bin")).expect("a folder");
             fs::write(folder.join("src/bin/quickstart.rs"), quickstart).expect("the quickstart");
         }
-        // The versions that this build has, which are therefore on this machine.
+        // The versions in Cargo.lock, which this build has already downloaded.
         fs::copy(
             xact_dev::root().join("Cargo.lock"),
             folder.join("Cargo.lock"),
@@ -328,7 +327,7 @@ impl Program {
 
     fn cargo(&self, job: &str) -> Command {
         let mut command = cargo(job);
-        // One for all programs, and deep enough that no toolkit is above it.
+        // All programs share the target folder, which is deep enough that no toolkit is found above it.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package-test/programs/target");
         command
             .current_dir(&self.folder)
@@ -337,7 +336,7 @@ impl Program {
     }
 }
 
-/// A folder of these tests.
+/// A folder for these tests.
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("package-test")
@@ -347,14 +346,14 @@ fn folder(name: &str) -> PathBuf {
 /// An empty folder.
 fn scratch(name: &str) -> PathBuf {
     let folder = folder(name);
-    // It need not exist.
+    // The folder may not exist.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder");
     folder
 }
 
-/// PATH without nvcc. A folder that holds it among other programs, as /usr/bin may, is replaced by one
-/// of links to the others.
+/// PATH without nvcc. A folder that contains nvcc and other programs, such as /usr/bin, is replaced by one with links to
+/// the others.
 fn path_without_nvcc(scratch: &Path) -> OsString {
     let path = env::var_os("PATH").expect("PATH");
     let folders = env::split_paths(&path).enumerate().map(|(i, folder)| {
@@ -391,7 +390,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The packages that `cargo tree` lists.
+/// The packages in the output of `cargo tree`.
 fn names(tree: &[u8]) -> BTreeSet<String> {
     text(tree)
         .lines()

@@ -43,7 +43,7 @@ fn some_ids(count: i64) -> Vec<i64> {
     (0..count).map(|i| i * i % 53 + i / 97 % 13).collect()
 }
 
-/// All numbers, counted again the simple way.
+/// All figures, counted again in the simplest way.
 #[test]
 fn the_numbers_are_those_of_the_reference() {
     let folder = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ fn every_way_to_store_ids_is_read() {
         std::fs::write(&path, two).unwrap();
         assert_eq!(audit(&path, &format!("--tensor ids {arguments}")), expected);
     }
-    // Negative ids are told from large ones.
+    // Negative ids differ from large ones.
     let negative: Vec<i64> = ids.iter().map(|id| -1 - id).collect();
     let file = write(folder.path(), "negative.bin", &negative, 4);
     let [signed, unsigned] =
@@ -150,7 +150,7 @@ fn every_way_to_store_ids_is_read() {
     assert_ne!(signed, unsigned);
 }
 
-/// Blocks of a million ids are joined without a seam, and many windows are counted nearly right.
+/// Windows cross the boundaries of blocks of a million ids, and the number of many windows is estimated accurately.
 #[test]
 fn large_files_are_read_in_blocks() {
     let folder = tempfile::tempdir().unwrap();
@@ -173,7 +173,7 @@ fn large_files_are_read_in_blocks() {
     }
 }
 
-/// The words of this crate's sources, the most frequent first as in a vocabulary.
+/// The words of this crate's sources, as ids in the order of frequency.
 fn ordinary_text() -> Vec<i64> {
     fn visit(folder: &Path, text: &mut String) {
         let mut entries: Vec<_> = std::fs::read_dir(folder)
@@ -273,7 +273,7 @@ fn what_cannot_be_audited_is_refused_in_words() {
     refused(&file, &into_folder, "not a regular file");
     let path = folder.path().join("two.safetensors");
     let view = |dtype, len| TensorView::new(dtype, vec![len], &[0; 4]).unwrap();
-    // In the file in the order of their sizes.
+    // The tensors are in the file in the order of their sizes.
     let tensors = [
         ("b", view(Dtype::I32, 1)),
         ("a", view(Dtype::U16, 2)),
@@ -289,7 +289,7 @@ fn what_cannot_be_audited_is_refused_in_words() {
     refused(&path, "--tensor a", "it ends before a does");
     std::fs::write(&path, [255; 100]).unwrap();
     refused(&path, "", "not a safetensors file");
-    // A text shorter than a window is kept whole.
+    // In a text that is shorter than a window, all labels are kept.
     let short = write(folder.path(), "short.bin", &[1, 2, 3], 2);
     for audit in audit(&short, "--dtype u16") {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The tools as their users meet them.
+//! The tools, run as their users run them.
 
 #[cfg(feature = "cuda")]
 mod apply;

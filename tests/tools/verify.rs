@@ -6,8 +6,7 @@ use std::process::{Command, Stdio};
 /// `verify --device cpu` runs every op, and names the backend.
 #[test]
 fn the_cpu_backend_is_verified() {
-    // Of an activation: forms and directions of every sample; of the losses: directions or ids, times what is
-    // chosen.
+    // Activations have all forms and directions of every sample; losses have directions or ids, times their options.
     for (op, dtype, rows) in [
         ("xsilu", "bf16", 36),
         ("cross_entropy", "bf16", 9),
@@ -38,7 +37,7 @@ fn verify_stops_quietly_when_its_reader_has_gone() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    // Dropped after the line, which closes the pipe.
+    // The reader is dropped after one line, which closes the pipe.
     BufReader::new(verify.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();

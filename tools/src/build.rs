@@ -1,4 +1,4 @@
-//! The parts of the crate's build script, for tests that do what it does.
+//! The parts of the crate's build script that tests use.
 
 #[path = "../../build/cache.rs"]
 pub mod cache;

@@ -1,4 +1,4 @@
-//! What the commands run: every op, form, direction, type and sample.
+//! The cases of the commands: every op, form, direction, type and sample.
 
 use half::{bf16, f16};
 use xact::activation::{Registered, Sample, Visitor};
@@ -13,7 +13,7 @@ use super::machine::Machine;
 pub struct Case<A, T> {
     /// `forward`, `gated1 backward` and so on.
     pub direction: &'static str,
-    /// The op's options and parameters.
+    /// The options and the parameters of the op.
     pub sample: Sample<A>,
     run: Check<A, T>,
 }
@@ -21,15 +21,15 @@ pub struct Case<A, T> {
 type Check<A, T> = Box<dyn Fn(Machine<'_>, &Sample<A>, &[T], f64) -> Report>;
 
 impl<A: Registered, T: Element> Case<A, T> {
-    /// Runs it on `x`, and compares with the reference.
+    /// Runs the case on `x`, and compares the result with the reference.
     pub fn check(&self, machine: Machine<'_>, x: &[T], ulps: f64) -> Report {
         (self.run)(machine, &self.sample, x, ulps)
     }
 }
 
-/// Something to do with every case.
+/// A function of every case.
 pub trait CaseVisitor {
-    /// Takes one case of the list.
+    /// Is called with one case of the list.
     fn case<A: Registered, T: Element>(&mut self, case: Case<A, T>);
 }
 

@@ -1,4 +1,4 @@
-//! Runs an op on the device and holds the result against the reference.
+//! Runs an op on the device, and compares the result with the reference.
 
 use cuda_emulator::{Approx, Settings};
 use xact::activation::Registered;
@@ -8,7 +8,7 @@ use xact::{Element, Gated, Order};
 use super::choose::Gpu;
 use super::machine::Machine;
 
-/// Every way to approximate.
+/// All modes of approximate instructions.
 pub const EVERY: [Approx; 4] = [
     Approx::Nearest,
     Approx::Lowest,
@@ -16,8 +16,7 @@ pub const EVERY: [Approx; 4] = [
     Approx::Seeded(1),
 ];
 
-/// Settings for each of `approximations`, with the bound on y and dx that then holds. A real device has
-/// one way to approximate.
+/// Settings for each of `approximations`, with the bound on y and dx in that mode. A real device has only one mode.
 pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {
     if !gpu.emulated {
         return vec![(Settings::default(), ULPS)];
@@ -33,7 +32,7 @@ pub fn modes(gpu: &Gpu, approximations: &[Approx]) -> Vec<(Settings, f64)> {
     approximations.iter().map(mode).collect()
 }
 
-/// The forward of `op` on x, checked at the parameters that the kernel uses.
+/// Runs the forward of `op` on x, and checks it at the parameters that the kernel uses.
 pub fn forward<'m, A: Registered, T: Element>(
     machine: impl Into<Machine<'m>>,
     op: &A,
@@ -47,8 +46,8 @@ pub fn forward<'m, A: Registered, T: Element>(
     reference::check_forward(op, &params, x, &y, Bounds::new(ulps)).expect("equal lengths")
 }
 
-/// The backward of `op` on x and dy: dx at the parameters that the kernel uses, their gradients at the
-/// stored ones.
+/// Runs the backward of `op` on x and dy, and checks dx at the parameters that the kernel uses, and the gradients of the
+/// parameters at the stored ones.
 pub fn backward<'m, A: Registered, T: Element>(
     machine: impl Into<Machine<'m>>,
     op: &A,
@@ -73,7 +72,7 @@ pub fn backward<'m, A: Registered, T: Element>(
     report
 }
 
-/// The gated forward of `op`, likewise. (The parameters of gated ops are used as they are stored.)
+/// Runs and checks the gated forward of `op`. (Gated ops use the parameters as they are stored.)
 pub fn gated_forward<'m, A: Gated + Registered, T: Element>(
     machine: impl Into<Machine<'m>>,
     op: &A,
@@ -90,7 +89,7 @@ pub fn gated_forward<'m, A: Gated + Registered, T: Element>(
         .expect("equal lengths")
 }
 
-/// The gated backward of `op`, likewise.
+/// Runs and checks the gated backward of `op`.
 pub fn gated_backward<'m, A: Gated + Registered, T: Element>(
     machine: impl Into<Machine<'m>>,
     op: &A,

@@ -1,7 +1,6 @@
-//! Which device runs: a real one, or the emulator. Chosen once per process.
+//! Chooses the device, a real one or the emulator, once per process.
 //!
-//! `XACT_REQUIRE_GPU=1` is for machines that have a GPU: there nothing may run on the emulator, and nothing be
-//! ignored.
+//! `XACT_REQUIRE_GPU=1` is for machines with a GPU: nothing may run on the emulator, and no trial may be ignored.
 
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -10,14 +9,14 @@ use std::sync::{Arc, OnceLock};
 use xact::cudarc::driver::CudaStream;
 use xact::{Device, Queue};
 
-/// `--device` and `XACT_DEVICE`.
+/// The value of `--device` and of `XACT_DEVICE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// A real device where there is one, else the emulator.
+    /// A real device if there is one, else the emulator.
     Auto,
-    /// A real device or an error.
+    /// A real device; without one, an error.
     Gpu,
-    /// The emulator, and the ordinal of its device.
+    /// The emulator, with the ordinal of its device.
     Emulated(usize),
 }
 
@@ -54,7 +53,7 @@ fn emulated_model(model: &str) -> Result<usize, String> {
 }
 
 impl Choice {
-    /// What the environment variable `XACT_DEVICE` says; `auto` if it is not set.
+    /// The value of the environment variable `XACT_DEVICE`; `auto` if it is not set.
     pub fn from_env() -> Result<Choice, String> {
         match std::env::var("XACT_DEVICE") {
             Ok(value) => value.parse().map_err(|e| format!("XACT_DEVICE: {e}")),
@@ -62,7 +61,7 @@ impl Choice {
         }
     }
 
-    /// Whether the emulator is to run, on a machine that has a real device or not, where one is required or not.
+    /// Whether the emulator runs, given whether the machine has a real device and whether one is required.
     pub fn emulates(self, present: bool, required: bool) -> Result<bool, String> {
         match self {
             Choice::Gpu => Ok(false),
@@ -83,18 +82,18 @@ pub fn gpu_required() -> bool {
 /// The device of this process, and a stream on it.
 #[derive(Clone)]
 pub struct Gpu {
-    /// The device, and the kernels that it takes.
+    /// The device, with its kernels.
     pub device: Device,
-    /// Where everything is queued.
+    /// The stream on which all work is queued.
     pub stream: Arc<CudaStream>,
-    /// Whether it is the emulator.
+    /// Whether the device is emulated.
     pub emulated: bool,
-    /// Its name; the emulator's says that it is one.
+    /// The name of the device; that of an emulated device says so.
     pub name: String,
 }
 
 impl Gpu {
-    /// A queue on the stream, with a workspace for all that the tests and commands run.
+    /// Makes a queue on the stream, with a workspace that is large enough for all tests and commands.
     pub fn queue(&self) -> Result<Queue, xact::Error> {
         let mut queue = Queue::new(&self.stream)?;
         queue.reserve(1 << 20)?;
@@ -102,7 +101,7 @@ impl Gpu {
     }
 }
 
-/// Opens the device that `choice` names. The first call decides for the process.
+/// Opens the device that `choice` names. The first call determines it for the whole process.
 pub fn open(choice: Choice) -> Result<Gpu, String> {
     static CHOSEN: OnceLock<Result<bool, String>> = OnceLock::new();
     let emulated = CHOSEN
@@ -121,7 +120,7 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
         Choice::Auto | Choice::Gpu => 0,
     };
     let device = Device::new(ordinal).map_err(|e| e.to_string())?;
-    // A stream of its own: the default stream cannot be captured.
+    // The stream is not the default one, because that cannot be captured.
     let stream = device
         .context()
         .new_stream()
@@ -135,16 +134,16 @@ pub fn open(choice: Choice) -> Result<Gpu, String> {
     })
 }
 
-/// The device that the environment chooses.
+/// The device that the environment selects.
 ///
 /// # Panics
-/// If there is none.
+/// If it cannot be opened.
 pub fn gpu() -> Gpu {
     Choice::from_env().and_then(open).expect("a device")
 }
 
-/// Makes the emulator load the kernels in the folder that `XACT_SUBSTITUTES` names, `<stem>.sm_<target>.ptx`, in the
-/// place of those that were compiled into this program: `cargo xtask mutants` tries its mutants so.
+/// Makes the emulator load the kernels in the folder that `XACT_SUBSTITUTES` names, `<stem>.sm_<target>.ptx`, instead of
+/// those that were compiled into this program. `cargo xtask mutants` tests its mutants in this way.
 fn substitute_kernels() -> Result<(), String> {
     let Some(folder) = std::env::var_os("XACT_SUBSTITUTES") else {
         return Ok(());
@@ -164,8 +163,7 @@ fn substitute_kernels() -> Result<(), String> {
     })
 }
 
-/// The device that the environment chooses, for the main function of a test: names it, or says why there
-/// is none.
+/// Opens the device that the environment selects, for the main function of a test. Prints its name, or why there is none.
 pub fn open_for_tests() -> Result<Gpu, ExitCode> {
     match Choice::from_env().and_then(open) {
         Ok(gpu) => {

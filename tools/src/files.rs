@@ -1,4 +1,4 @@
-//! Files that commands write.
+//! Writes the output files of commands.
 
 use std::error::Error;
 use std::fs::Permissions;
@@ -7,23 +7,22 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Writes the whole file or none of it. Follows links; replaces nothing but a regular file, whose
-/// permissions the new one takes.
+/// Writes the whole file or nothing. It follows links, and replaces only a regular file, whose permissions it keeps.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), String> {
     Destination::new(path)?.write(bytes)
 }
 
-/// A file that can be written, as far as that is known before it is.
+/// An output file that was checked before the work.
 pub struct Destination<'a> {
     path: &'a Path,
-    /// Behind links.
+    /// The path without links.
     target: PathBuf,
-    /// Those of the file that is replaced.
+    /// The permissions of the file that is replaced.
     permissions: Option<Permissions>,
 }
 
 impl<'a> Destination<'a> {
-    /// Fails where there is no folder that takes files, or something that is no file. Leaves no trace.
+    /// Fails if the folder does not exist or cannot be written, or if the path is not a regular file. Leaves no files.
     pub fn new(path: &'a Path) -> Result<Self, String> {
         let mut destination = Destination {
             path,
@@ -42,7 +41,7 @@ impl<'a> Destination<'a> {
         Ok(destination)
     }
 
-    /// Writes the whole file or none of it.
+    /// Writes the whole file or nothing.
     pub fn write(self, bytes: &[u8]) -> Result<(), String> {
         let mut file = self.temporary()?;
         let failed = |e: io::Error| failed(self.path, &e);
@@ -69,7 +68,7 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// The message, which names no temporary file, as tempfile's own errors do.
+/// The error text. Unlike tempfile's own, it does not name the temporary file.
 fn failed(path: &Path, e: &io::Error) -> String {
     let cause = e
         .source()
@@ -77,9 +76,9 @@ fn failed(path: &Path, e: &io::Error) -> String {
     format!("cannot write {}: {cause}", path.display())
 }
 
-/// Where `path` leads if it is a link, also to something that does not exist yet.
+/// The target of `path` if that is a link, even if the target does not exist yet.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    /// More than that is a circle.
+    /// More links than this are a circle.
     const LINKS: usize = 40;
     let mut path = path.to_owned();
     for _ in 0..LINKS {
@@ -94,14 +93,14 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many levels of symbolic links"))
 }
 
-/// A temporary file with the permissions of any new file, where tempfile's own are the owner's alone.
+/// A temporary file with the permissions of a new file; those of tempfile are for the owner only.
 fn new_file() -> tempfile::Builder<'static, 'static> {
     #[cfg_attr(not(unix), allow(unused_mut))]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The umask takes its part when the file is made.
+        // The system applies the umask when it creates the file.
         builder.permissions(Permissions::from_mode(0o666));
     }
     builder

@@ -22,7 +22,7 @@ struct Buffer {
 }
 
 impl Buffer {
-    /// `content` begins `offset` elements past a 16-byte boundary.
+    /// Uploads `content`, which begins `offset` elements after a 16-byte boundary.
     fn upload(gpu: &Gpu, content: &[u8], element: usize, offset: usize) -> Buffer {
         let start = MARGIN + offset * element;
         let mut host = vec![CANARY; start + content.len() + MARGIN];
@@ -57,16 +57,16 @@ fn id_bytes<I: TokenId>(ids: &[I]) -> Vec<u8> {
     bytes.flat_map(|b| b[..size_of::<I>()].to_vec()).collect()
 }
 
-/// How a mask is made.
+/// The layout and the options of a mask.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct How {
-    /// Elements past a 16-byte boundary at which every buffer begins.
+    /// The number of elements from a 16-byte boundary to the start of every buffer.
     pub offset: usize,
-    /// The blocks of a launch.
+    /// The number of blocks of a launch.
     pub blocks: Blocks,
 }
 
-/// The mask as the device makes it, checked to be the same in both forms and to agree with the counts.
+/// The mask of the device. Checks that both forms are equal and agree with the counts.
 pub fn keep<I: TokenId>(
     gpu: &Gpu,
     goldfish: &Goldfish,
@@ -90,7 +90,8 @@ pub fn keep<I: TokenId>(
     let (keep, weights) = (upload(&vec![7; labels], 1), upload(&vec![7; 4 * labels], 4));
     let counts = upload(&[7; 16], 8);
     let workspace_bytes = goldfish::workspace_bytes(labels as u64);
-    // SAFETY: uninitialised on purpose, so that the emulator reports a count that is read before it is written.
+    // SAFETY: the memory is deliberately uninitialised, so that the emulator reports a count that is read before it is
+    // written.
     let workspace = unsafe { gpu.stream.alloc::<u8>(workspace_bytes.max(1) as usize) };
     let workspace = workspace.expect("workspace");
     let call = Mask {

@@ -1,4 +1,4 @@
-//! `tests/golden/goldfish.json`: what the official code and its ports compute.
+//! Reads `tests/golden/goldfish.json`, the results of the official code and its ports.
 
 use serde_json::Value;
 use xact::Strategy;
@@ -12,13 +12,13 @@ pub struct Case<'a> {
     pub strategy: Strategy,
     /// The ids of a row.
     pub ids: Vec<i64>,
-    /// The places of the labels that the official code drops.
+    /// The positions of the labels that the official code drops.
     pub dropped: Vec<usize>,
-    /// The keys of the first whole windows, where the file has them.
+    /// The keys of the first whole windows, if the file has them.
     pub keys: Vec<i64>,
-    /// Where the file has it.
+    /// The number of keys that are 0, if the file has it.
     pub zero_keys: Option<usize>,
-    /// The case as it stands in the file.
+    /// The case as JSON.
     pub raw: &'a Value,
 }
 
@@ -34,7 +34,7 @@ impl Golden {
         numbers(&self.0["sequences"][name])
     }
 
-    /// Every case of a mask.
+    /// All cases of a mask.
     pub fn cases(&self) -> Vec<Case<'_>> {
         let cases = self.0["mask_cases"].as_array().expect("a list");
         cases.iter().map(|case| self.case(case)).collect()
@@ -79,7 +79,7 @@ pub fn numbers(value: &Value) -> Vec<i64> {
     list.iter().map(|v| v.as_i64().expect("an i64")).collect()
 }
 
-/// Which labels a mask drops.
+/// The positions of the labels that a mask drops.
 pub fn dropped(keep: &[bool]) -> Vec<usize> {
     (0..keep.len()).filter(|&i| !keep[i]).collect()
 }

@@ -1,9 +1,9 @@
-//! Inputs worth testing.
+//! Inputs for tests.
 
 use xact::Element;
 use xact::activation::{Registered, Sample};
 
-/// Every one of the 65,536 values of a 16-bit type.
+/// All 65,536 values of a 16-bit type.
 pub fn every_16_bit<T: Element>() -> Vec<T> {
     assert_eq!(size_of::<T>(), 2);
     (0..=u16::MAX)
@@ -11,8 +11,8 @@ pub fn every_16_bit<T: Element>() -> Vec<T> {
         .collect()
 }
 
-/// f32 values of all magnitudes and both signs, 0, ±inf and NaN, `count` spread evenly over the bit
-/// patterns (which is logarithmically over the values) and `count` evenly over [-24, 24].
+/// f32 values of all magnitudes and both signs, 0, ±inf and NaN: `count` values spread evenly over the bit patterns
+/// (logarithmically over the values), and `count` spread evenly over [-24, 24].
 pub fn f32_sweep(count: u32) -> Vec<f32> {
     let step = u32::MAX / count;
     let by_bits = (0..count).map(|i| f32::from_bits(i * step));
@@ -20,7 +20,7 @@ pub fn f32_sweep(count: u32) -> Vec<f32> {
     by_bits.chain(evenly).chain(cruel()).collect()
 }
 
-/// Single values that have broken somebody's kernel.
+/// Single values that are known to break kernels.
 pub fn cruel() -> Vec<f32> {
     let positive = [
         0.0,
@@ -64,9 +64,9 @@ pub fn cruel() -> Vec<f32> {
     values
 }
 
-/// Where f or f′ changes its sign, 0 excepted, to the last digits of f64.
+/// The points where f or f′ changes its sign, except 0, to the accuracy of f64.
 fn roots<A: Registered>(op: &A, params: &[f64]) -> Vec<f64> {
-    /// From 1e-6 to 1e6, a factor of 1.05 apart.
+    /// From 1e-6 to 1e6, in steps of a factor of 1.05.
     const STEPS: i32 = 566;
     let mut roots = Vec::new();
     for sign in [-1.0, 1.0] {
@@ -97,14 +97,14 @@ fn roots<A: Registered>(op: &A, params: &[f64]) -> Vec<f64> {
     roots
 }
 
-/// `point`, and what lies at distances from it of every power of two from its own size to an ulp.
+/// `point`, and its neighbours at the distances of all powers of two from the size of the point to an ulp.
 fn around(point: f64) -> impl Iterator<Item = f64> {
     let near = (1..24).map(|k| 2f64.powi(-k)).flat_map(|d| [d, -d]);
     near.chain([0.0]).map(move |d| point * (1.0 + d))
 }
 
-/// The inputs of an accuracy test in T: all values of a 16-bit type; of f32 `2 · count`, those that are
-/// cruel, and the neighbourhoods of the roots of f and f′ and of the switch-over points.
+/// The inputs of an accuracy test in T. For a 16-bit type all values; for f32 `2 · count` values, the critical values, and
+/// the neighbourhoods of the roots of f and f′ and of the switch-over points.
 pub fn accuracy<A: Registered, T: Element>(sample: &Sample<A>, count: u32) -> Vec<T> {
     if size_of::<T>() == 2 {
         return every_16_bit();
@@ -124,7 +124,7 @@ pub fn accuracy<A: Registered, T: Element>(sample: &Sample<A>, count: u32) -> Ve
 /// f32 values from `min` < 0 to `max` > 0, as dense on a linear axis as on a logarithmic one.
 pub fn along(min: f64, max: f64) -> Vec<f32> {
     const COUNT: i32 = 1 << 15;
-    /// The smallest, as a part of the ends.
+    /// The smallest magnitude, relative to the ends.
     const DEPTH: f64 = 1e-12;
     let part = |i: i32| f64::from(i) / f64::from(COUNT);
     let linear = (0..=COUNT).map(|i| min + (max - min) * part(i));
@@ -132,20 +132,20 @@ pub fn along(min: f64, max: f64) -> Vec<f32> {
     linear.chain(by_size).map(|x| x as f32).collect()
 }
 
-/// The values of the exhaustive gated tests: signs, sizes, zero, an exact 1.
+/// The values of the exhaustive gated tests: signs, sizes, zero and an exact 1.
 pub const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
 
-/// Their upstream gradients: of another period, so that every value meets every gradient.
+/// The upstream gradients. Their number differs, so that every value meets every gradient.
 pub const GRADIENTS: [f64; 3] = [1.0, -2.5, 0.125];
 
-/// `len` elements that repeat `values`, from the one at `first` on: with every `first` in turn, every
-/// element meets every value.
+/// `len` elements that repeat `values`, starting at index `first`. If `first` takes every index, every element meets every
+/// value.
 pub fn cycle<T: Element>(values: &[f64], first: usize, len: usize) -> Vec<T> {
     let values = values.iter().cycle().skip(first).take(len);
     values.map(|&v| T::from_f64(v)).collect()
 }
 
-/// Those whose sums of squares are finite and say something.
+/// The values whose sums of squares are finite and significant.
 pub fn summable<T: Element>(x: &[T]) -> Vec<T> {
     x.iter()
         .copied()
@@ -153,7 +153,7 @@ pub fn summable<T: Element>(x: &[T]) -> Vec<T> {
         .collect()
 }
 
-/// A cheap reproducible stream of numbers.
+/// A fast and reproducible pseudo-random generator.
 pub struct Random(pub u64);
 
 impl Random {
@@ -171,7 +171,7 @@ impl Random {
         (self.bits() >> 11) as f64 * 2f64.powi(-52) - 1.0
     }
 
-    /// `len` numbers of the size of activations, roughly normal with deviation `scale`.
+    /// `len` numbers of the size of activations, approximately normal with deviation `scale`.
     pub fn normal<T: Element>(&mut self, len: usize, scale: f64) -> Vec<T> {
         (0..len)
             .map(|_| {

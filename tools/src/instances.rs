@@ -1,7 +1,7 @@
-//! What most of the tests and the tools call of the generic functions, compiled once: where the optimiser does little, as in
-//! the profile `dev`, a crate uses the instances that are in a crate that it depends on.
+//! The instances of generic functions that most tests and tools use, compiled once. In profiles with little optimisation,
+//! such as `dev`, a crate uses the instances of the crates that it depends on.
 //!
-//! It changes nothing but how long building takes.
+//! This only affects build times.
 
 use std::hint::black_box;
 
@@ -12,7 +12,7 @@ use xact::{Element, Gated};
 use super::cases::{self, Case, CaseVisitor};
 use super::{loss, loss_cases, loss_check, loss_cpu, run};
 
-/// Has them compiled; not to be called.
+/// Instantiates the functions; not called.
 pub fn all() {
     xact::activation::for_each(&mut All);
     cases::for_each(&mut All);

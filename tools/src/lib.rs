@@ -1,6 +1,6 @@
-//! What the tests, the tools and the benchmarks of xact share: choosing a device, running a call on it, inputs.
+//! The code that the tests, tools and benchmarks of xact share: the choice of a device, calls on the device, inputs.
 //!
-//! Compiled once for all of them. Without the feature `cuda` it has what needs no device.
+//! It is compiled once for all of them. Without the feature `cuda`, it has only the parts that need no device.
 
 pub mod build;
 #[cfg(feature = "cuda")]

@@ -1,4 +1,4 @@
-//! Runs cross-entropy on the device through the raw door, with canaries around every tensor of logits.
+//! Runs cross-entropy on the device through the raw API, with canaries around every tensor of logits.
 
 #![allow(unsafe_code)]
 
@@ -16,29 +16,29 @@ pub use super::loss_check::*;
 use super::run::{Place, Tensor};
 use super::same::bits;
 
-/// How a call is made.
+/// The layout and the options of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
-    /// Where the logits lie.
+    /// The placement of the logits.
     pub logits: Place,
-    /// Where their gradients lie.
+    /// The placement of the gradients.
     pub dlogits: Place,
-    /// The backward writes over the logits; `dlogits` is not used.
+    /// Whether the backward overwrites the logits; `dlogits` is then not used.
     pub in_place: bool,
     /// The type of the labels.
     pub labels: IdType,
-    /// Ask for the per-row outputs that may be left out.
+    /// Whether the optional outputs of the rows are requested.
     pub all_outputs: bool,
-    /// The blocks of a launch.
+    /// The number of blocks of a launch.
     pub blocks: Blocks,
     /// As in [`raw::ForwardWithGradient`].
     pub cluster: Option<NonZeroU32>,
-    /// Rows of a group; the gaps of `logits` and `dlogits` are then between the groups.
+    /// The number of rows of a group; the gaps of `logits` and `dlogits` are then between the groups.
     pub groups: Option<usize>,
 }
 
 impl How {
-    /// Rows with a gap behind each: the rows themselves or their groups.
+    /// Rows with a gap after each row, or after each group.
     fn spaced(&self, rows: usize) -> usize {
         self.groups.map_or(rows, |groups| rows / groups)
     }
@@ -79,7 +79,7 @@ pub struct Uploaded<'a> {
     weights: Option<Tensor>,
     dloss: Option<(Tensor, i64)>,
     normalizer: Option<Tensor>,
-    /// Which rows are dropped besides.
+    /// The Goldfish decision, if there is one.
     pub goldfish: Option<Decision<'a>>,
     workspace: CudaSlice<u8>,
 }
@@ -91,7 +91,7 @@ impl<'a> Uploaded<'a> {
         let line = |values: &[f32]| Tensor::upload(gpu, values, 1, Place::default());
         let labels = match how.labels {
             IdType::I64 => Tensor::upload(gpu, &batch.labels, 1, Place::default()),
-            // The same four bytes, read as they say.
+            // The label has the same four bytes as u32.
             IdType::I32 | IdType::U32 => {
                 let labels: Vec<i32> = batch.labels.iter().map(|&l| l as i32).collect();
                 Tensor::upload(gpu, &labels, 1, Place::default())
@@ -106,7 +106,7 @@ impl<'a> Uploaded<'a> {
             }
         };
         let bytes = raw::workspace_bytes(rows as u64) as usize;
-        // SAFETY: uninitialised on purpose, so that the emulator reports what is read before it is written.
+        // SAFETY: the memory is deliberately uninitialised, so that the emulator reports reads of unwritten memory.
         let workspace = unsafe { gpu.stream.alloc::<u8>(bytes) }.expect("workspace");
         Uploaded {
             gpu,
@@ -145,7 +145,7 @@ impl<'a> Uploaded<'a> {
         let Some((dloss, stride)) = &self.dloss else {
             return raw::Upstream::default();
         };
-        // Of a negative stride, the first row's is the last.
+        // With a negative stride, the first row's gradient is the last one in memory.
         let back = if *stride < 0 {
             stride.unsigned_abs() * (self.rows as u64 - 1) * 4
         } else {
@@ -161,7 +161,7 @@ impl<'a> Uploaded<'a> {
         self.normalizer.as_ref().map(|n| n.matrix(self.gpu).ptr)
     }
 
-    /// What the backward divides by, after the forward that has these outputs.
+    /// The divisor of the backward, after the forward with these outputs.
     fn normalizer(&self, op: &CrossEntropy, outputs: &raw::Outputs) -> Option<CUdeviceptr> {
         let in_summary = std::mem::offset_of!(CrossEntropySummary, normalizer) as u64;
         match op.normalizer {
@@ -185,7 +185,7 @@ struct Buffers {
 impl Buffers {
     fn new(gpu: &Gpu, rows: usize) -> Buffers {
         let line = || Tensor::upload(gpu, &vec![f32::NAN; rows], 1, Place::default());
-        // SAFETY: uninitialised on purpose, as the workspace.
+        // SAFETY: deliberately uninitialised, as the workspace.
         let stats = unsafe { gpu.stream.alloc(rows.max(1)) }.expect("stats");
         // SAFETY: as above.
         let summary = unsafe { gpu.stream.alloc(1) }.expect("summary");
@@ -247,7 +247,7 @@ fn logits<T: Element>(batch: &Batch<T>, tensor: &Tensor, gpu: &Gpu, how: &How) -
     }
 }
 
-/// The forward, then the backward.
+/// Runs the forward, then the backward.
 pub fn forward_backward<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -293,8 +293,8 @@ pub fn forward_backward<T: Element>(
     Ok(buffers.download(gpu, rows, dlogits))
 }
 
-/// The same with the columns spread over ranks, of `widths` columns each: what each rank has in the end. The
-/// gradients are those of its own columns.
+/// The same with the columns spread over ranks, of `widths` columns each. Returns the final results of each rank, with the
+/// gradients of its own columns.
 pub fn sharded<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -324,7 +324,7 @@ pub fn sharded<T: Element>(
     for shard in &shards {
         let uploaded = Uploaded::new(gpu, shard, how);
         let input = Tensor::upload(gpu, &shard.logits, rows, how.logits);
-        // SAFETY: uninitialised on purpose, as the workspace.
+        // SAFETY: deliberately uninitialised, as the workspace.
         let mut stats = unsafe { gpu.stream.alloc::<RowStats>(rows) }.expect("stats");
         let call = raw::PartialStats {
             rows: uploaded.rows(),
@@ -372,7 +372,7 @@ pub fn sharded<T: Element>(
     each.collect()
 }
 
-/// The forward with the gradient in place.
+/// Runs the forward with the gradient in place.
 pub fn with_gradient<T: Element>(
     gpu: &Gpu,
     op: &CrossEntropy,
@@ -416,7 +416,7 @@ pub struct Fish<'a> {
 }
 
 impl<'a> Fish<'a> {
-    /// Decides about one segment of ids.
+    /// A decision about one segment of ids.
     pub fn new(gpu: &'a Gpu, goldfish: &'a Goldfish, ids: &[i64]) -> Fish<'a> {
         fn run<P: bytemuck::Pod>(gpu: &Gpu, values: &[P]) -> Tensor {
             Tensor::upload(gpu, values, 1, Place::default())
@@ -431,7 +431,7 @@ impl<'a> Fish<'a> {
         }
     }
 
-    /// The mask that goes with a call.
+    /// The mask of the same decision.
     pub fn decision(&self) -> Decision<'_> {
         Decision {
             goldfish: self.goldfish,
@@ -448,10 +448,10 @@ impl<'a> Fish<'a> {
     }
 }
 
-/// Two short rows in allocations of their own, which the emulator lays 64 GiB apart, give what they give side by
-/// side.
+/// Two short rows in separate allocations, which the emulator places 64 GiB apart, give the same results as rows in one
+/// tensor.
 pub fn far_apart<T: Element>(gpu: &Gpu) -> std::result::Result<(), String> {
-    // So that both rows begin at a multiple of 16 bytes in either layout.
+    // Both rows begin at a multiple of 16 bytes in either layout.
     const COLS: usize = 40;
     let op = CrossEntropy::default();
     let values = super::inputs::Random(21).normal::<T>(2 * COLS, 2.0);

@@ -1,4 +1,4 @@
-//! Options and batches that any backend must get right.
+//! Options and batches that every backend must compute correctly.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub fn options() -> [(&'static str, CrossEntropy); 5] {
     ]
 }
 
-/// Three that between them have every option of the formula and every normaliser but the caller's own, by name.
+/// Three sets of options, by name, which together cover all options of the formula and all normalizers but the caller's.
 pub fn few_options() -> [(&'static str, CrossEntropy); 3] {
     let plain = CrossEntropy::default();
     let smoothed = plain
@@ -35,7 +35,7 @@ pub fn few_options() -> [(&'static str, CrossEntropy); 3] {
     [("plain", plain), ("smoothed", smoothed), ("capped", capped)]
 }
 
-/// Every option that changes the formula.
+/// All options that change the formula.
 pub fn everything() -> CrossEntropy {
     CrossEntropy::default()
         .label_smoothing(0.1)
@@ -44,13 +44,13 @@ pub fn everything() -> CrossEntropy {
         .normalizer(Normalizer::Weight)
 }
 
-/// Numbers of deviation `scale`, roughly normal.
+/// Approximately normal numbers of deviation `scale`.
 pub fn noise(random: &mut Random, len: usize, scale: f64) -> Vec<f64> {
     let values = random.normal::<f32>(len, scale);
     values.into_iter().map(f64::from).collect()
 }
 
-/// Logits of deviation `scale` and labels that are classes; the rows become ever more certain of theirs.
+/// Logits of deviation `scale`, and labels that are classes. From row to row, the target becomes more probable.
 pub fn batch<T: Element>(
     seed: u64,
     rows: usize,
@@ -70,27 +70,27 @@ pub fn batch<T: Element>(
     Batch::new(logits, cols, labels)
 }
 
-/// Options of any value and a batch of any shape, said in few words.
+/// A batch of any shape with any options, described by a few numbers.
 #[derive(Clone, Debug)]
 pub struct AnyCall {
     /// The options.
     pub op: CrossEntropy,
     rows: usize,
     classes: usize,
-    /// Columns that are no classes.
+    /// The number of columns that are no classes.
     padding: usize,
-    /// Of the logits, and from one row's upstream gradient to the next one's.
+    /// The number of elements between the rows of the logits, and the stride of the upstream gradients.
     scale: f64,
     stride: i64,
     weighted: bool,
     upstream: bool,
     masked: bool,
-    /// The gradients are divided by a number of the call.
+    /// Whether the gradients are divided by a number of the call.
     external: bool,
     seed: u64,
 }
 
-/// Of rows of fewer than `cols` classes, and of strides between the upstream gradients.
+/// A random case with rows of fewer than `cols` classes, and one of the strides of upstream gradients.
 pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCall> {
     let shape = (1..9usize, prop_oneof![1..40usize, 1..cols], 0..9usize);
     let op = (
@@ -118,7 +118,7 @@ pub fn any_call(cols: usize, strides: Range<i64>) -> impl Strategy<Value = AnyCa
             .normalizer(normalizers[normalizer % normalizers.len()]);
         op.softcap = softcap;
         op.vocab = (padding > 0).then_some(classes as u64);
-        // A single row is the first one.
+        // The only row counts as the first one.
         let stride = if rows > 1 { stride } else { stride.abs() };
         AnyCall {
             op,
@@ -154,8 +154,7 @@ impl AnyCall {
     }
 }
 
-/// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows; and caps of any size, to be tried on
-/// them.
+/// −inf, +inf and NaN among the logits, rows of only −inf, and one-hot rows; and caps of any size for them.
 pub fn special_rows<T: Element>() -> (Batch<T>, [CrossEntropy; 5]) {
     const COLS: usize = 2100;
     let ninf = f64::NEG_INFINITY;
@@ -201,7 +200,7 @@ pub fn special_rows<T: Element>() -> (Batch<T>, [CrossEntropy; 5]) {
         set(&[(2, 1000.0)]),
         set(&[(1, 1e38)]),
         set(&[(2, -1e38)]),
-        // Their sum is still an f32.
+        // The sum of the logits is still in the range of f32.
         range(0, COLS, 1e35),
         one_hot(f64::from(f32::MAX)),
         set(&[(1, f64::from(f32::MAX)), (2, f64::from(f32::MIN))]),
@@ -212,7 +211,7 @@ pub fn special_rows<T: Element>() -> (Batch<T>, [CrossEntropy; 5]) {
     (batch, caps)
 }
 
-/// That `run` computes what PyTorch does.
+/// Panics unless `run` computes the results of PyTorch.
 pub fn check_golden<T: Element>(
     run: impl Fn(&CrossEntropy, &Batch<T>) -> Result<Results<T>, String>,
 ) -> Result<(), String> {
@@ -228,7 +227,7 @@ pub fn check_golden<T: Element>(
             if let Some(row) = row {
                 (row.loss, row.lse) = (case.loss[r], case.lse[r]);
                 row.dlogits = case.dlogits[r * case.cols..][..case.cols].to_vec();
-                // Theirs of a confident row is 1 − p, rounded in f64.
+                // PyTorch's gradient of a confident row is 1 − p, rounded in f64.
                 row.loss_bound += F64;
                 row.dlogits_bound.iter_mut().for_each(|b| *b += F64);
             }
@@ -245,7 +244,7 @@ pub fn check_golden<T: Element>(
     Ok(())
 }
 
-/// The masked losses of tests/golden/goldfish.json, from PyTorch. `run` holds results against the reference itself.
+/// The masked losses of tests/golden/goldfish.json, from PyTorch. `run` must itself compare its results with the reference.
 pub fn check_masked_golden(
     run: impl Fn(&CrossEntropy, &Batch<f32>) -> Result<Results<f32>, String>,
 ) -> Result<(), String> {
@@ -259,7 +258,7 @@ pub fn check_masked_golden(
         let list = case[name].as_array().expect("a list");
         list.iter().map(floats).collect()
     };
-    // The logits are f64; what rounding them to f32 does to the loss is within 2^-23 of the largest.
+    // The logits are f64. Rounding them to f32 changes the loss by at most 2^-23 of the largest logit.
     let logits = rows("logits").concat();
     let cols = case["V"].as_u64().expect("V") as usize;
     let labels = goldfish_golden::numbers(&case["y"]);

@@ -1,4 +1,4 @@
-//! A batch of rows on the host, what a backend makes of it, and both against the reference.
+//! A batch of rows on the host, the results of a backend, and their comparison with the reference.
 
 use xact::loss::cross_entropy::{Row, RowStatus, Shard};
 use xact::{CrossEntropy, CrossEntropySummary, Element, RowStats};
@@ -10,22 +10,22 @@ use super::same::bits;
 pub struct Batch<T> {
     /// `[labels.len(), cols]`.
     pub logits: Vec<T>,
-    /// Columns of a row.
+    /// The number of columns of a row.
     pub cols: usize,
-    /// The class of each row, or what is ignored.
+    /// The class of each row, or the ignored label.
     pub labels: Vec<i64>,
-    /// A weight for each row.
+    /// The weight of each row.
     pub weights: Option<Vec<f32>>,
-    /// What the gradients of the losses are, and the distance from one row's to the next one's.
+    /// The upstream gradients, and their stride.
     pub dloss: Option<(Vec<f32>, i64)>,
-    /// What to divide by, not what the options say.
+    /// The divisor, if it replaces that of the options.
     pub normalizer: Option<f32>,
-    /// Which of the vocabulary's columns these are.
+    /// The columns of the vocabulary that this batch has.
     pub shard: Option<Shard>,
 }
 
 impl<T> Batch<T> {
-    /// Logits and labels, and nothing else.
+    /// A batch with only logits and labels.
     pub fn new(logits: Vec<T>, cols: usize, labels: Vec<i64>) -> Batch<T> {
         assert_eq!(logits.len(), cols * labels.len());
         Batch {
@@ -40,18 +40,18 @@ impl<T> Batch<T> {
     }
 }
 
-/// What comes back.
+/// The results of a backend.
 #[derive(Clone, Debug)]
 pub struct Results<T> {
     /// `[rows]`.
     pub loss: Vec<f32>,
-    /// The part of `loss` that is the z-loss, `[rows]`.
+    /// The z-loss term of `loss`, `[rows]`.
     pub z_loss: Vec<f32>,
     /// The logarithm of the sum of exponentials, `[rows]`.
     pub lse: Vec<f32>,
     /// The class with the largest logit, `[rows]`.
     pub argmax: Vec<i32>,
-    /// What a rank tells the others of its rows.
+    /// The saved statistics of the rows, which ranks exchange.
     pub stats: Vec<RowStats>,
     /// The totals of the batch.
     pub summary: CrossEntropySummary,
@@ -60,7 +60,7 @@ pub struct Results<T> {
 }
 
 impl<T: Element> Results<T> {
-    /// Everything but the gradients, as bits.
+    /// The bits of all results except the gradients.
     pub fn statistics(&self) -> Vec<u32> {
         let floats = [&self.loss, &self.z_loss, &self.lse];
         let floats = floats
@@ -95,23 +95,23 @@ impl<T: Element> Results<T> {
     }
 }
 
-/// What the reference says of a batch.
+/// The reference results of a batch.
 pub struct Expected {
-    /// Whether each row counts, and why not.
+    /// The status of each row: kept, or why it is masked.
     pub statuses: Vec<RowStatus>,
-    /// Of the rows that are read.
+    /// The results of the rows that are read.
     pub rows: Vec<Option<Row>>,
-    /// What the gradients are divided by.
+    /// The divisor of the gradients.
     pub normalizer: f64,
 }
 
-/// Labels that are not ignored.
+/// The number of labels that are not ignored.
 fn labels<T>(op: &CrossEntropy, batch: &Batch<T>) -> u64 {
     let labels = batch.labels.iter();
     labels.filter(|&&label| label != op.ignore_index).count() as u64
 }
 
-/// The reference of a batch of whole rows. `dropped` says which rows Goldfish drops.
+/// Computes the reference of a batch of whole rows. `dropped` says which rows Goldfish drops.
 pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool]) -> Expected {
     let classes = op.vocab.map_or(batch.cols, |v| v as usize);
     let weight = |r: usize| batch.weights.as_ref().map_or(1.0, |w| w[r]);
@@ -157,7 +157,7 @@ pub fn expected<T: Element>(op: &CrossEntropy, batch: &Batch<T>, dropped: &[bool
     }
 }
 
-/// The worst of each result, as a share of what it may be off.
+/// The worst error of each result, as a share of its bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Worst {
     /// Of the losses.
@@ -169,13 +169,13 @@ pub struct Worst {
 }
 
 impl Worst {
-    /// Whether all are inside their bounds.
+    /// Whether all errors are within their bounds.
     pub fn ok(&self) -> bool {
         self.loss <= 1.0 && self.lse <= 1.0 && self.dlogits <= 1.0
     }
 }
 
-/// Holds results to their bounds.
+/// Panics unless the results are within their bounds.
 pub fn within(what: impl std::fmt::Debug, worst: Worst) -> Result<(), String> {
     if worst.ok() {
         Ok(())
@@ -184,7 +184,7 @@ pub fn within(what: impl std::fmt::Debug, worst: Worst) -> Result<(), String> {
     }
 }
 
-/// Holds results to the very bits of others.
+/// Panics unless the results have the same bits as the others.
 pub fn same<T: Element>(what: &str, got: &Results<T>, expected: &Results<T>) -> Result<(), String> {
     let (a, b) = (got.statistics(), expected.statistics());
     if a != b {
@@ -203,7 +203,7 @@ fn share(got: f64, expected: f64, bound: f64) -> f64 {
     if got == expected || (got.is_nan() && expected.is_nan()) {
         return 0.0;
     }
-    // Too large for f32.
+    // The value is too large for f32.
     if got.is_infinite() && expected.abs() > f64::from(f32::MAX) && got * expected > 0.0 {
         return 0.0;
     }
@@ -211,8 +211,8 @@ fn share(got: f64, expected: f64, bound: f64) -> f64 {
     if share.is_nan() { f64::INFINITY } else { share }
 }
 
-/// The share of its bound that a gradient is off: of 16 bits, in distances of neighbours beyond what rounding the
-/// ends of the interval gives.
+/// The error of an f32 gradient as a share of its bound. A 16-bit gradient has 0 if it is within the bound's interval, whose
+/// ends are rounded to the type, else infinity.
 fn gradient_share<T: Element>(got: T, expected: f64, bound: f64) -> f64 {
     if T::ULP_EXPONENT == -23 {
         return share(got.to_f64(), expected, bound);
@@ -227,7 +227,7 @@ fn gradient_share<T: Element>(got: T, expected: f64, bound: f64) -> f64 {
     }
 }
 
-/// Compares results with the reference, and says how much of the bounds they use.
+/// Compares results with the reference, and returns the errors as shares of the bounds.
 pub fn check<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -303,14 +303,14 @@ pub fn check<T: Element>(
     worst
 }
 
-/// That the summary is that of the rows.
+/// Panics unless the summary agrees with the results of the rows.
 fn check_summary<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
     expected: &Expected,
     got: &Results<T>,
 ) {
-    /// Of the sum of the absolute terms.
+    /// The allowed error, relative to the sum of the absolute terms.
     const RELATIVE: f64 = 1e-6;
     let with = |statuses: &[RowStatus]| -> Vec<usize> {
         let rows = expected.statuses.iter().enumerate();

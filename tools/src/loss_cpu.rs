@@ -8,20 +8,20 @@ use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats, Rows, S
 
 use super::loss_check::{Batch, Results};
 
-/// How a call is made.
+/// The layout and the options of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct How<'a> {
-    /// Elements between the rows of the logits, and of the gradients.
+    /// The number of elements between the rows of the logits and of the gradients.
     pub gaps: [usize; 2],
-    /// The backward writes over the logits.
+    /// Whether the backward overwrites the logits.
     pub in_place: bool,
-    /// Labels are i32, not i64.
+    /// Whether labels are i32 instead of i64.
     pub narrow: bool,
-    /// Ask for the outputs that may be left out.
+    /// Whether the optional outputs are requested.
     pub all_outputs: bool,
-    /// Which rows are dropped besides: a mask and its ids.
+    /// The rows that Goldfish drops: a mask and the ids.
     pub goldfish: Option<(&'a xact::Goldfish, Tokens<'a, i64>)>,
-    /// Rows of a group; the gaps are then between the groups.
+    /// The number of rows of a group; the gaps are then between the groups.
     pub groups: Option<usize>,
 }
 
@@ -42,7 +42,7 @@ impl Default for How<'_> {
 struct Spread<T> {
     elements: Vec<T>,
     cols: usize,
-    /// Of the groups, if there are any.
+    /// The number of rows of a group, if there are groups.
     pitch: usize,
     groups: Option<usize>,
 }
@@ -60,7 +60,7 @@ impl<T: Element> Spread<T> {
             .flat_map(|row| [row, &vec![canary(); gap]].concat())
             .collect();
         if gap % 2 == 1 {
-            // What follows the last row may be missing.
+            // The gap after the last row may be missing.
             elements.truncate(elements.len().saturating_sub(gap));
         }
         Spread {
@@ -142,7 +142,7 @@ impl Buffers {
     }
 }
 
-/// What is saved, as the kernels know it.
+/// Converts the saved bytes to the statistics that the kernels use.
 fn stats(saved: &[u8]) -> Vec<RowStats> {
     let word =
         |bytes: &[u8], i: usize| -> u32 { bytemuck::pod_read_unaligned(&bytes[4 * i..][..4]) };
@@ -158,7 +158,7 @@ fn stats(saved: &[u8]) -> Vec<RowStats> {
     rows.map(row).collect()
 }
 
-/// The inverse: what a forward would have saved.
+/// The inverse: converts statistics to saved bytes.
 pub fn saved(stats: &[RowStats]) -> Vec<u8> {
     let words = stats.iter().flat_map(|s| {
         let floats = [s.max, s.rest, s.target, s.sum].map(f32::to_bits);
@@ -167,7 +167,7 @@ pub fn saved(stats: &[RowStats]) -> Vec<u8> {
     words.flat_map(u32::to_ne_bytes).collect()
 }
 
-/// A call with what decides about its rows.
+/// Adds the weights and the Goldfish decision to a call.
 macro_rules! with_rows {
     ($call:expr, $batch:expr, $goldfish:expr) => {{
         let mut call = $call;
@@ -181,7 +181,7 @@ macro_rules! with_rows {
     }};
 }
 
-/// A call with its outputs.
+/// Adds the outputs to a call.
 macro_rules! with_outputs {
     ($call:expr, $batch:expr, $buffers:expr, $all:expr) => {{
         let mut call = $call.saved(&mut $buffers.saved);
@@ -199,7 +199,7 @@ macro_rules! with_outputs {
     }};
 }
 
-/// A call with its upstream gradients.
+/// Adds the upstream gradients to a call.
 macro_rules! with_dloss {
     ($call:expr, $batch:expr) => {{
         let mut call = $call;
@@ -210,7 +210,7 @@ macro_rules! with_dloss {
     }};
 }
 
-/// A call with the labels as i64 or as i32.
+/// Makes a call with labels of i64 or i32.
 fn call<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -274,7 +274,7 @@ fn call_of<T: Element, L: Label>(
     Ok(buffers.results(summary, dlogits.collect()))
 }
 
-/// The forward, then the backward.
+/// Runs the forward, then the backward.
 pub fn forward_backward<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -283,7 +283,7 @@ pub fn forward_backward<T: Element>(
     call(op, batch, how, false)
 }
 
-/// The forward with the gradient in place.
+/// Runs the forward with the gradient in place.
 pub fn with_gradient<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -292,8 +292,8 @@ pub fn with_gradient<T: Element>(
     call(op, batch, how, true)
 }
 
-/// The same with the columns spread over ranks, of `widths` columns each: what each rank has in the end. The
-/// gradients are those of its own columns.
+/// The same with the columns spread over ranks, of `widths` columns each. Returns the final results of each rank, with the
+/// gradients of its own columns.
 pub fn sharded<T: Element>(
     op: &CrossEntropy,
     batch: &Batch<T>,
@@ -302,7 +302,7 @@ pub fn sharded<T: Element>(
     let n = batch.labels.len();
     let none: Option<(&xact::Goldfish, Tokens<'_, i64>)> = None;
     let shard = |first| Shard::new(first as u64, batch.cols as u64);
-    // The rows of a rank are a matrix with a pitch.
+    // The columns of a rank are a matrix with a pitch.
     let firsts = widths.iter().scan(0, |end, &width| {
         *end += width;
         Some((*end - width, width))

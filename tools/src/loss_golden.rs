@@ -1,4 +1,4 @@
-//! `tests/golden/cross_entropy_torch.safetensors`: what PyTorch computes.
+//! Reads `tests/golden/cross_entropy_torch.safetensors`, the results of PyTorch.
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -6,17 +6,17 @@ use xact::{CrossEntropy, Normalizer};
 
 /// A case of the file.
 pub struct Case {
-    /// What the file calls it.
+    /// The name in the file.
     pub name: String,
     /// The options.
     pub op: CrossEntropy,
-    /// Columns of a row.
+    /// The number of columns of a row.
     pub cols: usize,
     /// `[rows, cols]`.
     pub logits: Vec<f64>,
-    /// The class of each row, or what is ignored.
+    /// The class of each row, or the ignored label.
     pub labels: Vec<i64>,
-    /// A weight for each row.
+    /// The weight of each row.
     pub weights: Option<Vec<f32>>,
     /// The upstream gradient of each row.
     pub dloss: Vec<f32>,
@@ -30,7 +30,7 @@ pub struct Case {
     pub dlogits: Vec<f64>,
 }
 
-/// All of them.
+/// All cases of the file.
 pub fn cases() -> Vec<Case> {
     let file = include_bytes!("../../tests/golden/cross_entropy_torch.safetensors");
     let (_, metadata) = SafeTensors::read_metadata(file).expect("a header");
@@ -48,7 +48,7 @@ pub fn cases() -> Vec<Case> {
         let number = |key: &str| options[key].as_f64().map(|v| v as f32);
         let of = |what: &str| floats(&format!("{name}.{what}"));
         let softcap = number("softcap");
-        // There the cap makes −inf the −c that a very low logit is; here −inf stays no class.
+        // In PyTorch, the softcap maps −inf to −c, as a very low logit. In xact, −inf remains no class.
         let logit = |z: f64| {
             if softcap.is_some() {
                 z.max(-16384.0)

@@ -1,4 +1,4 @@
-//! The trials of cross-entropy that every backend must pass, on the same batches.
+//! The trials of cross-entropy that every backend must pass, with the same batches.
 
 use libtest_mimic::Failed;
 use xact::{CrossEntropy, Element, Error, Normalizer};
@@ -8,32 +8,32 @@ use super::loss_cases::{batch, check_golden, everything, options, special_rows};
 use super::loss_check::{Batch, Results, check, expected, same, within};
 use super::same::bits;
 
-/// How a trial ends.
+/// The result of a trial.
 pub type Outcome = Result<(), Failed>;
 
-/// What a backend may do otherwise with the same batch.
+/// Variations of a call with the same batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Variant {
-    /// Elements past a 16-byte boundary at which the logits begin, where the backend has a choice.
+    /// The number of elements from a 16-byte boundary to the start of the logits, if the backend has a choice.
     pub offset: usize,
-    /// Elements between rows of logits.
+    /// The number of elements between rows of logits.
     pub gap: usize,
-    /// Labels are i32, not i64.
+    /// Whether labels are i32 instead of i64.
     pub narrow: bool,
 }
 
-/// Who computes.
+/// A backend in the trials.
 pub trait Backend: 'static {
-    /// Strides of upstream gradients that it takes.
+    /// The strides of upstream gradients that the backend takes.
     const STRIDES: &'static [i64];
 
-    /// Whether everything is to run that there is.
+    /// Whether to run all variants.
     fn full(&self) -> bool;
 
-    /// Whether long rows take so long that they are tried less.
+    /// Whether long rows are slow, and are tried less often.
     fn is_slow(&self) -> bool;
 
-    /// The gradient by a forward and a backward, and in one call.
+    /// The gradient by a forward and a backward, and by one call.
     fn ways<T: Element>(
         &self,
         op: &CrossEntropy,
@@ -41,7 +41,7 @@ pub trait Backend: 'static {
         variant: Variant,
     ) -> [xact::Result<Results<T>>; 2];
 
-    /// The columns spread over ranks, of `widths` columns each: what each rank has in the end.
+    /// The columns spread over ranks, of `widths` columns each. Returns the final results of each rank.
     fn sharded<T: Element>(
         &self,
         op: &CrossEntropy,
@@ -50,11 +50,11 @@ pub trait Backend: 'static {
         variant: Variant,
     ) -> xact::Result<Vec<Results<T>>>;
 
-    /// Does something in every mode of approximate instructions, where there are such.
+    /// Runs `f` in every mode of approximate instructions, if the backend has modes.
     fn in_every_mode(&self, act: &dyn Fn() -> Outcome) -> Outcome;
 }
 
-/// Calls `add` with the name of every trial and the trial.
+/// Calls `add` with the name and the function of every trial.
 pub fn for_each<B: Backend, T: Element>(mut add: impl FnMut(String, fn(&B) -> Outcome)) {
     macro_rules! trials {
         ($($name:ident),+ $(,)?) => {$(
@@ -81,7 +81,7 @@ fn fail<R>(message: String) -> Result<R, Failed> {
     Err(message.into())
 }
 
-/// Both ways to the gradient, which give the same bits.
+/// Runs both ways to the gradient, which must give the same bits.
 fn both<T: Element>(
     backend: &impl Backend,
     op: &CrossEntropy,
@@ -94,7 +94,7 @@ fn both<T: Element>(
     Ok(two)
 }
 
-/// Runs both ways and holds them against the reference.
+/// Runs both ways, and compares them with the reference.
 fn checked<T: Element>(
     backend: &impl Backend,
     op: &CrossEntropy,
@@ -120,7 +120,7 @@ fn checked_in_every_mode<T: Element>(
     })
 }
 
-/// Loss, lse and gradients are inside their bounds.
+/// Loss, lse and gradients are within their bounds.
 pub fn accuracy<T: Element>(backend: &impl Backend, op: &CrossEntropy) -> Outcome {
     let mut shapes = vec![(8, 3), (9, 100), (8, 2500)];
     if backend.full() {
@@ -138,7 +138,7 @@ pub fn accuracy<T: Element>(backend: &impl Backend, op: &CrossEntropy) -> Outcom
     Ok(())
 }
 
-/// Rows of real and of unlucky length, with gaps.
+/// Rows of realistic and of unfavourable lengths, with gaps.
 fn vocabularies<B: Backend, T: Element>(backend: &B) -> Outcome {
     let op = CrossEntropy::default().label_smoothing(0.05);
     let long: &[usize] = if backend.full() || T::DTYPE == xact::Dtype::Bf16 {
@@ -158,7 +158,7 @@ fn vocabularies<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// What PyTorch computes.
+/// Equals the results of PyTorch.
 fn golden<B: Backend, T: Element>(backend: &B) -> Outcome {
     check_golden::<T>(|op, batch| {
         both(backend, op, batch, Variant::default()).map_err(|e| format!("{e:?}"))
@@ -166,7 +166,7 @@ fn golden<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// A constant added to all logits of a row costs the loss and the gradient no digits.
+/// A constant that is added to all logits of a row does not make the loss and the gradient less accurate.
 fn large_common_offsets<B: Backend, T: Element>(backend: &B) -> Outcome {
     for offset in [1e4, -1e4, 3e4, -6e4] {
         let mut batch = batch::<T>(3, 8, 300, 300, 3.0);
@@ -180,12 +180,12 @@ fn large_common_offsets<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// −inf, +inf and NaN among logits, rows of nothing but −inf, one-hot rows.
+/// −inf, +inf and NaN among the logits, rows of only −inf, and one-hot rows.
 fn special_values<B: Backend, T: Element>(backend: &B) -> Outcome {
     let (batch, caps) = special_rows::<T>();
     for op in options().into_iter().map(|(_, op)| op).chain(caps) {
         checked_in_every_mode(backend, &op, &batch)?;
-        // Where a row begins is no matter of approximations.
+        // The position of the rows does not matter here.
         let variant = Variant {
             offset: 1,
             ..Variant::default()
@@ -195,7 +195,7 @@ fn special_values<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// Columns beyond the classes hold anything: nothing of it is seen, and their gradient is 0.
+/// Columns beyond the classes may contain anything. They do not affect the results, and their gradient is 0.
 fn columns_that_are_no_classes<B: Backend, T: Element>(backend: &B) -> Outcome {
     let mut shapes = vec![(3, 8, 7), (2, 64, 50), (2, 5000, 4097), (2, 9000, 3)];
     if backend.full() {
@@ -231,7 +231,7 @@ const NORMALIZERS: [Normalizer; 4] = [
     Normalizer::Weight,
 ];
 
-/// All rows ignored, one valid, all of weight 0: gradients are exactly 0, the mean 0 or NaN as was asked.
+/// All rows ignored, one valid, all of weight 0: gradients are exactly 0, and the mean is 0 or NaN as requested.
 fn rows_that_do_not_count<B: Backend, T: Element>(backend: &B) -> Outcome {
     let (rows, cols) = (6, 70);
     let variant = Variant {
@@ -246,7 +246,7 @@ fn rows_that_do_not_count<B: Backend, T: Element>(backend: &B) -> Outcome {
                     .empty_is_nan(empty_is_nan)
                     .normalizer(normalizer);
                 let mut batch = batch::<T>(2, rows, cols, cols, 2.0);
-                // What is not read may be anything.
+                // Values that are not read may be anything.
                 batch.logits.fill(T::from_f64(f64::NAN));
                 batch.labels.fill(ignore_index);
                 checked(backend, &op, &batch, variant)?;
@@ -264,7 +264,7 @@ fn rows_that_do_not_count<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// A label that is no class makes its own row NaN and is reported; the others are what they are without it.
+/// A label that is no class makes its own row NaN and is reported. The other rows do not change.
 fn bad_labels<B: Backend, T: Element>(backend: &B) -> Outcome {
     let (rows, cols) = (7, 40);
     let ends = [i32::MAX, i32::MIN].map(i64::from);
@@ -273,7 +273,7 @@ fn bad_labels<B: Backend, T: Element>(backend: &B) -> Outcome {
     for (labels, narrow) in [(&labels, true), (&labels, false), (&wide, false)] {
         for &label in labels {
             for op in [CrossEntropy::default(), everything()] {
-                // A count of kept rows would change the others' gradients.
+                // A kept row less would change the divisor of the other gradients.
                 let op = op.normalizer(Normalizer::None);
                 let mut batch = batch::<T>(4, rows, cols, cols, 2.0);
                 let variant = Variant {
@@ -298,7 +298,7 @@ fn bad_labels<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// Weights are any numbers: negative ones are taken as they are, a NaN makes its own row NaN.
+/// Weights may be any numbers: negative weights are used as they are, and a NaN makes its own row NaN.
 fn weights_of_any_value<B: Backend, T: Element>(backend: &B) -> Outcome {
     let subnormal = f32::MIN_POSITIVE;
     let weights = [-2.5, f32::NAN, 1e-30, 1e30, 0.0, -0.0, 1.0, subnormal];
@@ -336,7 +336,7 @@ fn upstream_gradients<B: Backend, T: Element>(backend: &B) -> Outcome {
         let mut dloss = Random(stride as u64).normal::<f32>(apart * (rows - 1) + 1, 1.0);
         batch.dloss = Some((dloss.clone(), stride));
         checked(backend, &op, &batch, Variant::default())?;
-        // A NaN stays in its row, and out of a masked one.
+        // A NaN affects only its own row, and not a masked one.
         for row in [0, 1] {
             let at = if stride < 0 { rows - 1 - row } else { row };
             dloss[at * apart] = f32::NAN;
@@ -347,13 +347,13 @@ fn upstream_gradients<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// What the mean and the gradients are divided by.
+/// The divisors of the mean and the gradients.
 fn normalizers<B: Backend, T: Element>(backend: &B) -> Outcome {
     for rows in [1, 5, 300] {
         let mut batch = batch::<T>(11, rows, 20, 20, 2.0);
         batch.weights = Some((0..rows).map(|r| ((r + 1) % 4) as f32 / 2.0).collect());
         batch.labels[rows / 2] = -100;
-        // What is given counts, whatever the options say.
+        // The caller's divisor has priority over the options.
         for given in [None, Some(1234.5)] {
             batch.normalizer = given;
             for normalizer in NORMALIZERS {
@@ -365,7 +365,7 @@ fn normalizers<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// No rows: the summary of nothing. No columns: an error.
+/// With no rows, the summary is empty. With no columns, the call is an error.
 fn no_rows_and_no_columns<B: Backend, T: Element>(backend: &B) -> Outcome {
     for empty_is_nan in [false, true] {
         let op = CrossEntropy::default().vocab(5).empty_is_nan(empty_is_nan);
@@ -383,8 +383,8 @@ fn no_rows_and_no_columns<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// Columns spread over ranks: the same bits on every rank, losses within 4 ulp of one rank's, all inside the
-/// bounds, counts those of one rank.
+/// Columns spread over ranks: the same bits on every rank, losses within 4 ulp of those of one rank, all within the bounds,
+/// and the counts of one rank.
 fn ranks<B: Backend, T: Element>(backend: &B) -> Outcome {
     let cuts: [&[usize]; 7] = [
         &[1000],
@@ -401,7 +401,7 @@ fn ranks<B: Backend, T: Element>(backend: &B) -> Outcome {
         batch.labels[3] = op.ignore_index;
         batch.labels[4] = 0;
         batch.labels[5] = 999;
-        // The argmax of some rows is their label, and on other ranks than the first.
+        // In some rows the argmax is the label, also on ranks other than the first.
         for r in [5, 6, 7] {
             batch.logits[r * 1000 + batch.labels[r] as usize] = T::from_f64(40.0);
         }
@@ -457,8 +457,8 @@ fn ranks<B: Backend, T: Element>(backend: &B) -> Outcome {
     Ok(())
 }
 
-/// The loss of rows that are all but certain is within 1e-6 of itself, over gaps between the logits of up to `farthest`
-/// at which the exponent rounds as badly as it can.
+/// Rows whose target has a probability close to 1: the loss is within a relative error of 1e-6, for gaps between the logits
+/// of up to `farthest` at which the exponent has the largest rounding error.
 pub fn confident_rows(backend: &impl Backend, farthest: f32) -> Outcome {
     let op = CrossEntropy::default().normalizer(Normalizer::None);
     let gaps = if backend.full() { 10_000 } else { 1200 };
@@ -469,7 +469,7 @@ pub fn confident_rows(backend: &impl Backend, farthest: f32) -> Outcome {
         let mut logits = vec![0.0f32; gaps * cols];
         for (i, row) in logits.chunks_mut(cols).enumerate() {
             let top = random.uniform() as f32 * 10.0;
-            // p from ½ on.
+            // The probability is ½ or more.
             let gap = (others as f32).ln() + 0.01 + farthest * i as f32 / gaps as f32;
             row.fill(top - gap);
             row[0] = top;

@@ -1,4 +1,4 @@
-//! What runs an activation: a CUDA device, or the CPU backend.
+//! The backend that runs an activation: a CUDA device, or the CPU backend.
 
 use xact::activation::Registered;
 use xact::{Element, Gated, Order, Result, cpu};
@@ -6,7 +6,7 @@ use xact::{Element, Gated, Order, Result, cpu};
 use super::choose::Gpu;
 use super::run::{self, How};
 
-/// Who runs it.
+/// A backend.
 #[derive(Clone, Copy)]
 pub enum Machine<'a> {
     /// A CUDA device.
@@ -21,7 +21,7 @@ impl<'a> From<&'a Gpu> for Machine<'a> {
     }
 }
 
-/// What reports call the CPU backend.
+/// The name of the CPU backend in reports.
 pub fn cpu_name() -> String {
     let set = cpu::InstructionSet::current().name();
     format!("the CPU backend, {set}")
@@ -31,9 +31,9 @@ fn nan<T: Element>(len: usize) -> Vec<T> {
     vec![T::from_f64(f64::NAN); len]
 }
 
-/// Dense calls of every form and direction.
+/// Calls of every form and direction on tensors without gaps.
 impl Machine<'_> {
-    /// y.
+    /// Returns y.
     pub fn forward<A: Registered, T: Element>(
         self,
         op: &A,
@@ -48,7 +48,7 @@ impl Machine<'_> {
         Ok(y)
     }
 
-    /// dx, and the gradients of the parameters.
+    /// Returns dx, and the gradients of the parameters.
     pub fn backward<A: Registered, T: Element>(
         self,
         op: &A,
@@ -65,7 +65,7 @@ impl Machine<'_> {
         Ok((dx, dparams))
     }
 
-    /// y, for x and v.
+    /// Returns y for x and v.
     pub fn gated_forward<A: Gated + Registered, T: Element>(
         self,
         op: &A,
@@ -81,7 +81,7 @@ impl Machine<'_> {
         Ok(y)
     }
 
-    /// dx and dv, and the gradients of the parameters, for x, v and dy.
+    /// Returns dx and dv, and the gradients of the parameters, for x, v and dy.
     pub fn gated_backward<A: Gated + Registered, T: Element>(
         self,
         op: &A,

@@ -1,5 +1,4 @@
-//! The plots that commands write: panels of lines one above the other, as SVG. The same data give the same
-//! bytes.
+//! Writes plots as SVG: panels of lines, one above the other. The same data give the same bytes.
 
 use std::ops::Range;
 
@@ -9,73 +8,72 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// A plot.
 pub struct Plot {
-    /// Stands above all panels.
+    /// The title above all panels.
     pub title: String,
-    /// What the reader has to know to read it, a line each.
+    /// Notes for the reader, one line each.
     pub notes: Vec<String>,
-    /// From the left to the right.
+    /// The panels, from top to bottom.
     pub panels: Vec<Panel>,
 }
 
-/// Axes, and the lines between them.
+/// A panel: axes, and the lines between them.
 pub struct Panel {
-    /// Stands above it.
+    /// The title of the panel.
     pub title: String,
     /// The horizontal axis.
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// The first is what the plot is about, and is drawn over the others.
+    /// The lines. The first is the subject of the plot, and is drawn over the others.
     pub lines: Vec<Line>,
-    /// A value of y to compare with, and what it is.
+    /// A value of y for comparison, and its name.
     pub level: (f64, String),
 }
 
-/// A line and its name in the legend, broken by ` / ` into rows. One of a single point is a dot
-/// with its name beside it.
+/// A line with its name in the legend, which ` / ` breaks into rows. A line of one point is a dot with its name beside it.
 #[derive(Clone)]
 pub struct Line {
-    /// In the legend.
+    /// The name in the legend.
     pub name: String,
-    /// Of the line and of its name.
+    /// The colour of the line and of its name.
     pub colour: RGBColor,
-    /// Those outside the axes are drawn at their ends.
+    /// The points. Points outside the axes are drawn at the ends of the axes.
     pub points: Vec<(f64, f64)>,
 }
 
 /// An axis from `min` to `max`.
 #[derive(Clone)]
 pub struct Axis {
-    /// Stands beside it.
+    /// The label of the axis.
     pub label: String,
-    /// How values lie along it.
+    /// The scale of the axis.
     pub scale: Scale,
-    /// Its first value.
+    /// The first value.
     pub min: f64,
-    /// Its last value.
+    /// The last value.
     pub max: f64,
 }
 
-/// How values lie along an axis.
+/// The scale of an axis.
 #[derive(Clone, Copy)]
 pub enum Scale {
-    /// At equal distances.
+    /// A linear scale.
     Linear,
-    /// By their logarithm; all positive.
+    /// A logarithmic scale; all values are positive.
     Log,
-    /// By the logarithm of their magnitude on both sides of 0, and linearly from `-linear` to `linear`,
-    /// which takes as much room as a decade on either side.
+    /// A logarithmic scale of the magnitude on both sides of 0, and linear from `-linear` to `linear`, which takes as much
+    /// room as a decade on either side.
     SymmetricLog {
-        /// The largest magnitude that is drawn as on a linear axis.
+        /// The largest magnitude on the linear part.
         linear: f64,
     },
 }
 
-/// The colours of lines: of Okabe and Ito's palette, which people who do not see all colours can tell apart.
+/// The colours of lines, from the palette of Okabe and Ito, which can be distinguished with colour-vision deficiency.
 pub mod colour {
     use plotters::style::RGBColor;
 
-    /// For what a plot is about.
+    /// For the subject of a plot.
     pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
     /// For its worst case, or a fourth line.
     pub const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
@@ -87,21 +85,21 @@ pub mod colour {
 
 const WIDTH: i32 = 960;
 const PANEL: i32 = 350;
-/// Room for the legend, right of a panel.
+/// The width of the legend, right of a panel.
 const LEGEND: i32 = 230;
-/// Room for the labels of y, left of it.
+/// The width of the labels of y, left of a panel.
 const LABELS: i32 = 64;
-/// Left of them.
+/// The margin left of the labels of y.
 const MARGIN: i32 = 8;
-/// Pixel columns of a panel.
+/// The number of pixel columns of a panel.
 const COLUMNS: i32 = WIDTH - LEGEND - LABELS - MARGIN;
 
 const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 const GREY: RGBColor = RGBColor(0x66, 0x66, 0x66);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 impl Line {
-    /// The highest of `points` in each pixel column of a panel with the axis `x`: what the eye would see
-    /// of them all, in a file of a tenth of the size. Points beyond the axis are left out.
+    /// The maximum of `points` in each pixel column of a panel with the axis `x`. The plot looks the same as with all
+    /// points, in a file of a tenth of the size. Points outside the axis are left out.
     pub fn envelope(
         name: &str,
         colour: RGBColor,
@@ -127,7 +125,7 @@ impl Line {
 }
 
 impl Axis {
-    /// Where `value` lies, in units that are linear along the axis.
+    /// The position of `value`, in units that are linear along the axis.
     fn place(&self, value: f64) -> f64 {
         match self.scale {
             Scale::Linear => value,
@@ -139,7 +137,7 @@ impl Axis {
         }
     }
 
-    /// Values worth a label: the fewer, the larger `sparsity` is.
+    /// The values that get a label; the larger `sparsity`, the fewer.
     fn ticks(&self, sparsity: i32) -> Vec<f64> {
         let powers = (-330..=308)
             .filter(|n| n % (sparsity + 1) == 0)
@@ -147,7 +145,7 @@ impl Axis {
         let values: Vec<f64> = match self.scale {
             Scale::Linear => {
                 let (step, power) = ([1.0, 2.0, 5.0][sparsity as usize % 3], sparsity / 3 - 3);
-                // Divided, so that a tenth is the float that prints as one.
+                // The value is divided, so that a tenth is the float that prints as one.
                 let value = |k: i32| {
                     let k = f64::from(k) * step;
                     if power < 0 {
@@ -197,7 +195,7 @@ impl Ranged for Axis {
     }
 }
 
-/// Digits, but for the powers of ten far from 1.
+/// Prints a number as digits, and powers of ten far from 1 with an exponent.
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
         let sign = if *value < 0.0 { "−" } else { "" };
@@ -223,7 +221,7 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// The plot as an SVG file, on white, to be readable on pages of any colour.
+/// The plot as an SVG file with a white background, which is readable on pages of any colour.
 pub fn svg(plot: &Plot) -> String {
     let mut text = String::new();
     draw(plot, &mut text).expect("writing to a string");
@@ -232,7 +230,7 @@ pub fn svg(plot: &Plot) -> String {
 
 type Drawn<'a> = Result<(), Box<dyn std::error::Error + 'a>>;
 
-/// Heights of the title and of a note.
+/// The heights of the title and of a note.
 const TITLE: i32 = 40;
 const NOTE: i32 = 18;
 
@@ -253,7 +251,7 @@ fn draw<'a>(plot: &Plot, text: &'a mut String) -> Drawn<'a> {
     Ok(())
 }
 
-/// White, the title and the notes.
+/// Draws the background, the title and the notes.
 fn draw_head<'a>(
     root: &Area<'a>,
     title: &str,
@@ -275,7 +273,7 @@ fn draw_panel<'a>(
     area: &Area<'a>,
     panel: &Panel,
 ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-    /// Room of the name of a dot, and of each of its letters.
+    /// The height of a dot's name, and the width of a letter.
     const NAME_HEIGHT: i32 = 14;
     const NAME_LETTER: i32 = 7;
     let (left, right) = area.split_horizontally(WIDTH - LEGEND);
@@ -305,7 +303,7 @@ fn draw_panel<'a>(
     let (level, _) = panel.level;
     let ends = [(panel.x.min, level), (panel.x.max, level)];
     chart.draw_series(LineSeries::new(ends, INK.stroke_width(1)))?;
-    // Where names of dots begin, end, and their tops: none goes over another.
+    // The start, the end and the top of each dot's name, so that names do not overlap.
     let mut names: Vec<(i32, i32, i32)> = Vec::new();
     for (i, line) in panel.lines.iter().enumerate().rev() {
         let points = line.points.iter().copied();
@@ -339,7 +337,7 @@ fn draw_legend<'a>(
     area: &Area<'a>,
     panel: &Panel,
 ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-    /// Height of a row, and the room between two entries.
+    /// The height of a row, and the space between two entries.
     const ROW: i32 = 18;
     const GAP: i32 = 8;
     let mut y = 56;
@@ -362,15 +360,15 @@ fn draw_legend<'a>(
 
 /// A bar and its name.
 pub struct Bar {
-    /// Stands beside it.
+    /// The name beside the bar.
     pub name: String,
-    /// Its length.
+    /// The length of the bar.
     pub value: f64,
-    /// Its filling.
+    /// The colour of the bar.
     pub colour: RGBColor,
 }
 
-/// Bars one below the other, from 0, with a line at `level`; as an SVG file like [`svg`].
+/// Horizontal bars from 0, one below the other, with a line at `level`, as an SVG file like that of [`svg`].
 pub fn bars(title: &str, notes: &[String], bars: &[Bar], level: f64) -> String {
     let mut text = String::new();
     draw_bars(title, notes, bars, level, &mut text).expect("writing to a string");
@@ -384,7 +382,7 @@ fn draw_bars<'a>(
     level: f64,
     text: &'a mut String,
 ) -> Drawn<'a> {
-    /// Room for the names, and for the figures behind the bars.
+    /// The width for the names, and that for the figures after the bars.
     const NAMES: i32 = 400;
     const FIGURES: i32 = 60;
     const ROW: i32 = 20;
@@ -412,7 +410,7 @@ fn draw_bars<'a>(
             (NAMES - 8, top + ROW / 2),
             name,
         ))?;
-        // Behind the longest bar, where the line of the level crosses none.
+        // The figures are right of the longest bar, where the line of the level does not cross them.
         let figure = style.clone().pos(Pos::new(HPos::Right, VPos::Center));
         let value = format!("{:.1}", bar.value);
         root.draw(&Text::new(value, (WIDTH - 8, top + ROW / 2), figure))?;

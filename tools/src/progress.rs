@@ -1,10 +1,10 @@
-//! What a command shows while it works, and how it prints.
+//! The progress bar and the output of commands.
 
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A progress bar of `len` steps on stderr, hidden if nobody looks.
+/// A progress bar of `len` steps on stderr, which is invisible if stderr is no terminal.
 pub fn bar(len: usize) -> ProgressBar {
     let bar = ProgressBar::new(len as u64);
     bar.set_style(
@@ -17,7 +17,7 @@ pub fn bar(len: usize) -> ProgressBar {
     bar
 }
 
-/// Prints; false if the reader has gone, as `head` goes when it has seen enough.
+/// Prints to stdout. Returns false if the reader has closed the pipe, as `head` does.
 ///
 /// # Panics
 /// If stdout cannot be written for another reason.

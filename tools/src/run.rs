@@ -1,4 +1,4 @@
-//! Runs a call through the raw API on buffers with a canary around every row.
+//! Runs calls through the raw API on buffers with a canary around every row.
 
 #![allow(unsafe_code)]
 
@@ -11,42 +11,42 @@ use xact::{Dtype, Element, Gated, Order, Result};
 use super::choose::Gpu;
 use super::same::bits;
 
-/// What the bytes around a tensor hold.
+/// The value of the bytes around a tensor.
 const CANARY: u8 = 0xa5;
-/// Bytes of canary before and after a tensor: more than a tile's head.
+/// The number of canary bytes before and after a tensor; more than the head of a tile.
 const MARGIN: usize = 64;
 
-/// Where the rows of one buffer lie.
+/// The placement of the rows of a buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Elements past a 16-byte boundary at which the tensor begins.
+    /// The number of elements from a 16-byte boundary to the start of the tensor.
     pub offset: usize,
-    /// Elements between the end of one row and the start of the next.
+    /// The number of elements from the end of a row to the start of the next.
     pub gap: usize,
 }
 
-/// How a call is made.
+/// The layout and the options of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
-    /// Rows of the tensors.
+    /// The number of rows of the tensors.
     pub rows: usize,
-    /// Where x lies.
+    /// The placement of x.
     pub x: Place,
-    /// Where v lies.
+    /// The placement of v.
     pub v: Place,
-    /// Where dy lies.
+    /// The placement of dy.
     pub dy: Place,
-    /// Where the outputs lie.
+    /// The placement of the outputs.
     pub out: Place,
-    /// x and v, and dx and dv, are the halves of one tensor each (placed by `x` and `out`).
+    /// Whether x and v, and dx and dv, are the halves of one tensor each, placed by `x` and `out`.
     pub halves: bool,
-    /// y over x, or dx over dy.
+    /// Whether y overwrites x, or dx overwrites dy.
     pub in_place: bool,
-    /// Whether gradients of parameters are added to what is there.
+    /// Whether the gradients of parameters are added to the values in their buffers.
     pub accumulate: bool,
-    /// The backward writes y again; it is compared with that of the forward.
+    /// Whether the backward writes y again, which is compared with that of the forward.
     pub emit_y: bool,
-    /// The blocks of a launch.
+    /// The number of blocks of a launch.
     pub blocks: Blocks,
 }
 
@@ -67,7 +67,7 @@ impl Default for How {
     }
 }
 
-/// What the parameter gradients hold before a backward.
+/// The values of the parameter gradients before a backward.
 pub const DPARAMS_BEFORE: f32 = 1.5;
 
 /// A tensor on the device, with canaries.
@@ -81,7 +81,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Uploads `data` as `rows` rows; what lies between and around them is canary.
+    /// Uploads `data` as `rows` rows, with canaries between and around them.
     pub fn upload<T: bytemuck::Pod>(gpu: &Gpu, data: &[T], rows: usize, place: Place) -> Tensor {
         let cols = data.len().checked_div(rows).unwrap_or(0);
         assert_eq!(rows * cols, data.len());
@@ -103,7 +103,7 @@ impl Tensor {
         }
     }
 
-    /// The rows, and whether every canary is alive.
+    /// The rows, and whether all canaries are unchanged.
     pub fn download<T: bytemuck::Pod>(&self, gpu: &Gpu) -> (Vec<T>, bool) {
         let mut host = gpu.stream.clone_dtoh(&self.bytes).expect("download");
         let mut rows = Vec::with_capacity(self.rows * self.cols);
@@ -117,7 +117,7 @@ impl Tensor {
         (rows, intact)
     }
 
-    /// What a raw call is given.
+    /// The argument of a raw call.
     pub fn matrix(&self, gpu: &Gpu) -> Matrix {
         let (base, _guard) = self.bytes.device_ptr(&gpu.stream);
         Matrix {
@@ -127,7 +127,7 @@ impl Tensor {
     }
 }
 
-/// Uploads `values`, and runs `f` with the device pointer of each.
+/// Uploads `values`, and calls `f` with the device pointer of each.
 pub fn with_scalars<P: Element, R>(
     gpu: &Gpu,
     values: &[P],
@@ -156,7 +156,7 @@ fn common<'a, T: Element, P: Element>(
     }
 }
 
-/// y, as the device computes it.
+/// Computes y on the device.
 pub fn forward<A: Registered, T: Element, P: Element>(
     gpu: &Gpu,
     op: &A,
@@ -199,8 +199,8 @@ impl Sums {
     fn new(gpu: &Gpu, params: usize, workspace_bytes: usize) -> Sums {
         let before = || Tensor::upload(gpu, &[DPARAMS_BEFORE], 1, Place::default());
         let tensors: Vec<_> = (0..params).map(|_| before()).collect();
-        // SAFETY: uninitialised on purpose, so that the emulator reports a partial that is read before it
-        // is written.
+        // SAFETY: the memory is deliberately uninitialised, so that the emulator reports a partial sum that is read before
+        // it is written.
         let workspace = unsafe { gpu.stream.alloc::<u8>(workspace_bytes.max(1)) };
         let workspace = workspace.expect("workspace");
         let at = workspace.device_ptr(&gpu.stream).0;
@@ -232,7 +232,7 @@ impl Sums {
     }
 }
 
-/// dx and the parameter gradients, as the device computes them.
+/// Computes dx and the parameter gradients on the device.
 pub fn backward<A: Registered, T: Element, P: Element>(
     gpu: &Gpu,
     op: &A,
@@ -359,7 +359,7 @@ impl Pair {
     }
 }
 
-/// y of a gated form, as the device computes it.
+/// Computes y of a gated form on the device.
 pub fn gated_forward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     op: &A,
@@ -388,7 +388,7 @@ pub fn gated_forward<A: Gated + Registered, T: Element>(
     Ok(y)
 }
 
-/// dx, dv and the parameter gradients of a gated form, as the device computes them.
+/// Computes dx, dv and the parameter gradients of a gated form on the device.
 pub fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     op: &A,
@@ -435,15 +435,15 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
     Ok((gradients, sums.download(gpu)))
 }
 
-/// What the raw API asks for. (A tensor with gaps may be cut into more chunks than one without.)
+/// The workspace size that the raw API asks for. (A tensor with gaps may be divided into more chunks than one without.)
 pub fn workspace_bytes<A: Registered>(op: &A, dtype: Dtype, rows: usize, cols: usize) -> usize {
     raw::workspace_bytes(op, dtype, rows as u64, cols as u64).expect("a small shape") as usize
 }
 
-/// The tensors and the workspace among the buffers of a launch. The scalars are left out: every thread
-/// reads them, from the cache.
+/// The tensors and the workspace among the buffers of a launch. The scalars are left out, because every thread reads them,
+/// from the cache.
 pub fn tensors(launch: &LaunchReport) -> impl Iterator<Item = &BufferTraffic> {
-    // No tensor with its margins and no workspace (whole pairs of f32) has such a length.
+    // No tensor with its margins, and no workspace (whole pairs of f32), has such a length.
     let scalar = [2, 4].map(|element| 2 * MARGIN as u64 + element);
     launch
         .buffers

@@ -1,4 +1,4 @@
-//! What "the same bits" compares.
+//! The comparison of tensors bit by bit.
 
 use xact::Element;
 

@@ -1,4 +1,4 @@
-//! The Goldfish strategies, and one of them on the command line.
+//! The Goldfish strategies, and their selection on the command line.
 
 use clap::ValueEnum;
 use xact::Strategy;
@@ -8,24 +8,24 @@ use xact::Strategy;
 pub enum Name {
     /// Every k-th label
     Static,
-    /// One label in k, whatever the text
+    /// One label in k, independent of the ids
     Random,
-    /// Product of the ids, table lookup: the official hash-table, Apertus v1
+    /// The product of the ids selects an entry of a table: the official hash-table, Apertus v1
     ProductTable,
-    /// Product of the ids, mixed: the official hash-avalanche
+    /// A hash of the product of the ids: the official hash-avalanche
     ProductAvalanche,
-    /// Weighted sum of the ids, table lookup: the successor in Apertus 2
+    /// The weighted sum of the ids selects an entry of a table: the successor in Apertus 2
     DotTable,
-    /// The hash of this crate
+    /// The 64-bit hash of this crate
     Hash64,
 }
 
 /// The numbers of a strategy.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbers {
-    /// About one label in this many is dropped.
+    /// About one label in this number is dropped.
     pub k: u32,
-    /// Ids in a window.
+    /// The number of ids in a window.
     pub h: u32,
     /// The first label of a row that is dropped.
     pub start: u64,
@@ -34,14 +34,14 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// The strategy of this name; numbers that it does not have are not used.
+    /// The strategy of this name; numbers that it does not have are ignored.
     pub fn of(&self, name: Name) -> Strategy {
         let Numbers { k, h, start, seed } = *self;
         all(k, h, start, seed)[name as usize]
     }
 }
 
-/// All strategies, each with those of the numbers that it has.
+/// All strategies, each with the numbers that it has.
 pub const fn all(k: u32, h: u32, start: u64, seed: u64) -> [Strategy; 6] {
     [
         Strategy::Static { k, start },

@@ -1,8 +1,8 @@
-//! The table that every command prints: for eyes, and to paste into Markdown.
+//! The table that every command prints, for the terminal and for Markdown.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-/// A table with these column heads. Columns named in `numbers` are aligned to the right.
+/// A table with these column heads. The columns in `numbers` are right-aligned.
 pub fn table(heads: &[&str], numbers: &[&str]) -> Table {
     let mut table = Table::new();
     table

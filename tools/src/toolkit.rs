@@ -1,16 +1,16 @@
-//! The compiler of this build, for tests that compile.
+//! The nvcc of this build, for tests that compile.
 
 use std::path::{Path, PathBuf};
 
 use super::build::nvcc;
 
-/// Its path; `tmp` is cargo's `CARGO_TARGET_TMPDIR`, which only tests know.
+/// The path of nvcc; `tmp` is cargo's `CARGO_TARGET_TMPDIR`, which only tests have.
 ///
 /// # Panics
-/// If there is none.
+/// If there is no nvcc.
 pub fn find(tmp: &str) -> PathBuf {
     let root = super::root();
-    // It is `<target>/tmp`.
+    // `tmp` is `<target>/tmp`.
     let target = Path::new(tmp).parent().expect("the target folder");
     let homes = [target, &root.join("target")].map(nvcc::own_home);
     let surroundings = nvcc::Surroundings::of_this_process(root, homes.into());

@@ -1,4 +1,4 @@
-//! Tests as a table, made at run time.
+//! Tests as a table that is built at run time.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use xact::Device;
 
 use super::choose::{Gpu, gpu_required, open_for_tests};
 
-/// How a trial ends.
+/// The result of a trial.
 pub type Outcome = Result<(), Failed>;
 
 /// The trials of a program, on the device of its process.
@@ -18,7 +18,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A trial that gets the device, and whether everything is to run that there is (`XACT_FULL=1`).
+    /// Adds a trial that gets the device, and whether to run all variants (`XACT_FULL=1`).
     pub fn add(
         &mut self,
         name: String,
@@ -31,7 +31,7 @@ impl Table {
             .push(Trial::test(name, move || test(&gpu, full)).with_ignored_flag(ignored));
     }
 
-    /// A trial that opens the device itself, or two where it needs them.
+    /// Adds a trial that opens a device itself, or two.
     pub fn plain(&mut self, name: &str, devices: usize, test: fn()) {
         let trial = Trial::test(name, move || {
             test();
@@ -42,9 +42,9 @@ impl Table {
     }
 }
 
-/// The main function of a test: opens the device, and runs the trials that `fill` adds. Where a GPU is required, those that
-/// the machine cannot run (they need the emulator, or a second device) are no part of the list, so that none is ignored;
-/// how many they are goes to stderr. Elsewhere they are shown as ignored.
+/// The main function of a test. It opens the device, and runs the trials that `fill` adds. If a GPU is required, trials
+/// that the machine cannot run (because they need the emulator or a second device) are not listed, so that none is ignored,
+/// and their number is printed to stderr. Otherwise they are listed as ignored.
 pub fn main(fill: impl FnOnce(&mut Table)) -> ExitCode {
     let arguments = Arguments::from_args();
     let gpu = match open_for_tests() {

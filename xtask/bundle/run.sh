@@ -1,37 +1,36 @@
 #!/usr/bin/env bash
-# Everything that a GPU can tell about xact, on a machine with an NVIDIA driver and without Rust. `cargo xtask
-# gpu-bundle` packs this script with the programs that it runs.
+# Runs all tests and measurements of xact that need a GPU, on a machine with an NVIDIA driver and without Rust.
+# `cargo xtask gpu-bundle` packs this script with the programs that it runs.
 #
 #   run.sh [--day 1|2] [--only PART,...] [--order PART,...] [--limit SECONDS] [--out FOLDER] [--stand-in]
 #
-#   --day       half of what a first day needs, in under 6 minutes: 1 says whether it is right and how fast it is, 2 how
-#               it compares
-#   --only      these parts alone
-#   --order     of the parts that run, these before the others
-#   --limit     the device is used for no longer than this many seconds
-#   --out       where the results go (results/ beside this script)
-#   --stand-in  the emulator in the device's place: shows that the bundle works; times nothing, and takes its time
+#   --day       run half of the parts for a first day, in under 6 minutes: 1 for correctness and speed, 2 for comparisons
+#   --only      run only these parts
+#   --order     run these parts before the others
+#   --limit     use the device for at most this number of seconds
+#   --out       the folder for the results (default: results/ beside this script)
+#   --stand-in  use the emulator instead of a device, which tests the bundle; it times nothing, and is slow
 #
-# The parts, as they follow each other:
+# The parts, in their order:
 #   facts       clocks and power of the device
-#   dump        every kernel entry; at the end of the run, when the device is no longer needed, its results beside those
-#               that the emulator had when the bundle was packed
-#   speed       the yardsticks, and the few rows that matter most
+#   dump        every kernel entry; at the end of the run, when the device is no longer needed, the results are compared
+#               with those of the emulator in the bundle
+#   speed       the yardsticks, and the few most important rows
 #   python      the Python package on the PyTorch of the machine: opcheck, torch.compile, CUDA graphs, streams
-#   load        the time of loading every kernel: as PTX, first without the driver's cache of compiled code, then with
-#               it; and as the machine code that the bundle has
-#   choices     clusters of eight blocks, persistent blocks, and both, beside what launches choose
+#   load        the time to load every kernel: as PTX, without and with the driver's cache of compiled code, and as the
+#               machine code in the bundle
+#   choices     clusters of eight blocks, persistent blocks, and both, compared with the choices of the launches
 #   ncu         eight kernels under Nsight Compute
 #   sanitizer   compute-sanitizer: memcheck of every entry, racecheck of the clusters
-#   peers       PyTorch, Triton, Liger-Kernel and QuACK beside ours
+#   peers       PyTorch, Triton, Liger-Kernel and QuACK, compared with xact
 #   geometries  other geometries of the kernels, if the bundle was packed with --tuning
 #   suite       the tests of cross-entropy and of the activations
-# and, only where they are named, every-row, every-test and every-sanitizer: all that there is of each.
+# With --only, also every-row, every-test and every-sanitizer, which run all rows, tests or sanitizers.
 #
-# Writes page.md, which is for a minute's reading, report.md, results.json, two plots, and failures.txt if anything
-# failed; parts.tar.gz has what these are made from, and the log of each step. A run that is ended early
-# reports what it has. Exit status 1 if anything failed; a step that the machine has no means for is "not run" and says
-# why. The programs are unpacked under TMPDIR, which takes some 250 MB; torch.compile takes no spaces in its name.
+# The results are page.md, a summary that can be read in a minute, report.md, results.json, two plots, and failures.txt if
+# anything failed. parts.tar.gz has the data for these, and the log of each step. A run that is ended early reports the
+# results so far. The exit status is 1 if anything failed. A step that the machine cannot run is "not run", with the
+# reason. The programs are unpacked under TMPDIR, and need about 250 MB; for torch.compile, its name must have no spaces.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -58,7 +57,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -z "$day" ] || [ -z "$only" ] || { echo '--day and --only both say which parts run: take one of them' >&2 && exit 2; }
+[ -z "$day" ] || [ -z "$only" ] || { echo '--day and --only both select the parts: use one of them' >&2 && exit 2; }
 parts_wanted=${only:-$day_1 $day_2}
 case $day in
     '') ;;
@@ -66,20 +65,20 @@ case $day in
     2) parts_wanted=$day_2 ;;
     *) echo '--day takes 1 or 2' >&2 && exit 2 ;;
 esac
-# What follows a day's, the comparison and the report, ends within 6 minutes too.
+# The limit of a day leaves time for the comparison and the report, which end within 6 minutes too.
 [ -z "$day" ] || limit=${limit:-320}
-# The emulator executes every instruction: on two cores a suite takes it minutes.
+# The emulator executes every instruction, so on two cores a suite takes minutes.
 [ $stand_in = 0 ] || limit=${limit:-3600}
 limit=${limit:-700}
 [[ $limit =~ ^[0-9]+$ ]] || { echo "--limit takes a number of seconds, not $limit" >&2 && exit 2; }
-# Decimal, with zeros before it too.
+# Leading zeros would make the number octal.
 limit=$((10#$limit))
 order=
 for part in $first $parts_wanted; do
     [[ " $parts_wanted " != *" $part "* || " $order " = *" $part "* ]] || order+=" $part"
 done
 
-# What an earlier run left would be taken for this one's.
+# Results of an earlier run are removed, so that they are not taken for results of this one.
 mkdir -p "$out" && rm -rf "$out"/{page.md,report.md,results.json,shares.svg,roofline.svg,failures.txt,parts,parts.tar.gz} \
     "$out"/device.safetensors{,.gz} && mkdir -p "$out/parts/logs" 2>/dev/null || {
     echo "cannot write to $out: name another folder with --out" >&2
@@ -88,20 +87,20 @@ mkdir -p "$out" && rm -rf "$out"/{page.md,report.md,results.json,shares.svg,roof
 
 work=$(mktemp -d)
 programs=$work/programs
-# Where they outlive this script, however it ends.
+# The parts are in the folder of the results, where they remain however this script ends.
 parts=$out/parts steps=$out/parts/steps.tsv
 : >"$steps"
 report() {
     local status=0
     timeout -k 5 60 "$programs/gpu" report "$parts" "$out" || {
         status=1
-        echo "no report: $out/parts.tar.gz has what it is made from" >&2
+        echo "no report: $out/parts.tar.gz has the data for it" >&2
     }
-    # One file, which is carried more easily.
+    # One file is easier to copy.
     timeout -k 5 20 tar -czf "$out/parts.tar.gz" -C "$out" parts && rm -rf "$parts"
     return $status
 }
-# A step is a process group of its own, which no signal to this script reaches.
+# A step is a separate process group, which a signal to this script does not reach.
 ended() {
     trap '' INT TERM HUP
     [ -z "${running:-}" ] || { kill "$running" 2>/dev/null && wait "$running" 2>/dev/null; }
@@ -122,7 +121,7 @@ unpacked() {
     fi
 }
 unpacked "$here/programs.tar.xz" | tar -xf - -C "$work" || {
-    echo "cannot unpack $here/programs.tar.xz: it takes tar, and xz or python3" >&2
+    echo "cannot unpack $here/programs.tar.xz: this needs tar, and xz or python3" >&2
     exit 1
 }
 
@@ -132,10 +131,10 @@ if [ $stand_in = 1 ]; then
 else
     export XACT_DEVICE=gpu XACT_REQUIRE_GPU=1
 fi
-# What the driver has compiled: one of this run, which begins empty.
+# The driver's cache of compiled code: this run has its own, which is empty at the start.
 export CUDA_CACHE_PATH=$work/cuda-cache
 
-# A line of the summary: name, outcome, seconds, note.
+# line NAME OUTCOME SECONDS NOTE: adds a line to the summary.
 failed=0
 line() {
     [ "$2" != FAILED ] || { failed=1 && echo "== $1: $4" >>"$out/failures.txt"; }
@@ -143,7 +142,7 @@ line() {
     printf '%-32s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
 
-# So many seconds, or those that are left of a part's, which end with the limit or before it.
+# within SECONDS: prints the smaller of this and the seconds that are left for the part or until the limit.
 ends=$limit
 within() {
     local left=$((ends - SECONDS))
@@ -155,7 +154,7 @@ not_run() { line "$1" 'not run' 0 "$2"; }
 
 log_of() { echo "$parts/logs/${1//[^a-z0-9]/-}.log"; }
 
-# What a log says of its results, or else its last line. Of what ncu prints, the headers' figures.
+# note_of LOG: prints the lines of a log with results (for ncu, the figures of the headers), or else its last line.
 results='^ *(test result|left out|checked|========= ERROR SUMMARY|(Duration|DRAM Throughput|Issue Slots Busy|Achieved Occupancy)  )'
 note_of() {
     local note
@@ -164,15 +163,15 @@ note_of() {
     printf '%s' "$note" | tr '\t' ' '
 }
 
-# attempt NAME SECONDS COMMAND...: runs it for at most so long, and sets `log`, `status`, `seconds` and `note`; false if
-# there is no time for it.
+# attempt NAME SECONDS COMMAND...: runs the command for at most this time, and sets `log`, `status`, `seconds` and `note`.
+# It fails if there is no time for the command.
 attempt() {
     local most start=$SECONDS
     log=$(log_of "$1") most=$(within "$2") seconds=0 status=1 note='no time left'
     : >"$log"
     [ "$most" -ge 5 ] || return 1
     shift 2
-    # Without a stdin, which may be the list that a part goes through.
+    # Without stdin, which may be the list that a part reads.
     timeout -k 5 "$most" "$@" </dev/null >"$log" 2>&1 &
     running=$!
     wait "$running"
@@ -186,7 +185,7 @@ attempt() {
     return 0
 }
 
-# judge NAME: the line of what was attempted.
+# judge NAME: adds the line of the last attempt.
 judge() {
     if [ $status = 0 ]; then
         line "$1" passed "$seconds" "$note"
@@ -197,15 +196,15 @@ judge() {
     return 1
 }
 
-# step NAME SECONDS COMMAND...: what passes or fails.
+# step NAME SECONDS COMMAND...: runs the command and adds its line.
 step() {
     attempt "$@"
     ! grep -Eq '^test result: .* [1-9][0-9]* ignored' "$log" || status=1
     judge "$1"
 }
 
-# probe NAME COMMAND...: whether a tool can watch a device here, which sandboxes such as gVisor do not let it; if not,
-# the summary says why.
+# probe NAME COMMAND...: whether a tool can observe the device. Sandboxes such as gVisor do not allow it. If not, the
+# summary has the reason.
 probe() {
     local name=$1 tool=$2 why
     shift
@@ -218,7 +217,7 @@ probe() {
         return 1
     fi
     attempt "probe $name" 40 "$@" || { judge "$name" || return; }
-    # Some end with 0 although they watched nothing.
+    # Some tools end with 0 although they observed nothing.
     why=$(grep -aiE 'not supported|failed to init|no kernels were profiled|ERR_NVGPUCTRPERM|unable to|internal .*error' "$log" |
         head -n 1 | sed 's/^[= ]*//')
     if [ -n "$why" ] || { [ $status != 0 ] && ! grep -q 'ERROR SUMMARY: [1-9]' "$log"; }; then
@@ -248,16 +247,16 @@ run_facts() {
 
 run_load() {
     part_takes 60
-    # The second finds what the first has left in the cache.
+    # The second step finds the compiled code of the first in the cache.
     step 'load PTX cold' 30 "$programs/gpu" load --ptx
     step 'load PTX warm' 15 "$programs/gpu" load --ptx
     step 'load machine code' 30 "$programs/gpu" load
 }
 
-# A file of its own, which is there for a closer look elsewhere if nobody has had one here.
+# The results of the device are kept for inspection if they are not compared here.
 device=$out/device.safetensors
 run_dump() { step 'dump of the device' 60 "$programs/gpu" dump "$device"; }
-# Whatever the dump itself says of its results.
+# The comparison runs even if the dump reports wrong results.
 compare() {
     [ -f "$device" ] || return
     ends=$((SECONDS + 30))
@@ -269,7 +268,7 @@ compare() {
     fi
 }
 
-# speed_of NAME SECONDS ARGUMENT...: rows that would begin too late are named as such.
+# speed_of NAME SECONDS ARGUMENT...: times rows; the results name the rows that would begin too late.
 speed_of() {
     local name=$1 most
     most=$(within "$2")
@@ -291,12 +290,12 @@ run_every-row() {
     fi
 }
 
-# What launches may choose, by name; the results are within the same bounds.
+# The choices of launches, by name; the results are within the same bounds.
 run_choices() {
     local name arguments
     [ $stand_in = 1 ] || part_takes 45
     while read -r name arguments; do
-        # Words.
+        # The arguments are separate words.
         # shellcheck disable=SC2086
         if [ $stand_in = 1 ]; then
             step "choice $name" 60 "$programs/gpu" --choices $arguments --smoke
@@ -309,7 +308,7 @@ resident --resident
 resident-cluster-8 --resident --cluster 8'
 }
 
-# What ncu looks at: a kernel, and the row that launches it.
+# The kernels for ncu, each with the row that launches it.
 profiles='xielu_forward_bf16 xielu plain forward bf16 20480x8192
 xielu_backward_bf16 xielu plain backward bf16 20480x8192
 xielu_backward_bf16 xielu compat backward bf16 20480x8192
@@ -318,14 +317,14 @@ xsilu_gated1_forward_bf16 xsilu gated1 forward bf16 8192x32768
 xsilu_gated1_backward_bf16 xsilu gated1 backward bf16 8192x32768
 cross_entropy_stats_bf16 cross_entropy plain forward bf16 16384x131072
 cross_entropy_cluster_bf16 cross_entropy plain fused bf16 8192x128256'
-# Counters of one launch of a kernel, the second: the first may meet a device that is not warm.
+# Reads the counters of a kernel's second launch, because the device may not be warm in the first.
 counters() {
     local kernel=$1 section sections=()
     shift
     for section in SpeedOfLight ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats WarpStateStats Occupancy; do
         sections+=(--section "$section")
     done
-    # Without all details there are few of the reasons for stalls.
+    # Without all details, many reasons for stalls are missing.
     ncu_command=(ncu --clock-control none --print-details all "${sections[@]}" --kernel-name "regex:^$kernel\$" --launch-skip 1 --launch-count 1
         "$programs/gpu" profile "$@")
 }
@@ -348,14 +347,14 @@ run_ncu() {
             line "$name" 'not run' "$seconds" "$kernel is not launched here"
             continue
         fi
-        # Some end with 0 although they counted nothing.
+        # ncu may end with 0 although it counted nothing.
         [ $status != 0 ] || grep -q 'DRAM Throughput' "$log" || status=1
         judge "$name"
         { echo "== $row" && cat "$log"; } >>"$parts/ncu.txt"
     done <<<"$profiles"
 }
 
-# sanitize TOOL SECONDS COMMAND...: under a tool of compute-sanitizer, which finds nothing.
+# sanitize TOOL SECONDS COMMAND...: runs the command under a tool of compute-sanitizer; an error that it finds is a failure.
 sanitize() {
     local name=$1 most=$2
     shift 2
@@ -365,11 +364,11 @@ can_sanitize() {
     probe 'compute-sanitizer' compute-sanitizer --tool memcheck --error-exitcode 1 "$programs/gpu" profile --smoke \
         'goldfish hash64 mask i32'
 }
-# Rows that clusters share: where blocks wait for each other.
+# Rows that clusters share, in which blocks wait for each other.
 clusters='cross_entropy/f32/fused/plain, shared rows'
 run_sanitizer() {
     can_sanitize || return
-    # Every entry, on few of the comparison's inputs.
+    # Every entry, with few of the comparison's inputs.
     sanitize memcheck 70 "$programs/gpu" dump --small "$work/sanitized.safetensors"
     sanitize racecheck 50 "$programs/gpu" dump --small --only "$clusters" "$work/sanitized.safetensors"
 }
@@ -384,7 +383,7 @@ run_every-sanitizer() {
     sanitize 'memcheck lengths' 60 "$programs/activations" lengths_and_alignments
 }
 
-# needs_torch NAME: whether python3 has PyTorch, and PyTorch a GPU; `python` is then the log that says what it has.
+# needs_torch NAME: whether python3 has PyTorch, and PyTorch finds a GPU; the log `python` lists the packages.
 needs_torch() {
     attempt "probe $1" 60 python3 -c '
 import torch
@@ -412,7 +411,7 @@ run_python() {
         part_takes 90
     fi
     needs_torch 'python' || return
-    # A wheel is a zip file, for a Python without pip.
+    # A wheel is a zip file, which a Python without pip can unpack.
     local unpack=(-m zipfile -e "$here"/python/*.whl "$work/package")
     if timeout -k 5 20 python3 -m pip --version >/dev/null 2>&1; then
         unpack=(-m pip install --quiet --no-index --no-deps --target "$work/package" "$here"/python/*.whl)
@@ -438,7 +437,7 @@ run_peers() {
     ours=("$programs/gpu" --peers)
     timeout 10 "${ours[@]}" --list >"$work/rows.json"
     most=$(within $([ $stand_in = 1 ] && echo "$limit" || echo 130))
-    # A row that has begun may take half a minute, a compiler's first, and ours follow.
+    # A row that has begun may take half a minute, if it is a compiler's first, and our rows follow.
     local arguments=(--rows "$work/rows.json" --out "$parts" --site "$work/site" --seconds $((most > 50 ? most - 50 : 0)))
     if [ $stand_in = 1 ]; then
         arguments+=(--smoke)
@@ -484,7 +483,7 @@ else
     tail -n 3 "$log"
 fi
 
-# Not by way of `step`: the summary holds every step. It ends with the page.
+# The report is not a `step`, because it contains all steps. The output ends with the page.
 echo
 report || failed=1
 exit $failed

@@ -1,4 +1,4 @@
-//! The bench of the CPU backend, and the peers that it can be timed beside.
+//! Runs the bench of the CPU backend, and sets up the peers for it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{candle, jobs, python, steps};
 /// Runs `cargo bench --bench cpu`.
 ///
 /// # Errors
-/// A peer cannot be set up, or cargo does not start.
+/// A peer cannot be set up, or cargo cannot be started.
 pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     let mut command = Command::new(steps::cargo());
     command.current_dir(&folders.root).args([
@@ -21,7 +21,7 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
         "xact-dev",
         "--bench",
         "cpu",
-        // Nothing of it needs kernels.
+        // The bench needs no kernels.
         "--no-default-features",
         "--features",
         "rayon",
@@ -37,13 +37,13 @@ pub fn run(folders: &Folders, peers: bool, arguments: &[OsString]) -> anyhow::Re
     Ok(ExitCode::from(jobs::code(status)))
 }
 
-/// The command of PyTorch's peer.
+/// The command that starts PyTorch's peer.
 fn torch(folders: &Folders) -> anyhow::Result<OsString> {
     let python = python::environment(folders, python::LOCK)?;
     command(&[&python, &folders.root.join("benches/peers/torch_cpu.py")])
 }
 
-/// Builds candle's peer, an example of the crate for candle; returns its command.
+/// Builds candle's peer, an example of `integrations/candle`, and returns its command.
 fn candle_peer(folders: &Folders) -> anyhow::Result<OsString> {
     let target = candle::target(folders);
     let mut build = Command::new(steps::cargo());
@@ -54,7 +54,7 @@ fn candle_peer(folders: &Folders) -> anyhow::Result<OsString> {
     command(&[&target.join("release/examples/peer")])
 }
 
-/// The bench splits a command at its blanks.
+/// Joins the words of a command with blanks. The bench splits the command at blanks, so a word with a blank is an error.
 fn command(words: &[&Path]) -> anyhow::Result<OsString> {
     let words: Vec<_> = words.iter().map(|w| w.as_os_str()).collect();
     for word in &words {

@@ -1,5 +1,5 @@
-//! Packs what a machine with a GPU and without Rust needs to run everything: the programs, the script that runs them,
-//! what the emulator computes, the wheel of the Python package, and the peers.
+//! Packs everything that a machine with a GPU and without Rust needs: the programs, the script that runs them, the
+//! emulator's results, the wheel of the Python package, and the peers.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -12,31 +12,32 @@ use crate::jobs::REQUIRE;
 use crate::mutants::copy;
 use crate::{cargo_messages, python, steps, toolkit};
 
-/// The script that runs it all.
+/// The script that runs all parts.
 const RUN: &str = include_str!("../bundle/run.sh");
 
-/// The tests that open a device. The others need cargo or the sources, and say nothing about a device.
+/// The tests that open a device. The others need cargo or the sources, and do not test the device.
 const TESTS: [&str; 5] = ["activations", "api", "cross_entropy", "device", "goldfish"];
 
 /// The bench, which also compares devices and writes the report.
 const BENCH: &str = "gpu";
 
-/// Peers that a PyTorch image does not hold. Liger-Kernel needs no more than torch and triton. QuACK runs only where
-/// the image has nvidia-cutlass-dsl too, whose library alone is 92 MB, and apache-tvm-ffi, torch-c-dlpack-ext, einops.
+/// Peers that a PyTorch image does not contain. Liger-Kernel needs only torch and triton. QuACK also needs
+/// nvidia-cutlass-dsl, whose library alone has 92 MB, apache-tvm-ffi, torch-c-dlpack-ext and einops in the image; else it
+/// is not run.
 const WHEELS: [&str; 2] = ["liger-kernel==0.8.5", "quack-kernels==0.6.5"];
 
-/// The most that a bundle may weigh, so that it can be carried anywhere: 64 MiB.
+/// The maximum size of a bundle: 64 MiB.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// The architectures for which the crate embeds machine code beside its PTX, so that no minute of a GPU goes into the
-/// driver's compiler: in what everything runs with, and in the bench under each geometry.
+/// The architectures for which machine code is embedded beside the PTX, in the programs and in the bench of each geometry,
+/// so that the driver need not compile on the GPU machine.
 const ARCHITECTURES: &str = "80;90;100;120";
 const ARCHITECTURES_OF_GEOMETRIES: &str = "90;100";
 
-/// What the emulator computes, in the archive beside the programs.
+/// The emulator's results, in the archive of the programs.
 const EMULATED: &str = "emulated.safetensors";
 
-/// The wheel of the Python package, and what checks it on a device; as `run.sh` calls the folder.
+/// The folder of the Python package's wheel and of the checks on a device; `run.sh` uses the same name.
 const PACKAGE: &str = "python";
 
 /// The geometries that `--tuning` compares with the present one: a name, and numbers of src/geometry.rs.
@@ -73,20 +74,20 @@ const GEOMETRIES: [(&str, &[(&str, u64)]); 9] = [
     ("row-packs-8", &[("ROW_PACKS", 8), ("BLOCKS_OF_ROWS", 2)]),
 ];
 
-/// What the command line asks for.
+/// The options of the command line.
 pub struct Options {
-    /// Also the bench under every geometry.
+    /// Add the bench with every geometry.
     pub tuning: bool,
-    /// Also the wheels of peers.
+    /// Add the wheels of peers.
     pub wheels: bool,
-    /// Afterwards the first day, with the emulator in the device's place.
+    /// Then run the first day on the emulator instead of a device.
     pub rehearse: bool,
 }
 
-/// Builds and packs; says how large it is.
+/// Builds and packs the bundle, and prints its size.
 ///
 /// # Errors
-/// Something does not build, or the bundle is larger than it may be.
+/// A program does not build, or the bundle is too large.
 pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
     eprintln!("{}", toolkit.describe());
@@ -113,7 +114,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         .chain([("bench", BENCH)])
     {
         let program = cargo_messages::executable(&messages, kind, name);
-        let program = program.with_context(|| format!("cargo did not say where {name} is"))?;
+        let program = program.with_context(|| format!("cargo's messages do not name {name}"))?;
         copy_file(&program, &programs.join(name))?;
     }
     fs::write(programs.join("tests.txt"), TESTS.join("\n") + "\n")?;
@@ -158,7 +159,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         MOST_BYTES >> 20
     );
     if options.rehearse {
-        // With a python3 that has PyTorch.
+        // The rehearsal uses a python3 with PyTorch.
         let bin = python.parent().map(Path::to_path_buf).into_iter();
         let rest = env::var_os("PATH").unwrap_or_default();
         steps::done(
@@ -171,8 +172,8 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the wheel of the Python package, and puts it into a folder with what checks it on a device; returns the Python
-/// that it was built with.
+/// Builds the wheel of the Python package, and copies it and the checks on a device into a folder. Returns the Python that
+/// built it.
 fn package(folders: &Folders, to: &Path) -> anyhow::Result<PathBuf> {
     let python = python::environment(folders, python::LOCK)?;
     let wheel = [python::wheel(folders, &python)?];
@@ -188,8 +189,8 @@ fn package(folders: &Folders, to: &Path) -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-/// Packs the programs and what the emulator computes into `programs.tar.xz`. The programs of the geometries are nearly
-/// alike, which a window of kilobytes, as gzip's, would not see.
+/// Packs the programs and the emulator's results into `programs.tar.xz`. The programs of the geometries are nearly
+/// identical, which only a compressor with a large window, unlike gzip, uses.
 fn pack(stage: &Path, bundle: &Path) -> anyhow::Result<()> {
     let mut tar = Command::new("tar")
         .args(["-cf", "-", "-C"])
@@ -211,7 +212,7 @@ fn pack(stage: &Path, bundle: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the bench and some tests, with machine code for some architectures; what cargo says.
+/// Builds the bench and some tests, with machine code for some architectures, and returns cargo's messages.
 fn build(cargo: &mut Command, tests: &[&str], architectures: &str) -> anyhow::Result<String> {
     let output = cargo
         .args([
@@ -235,7 +236,7 @@ fn build(cargo: &mut Command, tests: &[&str], architectures: &str) -> anyhow::Re
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The bench, built from a copy of the workspace whose src/geometry.rs has other numbers.
+/// Builds the bench from a copy of the workspace with other numbers in src/geometry.rs.
 fn with_geometry(
     folders: &Folders,
     nvcc: &Path,
@@ -250,11 +251,11 @@ fn with_geometry(
     cargo
         .current_dir(&tree)
         .env("CARGO_TARGET_DIR", folders.target.join("tuning/target"))
-        // The copy has no toolkit of its own.
+        // The copy has no toolkit of its own, so it uses this one.
         .env("NVCC", nvcc);
     let messages = build(&mut cargo, &[], ARCHITECTURES_OF_GEOMETRIES)?;
     let program = cargo_messages::executable(&messages, "bench", BENCH);
-    program.context("cargo did not say where the bench is")
+    program.context("cargo's messages do not name the bench")
 }
 
 /// The text of src/geometry.rs with other numbers.
@@ -271,7 +272,7 @@ fn set(text: &str, numbers: &[(&str, u64)]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What was packed: the version, and the commit where git knows it.
+/// The version of the bundle, with the commit if git knows it.
 fn version(folders: &Folders) -> String {
     let git = Command::new("git")
         .args(["describe", "--always", "--dirty"])
@@ -298,7 +299,7 @@ fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of the files in a folder and those below it.
+/// The size in bytes of the files in a folder and below.
 fn size(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
@@ -320,10 +321,10 @@ mod tests {
     use super::*;
     use crate::testing::Scratch;
 
-    /// A bundle of programs that do nothing but say that they passed, on a machine whose tools are scripts too.
+    /// A test bundle whose programs only report success, for a machine whose tools are scripts.
     struct Stub(Scratch);
 
-    /// Paths with spaces are paths.
+    /// The name has spaces, because paths may have them.
     const BUNDLE: &str = "bundle of a test";
 
     const PASSED: &str = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured'";
@@ -340,7 +341,7 @@ mod tests {
             );
             stub.0
                 .write(&format!("stage/{EMULATED}"), "of the emulator\n");
-            // Remembers how it was called, fails where it is told to, and copies the summary where the report would be.
+            // The script stores its arguments, fails if the test says so, and copies the summary instead of a report.
             stub.program(
                 "gpu",
                 r#"echo "$XACT_DEVICE ${XACT_REQUIRE_GPU-} $*" >>"$CALLS"
@@ -386,7 +387,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             self.script(arguments).output().expect("bash")
         }
 
-        /// The same where the calls of the bench that are like `calls` fail, and so does the script.
+        /// As above, but the calls of the bench that match `calls` fail, and so must the script.
         fn fails(&self, arguments: &[&str], calls: &str) -> Output {
             let mut script = self.script(arguments);
             let output = script.env("FAIL", calls).output().expect("bash");
@@ -412,7 +413,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             script
         }
 
-        /// The lines of the summary: a name and an outcome each.
+        /// The lines of the summary, each with a name and an outcome.
         fn outcomes(&self) -> Vec<String> {
             let text = fs::read_to_string(self.0.path().join("results/steps.tsv"));
             let text = text.expect("a summary");
@@ -428,7 +429,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
     }
 
     const DEVICE: &str = "device: passed";
-    /// And, at the end of a run, what needs no device.
+    /// The lines of the steps that need no device, which are at the end of a run.
     const DAY_1: [&str; 22] = [
         "facts: passed",
         "dump of the device: passed",
@@ -460,7 +461,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         "suite activations: passed",
     ];
 
-    /// The device, and then these.
+    /// The lines of the steps on the device, and then the others.
     fn after_device(outcomes: &[&[&str]]) -> Vec<String> {
         let all = [&[DEVICE], outcomes.concat().as_slice()].concat();
         all.into_iter().map(str::to_owned).collect()
@@ -480,7 +481,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             "gpu 1 load --ptx",
             "gpu 1 dump ",
             "gpu 1 compare ",
-            // What was packed, and what the device has written.
+            // The emulator's results from the bundle, and the results of the device.
             "of the emulator\nof the device\n",
             "gpu 1 --json ",
             "--quick",
@@ -488,21 +489,21 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             "gpu 1 profile xsilu gated1 backward",
             "gpu 1 dump --small ",
             "--only cross_entropy/f32/fused/plain, shared rows ",
-            // The clocks that the device has by itself, and of several kernels the one that is meant.
+            // With the default clocks of the device, and only the kernel that is meant.
             "ncu --clock-control none ",
-            // Reasons for stalls are among the details.
+            // The details include the reasons for stalls.
             " --print-details all ",
             "--kernel-name regex:^cross_entropy_cluster_bf16$ ",
-            // A cache of the run's own, which is there for the second time of loading.
+            // The cache of the driver is new in each run, and filled when PTX is loaded the second time.
             "/cuda-cache, off: no\n",
         ] {
             assert!(calls.contains(call), "{call}: {calls}");
         }
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.trim_end().ends_with("the page\ndone"), "{said}");
-        // What ncu counts is in its line.
+        // The summary has the counters of ncu.
         assert!(said.contains("DRAM Throughput % 91.2"), "{said}");
-        // No tool and no program of ours is waited for without end.
+        // Every tool and program has a time limit.
         for line in calls.lines().filter(|line| line.contains(" watches ")) {
             assert!(line.starts_with("timeout "), "{line}");
         }
@@ -527,7 +528,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         assert!(stub.run(&["--day", "2"]).status.success());
         assert_eq!(stub.outcomes(), after_device(&[&DAY_2]));
         assert_eq!(stub.run(&["--day", "3"]).status.code(), Some(2));
-        // Each with the seconds that its end takes: 30 of them the comparison's.
+        // Each with the seconds of its final steps, of which the comparison takes 30.
         let limit = RUN
             .split_once("limit=${limit:-")
             .expect("the limit of a day");
@@ -560,7 +561,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         let outcomes = stub.outcomes();
         assert_eq!(outcomes[..4], after_device(&[&suite, &["speed: passed"]]));
         assert_eq!(outcomes.len(), 1 + DAY_1.len() + DAY_2.len());
-        // Of what runs, and once.
+        // Each part that runs is named once.
         let arguments = [
             "--only",
             "facts,suite,facts",
@@ -627,7 +628,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         }
     }
 
-    /// Whichever step it is.
+    /// Any step may fail.
     #[test]
     fn what_fails_is_named_and_the_rest_still_runs() {
         for (calls, at) in [
@@ -649,7 +650,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             assert_eq!(stub.outcomes(), expected, "{calls}");
             let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
             assert!(failures.expect("failures").contains("broken"), "{calls}");
-            // What the device computed is kept for a closer look, where nobody has had one.
+            // The results of the device are kept for inspection if they were not compared.
             let kept = stub.0.path().join("results/device.safetensors.gz");
             assert_eq!(kept.exists(), calls.starts_with("compare"), "{calls}");
         }
@@ -674,7 +675,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         stub.fails(&["--only", "dump"], "dump *");
         let mut expected = after_device(&[&["dump of the device: FAILED"]]);
         assert_eq!(stub.outcomes(), expected);
-        // Results that are out of bounds are there, and so is what the comparison says of them.
+        // Results outside the bounds are kept, with the output of the comparison.
         let mut script = stub.script(&["--only", "dump"]);
         let output = script.env("FAIL_AT_THE_END", "dump *").output();
         assert_eq!(output.expect("bash").status.code(), Some(1));
@@ -682,7 +683,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
         assert_eq!(stub.outcomes(), expected);
     }
 
-    /// Where a sandbox lets no tool watch the device, that is no failure of ours.
+    /// If a sandbox does not let a tool watch the device, the step is "not run" and not a failure.
     #[test]
     fn tools_that_do_not_work_here_are_not_run_and_say_why() {
         let not_supported = "echo '========= Error: Device not supported. See the documentation.'";
@@ -734,7 +735,7 @@ case "$*" in ${FAIL_AT_THE_END:-nothing}) exit 1 ;; esac"#,
             let steps = steps.expect("a summary");
             assert!(steps.contains(reason), "{steps}");
         }
-        // What it finds is a failure, in the probe's program too.
+        // An error that the tool finds is a failure, even in the program of the probe.
         let stub = Stub::new();
         stub.tool(
             "compute-sanitizer",
@@ -778,12 +779,12 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
             let mut watched = calls.lines().filter(|line| line.contains("watches python"));
             assert!(watched.all(|line| line.starts_with("timeout ")), "{calls}");
             if outcomes.len() > 1 {
-                // Ours, as the script calls it.
+                // Our rows, with the arguments of the script.
                 assert!(calls.contains("gpu 1 --peers --seconds 15 --json json"));
                 assert!(calls.contains("timeout watches gpu --peers"));
             }
         }
-        // The stand-in is none either.
+        // With the stand-in, there is no GPU for the peers either.
         let stub = Stub::new();
         stub.tool("python3", "[ \"$1\" != -c ] || echo torch");
         assert!(
@@ -795,10 +796,10 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
         assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 
-    /// The wheel is unpacked by pip or by what Python has itself, and its checks are run with the machine's PyTorch.
+    /// The wheel is unpacked by pip, or by Python's zipfile. Its checks run with the machine's PyTorch.
     #[test]
     fn the_python_package_is_checked_where_there_is_torch() {
-        // The checks are a script of a test, which the real python3 runs beside a module of a wheel of a test.
+        // The checks are a small script, which the real python3 runs with a module of a small wheel.
         let device = "import sys, own\nprint('checked', own.name, sys.argv[1:])\nprint('left out: nothing')\n";
         for (has, pip, arguments, outcomes) in [
             (
@@ -833,7 +834,7 @@ while [ $# -gt 0 ]; do [ "$1" != --ours ] || eval "$(echo "$2" | sed 's/{}/json/
                 .arg(stub.0.path().join("wheel/own.py"))
                 .status();
             assert!(zip.expect("python3").success());
-            // Without pip its module fails, as Python's does.
+            // Without pip, `python3 -m pip` fails.
             let stub_python = r#"case "$*" in
     -c*) printf '%s\n' HAS; exit 1 ;;
     *'pip --version'*) exec PIP ;;
@@ -863,7 +864,7 @@ exec REAL "$@""#;
         }
     }
 
-    /// What stands in the place of torch where a test has none: a device without memory, on which every maker fails.
+    /// Replaces torch in a test without torch: a device without memory, on which every maker of a peer fails.
     const NO_TORCH: &str = r#"
 import sys, types
 class Anything(types.ModuleType):
@@ -887,7 +888,7 @@ sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 "#;
 
-    /// A row of ours that fails takes no peer's time, and what compiles for long comes last.
+    /// A failing row of ours takes no time from the peers, and rows with a long compilation come last.
     #[test]
     fn peers_run_in_order_whatever_becomes_of_ours() {
         let scratch = Scratch::new();
@@ -938,7 +939,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert_eq!(run("true {}").status.code(), Some(0));
     }
 
-    /// An image without xz has python3.
+    /// An image may have python3 but no xz.
     #[test]
     fn the_programs_are_unpacked_by_what_there_is() {
         let stub = Stub::new();
@@ -1024,12 +1025,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert!(!kill("-0", step));
         let left = fs::read_dir(stub.0.path().join("tmp of a test")).expect("a folder");
         assert_eq!(left.count(), 0);
-        // What it has measured is reported.
+        // The finished measurements are reported.
         let expected = ["speed: passed", "the run: FAILED"];
         assert_eq!(stub.outcomes(), after_device(&[&expected]));
     }
 
-    /// Without a report too.
+    /// The same if the report fails.
     #[test]
     fn what_was_measured_is_kept() {
         let stub = Stub::new();
@@ -1049,7 +1050,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert!(!stub.0.path().join("results/parts").exists());
     }
 
-    /// What takes longer than it may takes it from itself, not from what follows.
+    /// A step that exceeds its time limit does not shorten the following steps.
     #[test]
     fn parts_of_a_day_have_their_seconds() {
         let stub = Stub::new();
@@ -1066,7 +1067,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         assert_eq!(stub.outcomes(), after_device(&[&ncu, &others]));
     }
 
-    /// Whatever its exit status says.
+    /// The exit status of the tool does not matter.
     #[test]
     fn a_profile_without_counters_is_none() {
         let stub = Stub::new();
@@ -1145,7 +1146,7 @@ esac"#,
         );
         let failures = fs::read_to_string(stub.0.path().join("results/failures.txt"));
         assert_eq!(failures.expect("failures"), "== device: no time left\n");
-        // What is only asked about has had none either.
+        // The probes had no time either.
         let stub = Stub::new();
         let mut script = stub.script(&["--only", "peers,python,ncu,sanitizer"]);
         let path = stub.0.path().join(BUNDLE).join("run.sh");
@@ -1193,7 +1194,7 @@ esac"#,
                     .expect("a test")
                     .contains("choose::")
         }
-        // They test the kit, or count what the emulator can separate from its own.
+        // These tests are for the kit itself, or count features of the emulator.
         let left_out = ["gpu_kit", "allocations"];
         let mut packed = 0;
         for entry in fs::read_dir(root.join("tests")).expect("tests") {

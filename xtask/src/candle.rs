@@ -1,5 +1,5 @@
-//! How the crate for candle is tested: a package of its own, with a lock and a target folder of its own, so that candle's
-//! dependencies are no part of the workspace.
+//! The steps that test the crate for candle. It is a separate package with its own lock file and target folder, so candle's
+//! dependencies are not part of the workspace.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,14 @@ use crate::folders::Folders;
 use crate::steps::{self, Step};
 use crate::toolkit;
 
-/// Where it and its peer are built.
+/// The target folder of the crate for candle and of its peer.
 pub fn target(folders: &Folders) -> PathBuf {
     folders.target.join("candle")
 }
 
-/// Lints and tests, on the CPU. With `full`, the CUDA side is type-checked too: candle's build compiles its own kernels for
-/// that, which takes minutes and an nvcc. It is not linked, for want of CUDA's libraries.
+/// The steps that lint and test the crate on the CPU. With `full`, they also type-check the CUDA code. For that, candle's
+/// build compiles its own kernels, which takes minutes and needs an nvcc. The CUDA code is not linked, because that would
+/// need the CUDA libraries.
 pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
     let text = |path: PathBuf| {
         let text = path.to_str().map(str::to_owned);
@@ -32,7 +33,7 @@ pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
             "--target-dir",
             &target,
         ];
-        // Before what cargo passes on.
+        // Cargo's own options must precede the `--`.
         let end = words.iter().position(|word| *word == "--");
         words.splice(end.map_or(words.len()..words.len(), |at| at..at), own);
         Step::program(&steps::cargo(), words)

@@ -1,4 +1,4 @@
-//! What cargo says with `--message-format=json`.
+//! Reads cargo's messages (`--message-format=json`).
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{jobs, steps};
 
-/// What cargo says of building targets of `xact-dev`, with kernels; `prepare` says where and how.
+/// Builds targets of `xact-dev` with kernels, and returns cargo's messages; `prepare` adds the targets and the options.
 pub fn of_building<'a>(
     arguments: impl IntoIterator<Item = &'a str>,
     prepare: impl FnOnce(&mut Command),
@@ -26,7 +26,7 @@ pub fn of_building<'a>(
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Where xact's build script wrote.
+/// The output folder of xact's build script.
 pub fn out_folder(messages: &str) -> Option<PathBuf> {
     let mut folders = of(messages, "build-script-executed").filter_map(|message| {
         let is_xact = is_xact(message["package_id"].as_str()?);
@@ -35,7 +35,7 @@ pub fn out_folder(messages: &str) -> Option<PathBuf> {
     folders.next()
 }
 
-/// The executable of the target `name` of a kind: `test`, `bench` or `bin`.
+/// The executable of the target `name` of kind `kind`: `test`, `bench` or `bin`.
 pub fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     let mut executables = of(messages, "compiler-artifact").filter_map(|message| {
         let target = &message["target"];
@@ -52,7 +52,7 @@ fn of<'a>(messages: &'a str, reason: &'a str) -> impl Iterator<Item = Value> + '
     messages.filter(move |message: &Value| message["reason"] == reason)
 }
 
-/// `path+file:///somewhere#xact@0.1.0`, or `…/xact#0.1.0` in a folder of that name.
+/// Whether a package id is xact's: `path+file:///somewhere#xact@0.1.0`, or `…/xact#0.1.0` if the folder has the same name.
 fn is_xact(package: &str) -> bool {
     package.rsplit_once('#').is_some_and(|(place, version)| {
         place.starts_with("path+")

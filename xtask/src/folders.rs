@@ -1,11 +1,11 @@
-//! Where this workspace and its build output are.
+//! The folders of the workspace and of its build output.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// The two folders that everything else is relative to.
+/// The two folders that all other paths are relative to.
 pub struct Folders {
     /// The root of the workspace.
     pub root: PathBuf,
@@ -16,7 +16,7 @@ pub struct Folders {
 impl Folders {
     /// The folders of the cargo invocation that started this process.
     pub fn of_this_process() -> anyhow::Result<Self> {
-        // Set by `cargo run`, and then right even after the checkout was moved.
+        // `cargo run` sets the variable, which is correct even if the checkout was moved after the build.
         let package = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let root = package
@@ -32,11 +32,11 @@ impl Folders {
     }
 }
 
-/// The target folder that `executable` was built into. Its own path says it best: CARGO_TARGET_DIR may be
-/// relative to another folder, and `build.target-dir` of a cargo configuration sets no variable.
+/// The target folder that contains `executable`. It is found from the path, because CARGO_TARGET_DIR may be relative to
+/// another folder, and cargo sets no variable for `build.target-dir` in its configuration.
 fn target_of(executable: &Path) -> Option<PathBuf> {
-    // `<target>/<profile>/xtask`, or `<target>/<triple>/<profile>/xtask` where a triple is configured; cargo
-    // marks the target folder with these files.
+    // The path is `<target>/<profile>/xtask`, or `<target>/<triple>/<profile>/xtask` if a triple is configured. Cargo
+    // writes these files to the target folder.
     let marked = executable.ancestors().skip(1).take(4).find(|folder| {
         folder.join(".rustc_info.json").is_file() || folder.join("CACHEDIR.TAG").is_file()
     });

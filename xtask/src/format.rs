@@ -1,7 +1,7 @@
-//! Formatting of every Rust and CUDA source in the tree.
+//! Formats all Rust and CUDA sources in the tree.
 //!
-//! `cargo fmt` follows `mod` lines: it sees neither the files that a macro declares nor crates outside the
-//! workspace. Here the files are found by walking, so that a tree without git is checked as well.
+//! `cargo fmt` follows `mod` lines, so it finds neither files that a macro declares nor crates outside the workspace. This
+//! module walks the folders instead, which also works without git.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,15 +13,15 @@ use clap::ValueEnum;
 use crate::folders::Folders;
 use crate::toolkit::install::{Removed, pip_install, python_with_pip};
 
-/// The pinned package, as pip reads it.
+/// The pinned package, as a requirements file of pip.
 const PACKAGES: &str = include_str!("format/packages.txt");
 
-/// Which sources.
+/// The languages that can be formatted.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Language {
-    /// With the toolchain's rustfmt.
+    /// Formatted with the toolchain's rustfmt.
     Rust,
-    /// With a pinned clang-format.
+    /// Formatted with a pinned clang-format.
     Cuda,
 }
 
@@ -33,7 +33,7 @@ impl Language {
         }
     }
 
-    /// The formatter, to be given files.
+    /// The command of the formatter, without the files.
     fn command(self, folders: &Folders, check: bool) -> anyhow::Result<Command> {
         Ok(match self {
             Self::Rust => {
@@ -78,13 +78,13 @@ pub fn run(folders: &Folders, only: Option<Language>, check: bool) -> anyhow::Re
     })
 }
 
-/// Why the CUDA sources cannot be checked: clang-format is neither there nor to be had.
+/// The reason why the CUDA sources cannot be checked: clang-format is missing and cannot be installed. `None` if they can.
 pub fn why_not(folders: &Folders) -> Option<String> {
     let error = clang_format(&folders.target).err()?;
     Some(format!("{error:#}"))
 }
 
-/// The files with these extensions below `folder`, without build output and hidden folders.
+/// The files with these extensions below `folder`, except in build output and hidden folders.
 fn list(folder: &Path, extensions: &[&str], files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     for entry in entries {
@@ -106,8 +106,8 @@ fn list(folder: &Path, extensions: &[&str], files: &mut Vec<PathBuf>) -> anyhow:
     Ok(())
 }
 
-/// The pinned clang-format: the one on PATH if it is of that release, else one under the target folder,
-/// installed from PyPI where it is missing.
+/// The pinned clang-format: from PATH if it has the pinned release, else from the target folder. If it is missing there, it
+/// is installed from PyPI.
 fn clang_format(target: &Path) -> anyhow::Result<PathBuf> {
     let pin = PACKAGES.lines().find_map(|line| line.split_once("=="));
     let (_, version) = pin.context("no release is pinned")?;
@@ -145,7 +145,7 @@ fn clang_format(target: &Path) -> anyhow::Result<PathBuf> {
     Ok(installed)
 }
 
-/// Installs the package in a folder beside `place` and renames that.
+/// Installs the package into a temporary folder beside `place`, and renames that to `place`.
 fn install(target: &Path, place: &Path) -> anyhow::Result<()> {
     let stage = target.join(format!("clang-format.partial.{}", process::id()));
     fs::create_dir_all(&stage).with_context(|| format!("{} cannot be created", stage.display()))?;

@@ -1,5 +1,5 @@
-//! The adapters of `integrations/`, each tested by its own steps and only when it is asked for: what they need (compilers,
-//! valgrind, other languages) the crate does not.
+//! The adapters in `integrations/`. Each is tested only on request, by its own steps, because it needs tools that the crate
+//! does not (compilers, valgrind, other languages).
 
 use std::process::ExitCode;
 
@@ -12,10 +12,10 @@ use crate::python;
 use crate::steps::Step;
 use crate::toolkit;
 
-/// The packages of the workspace that are no adapters.
+/// The packages of the workspace that are not adapters.
 pub const OTHERS: &str = "--workspace --exclude xact-capi";
 
-/// What adapts the crate to something else.
+/// An adapter of the crate to a language or a framework.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Adapter {
     /// integrations/capi: the C ABI
@@ -27,7 +27,7 @@ pub enum Adapter {
 }
 
 impl Adapter {
-    /// Lints and tests; `full` is exhaustive.
+    /// The steps that lint and test the adapter; `full` adds the exhaustive tests.
     fn steps(self, folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
         Ok(match self {
             Adapter::C => vec![
@@ -46,7 +46,7 @@ impl Adapter {
     }
 }
 
-/// Tests these adapters, in this order; all if none is named.
+/// Tests these adapters in this order; all adapters if the list is empty.
 pub fn test(folders: &Folders, adapters: &[Adapter], full: bool) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     let all = Adapter::value_variants();

@@ -1,4 +1,4 @@
-//! The jobs, one function each.
+//! The jobs of the command line, one function each.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -15,11 +15,11 @@ use crate::sass;
 use crate::steps::{self, Step, Times};
 use crate::toolkit;
 
-/// Makes a missing nvcc a build error instead of a crate without kernels. Set alike by every job, because
-/// each change of it rebuilds the kernels.
+/// Makes a missing nvcc a build error. Every job sets this variable to the same value, because a change of it rebuilds the
+/// kernels.
 pub const REQUIRE: (&str, &str) = ("XACT_REQUIRE_NVCC", "1");
 
-/// The crate, and the one that has its tests and its tools.
+/// The crate, and the package with its tests and tools.
 const CRATE_AND_TESTS: &str = "--package xact --package xact-dev";
 
 /// Finds or installs nvcc, compiles a kernel with it, and prints its path to stdout.
@@ -31,13 +31,13 @@ pub fn toolkit(folders: &Folders) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Formatting, lints, tests and documentation.
+/// Runs the formatting checks, the lints, the tests and the documentation.
 pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
     eprintln!("{}", toolkit.describe());
     let tests = |line: &str| tests(full, line);
-    // Without the default features the tests would do again what they did, the sweeps of whole types among them;
-    // what differs is the CPU backend, in one thread. Every kernel file has rows in README.md.
+    // Without the default features, only the CPU backend differs, which then has one thread. All other tests would repeat
+    // the same work, such as the sweeps over all values of a type. Every kernel file has rows in README.md.
     let (without_features, accuracy) = if full {
         ("--tests", "")
     } else {
@@ -54,14 +54,14 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
             "test {CRATE_AND_TESTS} --no-default-features --lib --test reference"
         )),
         tests(&without_features),
-        // The figures of README.md and docs/ are those of the emulator.
+        // The figures in README.md and docs/ come from the emulator.
         Step::cargo(&accuracy),
         Step::cargo("xtask sass").skip_if(sass::why_not(folders, &toolkit)?),
         Step::cargo(&format!("doc {} --no-deps", integrations::OTHERS))
             .variable("RUSTDOCFLAGS", "-D warnings"),
     ]);
     if full {
-        // Last, since it builds the crate anew.
+        // These steps are last, because they rebuild the crate.
         let machine_code = Step::cargo("test --package xact-dev --test images --test loading");
         steps.push(machine_code.variable("XACT_CUDA_ARCHS", "all"));
         steps.push(Step::cargo("xtask gpu-bundle --rehearse"));
@@ -69,13 +69,13 @@ pub fn test(folders: &Folders, full: bool) -> anyhow::Result<ExitCode> {
     run(folders, &steps)
 }
 
-/// Formatting, and lints of what is built without the tests.
+/// Runs the formatting checks, and lints everything except the tests.
 pub fn check(folders: &Folders) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     run(folders, &formatting_and_lints(folders, "--lib --bins"))
 }
 
-/// The tests of one op: those that have its name, or are in a file or folder that has it.
+/// Runs the tests of one op: those with the op in their name or in the name of their file or folder.
 pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCode> {
     let ops = ops(&folders.root)?;
     if !ops.iter().any(|known| known == op) {
@@ -86,7 +86,7 @@ pub fn test_op(folders: &Folders, full: bool, op: &str) -> anyhow::Result<ExitCo
     run(folders, &[tests(full, &line)])
 }
 
-/// The public API against its golden file.
+/// Compares the public API with its golden file.
 pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     let mut step = Step::cargo("test --package xact-dev --test public_api");
@@ -96,7 +96,7 @@ pub fn api(folders: &Folders, golden_update: bool) -> anyhow::Result<ExitCode> {
     run(folders, &[step])
 }
 
-/// What `test` and `check` begin with; `targets` are those that are linted.
+/// The first steps of `test` and `check`; `targets` are cargo's options for the targets to lint.
 fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
     let clippy = |packages: &str| {
         Step::cargo(&format!("clippy {packages} {targets} -- -D warnings"))
@@ -106,12 +106,12 @@ fn formatting_and_lints(folders: &Folders, targets: &str) -> Vec<Step> {
         Step::cargo("xtask fmt --check rust").needs("rustfmt", "fmt"),
         Step::cargo("xtask fmt --check cuda").skip_if(format::why_not(folders)),
         clippy(integrations::OTHERS),
-        // Without the kernels other code is dead, and other imports are unused.
+        // Without the kernels, other code is unused, so this build is linted too.
         clippy(&format!("{CRATE_AND_TESTS} --no-default-features")),
     ]
 }
 
-/// A step of tests; `full` is exhaustive.
+/// A step that runs tests; `full` adds the exhaustive ones.
 fn tests(full: bool, line: &str) -> Step {
     let step = Step::cargo(line);
     if full {
@@ -121,7 +121,7 @@ fn tests(full: bool, line: &str) -> Step {
     }
 }
 
-/// Runs the steps and prints how they went.
+/// Runs the steps and prints the summary.
 pub fn run(folders: &Folders, steps: &[Step]) -> anyhow::Result<ExitCode> {
     eprintln!("Every step runs with {}={}.", REQUIRE.0, REQUIRE.1);
     first_time(folders);
@@ -133,7 +133,7 @@ pub fn run(folders: &Folders, steps: &[Step]) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The ops, which are the kernel files.
+/// The names of the ops, which are those of the kernel files.
 fn ops(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut ops: Vec<_> = mutants::kernels(root)?
         .iter()
@@ -143,16 +143,16 @@ fn ops(root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(ops)
 }
 
-/// Says what cargo does not: that the kernels are compiled.
+/// In the first build, tells the user that the kernels are compiled, which cargo does not show.
 fn first_time(folders: &Folders) {
     if !folders.target.join("xact-kernels").is_dir() {
         eprintln!(
-            "The first build also compiles the kernels: nvcc takes about a minute, of which cargo shows nothing."
+            "The first build also compiles the kernels: nvcc takes about a minute, and cargo shows no progress meanwhile."
         );
     }
 }
 
-/// One of the tools, built for speed: the emulator executes every instruction.
+/// Runs one of the tools, in a release build, because the emulator executes every instruction.
 pub fn tool(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     eprintln!("{}", toolkit::ensure(folders)?.describe());
     first_time(folders);
@@ -187,7 +187,7 @@ pub fn tool(folders: &Folders, name: &str, arguments: &[OsString]) -> anyhow::Re
     Ok(ExitCode::from(code(status)))
 }
 
-/// The exit status to pass on; that of a signal is the shell's.
+/// The exit status to pass on; for a signal, that of a shell.
 pub fn code(status: ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {

@@ -1,7 +1,7 @@
-//! Set-up and one-command jobs of xact. A thin launcher: it starts cargo, pip and nvcc, and does not link
-//! the crate, so that it builds in seconds and works where xact itself does not build yet.
+//! Set-up and one-command jobs of xact. xtask starts cargo, pip and nvcc. It does not link with xact, so it builds in
+//! seconds, and works even if xact does not build.
 //!
-//! Whatever it says about set-up goes to stderr; stdout belongs to the job's result.
+//! Messages about set-up go to stderr; the result of a job goes to stdout.
 
 mod bench;
 mod bundle;
@@ -36,96 +36,97 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Job {
-    /// Find nvcc, or install it under the target folder; prints its path
+    /// Find nvcc, or install it under the target folder, and print its path
     ///
-    /// Looks at NVCC (path of nvcc); CUDA_HOME, CUDA_PATH, CUDA_ROOT and CUDA_TOOLKIT_ROOT_DIR (folders that
-    /// hold bin/nvcc); PATH; /usr/local/cuda, /opt/cuda and /usr; target/cuda-toolkit. Where none has it,
-    /// installs pinned packages from PyPI into target/cuda-toolkit: a download of 109 MB, 277 MB on disk,
-    /// under NVIDIA's CUDA Toolkit EULA. Nothing outside the target folder is written; removing
-    /// target/cuda-toolkit uninstalls it.
+    /// Looks for nvcc in this order: NVCC (path of nvcc); CUDA_HOME, CUDA_PATH, CUDA_ROOT and
+    /// CUDA_TOOLKIT_ROOT_DIR (folders with bin/nvcc); PATH; /usr/local/cuda, /opt/cuda and /usr;
+    /// target/cuda-toolkit. If there is none, installs pinned packages from PyPI into target/cuda-toolkit: a
+    /// download of 109 MB, 277 MB on disk, under NVIDIA's CUDA Toolkit EULA. It writes nothing outside the target
+    /// folder; to uninstall, remove target/cuda-toolkit.
     #[command(verbatim_doc_comment)]
     Toolkit,
-    /// Check formatting, and lint the library, the emulator and the tools: what to run while working
+    /// Check the formatting, and lint the library, the emulator and the tools; for use while you work
     ///
-    /// Under a minute where little changed since the last time. Tests, examples and benches are compiled and linted by
-    /// `test`.
+    /// Takes under a minute if little has changed since the last run. Only `test` compiles and lints the tests, examples
+    /// and benches.
     Check,
-    /// Run every check and test: what CI runs, under 10 minutes on 2 cores
+    /// Run all checks and tests of CI; takes under 10 minutes on 2 cores
     Test {
-        /// Test exhaustively (sets XACT_FULL=1), all tests also without the default features, and check all of
+        /// Also run the exhaustive tests (XACT_FULL=1), run all tests without the default features too, and check all of
         /// docs/accuracy.md
         #[arg(long)]
         full: bool,
-        /// Only the tests of this op, such as xielu, cross_entropy or goldfish: those that have its name, or are in a file that has it
+        /// Run only the tests of this op, such as xielu, cross_entropy or goldfish, selected by the name of the test or file
         #[arg(long, value_name = "NAME", conflicts_with = "integrations")]
         op: Option<String>,
-        /// Only the adapters of integrations/ with these names, or all of them, which no other run tests
+        /// Test only the adapters in integrations/ with these names, or all adapters; no other run tests them
         ///
-        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk;
-        /// with `--full` as much again for the least PyTorch. With `--full` the CUDA side of `candle` is type-checked too, which
-        /// takes many minutes.
+        /// For `python` it installs PyTorch and tools into the user's cache folder: a download of 3 GB, 6 GB on disk.
+        /// With `--full` it installs the oldest supported PyTorch too, of about the same size, and type-checks the CUDA
+        /// code of `candle`, which takes many minutes.
         #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0..)]
         integrations: Option<Vec<integrations::Adapter>>,
     },
     /// Compare the public API with tests/golden/public_api.txt
     ///
-    /// `test` does it too. Needs the Rust that tests/public_api.rs names.
+    /// `test` does the same. Needs the Rust toolchain that tests/public_api.rs names.
     Api {
-        /// Write the golden file
+        /// Write the golden file instead
         #[arg(long)]
         golden_update: bool,
     },
-    /// Format every Rust and CUDA source
+    /// Format all Rust and CUDA sources
     ///
-    /// With rustfmt and with a pinned clang-format, which is installed from PyPI under the target folder where
-    /// PATH has none of that release.
+    /// Uses rustfmt and a pinned release of clang-format. If PATH does not have that release, it is installed from PyPI
+    /// under the target folder.
     Fmt {
-        /// Only this language
+        /// Format only this language
         only: Option<format::Language>,
-        /// Change nothing, and fail where a file is not formatted
+        /// Change nothing, and fail if a file is not formatted
         #[arg(long)]
         check: bool,
     },
-    /// Print what every kernel costs as machine code, and compare with tests/golden/sass.md
+    /// Print the costs of every kernel's machine code, and compare them with tests/golden/sass.md
     ///
-    /// Assembles the PTX for sm_80, sm_90, sm_100 and sm_120; registers, spills, and (not for sm_120) the
-    /// instructions per element of the main loop as shares of the budget of memory-bound work on H100 and H200.
-    /// Fails where a figure differs from the golden file, an entry spills, a bf16 entry is over the budget of the
-    /// H100, or the machine code of all four takes more than 4 MB compressed.
-    /// The H200, the same processor with 1.43 times the bandwidth, is not held to: there the plain bf16
-    /// entries, except the forward of xIELU, and xGELU gated with order 2 need more instructions than memory
-    /// gives time for, and fewer would cost accuracy.
+    /// Assembles the PTX for sm_80, sm_90, sm_100 and sm_120, and prints registers and spills. Except for sm_120, it also
+    /// prints the instructions per element of the main loop, as shares of the budget of memory-bound work on H100 and
+    /// H200. Fails if a figure differs from the golden file, an entry spills, a bf16 entry exceeds the budget of the H100,
+    /// or the machine code for all four architectures has more than 4 MB compressed.
+    /// There is no limit for the H200, the same processor with 1.43 times the bandwidth: there, the plain bf16 entries
+    /// (except the forward of xIELU) and xGELU gated with order 2 exceed the budget, and fewer instructions would cost
+    /// accuracy.
     Sass(sass::Options),
-    /// Change one thing in the kernels at a time and see whether the tests notice; slow, not part of `test`
+    /// Run the tests on mutants of the kernels, which each have one change; slow, not part of `test`
     ///
-    /// Works on a copy under target/mutants; a run that was stopped goes on where it was, as long as neither
-    /// kernels nor tests nor what they are built from changed. Writes target/mutants/report.md. Fails where
-    /// less than 97 % of the mutants that change the kernels are noticed, not counting those that
-    /// xtask/mutants.txt explains.
+    /// Works on a copy under target/mutants. A run that was stopped continues, unless the kernels, the tests or the files
+    /// that they are built from have changed. Writes target/mutants/report.md. Fails unless the tests notice 97 %
+    /// of the mutants. Mutants that do not compile, that do not change the PTX, or that xtask/mutants.txt explains do not
+    /// count.
     Mutants(mutants::Options),
-    /// Pack everything that is to run on a GPU, for a machine that has one and no Rust
+    /// Pack the tests and benches for a machine with a GPU and without Rust
     ///
-    /// Builds the tests that open a device, the bench, what compares devices and the Python package, with machine code for
-    /// every architecture, runs every entry on the emulator, and writes target/gpu-bundle: a folder of at most 64 MiB. There,
-    /// `run.sh` compares the device with the emulator, times the kernels and their peers, profiles, and runs
-    /// compute-sanitizer, the tests and the checks of the Python package; `--day 1` and `--day 2` are the halves of that,
-    /// under 6 minutes each. It ends with a page that says how it went. docs/gpu-day.md has it by the minute. Needs tar
-    /// and xz, and the environment of `test --integrations python`, which it makes where it is missing.
+    /// Builds the tests that open a device, the bench, the tool that compares devices and the Python package, with machine
+    /// code for every architecture. Runs every entry on the emulator, and writes target/gpu-bundle, a folder of at most
+    /// 64 MiB. On the GPU machine, its `run.sh` compares the device with the emulator, times the kernels and their peers,
+    /// profiles, and runs compute-sanitizer, the tests and the checks of the Python package. `--day 1` and `--day 2` are
+    /// the two halves of that, under 6 minutes each. The last step writes a page with the results. docs/gpu-day.md has the
+    /// plan by the minute. Needs tar and xz, and the environment of `test --integrations python`, which it makes if it is
+    /// missing.
     GpuBundle {
-        /// Also the bench under other geometries, which `run.sh` times; builds the kernels for each
+        /// Add the bench with other geometries, which `run.sh` times; this builds the kernels for each geometry
         #[arg(long)]
         tuning: bool,
-        /// Also wheels of peers from PyPI, for what a PyTorch image does not hold
+        /// Add the wheels of peers from PyPI that a PyTorch image does not contain
         #[arg(long)]
         wheels: bool,
-        /// Run the first day afterwards, with the emulator in the device's place
+        /// Then run the first day on the emulator instead of a device
         #[arg(long)]
         rehearse: bool,
     },
-    /// Measure how accurate every op is and write docs/accuracy.md; the arguments are those of `accuracy`
+    /// Measure the accuracy of every op and write docs/accuracy.md; the arguments are passed to `accuracy`
     #[command(disable_help_flag = true)]
     Accuracy {
-        /// Passed through; `cargo xtask accuracy --help` lists them
+        /// Arguments of `accuracy`; `cargo xtask accuracy --help` lists them
         #[arg(
             value_name = "ARGUMENTS",
             trailing_var_arg = true,
@@ -133,24 +134,25 @@ enum Job {
         )]
         arguments: Vec<OsString>,
     },
-    /// Time the CPU backend beside a copy; the arguments after `--` are those of the bench `cpu`
+    /// Time the CPU backend and, for comparison, a copy; the arguments after `--` are passed to the bench `cpu`
     Bench {
-        /// Also beside PyTorch (eager and torch.compile) and candle, sample by sample
+        /// Also time PyTorch (eager and torch.compile) and candle, alternating the samples
         ///
-        /// Installs the packages of integrations/python/requirements.lock into the user's cache folder: on Linux several GB,
-        /// of PyTorch's CUDA libraries, though it runs on the CPU. Needs Python 3.11 or newer with venv, and a
-        /// C++ compiler for torch.compile. Builds the example `peer` of integrations/candle. Nothing outside the
-        /// target folder is written but that environment and PyTorch's cache of compiled code.
+        /// Installs the packages of integrations/python/requirements.lock into the user's cache folder: on Linux
+        /// several GB, which are mostly PyTorch's CUDA libraries, although the bench runs on the CPU. Needs
+        /// Python 3.11 or newer with venv, and a C++ compiler for torch.compile. Builds the example `peer` of
+        /// integrations/candle. Outside the target folder it writes only that environment and PyTorch's cache
+        /// of compiled code.
         #[arg(long, verbatim_doc_comment)]
         peers: bool,
-        /// Passed through; `cargo xtask bench -- --help` lists them
+        /// Arguments of the bench; `cargo xtask bench -- --help` lists them
         #[arg(value_name = "ARGUMENTS", last = true)]
         arguments: Vec<OsString>,
     },
-    /// Verify every kernel on the best device present; the arguments are those of `verify`
+    /// Verify every kernel on the best available device; the arguments are passed to `verify`
     #[command(disable_help_flag = true)]
     Verify {
-        /// Passed through; `cargo xtask verify --help` lists them
+        /// Arguments of `verify`; `cargo xtask verify --help` lists them
         #[arg(
             value_name = "ARGUMENTS",
             trailing_var_arg = true,

@@ -1,7 +1,6 @@
-//! Mutation testing of the kernels: changes one thing in a CUDA source at a time and runs the tests of
-//! its op until one fails. Works on a copy of the workspace under the target folder, with a target folder
-//! of its own. The tests are built once; they load a mutant's PTX in the place of their own, so that it costs
-//! one run of nvcc and the trials.
+//! Mutation testing of the kernels. A mutant has one change in a CUDA source; the tests of the op run until one fails. The
+//! work is done in a copy of the workspace under the target folder, with its own target folder. The tests are built once,
+//! and load a mutant's PTX instead of their own, so a mutant costs one run of nvcc and the trials.
 
 #[path = "../../build/compile.rs"]
 #[allow(dead_code)] // of the build script's own use
@@ -30,45 +29,45 @@ use explained::{EXPLANATIONS, Explanations};
 use report::{Mutant, Outcome, Result, Status};
 use trials::{Ended, Filter};
 
-/// The share of the mutants that must be noticed.
+/// The minimum share of the mutants that the tests must notice.
 const BAR: f64 = 0.97;
 
 /// The test of all activations.
 const ACTIVATIONS: &str = "activations";
 
-/// The tool that compares the figures of README.md with what the kernels compute, in the fourth decimal: it
-/// notices a coefficient that is off by less than the bounds forgive.
+/// The tool that compares the figures of README.md, to the fourth decimal, with those of the kernels. It notices errors in
+/// coefficients that are smaller than the bounds of the tests.
 const ACCURACY: &str = "accuracy";
 const ACCURACY_ARGUMENTS: [&str; 4] = ["--check", "--readme", "--device", "emulated"];
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only the kernels of this op and the headers that they include
+    /// Only the kernels of this op, and the headers that they include
     #[arg(long)]
     op: Option<String>,
     /// Print the mutants and run nothing
     #[arg(long)]
     list: bool,
-    /// Which sample --max takes
+    /// The seed of the sample that --max takes
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The most mutants to run
+    /// The maximum number of mutants to run
     #[arg(long)]
     max: Option<usize>,
 }
 
-/// Runs the mutants and reports.
+/// Runs the mutants and writes the report.
 ///
 /// # Errors
-/// The tests fail without a mutant, or too many mutants survive.
+/// The tests fail without a mutant, or they notice too few mutants.
 pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let all = mutants(&folders.root, options.op.as_deref())?;
     let count = all.len();
     let explanations = Explanations::read(&folders.root)?;
     if options.op.is_none() {
         for stale in explanations.stale(&all) {
-            eprintln!("note: {EXPLANATIONS} explains a mutant that there is no more: {stale}");
+            eprintln!("note: {EXPLANATIONS} explains a mutant that no longer exists: {stale}");
         }
     }
     let chosen = sample(all, options.seed, options.max.unwrap_or(usize::MAX));
@@ -145,7 +144,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every mutant, in a fixed order: files by name, places from the top.
+/// All mutants in a fixed order: files by name, and places from top to bottom.
 fn mutants(root: &Path, op: Option<&str>) -> anyhow::Result<Vec<Mutant>> {
     let users = users(root)?;
     if let Some(op) = op
@@ -159,7 +158,7 @@ fn mutants(root: &Path, op: Option<&str>) -> anyhow::Result<Vec<Mutant>> {
             let Some(place) = ops.iter().position(|user| user == op) else {
                 continue;
             };
-            // The first is asked first.
+            // The trials of the first op run first.
             ops.swap(0, place);
         }
         let path = root.join(&file);
@@ -171,7 +170,7 @@ fn mutants(root: &Path, op: Option<&str>) -> anyhow::Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// The source files of the kernels, relative to the workspace, each with the ops that are compiled from it.
+/// The source files of the kernels, relative to the workspace, each with the ops whose kernels include it.
 fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
     let mut users: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     for kernel in kernels(root)? {
@@ -179,7 +178,7 @@ fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
         let mut seen = BTreeSet::new();
         while let Some(file) = open.pop() {
             let path = root.join(&file);
-            // The build script writes one of the headers.
+            // The build script generates one of the headers, so it is not in the workspace.
             if !path.is_file() || !seen.insert(file.clone()) {
                 continue;
             }
@@ -197,7 +196,7 @@ fn users(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<String>>> {
     Ok(users)
 }
 
-/// Every `kernels/<folder>/<op>.cu`, relative to the workspace.
+/// All `kernels/<folder>/<op>.cu`, relative to the workspace.
 pub fn kernels(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut kernels = BTreeSet::new();
     let mut folders = vec![PathBuf::from("kernels")];
@@ -222,7 +221,7 @@ pub fn op_of(file: &Path) -> String {
     name.split('.').next().unwrap_or_default().to_owned()
 }
 
-/// A path without `..`.
+/// Removes `..` from a path.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
@@ -235,9 +234,9 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// At most `max` of the mutants, chosen by the seed, in their order.
+/// At most `max` of the mutants, selected by the seed, in their order.
 fn sample(mutants: Vec<Mutant>, seed: u64, max: usize) -> Vec<Mutant> {
-    // SplitMix64 of the place: a larger sample holds the smaller ones.
+    // The order is SplitMix64 of the place, so a larger sample contains the smaller ones.
     let draw = |index: usize| {
         let mut z = (seed ^ (index as u64) << 32).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -256,11 +255,11 @@ fn sample(mutants: Vec<Mutant>, seed: u64, max: usize) -> Vec<Mutant> {
     picked.map(|(_, mutant)| mutant).collect()
 }
 
-/// Where mutants are built and tested.
+/// The folders and tools for building and testing mutants.
 struct Bench {
     tree: PathBuf,
     target: PathBuf,
-    /// The PTX of the mutant in work.
+    /// The folder for the PTX of the current mutant.
     substitutes: PathBuf,
     nvcc: PathBuf,
     kernels: BTreeSet<PathBuf>,
@@ -273,12 +272,12 @@ struct Base {
     accuracy: PathBuf,
     /// The folder of the PTX and of the generated header.
     images: PathBuf,
-    /// For how long nothing is heard of a mutant's trials before they are given up.
+    /// The time limit without output from a mutant's trials.
     limit: Duration,
 }
 
 impl Bench {
-    /// The test that has the trials of an op: its own, or that of all activations.
+    /// The test that has the trials of an op: the op's own, or that of all activations.
     fn test_of<'a>(&self, op: &'a str) -> &'a str {
         let activation = Path::new("kernels/activation").join(format!("{op}.cu"));
         if self.kernels.contains(&activation) {
@@ -288,17 +287,17 @@ impl Bench {
         }
     }
 
-    /// The trials of an op in its test, those that notice most in the least time first.
+    /// The selections of trials of an op, in order: those that notice the most in the least time first.
     fn filters(&self, op: &str) -> Vec<Filter> {
         if self.test_of(op) == ACTIVATIONS {
-            // One 16-bit type: it is the fastest, and tells most.
+            // One 16-bit type is first: it is the fastest and notices the most.
             vec![Filter::bf16(op), Filter::others(op)]
         } else {
             vec![Filter::every()]
         }
     }
 
-    /// Builds the tests of some ops, which must pass.
+    /// Builds and runs the tests of some ops without a mutant; they must pass.
     fn base(&self, ops: &[String]) -> anyhow::Result<Base> {
         eprintln!("Building and testing without a mutant.");
         let tests: BTreeSet<_> = ops.iter().map(|op| self.test_of(op)).collect();
@@ -306,7 +305,7 @@ impl Bench {
         let messages = self.cargo(["test", "--no-run"].into_iter().chain(wanted))?;
         let executable = |messages: &str, kind, name: &str| {
             let executable = cargo_messages::executable(messages, kind, name);
-            executable.with_context(|| format!("cargo did not say where the {kind} {name} is"))
+            executable.with_context(|| format!("cargo's messages do not name the {kind} {name}"))
         };
         let executables = tests
             .iter()
@@ -314,7 +313,8 @@ impl Bench {
         let executables = executables.collect::<anyhow::Result<_>>()?;
         let messages = self.cargo(["build", "--bin", ACCURACY])?;
         let out = cargo_messages::out_folder(&messages);
-        let out = out.context("cargo did not say where the build script of xact wrote")?;
+        let out =
+            out.context("cargo's messages do not name the output folder of xact's build script")?;
         let mut base = Base {
             executables,
             accuracy: executable(&messages, "bin", ACCURACY)?,
@@ -334,32 +334,32 @@ impl Bench {
             }
         }
         if !self.is_as_accurate(&base, None)? {
-            bail!("the table of README.md is not what the kernels compute without a mutant");
+            bail!("without a mutant, the table of README.md differs from what the kernels compute");
         }
-        // A machine may be busier later.
+        // The limit has a margin, because the machine may be busier later.
         base.limit = longest * 3 + Duration::from_secs(20);
         eprintln!(
-            "Without a mutant every trial passes, in {:.1} s, of which nothing is heard for {:.1} s at most.",
+            "Without a mutant every trial passes, in {:.1} s, with at most {:.1} s between two lines of output.",
             start.elapsed().as_secs_f64(),
             longest.as_secs_f64()
         );
         Ok(base)
     }
 
-    /// Builds something of the copy, without a mutant; what cargo says of it.
+    /// Builds targets in the copy, without a mutant, and returns cargo's messages.
     fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<String> {
         let messages = cargo_messages::of_building(arguments, |cargo| {
             cargo
                 .current_dir(&self.tree)
                 .env("CARGO_TARGET_DIR", &self.target)
-                // The copy has no toolkit of its own.
+                // The copy has no toolkit of its own, so it uses this one.
                 .env("NVCC", &self.nvcc)
                 .stdin(Stdio::null());
         });
         messages.context("without a mutant")
     }
 
-    /// Compiles and tests one mutant; the source is as before afterwards.
+    /// Compiles and tests one mutant, and restores the source.
     fn run(&self, mutant: &Mutant, base: &Base) -> anyhow::Result<Result> {
         let path = self.tree.join(&mutant.file);
         let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -398,9 +398,8 @@ impl Bench {
         Ok(outcome)
     }
 
-    /// The ops whose kernels are compiled and tested together, group after group. Most mutants of a header are
-    /// noticed by any activation, so that the others need not be compiled; the trials of a loss call the masks
-    /// beside it too.
+    /// Groups of ops whose kernels are compiled and tested together, in order. Any activation notices most mutants of a
+    /// header, so the others are often not compiled. The trials of a loss also call the masks.
     fn groups<'a>(&self, ops: &'a [String]) -> Vec<Vec<&'a String>> {
         let is_activation = |op: &&String| self.test_of(op) == ACTIVATIONS;
         let (activations, losses): (Vec<_>, Vec<_>) = ops.iter().partition(is_activation);
@@ -408,12 +407,12 @@ impl Bench {
         if !losses.is_empty() {
             groups.push(losses);
         }
-        // The first op is asked first.
+        // The trials of the first op run first.
         groups.sort_by_key(|group| group[0] != &ops[0]);
         groups
     }
 
-    /// Compiles the kernels of some ops and leaves those that a mutant changes in the folder of substitutes.
+    /// Compiles the kernels of some ops, and keeps the PTX that differs from the original in the folder of substitutes.
     fn compile(&self, ops: &[&String], base: &Base) -> anyhow::Result<Compiled> {
         let folder = &self.substitutes;
         if folder.exists() {
@@ -424,7 +423,7 @@ impl Bench {
         for op in ops {
             let is_it = |kernel: &&PathBuf| op_of(kernel) == **op;
             let kernel = self.kernels.iter().find(is_it).context("an op's kernel")?;
-            // Of the tree, where the kernel may be a mutant: a mark is no mutant's business.
+            // The kernel in the tree may be a mutant, but its targets are marked in a comment, which no mutant changes.
             let source = fs::read_to_string(self.tree.join(kernel))
                 .with_context(|| kernel.display().to_string())?;
             for target in Target::of(&source) {
@@ -453,7 +452,7 @@ impl Bench {
         Ok(compiled)
     }
 
-    /// Whether the trials of an op notice the substitutes.
+    /// Whether a trial of the op fails with the substitutes.
     fn trials(&self, op: &str, base: &Base) -> anyhow::Result<Outcome> {
         let executable = &base.executables[self.test_of(op)];
         let kernels = Some(self.substitutes.as_path());
@@ -468,7 +467,7 @@ impl Bench {
         Ok(Status::Survived.with(""))
     }
 
-    /// Whether README.md tells how accurate the kernels are.
+    /// Whether the accuracy of the kernels equals the figures of README.md.
     fn is_as_accurate(&self, base: &Base, substitutes: Option<&Path>) -> anyhow::Result<bool> {
         let output = trials::command(&base.accuracy, &self.tree, substitutes)
             .args(ACCURACY_ARGUMENTS)
@@ -476,7 +475,7 @@ impl Bench {
         Ok(output.context("the tool does not start")?.status.success())
     }
 
-    /// What the build script would have noticed, asked only of what the trials pass.
+    /// Whether the build script would fail with a mutant. This is checked only for mutants that pass the trials.
     fn refused_by_assembler(&self) -> anyhow::Result<Option<String>> {
         for file in fs::read_dir(&self.substitutes)? {
             let path = file?.path();
@@ -500,17 +499,17 @@ impl Bench {
     }
 }
 
-/// What became of a mutant's compilation.
+/// The result of compiling a mutant.
 enum Compiled {
-    /// nvcc's words.
+    /// nvcc's error.
     Refused(String),
-    /// The same PTX.
+    /// The PTX is unchanged.
     Unchanged,
-    /// There are substitutes.
+    /// The changed PTX is in the folder of substitutes.
     Changed,
 }
 
-/// The first error of a compiler, `x.cuh(12): error: …`.
+/// The first error in a compiler's output, such as `x.cuh(12): error: …`.
 fn words(said: &str) -> String {
     let line = said.lines().find(|line| line.contains("error"));
     let line = line.unwrap_or_default();
@@ -519,13 +518,13 @@ fn words(said: &str) -> String {
         .to_owned()
 }
 
-/// Whether two texts are the same but for comments.
+/// Whether two texts are equal except for comments.
 fn is_same(a: &str, b: &str) -> bool {
     let code = |text| str::lines(text).filter(|line| !line.starts_with("//"));
     code(a).eq(code(b))
 }
 
-/// What is known from an earlier run on the very same workspace, so that a run that was stopped goes on.
+/// The results of an earlier run on an identical workspace, so that an interrupted run continues.
 struct Journal {
     file: fs::File,
     known: HashMap<String, (Outcome, Duration)>,
@@ -542,7 +541,7 @@ impl Journal {
         let file = file.create(true).append(true).truncate(false);
         if is_same {
             for line in lines {
-                // The last line may be cut off.
+                // The last line may be incomplete.
                 let Ok(value) = serde_json::from_str::<Value>(line) else {
                     continue;
                 };
@@ -560,7 +559,7 @@ impl Journal {
             .open(path)
             .with_context(|| path.display().to_string())?;
         if is_same && !text.ends_with('\n') {
-            // Else the next result would go on in that line.
+            // An incomplete last line is ended, so that the next result starts a new line.
             writeln!(file).context("the journal cannot be written")?;
         }
         Ok(Self { file, known })

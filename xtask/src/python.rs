@@ -1,4 +1,4 @@
-//! The Python environment, and the tests of the Python package in it.
+//! Makes the Python environment, and tests the Python package in it.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use anyhow::{Context, ensure};
 use crate::folders::Folders;
 use crate::steps::{self, Step, done};
 
-/// What the environment is made of, relative to the root: pinned packages, as pip reads them.
+/// The lock file of the environment, relative to the root: pinned packages, as pip reads them.
 pub const LOCK: &str = "integrations/python/requirements.lock";
 
-/// The same with the least PyTorch, and with the tools of the tests alone.
+/// The lock file with the oldest supported PyTorch and the tools of the tests only.
 const LEAST: &str = "integrations/python/requirements-least.lock";
 
-/// The oldest glibc that the wheel runs with: that of RHEL 8 and Debian 10, manylinux's name for it.
+/// The oldest glibc that the wheel supports, that of RHEL 8 and Debian 10, as in the names of manylinux.
 const GLIBC: &str = "2_28";
 
-/// Makes the environment of a lock file where it is not yet there; returns its Python.
+/// Makes the environment of a lock file if it does not exist, and returns the path of its Python.
 ///
-/// It lies in the user's cache folder under a name that is made of the pinned packages and the version of Python, so that
-/// checkouts and branches that pin the same share it.
+/// The environment is in the user's cache folder. Its name depends on the pinned packages and on the version of Python, so
+/// checkouts and branches with the same pins share it.
 ///
 /// # Errors
-/// There is no Python that can make environments, or pip fails: what it says is shown.
+/// There is no Python that can make environments, or pip fails; pip's errors are shown.
 pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
     let lock = folders.root.join(lock);
     let wanted =
@@ -46,10 +46,10 @@ pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
     let environment = cache.join(format!("python{version}-{:016x}", fnv(&wanted)));
     let python = environment.join("bin/python");
     fs::create_dir_all(&cache).with_context(|| format!("{} cannot be made", cache.display()))?;
-    // Two runs at once wait for each other.
+    // The lock makes a second run wait.
     let guard = fs::File::create(environment.with_extension("lock"))?;
     guard.lock().context("the cache folder cannot be locked")?;
-    // Written last, so that an installation that was stopped is not taken for one.
+    // This file is written last, so an interrupted installation does not count as complete.
     let whole = environment.join("whole");
     if !whole.exists() {
         let start = Instant::now();
@@ -71,8 +71,8 @@ pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-/// Installs the packages of a lock file. Of pip's many lines a terminal shows the present one beside a bar, and a log none;
-/// its errors are shown anywhere.
+/// Installs the packages of a lock file. On a terminal, a bar shows the package that pip is working on; a log gets no
+/// progress. pip's errors are always shown.
 fn install(python: &Path, lock: &Path, packages: usize) -> anyhow::Result<()> {
     let mut pip = Command::new(python)
         .args(["-m", "pip", "install", "--disable-pip-version-check"])
@@ -107,7 +107,7 @@ fn install(python: &Path, lock: &Path, packages: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where it may be kept: `$XDG_CACHE_HOME/xact`, or `~/.cache/xact`.
+/// The folder for environments: `$XDG_CACHE_HOME/xact`, or `~/.cache/xact`.
 fn cache_folder() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| {
         env::var_os(name)
@@ -120,14 +120,14 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
         .join("xact"))
 }
 
-/// FNV-1a, which is the same in every release of Rust.
+/// The 64-bit FNV-1a hash, which, unlike the standard hasher, is the same in every release of Rust.
 fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// The folders of this package: what is made of it, and where the wheel is and where it is installed.
+/// The folders of the Python package: the sources, the built wheel, and the folder into which the wheel is installed.
 struct Made {
     package: PathBuf,
     wheels: PathBuf,
@@ -145,12 +145,12 @@ impl Made {
     }
 }
 
-/// Where [`wheel`] leaves the wheel.
+/// The folder into which [`wheel`] writes the wheel.
 pub fn wheels(folders: &Folders) -> PathBuf {
     Made::of(folders).wheels
 }
 
-/// The step that builds the wheel, with machine code for every architecture, for every Linux that is not too old.
+/// The step that builds the wheel, with machine code for every architecture, for Linux with glibc 2.28 or later.
 ///
 /// # Errors
 /// An earlier wheel cannot be removed.
@@ -189,10 +189,11 @@ fn pip<'a>(python: &Path, words: impl IntoIterator<Item = &'a str>) -> Step {
     run(python, pip.into_iter().chain(words))
 }
 
-/// The steps that build the wheel and test it; `full` also makes the sdist, and tests the wheel with the least PyTorch.
+/// The steps that build and test the wheel. With `full`, they also test the sdist, and test the wheel with the oldest
+/// supported PyTorch.
 ///
 /// # Errors
-/// As [`environment`].
+/// The errors of [`environment`].
 pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
     let python = environment(folders, LOCK)?;
     let wheel = wheel(folders, &python)?;
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(fnv("a"), 0xaf63_dc4c_8601_ec8c);
     }
 
-    /// The least PyTorch is stated in pyproject.toml; what is tested and what is told agree with it.
+    /// The pinned PyTorch and README.md agree with the minimum version in pyproject.toml.
     #[test]
     fn the_least_pytorch_is_one() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,5 +1,5 @@
-//! What the kernels cost as machine code: registers, spills, and of the main loop the bytes in flight and the
-//! instructions per element, held against the budget of memory-bound work and against a golden file.
+//! Measures the costs of the kernels' machine code: registers and spills, and for the main loop the bytes in flight and the
+//! instructions per element. Compares them with the budget of memory-bound work and with a golden file.
 
 #[path = "../../build/cubin.rs"]
 #[allow(dead_code)] // of the build script's own use
@@ -27,14 +27,14 @@ use crate::toolkit::{self, Toolkit, discovery};
 use crate::{cargo_messages, steps};
 use table::{Entry, Row};
 
-/// The real architectures whose instructions are looked at: A100, H100 and H200, B200. Of the others that machine code is
-/// embedded for only the resources are: registers, and that none is spilled.
+/// The architectures whose instructions are counted: A100, H100 and H200, B200. For the other architectures with embedded
+/// machine code, only the resources are checked: registers and spills.
 const LISTED: [u32; 3] = [80, 90, 100];
 
-/// The most that the machine code of all of them may take in the crate, compressed.
+/// The maximum size in bytes of the compressed machine code for all architectures in the crate.
 const MOST_BYTES: usize = 4_000_000;
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(clap::Args)]
 pub struct Options {
     /// Write the golden file
@@ -45,11 +45,11 @@ pub struct Options {
     op: Option<String>,
 }
 
-/// Prints the table; compares with the golden file or writes it.
+/// Prints the table, and compares it with the golden file or writes that.
 ///
 /// # Errors
-/// The main loop of an entry is not found, an entry spills, has too little in flight, a bf16 entry is over budget, or a
-/// figure differs from the golden file.
+/// The main loop of an entry is not found, an entry spills or has too few bytes in flight, a bf16 entry exceeds the budget,
+/// or a figure differs from the golden file.
 pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
     eprintln!("{}", toolkit.describe());
@@ -77,7 +77,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
     let golden = golden_path(&folders.root);
     if options.golden_update {
-        // Figures that are not known are not written; those that are too high are, and reported.
+        // Entries without figures are not written. Figures that are too high are written, and also reported.
         if !problems.is_empty() {
             bail!("not written:\n{}", problems.join("\n"));
         }
@@ -92,14 +92,14 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
             golden.display()
         )),
         Some((version, _)) if version != toolkit.version => eprintln!(
-            "Not compared with the golden file: its figures are of nvcc {version}, this is {}.",
+            "Not compared with the golden file: its figures are for nvcc {version}, and this is {}.",
             toolkit.version
         ),
         Some((_, text)) => {
             let differences = table::differences(&text, &rows, options.op.as_deref());
             if !differences.is_empty() {
                 problems.push(format!(
-                    "the figures differ from {} (-): if that is meant, run `cargo xtask sass --golden-update`\n{}",
+                    "the figures differ from {} (-); if the change is intended, run `cargo xtask sass --golden-update`\n{}",
                     golden.display(),
                     differences.join("\n")
                 ));
@@ -108,7 +108,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
     if problems.is_empty() {
         eprintln!(
-            "No spills, no load waits for another, every bf16 entry within the budget of the H100."
+            "No entry spills, no load waits for another, and every bf16 entry is within the budget of the H100."
         );
         Ok(ExitCode::SUCCESS)
     } else {
@@ -116,7 +116,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Why `cargo xtask sass` would compare nothing here; `None` where it would.
+/// The reason why `cargo xtask sass` would compare nothing; `None` if it would compare.
 pub fn why_not(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<Option<String>> {
     if let Err(error) = disassembler(folders, toolkit) {
         return Ok(Some(error.to_string()));
@@ -125,7 +125,7 @@ pub fn why_not(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<Option<St
         .filter(|(version, _)| *version != toolkit.version)
         .map(|(version, _)| {
             format!(
-                "the golden figures are of nvcc {version}, this is {}",
+                "the golden figures are for nvcc {version}, and this is {}",
                 toolkit.version
             )
         }))
@@ -135,7 +135,7 @@ fn golden_path(root: &Path) -> PathBuf {
     root.join("tests/golden/sass.md")
 }
 
-/// The golden file and the release of nvcc that it names, if the file exists.
+/// The content of the golden file and the release of nvcc that it names; `None` if there is no file.
 fn read_golden(root: &Path) -> anyhow::Result<Option<(String, String)>> {
     let path = golden_path(root);
     if !path.is_file() {
@@ -147,7 +147,7 @@ fn read_golden(root: &Path) -> anyhow::Result<Option<(String, String)>> {
     Ok(Some((version.to_owned(), text)))
 }
 
-/// nvdisasm: beside nvcc, in the toolkit under the target folder, or on PATH.
+/// The path of nvdisasm: beside nvcc, in the toolkit under the target folder, or on PATH.
 fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf> {
     let own = discovery::own_home(&folders.target).join("bin");
     let path = env::var_os("PATH").unwrap_or_default();
@@ -169,13 +169,13 @@ fn disassembler(folders: &Folders, toolkit: &Toolkit) -> anyhow::Result<PathBuf>
     })
 }
 
-/// Builds xact, with the features that the tests have it built with; the PTX files that it embeds.
+/// Builds xact with the features of the tests, and returns the PTX files that it embeds.
 fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     let messages = cargo_messages::of_building(["build", "--lib"], |cargo| {
         cargo.current_dir(&folders.root);
     })?;
     let out = cargo_messages::out_folder(&messages)
-        .context("cargo did not say where the build script of xact wrote")?;
+        .context("cargo's messages do not name the output folder of xact's build script")?;
     let kernels = out.join("kernels");
     let entries = fs::read_dir(&kernels).with_context(|| kernels.display().to_string())?;
     let mut paths = entries
@@ -186,8 +186,8 @@ fn build_kernels(folders: &Folders) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Assembles and looks at every kernel file for every architecture, in parallel. Rows in order, and
-/// the main loops that were not found, in words.
+/// Assembles and measures every kernel file for every architecture, in parallel. Returns the rows in order, and the errors
+/// for main loops that were not found.
 fn measure(
     nvcc: &Path,
     nvdisasm: &Path,
@@ -232,7 +232,7 @@ fn measure(
     Ok((rows, problems))
 }
 
-/// One kernel file for one architecture.
+/// Measures one kernel file for one architecture.
 fn look_at(
     nvcc: &Path,
     nvdisasm: &Path,
@@ -240,7 +240,7 @@ fn look_at(
     architecture: u32,
     work: &Path,
 ) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
-    // The target it was compiled for is not the one it is assembled for.
+    // The PTX may be assembled for a later architecture than it was compiled for.
     let (stem, _) = cubin::image_name(ptx).with_context(|| ptx.display().to_string())?;
     let cubin = work.join(format!("{stem}.sm_{architecture}.cubin"));
     let (_, said) =
@@ -255,7 +255,7 @@ fn look_at(
         });
         return Ok((rows.collect(), Vec::new()));
     }
-    // It also warns about what is no concern here.
+    // nvdisasm also prints warnings that do not matter here.
     let (text, _) = output(Command::new(nvdisasm).arg("-c").arg(&cubin))?;
     fs::write(cubin.with_extension("sass"), &text).context("the listing cannot be written")?;
     let functions = listing::parse(&text).with_context(|| cubin.display().to_string())?;
@@ -292,7 +292,7 @@ fn look_at(
     Ok((rows, problems))
 }
 
-/// The bytes of the assembled kernel files as `XACT_CUDA_ARCHS=all` embeds them.
+/// The size in bytes of the assembled kernel files as `XACT_CUDA_ARCHS=all` embeds them.
 fn embedded_bytes(kernels: &[PathBuf], work: &Path) -> anyhow::Result<usize> {
     let mut bytes = 0;
     for architecture in cubin::ALL {
@@ -306,7 +306,7 @@ fn embedded_bytes(kernels: &[PathBuf], work: &Path) -> anyhow::Result<usize> {
     Ok(bytes)
 }
 
-/// Runs a command; what it wrote to stdout and to stderr.
+/// Runs a command, and returns its stdout and stderr.
 fn output(command: &mut Command) -> anyhow::Result<(String, String)> {
     let output = command
         .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! Runs command lines one after the other, and sums them up.
+//! Runs command lines one after the other, and prints a summary.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,31 +18,31 @@ pub struct Step {
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
     component: Option<Component>,
-    /// Why the step is skipped.
+    /// The reason why the step is skipped, if it is.
     skipped: Option<String>,
 }
 
-/// A part of the Rust toolchain that need not be installed.
+/// An optional part of the Rust toolchain.
 struct Component {
-    /// As rustup calls it.
+    /// The name in rustup.
     name: &'static str,
-    /// The cargo sub-command that it brings.
+    /// The cargo subcommand that the component provides.
     command: &'static str,
 }
 
-/// How a step ended.
+/// The outcome of a step.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Passed(Duration),
     Failed(Duration, String),
-    /// A component is missing.
+    /// The step was skipped, for this reason.
     Skipped(String),
-    /// An earlier step failed.
+    /// The step was not run, because an earlier one failed.
     NotRun,
 }
 
 impl Step {
-    /// A step that runs cargo with these words.
+    /// A step that runs cargo with these arguments, split at blanks.
     pub fn cargo(line: &str) -> Self {
         Self::new(&cargo(), line)
     }
@@ -51,7 +51,7 @@ impl Step {
         Self::program(program, line.split_whitespace())
     }
 
-    /// A step that runs a program with these arguments, which may have blanks in them.
+    /// A step that runs a program with these arguments, which may contain blanks.
     pub fn program<'a>(program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         Self {
             program: program.to_owned(),
@@ -68,13 +68,13 @@ impl Step {
         self
     }
 
-    /// The step is skipped where this component of the toolchain is missing.
+    /// Skips the step if this component of the toolchain is missing.
     pub fn needs(mut self, name: &'static str, command: &'static str) -> Self {
         self.component = Some(Component { name, command });
         self
     }
 
-    /// The step is skipped where there is a reason to.
+    /// Skips the step if there is a reason.
     pub fn skip_if(mut self, reason: Option<String>) -> Self {
         self.skipped = reason;
         self
@@ -118,7 +118,7 @@ impl Component {
     }
 }
 
-/// The command line as one would type it.
+/// The command line as one would type it in a shell.
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.variables {
@@ -148,13 +148,13 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A progress bar of `len` steps on stderr, which shows nothing where that is no terminal.
+/// A progress bar of `len` steps on stderr; it is invisible if stderr is no terminal.
 pub fn bar(len: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta}  {msg}");
     ProgressBar::new(len as u64).with_style(style.expect("a valid template"))
 }
 
-/// Runs a command line, which must succeed.
+/// Runs a command. A failure is an error.
 pub fn done(command: &mut Command) -> anyhow::Result<()> {
     let status = command
         .status()
@@ -163,19 +163,19 @@ pub fn done(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The cargo that started this process.
+/// The path of the cargo that started this process.
 pub fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
-/// How long command lines took the last time that they succeeded, kept in the target folder.
+/// The durations of command lines in their last successful runs, stored in the target folder.
 pub struct Times {
     file: PathBuf,
     seconds: BTreeMap<String, f64>,
 }
 
 impl Times {
-    /// Those of this target folder. Without the file, or a line that is one, nothing is known.
+    /// Reads the durations from the target folder. A missing file or an invalid line is ignored.
     pub fn read(folders: &Folders) -> Self {
         let file = folders.target.join("xtask-times.txt");
         let text = fs::read_to_string(&file).unwrap_or_default();
@@ -187,7 +187,7 @@ impl Times {
         Self { file, seconds }
     }
 
-    /// In a sentence, how long this line and those after it will take.
+    /// A sentence with the expected duration of this line, and of this and the later lines together.
     pub fn estimate(&self, line: &str, later: &[String]) -> Option<String> {
         let this = *self.seconds.get(line)?;
         let left: f64 = later.iter().filter_map(|line| self.seconds.get(line)).sum();
@@ -197,17 +197,17 @@ impl Times {
         })
     }
 
-    /// Notes how long a line took.
+    /// Stores the duration of a line.
     pub fn note(&mut self, line: &str, time: Duration) {
         self.seconds.insert(line.to_owned(), time.as_secs_f64());
         let lines = self.seconds.iter();
         let text: String = lines.map(|(name, s)| format!("{s:.1}\t{name}\n")).collect();
-        // Without it, the next run only knows less.
+        // If the file cannot be written, the next run only lacks estimates.
         let _ = fs::write(&self.file, text);
     }
 }
 
-/// A duration that is an estimate.
+/// Formats an estimated duration.
 fn about(seconds: f64) -> String {
     match seconds {
         s if s < 10.0 => "a few seconds".to_owned(),
@@ -216,15 +216,15 @@ fn about(seconds: f64) -> String {
     }
 }
 
-/// What a run of steps came to.
+/// The results of a run of steps.
 pub struct Summary<'a> {
     steps: &'a [Step],
     outcomes: Vec<Outcome>,
     time: Duration,
 }
 
-/// Runs the steps until one fails, each announced on stderr with what `times` knows of it. `variables` are set for all of
-/// them.
+/// Runs the steps until one fails. Before each step, stderr shows the command line and the estimate from `times`.
+/// `variables` are set for all steps.
 pub fn run<'a>(steps: &'a [Step], variables: &[(&str, &str)], times: &mut Times) -> Summary<'a> {
     let start = Instant::now();
     let mut outcomes = Vec::new();
@@ -255,14 +255,14 @@ pub fn run<'a>(steps: &'a [Step], variables: &[(&str, &str)], times: &mut Times)
 }
 
 impl Summary<'_> {
-    /// The step that failed.
+    /// The step that failed, if any.
     pub fn failed(&self) -> Option<&Step> {
         let is_failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(..));
         Some(&self.steps[self.outcomes.iter().position(is_failed)?])
     }
 }
 
-/// A table of one line per step.
+/// Prints a table with one line per step.
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.steps.iter().map(Step::to_string).collect();
@@ -274,7 +274,7 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// A duration as people say it.
+/// Formats a duration with a unit.
 fn clock(time: Duration) -> String {
     let tenths = (time.as_secs_f64() * 10.0).round() / 10.0;
     if tenths < 60.0 {
@@ -317,7 +317,7 @@ mod tests {
             times.estimate("b", &[]).expect("known"),
             "Takes about 3 min."
         );
-        // A step that passes is noted, one that fails is not.
+        // The duration of a step that passes is stored; that of a step that fails is not.
         scratch.write("xtask-times.txt", "a line of something else\n");
         let mut times = Times::read(&folders(&scratch));
         run(
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_step_without_its_component_is_skipped_and_says_how_to_add_it() {
-        // `false fmt --version` fails as cargo does where rustfmt is missing.
+        // `false fmt --version` fails in the same way as cargo without rustfmt.
         let step = Step::new("false", "fmt --all").needs("rustfmt", "fmt");
         let outcome = step.run(&[]);
         assert!(matches!(outcome, Outcome::Skipped(_)));

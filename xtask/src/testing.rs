@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
-/// A new empty folder, removed when dropped.
+/// A new empty folder, which is removed when dropped.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -22,7 +22,7 @@ impl Scratch {
         &self.0
     }
 
-    /// Writes a file and the folders above it; returns its path.
+    /// Writes a file, creates its parent folders, and returns its path.
     pub fn write(&self, path: &str, text: &str) -> PathBuf {
         let path = self.0.join(path);
         let parent = path.parent().expect("a parent");
@@ -31,7 +31,7 @@ impl Scratch {
         path
     }
 
-    /// Writes an executable shell script; returns its path.
+    /// Writes an executable shell script, and returns its path.
     #[cfg(unix)]
     pub fn script(&self, path: &str, body: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
@@ -44,7 +44,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A leftover in the system's temporary folder fails nothing.
+        // A failure only leaves the folder in the system's temporary folder.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! The CUDA C++ compiler: found, or else installed under the target folder.
+//! Finds the CUDA C++ compiler, or installs it under the target folder.
 
 pub mod discovery;
 pub mod install;
@@ -23,7 +23,7 @@ pub struct Toolkit {
 }
 
 impl Toolkit {
-    /// One line that says which compiler this is.
+    /// A line of text with the release and the path of the compiler.
     pub fn describe(&self) -> String {
         format!(
             "nvcc {} {}: {}",
@@ -33,10 +33,10 @@ impl Toolkit {
         )
     }
 
-    /// Compiles a small kernel.
+    /// Compiles a small kernel with the compiler.
     ///
     /// # Errors
-    /// The compiler's own output, and what to do.
+    /// The compiler's output and what to do.
     pub fn try_out(&self, folders: &Folders) -> anyhow::Result<()> {
         compile_probe(&self.nvcc, &folders.target).with_context(|| match self.source {
             Source::Own => format!(
@@ -48,10 +48,10 @@ impl Toolkit {
     }
 }
 
-/// Finds nvcc or installs it.
+/// Finds nvcc, or installs it.
 ///
 /// # Errors
-/// There is none and none can be installed, or the one found does not run, or there is no host C++ compiler.
+/// nvcc is missing and cannot be installed, or does not run, or there is no host C++ compiler.
 pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
     let own = vec![discovery::own_home(&folders.target)];
     let surroundings = Surroundings::of_this_process(&folders.root, own);
@@ -59,7 +59,7 @@ pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
     for note in &search.ignored {
         eprintln!("note: {note}");
     }
-    // Before a download that would be of no use.
+    // The host compiler is checked first, because without it a download would be useless.
     discovery::check_host_compiler(&surroundings).map_err(Error::msg)?;
     if let Some((nvcc, source)) = search.found {
         let version = version_of(&nvcc);
@@ -88,11 +88,11 @@ pub fn ensure(folders: &Folders) -> anyhow::Result<Toolkit> {
     })
 }
 
-/// Compiles a small kernel with the headers that the real ones use, in a folder of its own under `parent`:
-/// whether the parts of a toolkit and the host compiler fit together shows only there.
+/// Compiles a small kernel with the headers that xact's kernels use, in a new folder under `parent`. Only a compilation
+/// shows whether the parts of the toolkit and the host compiler work together.
 ///
 /// # Errors
-/// The compiler's own output.
+/// The compiler's output.
 fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
     const PROBE: &str = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n\
         extern \"C\" __global__ void probe(__half *a, __nv_bfloat16 *b) {\n\
@@ -133,12 +133,12 @@ fn compile_probe(nvcc: &Path, parent: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As [`discovery::release`].
+/// The release of an nvcc, as in [`discovery::release`].
 fn version_of(nvcc: &Path) -> anyhow::Result<String> {
     discovery::release(nvcc).map_err(Error::msg)
 }
 
-/// What to do when nvcc cannot be installed, and what works without it.
+/// The text that says how to get nvcc otherwise, and what works without it.
 fn other_ways() -> String {
     let mut text = String::from(
         "Other ways to get nvcc:\n\
@@ -158,7 +158,7 @@ fn other_ways() -> String {
     text
 }
 
-/// Whether `program` can be started with `arguments` and succeeds; all output is discarded.
+/// Whether `program` starts and succeeds with `arguments`; its output is discarded.
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
     Command::new(program)
         .args(arguments)
@@ -169,7 +169,7 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Whether this is a platform that the packages exist for.
+/// Whether the packages exist for this platform.
 fn packages_exist_here() -> bool {
     cfg!(target_os = "linux") && matches!(env::consts::ARCH, "x86_64" | "aarch64")
 }

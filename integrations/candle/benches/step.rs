@@ -28,13 +28,13 @@ const LOGITS: (usize, usize) = (512, 32_000);
 
 type Function = fn(&Tensor, &[Var], &Tensor) -> Result<Tensor>;
 
-/// An op, ours and candle's.
+/// An op of xact, and candle's composition.
 struct Op {
     name: &'static str,
     params: &'static [f32],
     ours: Function,
     candles: Function,
-    /// Tensors of the size of x that a step must read or write.
+    /// The number of tensors of the size of x that a step must read or write.
     passes: usize,
 }
 
@@ -103,7 +103,7 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for dtype in [DType::F32, DType::BF16] {
         for op in &OPS {
-            // Names of ops choose among ops, names of dtypes among dtypes.
+            // Names of ops select ops, and names of dtypes select dtypes.
             let chosen = |name: &str, all: &[&str]| {
                 let mut given = names
                     .iter()
@@ -128,7 +128,7 @@ fn row(op: &Op, dtype: DType, len: usize, samples: usize) -> Result<()> {
         Tensor::randn(0_f32, 2.0, len, &device)?
     };
     let x = Var::from_tensor(&x.to_dtype(dtype)?)?;
-    // candle has no operands of two types: its scalars are of the type of x.
+    // candle has no operations with operands of two types, so its scalars have the type of x.
     let params = |dtype: DType| -> Result<Vec<Var>> {
         let var = |&p: &f32| Var::from_tensor(&Tensor::new(&[p], &device)?.to_dtype(dtype)?);
         op.params.iter().map(var).collect()
@@ -155,7 +155,7 @@ fn row(op: &Op, dtype: DType, len: usize, samples: usize) -> Result<()> {
         Ok(())
     };
     let mut times = [const { Vec::new() }; 4];
-    // The first sample warms up.
+    // The first sample is for warming up.
     for _ in 0..=samples {
         times[0].push(seconds(|| step(op.ours, &our_params))?);
         times[1].push(seconds(|| step(op.candles, &candles_params))?);

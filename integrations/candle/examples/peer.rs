@@ -1,5 +1,5 @@
-//! candle's side of `cargo xtask bench --peers`, in the same words as `benches/peers/torch_cpu.py`. It has what
-//! candle computes alike without this crate: silu and gelu, which are xSiLU and xGELU at α = 0, and cross_entropy of f32
+//! candle's side of `cargo xtask bench --peers`, with the protocol of `benches/peers/torch_cpu.py`. It has the ops that
+//! candle computes without this crate: silu and gelu, which equal xSiLU and xGELU at α = 0, and cross_entropy of f32
 //! logits.
 
 use std::hint::black_box;
@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use serde_json::{Value, json};
 
-/// What a sample takes at least, as in `benches/cpu.rs`.
+/// The minimum duration of a sample, as in `benches/cpu.rs`.
 const SAMPLE: Duration = Duration::from_millis(2);
 
 type Call = Box<dyn FnMut() -> Result<()>>;
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The version of candle, which it does not tell itself.
+/// The version of candle, which candle does not provide.
 fn version() -> &'static str {
     let lock = include_str!("../Cargo.lock").lines();
     let mut lines = lock.skip_while(|line| *line != "name = \"candle-core\"");
@@ -67,7 +67,7 @@ fn call(row: &Value) -> Result<Option<Call>> {
     let (input, function): (Tensor, Function) = match (row["op"].as_str(), row["form"].as_str()) {
         (Some("xsilu"), Some("plain")) => (random(&[number("len")])?, Box::new(Tensor::silu)),
         (Some("xgelu"), Some("plain")) => (random(&[number("len")])?, Box::new(Tensor::gelu_erf)),
-        // The 16-bit types are summed in themselves there, which is another thing.
+        // candle sums 16-bit types in the same type, which is not comparable.
         (Some("cross_entropy"), _) if dtype == DType::F32 => {
             let (rows, vocab) = (number("rows"), number("vocab"));
             let labels: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocab) as u32).collect();
@@ -90,7 +90,7 @@ fn call(row: &Value) -> Result<Option<Call>> {
     })))
 }
 
-/// Seconds of one call, over `repeats` of them.
+/// The seconds of one call, averaged over `repeats` calls.
 fn seconds(call: &mut Call, repeats: u32) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..repeats {

@@ -202,7 +202,7 @@ impl Call {
         };
         // The public functions copy tensors that have no such rows.
         let Some((x, v)) = found else {
-            bail!("{} does not take tensors that lie like this", self.name())
+            bail!("{} does not take tensors with this layout", self.name())
         };
         let y = View::dense(x.rows, x.cols);
         let (dx, dv) = match self.form {

@@ -51,7 +51,7 @@ fn elements<'a, T: WithDType>((storage, layout): Operand<'a, CpuStorage>) -> Res
     };
     match storage.as_slice::<T>()?.get(start..end) {
         Some(elements) => Ok(elements),
-        None => bail!("a tensor lies beyond its storage: {layout:?}"),
+        None => bail!("a tensor extends beyond its storage: {layout:?}"),
     }
 }
 
@@ -199,7 +199,7 @@ fn logits_view(layout: &Layout) -> Result<View> {
     match last_dimension(layout, true) {
         Some(view) => Ok(view),
         // `record` copies logits that have no such rows.
-        None => bail!("cross_entropy does not take logits that lie like {layout:?}"),
+        None => bail!("cross_entropy does not take logits with the layout {layout:?}"),
     }
 }
 

@@ -162,7 +162,7 @@ impl<'a> CrossEntropyCall<'a> {
         }
         if let Some(normalizer) = normalizer {
             if reduction != Reduction::Mean {
-                bail!("a normalizer is given, but only the mean is divided by one");
+                bail!("a normalizer is given, but only the mean is divided by it; leave it out");
             }
             check_dtype("the normalizer", normalizer, &[DType::F32])?;
             check_device("the normalizer", normalizer, logits)?;

@@ -455,7 +455,7 @@ fn logits_view(layout: &Layout) -> Result<View> {
     match last_dimension(layout, true) {
         Some(view) => Ok(view),
         // `record` copies logits that have no such rows.
-        None => bail!("cross_entropy does not take logits that lie like {layout:?}"),
+        None => bail!("cross_entropy does not take logits with the layout {layout:?}"),
     }
 }
 

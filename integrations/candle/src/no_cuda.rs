@@ -6,7 +6,7 @@ use crate::activation::{Backward, Call, Operand, Written};
 use crate::cross_entropy::{Forward, Gradient, Results};
 
 fn refused<T>() -> Result<T> {
-    bail!("xact-candle was built without its feature `cuda`: enable it, as that of candle-core is")
+    bail!("the tensor is on CUDA, but xact-candle was built without its feature `cuda`; enable it")
 }
 
 pub(crate) fn forward(

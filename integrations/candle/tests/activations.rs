@@ -1,5 +1,5 @@
-//! Values and gradients of the activations, of every kind of tensor, against the f64 reference, finite differences and
-//! candle's own composition.
+//! Values and gradients of the activations for every kind of tensor, compared with the f64 reference, finite differences
+//! and candle's own composition.
 
 mod common;
 
@@ -13,7 +13,7 @@ use xact::{
 };
 use xact_candle::{activation, gated, gated_halves};
 
-/// Ops with parameters to test them at.
+/// The ops, with parameters for the tests.
 fn ops() -> Vec<(AnyActivation, Vec<f32>)> {
     vec![
         (Xielu::default().into(), vec![0.2, -1.05]),
@@ -129,7 +129,7 @@ fn gated_values_and_gradients_are_the_references<T: Float>() {
                         Halves::ValueFirst => [&whole[1], &whole[0]],
                     };
                     let alpha = scalar(alpha);
-                    // The halves, views of them, and tensors of their own.
+                    // The halves, views of them, and separate tensors.
                     let packed = gated_halves(op, order, &xv, halves, &[&alpha]).unwrap();
                     let views = gated(op, order, x, v, &[&alpha]).unwrap();
                     let owned = [x, v].map(|t| var(&t.contiguous().unwrap()));
@@ -195,7 +195,7 @@ fn gated_16_bit_values_and_gradients_are_the_references() {
     gated_values_and_gradients_are_the_references::<bf16>();
 }
 
-/// Views of a tensor, by what is wrong with them for who does not look at their layout.
+/// Views of a tensor, each with a property that code without regard to the layout gets wrong.
 fn views(base: &Tensor) -> Vec<(&'static str, Tensor)> {
     let narrow = |dim, start, len| base.narrow(dim, start, len).unwrap();
     vec![
@@ -227,7 +227,7 @@ fn views(base: &Tensor) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-/// A view gives the bits of its copy, and its gradient arrives where its elements are.
+/// A view gives the same bits as its copy, and its gradient is at the positions of its elements.
 #[test]
 fn views_are_as_their_copies() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -252,7 +252,7 @@ fn views_are_as_their_copies() {
                     let part = if view.elem_count() == 0 { 0.0 } else { 1e-5 };
                     close(&f64s(got), &f64s(expected), part);
                 }
-                // candle itself knows where the elements are.
+                // candle itself knows the positions of the elements.
                 let scattered = (&view * expected[0].detach()).unwrap().sum_all().unwrap();
                 let scattered = gradients(&scattered, &[&base]);
                 assert_eq!(bits(&got[0]), bits(&scattered[0]), "{name} {op:?}");
@@ -261,7 +261,7 @@ fn views_are_as_their_copies() {
     }
 }
 
-/// Gate and value as views that lie differently.
+/// Gate and value are views with different layouts.
 #[test]
 fn pairs_of_views_are_as_their_copies() {
     let base = tensor(3, &[3, 4, 10], 4.0, DType::F32);
@@ -294,7 +294,7 @@ fn pairs_of_views_are_as_their_copies() {
 
 /// A variable, and the same view of it as the tensor is of its own storage.
 fn var_of_view(view: &Tensor) -> (Var, Tensor) {
-    // The layout cannot be taken over, but views of views can be made again: through a copy of the whole storage.
+    // A layout cannot be copied, so the view is made again, from a copy of the whole storage.
     let (storage, layout) = view.storage_and_layout();
     let candle_core::Storage::Cpu(storage) = &*storage else {
         panic!("not on the CPU")
@@ -342,7 +342,7 @@ fn packed_views_are_as_their_copies() {
     assert!(tried >= 6, "{tried}");
 }
 
-/// Of every input and every parameter, through the graph.
+/// For every input and every parameter, through the graph.
 #[test]
 fn gradients_are_finite_differences() {
     type Call = Box<dyn Fn(&[&Tensor]) -> Result<Tensor>>;
@@ -350,7 +350,7 @@ fn gradients_are_finite_differences() {
     let x = vec![-3.1_f32, -1.2, -0.4, 0.3, 0.9, 2.2, 3.7];
     let v = numbers(8, x.len(), 2.0);
     for (op, values) in ops() {
-        // A clamp has no derivative at its bound, and none is near these x but that of autograd's 0.
+        // A clamp has no derivative at its bound. None of these x is close to a bound, except autograd's 0.
         let call: Call = Box::new(move |t| activation(op, t[0], &t[1..]));
         let mut inputs = vec![x.clone()];
         inputs.extend(values.iter().map(|&value| vec![value]));
@@ -365,7 +365,7 @@ fn gradients_are_finite_differences() {
     }
     let dy = tensor(5, &[x.len()], 1.0, DType::F32);
     for (name, call, inputs) in calls {
-        // Trained parameters are large; so is what a step of them does to f32.
+        // Trained parameters are large, and so is the rounding error of a step in f32.
         let scale = inputs[1..]
             .iter()
             .flatten()
@@ -449,7 +449,7 @@ fn gradients_are_those_of_candles_composition() {
         &|t| composed::xgelu(t[0], t[2]),
         1e-6,
     );
-    // Its arctangent is no better than that.
+    // The arctangent of the composition has no more digits.
     compare(
         "xatlu",
         &[0.3],
@@ -473,7 +473,7 @@ fn gradients_are_those_of_candles_composition() {
     );
 }
 
-/// A parameter receives a gradient of its own shape and type, whatever x is.
+/// A parameter receives a gradient of its own shape and type, for any x.
 #[test]
 fn parameters_of_any_type_and_shape() {
     let values = numbers(1, 64, 3.0);
@@ -487,7 +487,7 @@ fn parameters_of_any_type_and_shape() {
                     let tensor = Tensor::full(value, dims, &Device::Cpu).unwrap();
                     var(&tensor.to_dtype(param_dtype).unwrap())
                 };
-                // Numbers that every type has.
+                // The numbers are exact in every type.
                 let (alpha_p, alpha_n) = (of(0.5), of(-1.25));
                 let y = xact_candle::xielu(&x, &alpha_p, &alpha_n).unwrap();
                 assert_eq!(y.dtype(), dtype);
@@ -512,7 +512,7 @@ fn parameters_of_any_type_and_shape() {
     }
 }
 
-/// The scalars of all layers may be one variable.
+/// All layers may share a variable as their scalar.
 #[test]
 fn parameters_may_be_views() {
     let x = var(&tensor(1, &[3, 7], 3.0, DType::F32));
@@ -542,7 +542,7 @@ fn parameters_may_be_views() {
     }
 }
 
-/// One variable at several places: candle adds the gradients.
+/// A variable is used at several places, and candle adds the gradients.
 #[test]
 fn gradients_accumulate_over_uses() {
     let x = var(&tensor(1, &[5, 6], 3.0, DType::F32));
@@ -560,7 +560,7 @@ fn gradients_accumulate_over_uses() {
     for ((got, a), b) in got.iter().zip(part(0)).zip(part(2)) {
         close(&f64s(got), &f64s(&(a + b).unwrap()), 1e-6);
     }
-    // As gate and as value, the same tensor; one scalar as both parameters.
+    // The same tensor as gate and value; one scalar as both parameters.
     let y = gated(Xsilu, Order::First, &x, &x, &[&alpha_p]).unwrap();
     let expected = xact_candle::xsilu(&x, &alpha_p).unwrap();
     close(&f64s(&y), &f64s(&expected), 1e-6);
@@ -577,12 +577,12 @@ fn gradients_accumulate_over_uses() {
     let expected = gradients(&apart.sum_all().unwrap(), &[&alpha_p, &twin]);
     let expected = (&expected[0] + &expected[1]).unwrap();
     close(&f64s(&got[0]), &f64s(&expected), 1e-6);
-    // The graph can be walked again.
+    // A second backward through the same graph works.
     let y = once(&x).sum_all().unwrap();
     assert_eq!(bits(&gradients(&y, &of)[0]), bits(&gradients(&y, &of)[0]));
 }
 
-/// What is not tracked has no gradient, and costs none.
+/// Tensors that are not tracked have no gradient, and none is computed.
 #[test]
 fn only_what_is_tracked_has_a_gradient() {
     let values = tensor(1, &[4, 6], 3.0, DType::F32);
@@ -608,14 +608,14 @@ fn only_what_is_tracked_has_a_gradient() {
     let y = gated_halves(Xsilu, Order::Second, &xv, Halves::GateFirst, &[&alpha]).unwrap();
     let store = y.backward().unwrap();
     assert!(store.get(&alpha).is_some() && store.get(&xv).is_none());
-    // One scalar of two.
+    // Only one of two scalars is tracked.
     let (alpha_p, alpha_n) = (scalar(0.1), scalar(0.2).as_detached_tensor());
     let y = xact_candle::xielu(&x, &alpha_p, &alpha_n).unwrap();
     let store = y.backward().unwrap();
     assert!(store.get(&alpha_p).is_some() && store.get(&alpha_n).is_none());
 }
 
-/// Empty tensors have no values and gradients of 0.
+/// Empty tensors have no values, and the gradients of the parameters are 0.
 #[test]
 fn empty_tensors_are_legal() {
     for dims in [&[0][..], &[0, 4], &[4, 0], &[2, 0, 6]] {
@@ -703,7 +703,7 @@ fn what_does_not_fit_is_refused_in_words() {
     );
 }
 
-/// Special values go through.
+/// ±inf, NaN, −0 and subnormal inputs give the right results.
 #[test]
 fn special_values_are_those_of_the_ops() {
     let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0, 1e-40];

@@ -1,4 +1,4 @@
-//! That views are not copied: what a call allocates is its results.
+//! Views are not copied: a call allocates only its results.
 
 mod common;
 
@@ -14,12 +14,12 @@ struct Counting;
 
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: it is the system's allocator, and counts.
+// SAFETY: the system's allocator does the work; this one only counts.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract.
+        // SAFETY: the caller has the same obligations.
         unsafe { System.alloc(layout) }
     }
 
@@ -38,10 +38,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// The count is the process's.
+/// The counter is for the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Bytes that a call allocates in units of the bytes of its result, after one that has warmed up.
+/// The bytes that a call allocates, in units of its result's bytes, after a first call to warm up.
 fn allocated(result: usize, call: impl Fn() -> Tensor) -> f64 {
     call();
     let before = ALLOCATED.load(Ordering::Relaxed);
@@ -70,7 +70,7 @@ fn forwards_allocate_their_result() {
     ] {
         assert!(ratio < 1.05, "{ratio}");
     }
-    // What must be copied is noticed.
+    // The counter notices a copy that is necessary.
     let turned = || xact_candle::xsilu(&xv.t().unwrap(), &alpha).unwrap();
     let ratio = allocated(2 * size, turned);
     assert!((1.95..2.05).contains(&ratio), "{ratio}");
@@ -86,7 +86,7 @@ fn backwards_allocate_their_results_and_what_candle_adds_them_to() {
     let y = y.unwrap();
     let size = 4 * rows * 2 * n;
     let backward = || y.backward().unwrap().get(&xv).unwrap().clone();
-    // Ones of y's shape, the gradient; candle's zeros and their sum.
+    // The gradient of ones in y's shape, the result; candle's zeros and their sum.
     let ratio = allocated(size, backward);
     assert!(ratio < 3.6, "{ratio}");
 }

@@ -1,5 +1,5 @@
-//! The loss and its gradient, with every option and every kind of tensor, against the f64 reference, finite differences
-//! and candle's own composition.
+//! The loss and its gradient, with every option and every kind of tensor, compared with the f64 reference, finite
+//! differences and candle's own composition.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn gradient(loss: &Tensor, of: &Tensor) -> Tensor {
     store.get(of).expect("a gradient").clone()
 }
 
-/// What decides about the rows of a case.
+/// The optional arguments of a case.
 #[derive(Clone, Default)]
 struct Rows {
     labels: Vec<i64>,
@@ -78,7 +78,7 @@ impl Rows {
     }
 }
 
-/// Fails unless loss, outputs and gradient are those of the reference. `upstream` is the gradient of the loss: one number,
+/// Panics unless loss, outputs and gradient agree with the reference. `upstream` is the gradient of the loss: one number,
 /// or one for each row.
 fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: Reduction) {
     let n = rows.labels.len();
@@ -161,7 +161,7 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
         for (c, got) in got[r].iter().enumerate() {
             let exact = row.dlogits.get(c).copied().unwrap_or(0.0);
             let bound = row.dlogits_bound.get(c).copied().unwrap_or(0.0);
-            // Its own upstream gradient is rounded to f32 too.
+            // The upstream gradient of the row is rounded to f32 too.
             let bound = bound + 3e-7 * exact.abs() + rounding::<T>(exact);
             let error = (got - exact).abs();
             assert!(
@@ -184,7 +184,7 @@ fn check<T: Float>(op: &CrossEntropy, logits: &Tensor, rows: &Rows, reduction: R
     }
 }
 
-/// How far rounding to a 16-bit type moves a number.
+/// The rounding error of a 16-bit type, relative to a number.
 fn rounding<T: Float>(exact: f64) -> f64 {
     if <T as xact::Element>::DTYPE.size() == 4 {
         0.0
@@ -312,7 +312,7 @@ fn gradients_are_finite_differences() {
     close(&f64s(&got), &expected, 1e-3);
 }
 
-/// candle's, and a composition in f64.
+/// candle's cross-entropy, and a composition in f64.
 #[test]
 fn gradients_are_those_of_candles_composition() {
     let logits = tensor(1, &[19, 101], 4.0, DType::F32);
@@ -332,7 +332,7 @@ fn gradients_are_those_of_candles_composition() {
     close(&f64s(&dx), &f64s(&gradient(&exact, &x)), 1e-6);
 }
 
-/// Of every kind, with labels, weights and tokens that are views too.
+/// Every kind of view, also of labels, weights and tokens.
 #[test]
 fn views_are_as_their_copies() {
     let (b, s, v) = (3, 5, 12);
@@ -372,7 +372,7 @@ fn views_are_as_their_copies() {
         ];
         for (name, view) in views {
             let dims = &view.dims()[..2];
-            // Views themselves.
+            // The tensors are views.
             let cut = |tensor: &Tensor| {
                 let tensor = tensor.narrow(0, 1, dims[0]).unwrap();
                 tensor.narrow(1, 2, dims[1]).unwrap()
@@ -404,7 +404,7 @@ fn views_are_as_their_copies() {
     }
 }
 
-/// The strategies, documents, halos and exempt ids decide as their reference.
+/// The strategies, documents, halos and exempt ids give the decisions of the reference.
 #[test]
 fn goldfish_drops_what_its_reference_drops() {
     let (b, s) = (4, 16);
@@ -449,7 +449,7 @@ fn goldfish_drops_what_its_reference_drops() {
                 ),
             ] {
                 let labels = of(&ids, &[b, s]);
-                // Labels may be of another type than ids, but not u8.
+                // Labels may have another type than ids, but not u8.
                 let labels = if id_dtype == DType::U8 {
                     labels.to_dtype(DType::I64).unwrap()
                 } else {
@@ -504,7 +504,7 @@ fn labels_of_every_type() {
     assert!(f64s(&outputs.losses)[1].is_nan());
 }
 
-/// A label that is no class: NaN in its own row alone, and reported.
+/// A label that is no class gives NaN only in its own row, and is reported.
 #[test]
 fn bad_labels_are_reported_and_stay_in_their_row() {
     for bad in [4, -1, i64::MAX, i64::MIN] {
@@ -524,7 +524,7 @@ fn bad_labels_are_reported_and_stay_in_their_row() {
     }
 }
 
-/// Without rows, and with none that counts.
+/// No rows, and no kept row.
 #[test]
 fn nothing_to_lose() {
     let op = CrossEntropy::default();
@@ -547,7 +547,7 @@ fn nothing_to_lose() {
         .unwrap();
     assert_eq!(f64s(&loss), [0.0]);
     assert_eq!(f64s(&gradient(&loss, &logits)), [0.0; 8]);
-    // One row as a line.
+    // Logits of one dimension are one row.
     let line = var(&tensor(1, &[4], 3.0, DType::F32));
     let label = Tensor::new(2_i64, &Device::Cpu).unwrap();
     let loss = cross_entropy(&op, &line, &label)
@@ -558,7 +558,7 @@ fn nothing_to_lose() {
     assert_eq!(gradient(&loss, &line).dims(), [4]);
 }
 
-/// Uses of one loss, uses of one variable, and what is not tracked.
+/// Several uses of a loss, several uses of a variable, and tensors that are not tracked.
 #[test]
 fn the_graph_is_candles() {
     let logits = var(&tensor(1, &[4, 6], 3.0, DType::F32));

@@ -1,4 +1,4 @@
-//! The modules: names and types of published checkpoints, and an MLP of Apertus against the f64 reference.
+//! The modules: names and types of published checkpoints, and an MLP of Apertus, compared with the f64 reference.
 
 mod common;
 
@@ -12,8 +12,8 @@ use xact_candle::nn::{self, XieluConfig};
 
 const PREFIX: &str = "model.layers.0.mlp";
 
-/// A layer's MLP as Apertus-8B-Instruct-2509 stores it, but narrow: its names and types, and the scalars of its first
-/// layer.
+/// The MLP of a layer with the names and types of Apertus-8B-Instruct-2509 and the scalars of its first layer, but with
+/// fewer features.
 fn checkpoint() -> HashMap<String, Tensor> {
     let bf16 = |values: &[f32], dims: &[usize]| {
         let tensor = Tensor::from_slice(values, dims, &Device::Cpu).unwrap();
@@ -143,7 +143,7 @@ fn a_checkpoint_of_another_shape_or_without_scalars_is_refused() {
     refused(nn::xsilu(vb(checkpoint()).pp("act_fn")), "alpha");
 }
 
-/// A β of the checkpoint beyond the initial α_n is no reason to refuse it.
+/// A checkpoint whose β exceeds the initial α_n is valid.
 #[test]
 fn beta_is_the_checkpoints() {
     let mut tensors = checkpoint();

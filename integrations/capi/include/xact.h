@@ -9,57 +9,58 @@
  * The C interface of xact: activations with trainable scalars (xIELU, xATLU, xGELU, xSiLU) and Goldfish-masked
  * cross-entropy, on CUDA devices and on the host.
  *
- * Status. A function that can fail returns an xact_status: XACT_OK, or an error, whose text xact_last_error() has.
- * If a check fails, nothing is launched and nothing is written. No C++ exception and no Rust panic leaves the library.
+ * Status. A function that can fail returns an xact_status: XACT_OK or an error number. xact_last_error() returns the text
+ * of the error. If a check fails, nothing is launched and nothing is written. No C++ exception and no Rust panic leaves
+ * the library.
  *
- * Structs. One that begins with `size` is given with its size filled in: `xact_activation_args args = {0};
- * args.size = sizeof args;`. A program that was compiled with an older, shorter struct keeps working; one that sets
- * fields which the library does not know yet gets XACT_ERROR_STRUCT_SIZE. All fields of arguments may be 0 where they
- * are not needed: 0 is their default, a null pointer means that a tensor is absent, and a number that is not among the
- * named ones is an error. The structs of options, xact_activation and xact_cross_entropy, have defaults other than 0:
- * their _init functions fill them in.
+ * Structs. In a struct that begins with `size`, the caller sets the size: `xact_activation_args args = {0};
+ * args.size = sizeof args;`. A program that was compiled with an older, shorter struct keeps working. A program that sets
+ * fields which the library does not know gets XACT_ERROR_STRUCT_SIZE. Every field of arguments that a call does not need
+ * may be 0, which is the default. A null pointer means that a tensor is absent. A number other than the named constants
+ * is an error. The structs of options, xact_activation and xact_cross_entropy, have defaults other than 0; their _init
+ * functions set them.
  *
- * Device and host. Each op has a function for a device, which launches on a stream and returns, and one for the host,
- * whose name ends with _host. Both take the same structs: pointers are to device memory for the one, to host memory for
- * the other. The structs themselves, and arrays of pointers such as `params`, are always host memory, and are not
- * looked at after the function has returned.
+ * Device and host. Each op has a function for a device, which launches on a stream and returns, and a function for the
+ * host, whose name ends with _host. Both take the same structs. The pointers in them are to device memory for the device
+ * function, and to host memory for the host function. The structs themselves, and arrays of pointers such as `params`,
+ * are always in host memory, and are not read after the function has returned.
  *
- * A function of a device allocates no device memory, waits for nothing and chooses no stream, so that it can be captured
- * into a graph; call xact_device_preload before. It leaves the calling thread's current context as it was. The caller
- * guarantees that all pointers are to memory of the device's context, that the stream is of that context or a default
- * stream, and that until the work has completed nobody frees a buffer, writes what is read or touches what is
- * written; if it was captured, for every replay.
+ * A device function allocates no device memory, waits for nothing and chooses no stream, so it can be captured into a
+ * graph; call xact_device_preload before the capture. It leaves the calling thread's current context as it was. The
+ * caller guarantees that all pointers are to memory of the device's context, and that the stream belongs to that context
+ * or is a default stream. Until the work has completed, and for a captured call during every replay, no buffer may be
+ * freed, no input may be written, and no output may be read or written by other work.
  *
- * A function of the host uses the library's own threads (xact_set_num_threads) and may be called in a process that was
- * forked after others were called. Until it has returned, nobody may write what lies between the first and the last
- * element of one of its tensors, gaps between rows included.
+ * A host function runs on the library's own threads (xact_set_num_threads). A process that was forked after earlier calls
+ * may call it too. Until it has returned, no other code may write between the first and the last element of its tensors,
+ * which includes the gaps between rows.
  *
  * All functions may be called from several threads at once.
  *
- * Tensors are row-major, of f32, f16 or bf16, at any multiple of their element's size, of any length. Pitches are in
- * elements. An output may be the very matrix of an input of the same call (in place) where both are of one shape;
- * otherwise nothing that is written may overlap anything else.
+ * Tensors are row-major f32, f16 or bf16 of any length. Their address must be a multiple of the element's size. Pitches
+ * are in elements. An output may be the same matrix as an input of the same shape of the same call (in place). Otherwise
+ * an output may overlap no other tensor.
  */
 
 
 /**
- * The version of the interface that this header describes; xact_abi_version has that of the library. It grows where a
- * program that was compiled with an older header would no longer work.
+ * The version of the interface that this header describes; xact_abi_version returns that of the library. It grows when
+ * a program that was compiled with an older header would no longer work.
  */
 #define XACT_ABI_VERSION 1
 
 /**
- * The most trainable scalars that an activation has.
+ * The maximum number of trainable scalars of an activation.
  */
 #define XACT_MAX_PARAMS 3
 
 /**
- * The call did what it says.
+ * The call succeeded.
  */
 #define XACT_OK 0
 
 /**
- * The library was compiled without nvcc or without its feature `cuda`, so it holds no kernels.
+ * The library was compiled without nvcc or without its feature `cuda`, so it has no kernels.
  */
 #define XACT_ERROR_KERNELS_NOT_BUILT 1
 
@@ -74,12 +75,12 @@
 #define XACT_ERROR_DRIVER 3
 
 /**
- * The driver is older than what the kernels were compiled to.
+ * The driver is too old for the PTX version of the kernels.
  */
 #define XACT_ERROR_DRIVER_TOO_OLD 4
 
 /**
- * The device is older than what the kernels were compiled for.
+ * The device is older than the oldest architecture that the kernels were compiled for.
  */
 #define XACT_ERROR_DEVICE_TOO_OLD 5
 
@@ -94,57 +95,57 @@
 #define XACT_ERROR_LENGTH 7
 
 /**
- * A tensor does not have the shape of the others.
+ * A tensor has another shape than the others.
  */
 #define XACT_ERROR_SHAPE 8
 
 /**
- * The type of the parameters is neither f32 nor that of x.
+ * The type of the parameters is neither f32 nor the type of x.
  */
 #define XACT_ERROR_PARAM_DTYPE 9
 
 /**
- * Labels of a type that only ids may have.
+ * The labels have a type that is only for ids.
  */
 #define XACT_ERROR_LABEL_TYPE 10
 
 /**
- * A pitch is smaller than the row.
+ * A pitch is smaller than a row.
  */
 #define XACT_ERROR_PITCH 11
 
 /**
- * Groups of rows are closer to each other than they are long.
+ * A group pitch is smaller than a group of rows.
  */
 #define XACT_ERROR_GROUP_PITCH 12
 
 /**
- * A buffer does not split into a gate and a value half.
+ * A buffer cannot be split into gate and value halves.
  */
 #define XACT_ERROR_HALVES 13
 
 /**
- * Rows that come in groups were given where rows of one pitch are needed.
+ * The rows are in groups, but the call needs rows of a single pitch.
  */
 #define XACT_ERROR_GROUPS 14
 
 /**
- * A tensor has more bytes than can be addressed.
+ * A tensor has more bytes than the address space.
  */
 #define XACT_ERROR_TOO_LARGE 15
 
 /**
- * Two buffers overlap where neither the same buffer nor separate ones would be right.
+ * Two buffers overlap in a way that the call does not allow.
  */
 #define XACT_ERROR_OVERLAP 16
 
 /**
- * A pointer that must be given is null.
+ * A required pointer is null.
  */
 #define XACT_ERROR_NULL 17
 
 /**
- * A pointer is not a multiple of the size of what it points to.
+ * A pointer is not aligned to the size of an element.
  */
 #define XACT_ERROR_MISALIGNED 18
 
@@ -159,12 +160,12 @@
 #define XACT_ERROR_NO_TABLE 20
 
 /**
- * Offsets of documents decrease.
+ * The offsets `cu_seqlens` decrease.
  */
 #define XACT_ERROR_OFFSETS 21
 
 /**
- * An option, or a number of a strategy, is out of its range.
+ * An option, or a number of a strategy, is out of range.
  */
 #define XACT_ERROR_OUT_OF_RANGE 22
 
@@ -179,7 +180,7 @@
 #define XACT_ERROR_NOT_GATED 24
 
 /**
- * There are no classes, too many of them, or a rank's columns reach beyond them.
+ * There are no classes, too many classes, or a rank's columns extend beyond the last class.
  */
 #define XACT_ERROR_CLASSES 25
 
@@ -194,28 +195,28 @@
 #define XACT_ERROR_WORKSPACE 27
 
 /**
- * The `size` of a struct is not one that a program can have filled in, or fields are set that the library does not
- * know: it is older than the header.
+ * The `size` of a struct is no size that any version of the struct has, or the program sets fields that the library
+ * does not know, because the library is older than the header.
  */
 #define XACT_ERROR_STRUCT_SIZE 100
 
 /**
- * A field has a number that is not among the named ones.
+ * A field has a number other than its named constants.
  */
 #define XACT_ERROR_ENUM 101
 
 /**
- * The threads of the host's functions could not be started.
+ * The threads of the host functions could not be started.
  */
 #define XACT_ERROR_THREADS 102
 
 /**
- * A bug in the library; the text says where. What the call writes may be written in part.
+ * A bug in the library; the text says where. The results of the call may be partly written.
  */
 #define XACT_ERROR_PANIC 103
 
 /**
- * An error that has no number of its own yet.
+ * An error that has no number of its own.
  */
 #define XACT_ERROR_OTHER 104
 
@@ -265,33 +266,33 @@
 #define XACT_ORDER_PLAIN 0
 
 /**
- * Gated by the gate alone: y = G(x)·v, where f(x) = x·G(x).
+ * Gated with order 1: y = G(x)·v, where f(x) = x·G(x).
  */
 #define XACT_ORDER_FIRST 1
 
 /**
- * Gated by the function: y = f(x)·v.
+ * Gated with order 2: y = f(x)·v.
  */
 #define XACT_ORDER_SECOND 2
 
 /**
- * As many blocks as there are pieces of work.
+ * Launches one block for each piece of work.
  */
 #define XACT_BLOCKS_ALL 0
 
 /**
- * As many blocks as the device holds at once.
+ * Launches as many blocks as can be resident on the device at once.
  */
 #define XACT_BLOCKS_RESIDENT -1
 
 /**
- * xIELU: the scalars are as they are trained and stored, α_p = softplus(alpha_p), α_n = β + softplus(alpha_n); their
- * gradients are those of the stored values.
+ * xIELU: the scalars are the raw values that are trained and stored, α_p = softplus(alpha_p) and
+ * α_n = β + softplus(alpha_n). Their gradients are those of the raw values.
  */
 #define XACT_PARAMETERS_RAW 0
 
 /**
- * xIELU: the scalars are α_p and α_n themselves.
+ * xIELU: the scalars are the effective values α_p and α_n.
  */
 #define XACT_PARAMETERS_EFFECTIVE 1
 
@@ -307,7 +308,7 @@
 #define XACT_COMPAT_ANALYTIC 1
 
 /**
- * xIELU: the same clamp, with the derivative that automatic differentiation of the formula gives.
+ * xIELU: the same clamp, with the derivative that automatic differentiation of the formula computes.
  */
 #define XACT_COMPAT_AUTOGRAD 2
 
@@ -322,7 +323,7 @@
 #define XACT_NORMALIZER_NONE 1
 
 /**
- * Losses are divided by the number of rows whose label is not ignored, whatever their weight, dropped or not.
+ * Losses are divided by the number of rows whose label is not ignored, including rows of weight 0 and dropped rows.
  */
 #define XACT_NORMALIZER_LABELS 2
 
@@ -332,12 +333,12 @@
 #define XACT_NORMALIZER_WEIGHT 3
 
 /**
- * Goldfish: every k-th label of a row or document, from `start` on.
+ * Goldfish: drops every k-th label of a row or document, from `start` on.
  */
 #define XACT_STRATEGY_STATIC 1
 
 /**
- * Goldfish: labels at random, independent of the text, from `seed`.
+ * Goldfish: drops random labels, which depend on `seed` and not on the ids.
  */
 #define XACT_STRATEGY_RANDOM 2
 
@@ -347,7 +348,7 @@
 #define XACT_STRATEGY_PRODUCT_TABLE 3
 
 /**
- * Goldfish: the product is mixed to 32 bits; `hash-avalanche` of the official code.
+ * Goldfish: a 32-bit hash of the product of the window's ids; `hash-avalanche` of the official code.
  */
 #define XACT_STRATEGY_PRODUCT_AVALANCHE 4
 
@@ -357,18 +358,18 @@
 #define XACT_STRATEGY_DOT_TABLE 5
 
 /**
- * Goldfish: a 64-bit hash of the window that depends on every id and its place, from `seed`. What to use unless you
- * must match one of the others.
+ * Goldfish: a 64-bit hash of `seed` and of every id of the window and its position. Recommended, unless you must match
+ * one of the others.
  */
 #define XACT_STRATEGY_HASH64 6
 
 /**
- * Labels come in rows of `row_len`.
+ * The labels are rows of `row_len` labels.
  */
 #define XACT_LAYOUT_ROWS 0
 
 /**
- * All labels are one segment, which `cu_seqlens` cuts into documents.
+ * The labels are one segment, which the offsets `cu_seqlens` split into documents.
  */
 #define XACT_LAYOUT_DOCUMENTS 1
 
@@ -378,17 +379,17 @@
 typedef struct xact_device xact_device;
 
 /**
- * A strategy that is ready to decide.
+ * A prepared strategy.
  */
 typedef struct xact_goldfish xact_goldfish;
 
 /**
- * What a function returns: XACT_OK or one of the XACT_ERROR numbers.
+ * The result of a function: XACT_OK or one of the XACT_ERROR numbers.
  */
 typedef int32_t xact_status;
 
 /**
- * What an op takes. xact_activation_describe fills it in.
+ * The parameters and forms of an activation. xact_activation_describe fills it in.
  */
 typedef struct xact_signature {
     /**
@@ -400,19 +401,19 @@ typedef struct xact_signature {
      */
     const char *name;
     /**
-     * How many trainable scalars it has.
+     * The number of trainable scalars.
      */
     uint64_t params;
     /**
-     * How many of them, at the end, may be left out: the op's options then hold their values.
+     * The number of scalars at the end that a call may leave out. The op's options then have their values.
      */
     uint64_t optional;
     /**
-     * The names of the scalars, in the order in which calls take them; null beyond `params`.
+     * The names of the scalars, in the order of xact_activation_args.params; null from index `params` on.
      */
     const char *param_names[XACT_MAX_PARAMS];
     /**
-     * The names of their gradients.
+     * The names of the gradients of the scalars, likewise.
      */
     const char *gradient_names[XACT_MAX_PARAMS];
     /**
@@ -434,41 +435,41 @@ typedef struct xact_activation {
      */
     const char *name;
     /**
-     * xIELU's β, the slope at 0, unless a call has it as its third parameter. 0.5. Other ops ignore this and what
-     * follows.
+     * xIELU's β, the slope at 0; not used if a call passes β as its third parameter. Default: 0.5. Only xIELU uses this
+     * and the following fields.
      */
     float beta;
     /**
-     * One of the XACT_PARAMETERS numbers: what the scalars of xIELU are. XACT_PARAMETERS_RAW.
+     * One of the XACT_PARAMETERS numbers: whether the scalars of xIELU are raw or effective. Default:
+     * XACT_PARAMETERS_RAW.
      */
     int32_t parameters;
     /**
-     * One of the XACT_COMPAT numbers: whether xIELU has the clamp of other implementations. XACT_COMPAT_NONE.
+     * One of the XACT_COMPAT numbers: whether xIELU has the clamp of other implementations. Default: XACT_COMPAT_NONE.
      */
     int32_t compat;
     /**
-     * The bound of that clamp. -1e-6.
+     * The bound of the clamp. Default: -1e-6.
      */
     float eps;
 } xact_activation;
 
 /**
- * Where a `[rows, cols]` tensor lies.
+ * The memory of a tensor `[rows, cols]`.
  */
 typedef struct xact_matrix {
     /**
-     * Address of the first element; a multiple of the element's size. Null where the tensor is absent, or has no
-     * elements.
+     * Address of the first element, a multiple of the element's size. Null if the tensor is absent or has no elements.
      */
     void *ptr;
     /**
-     * Elements from the start of one row to the start of the next, at least `cols`; 0 for `cols`.
+     * Number of elements from the start of a row to the start of the next, at least `cols`; 0 means `cols`.
      */
     uint64_t pitch;
 } xact_matrix;
 
 /**
- * The tensors of an activation, forward and backward. Of what a function does not use, nothing is looked at.
+ * The tensors of an activation's forward and backward. A function ignores the fields that it does not use.
  */
 typedef struct xact_activation_args {
     /**
@@ -476,11 +477,11 @@ typedef struct xact_activation_args {
      */
     uint64_t size;
     /**
-     * Rows of every tensor.
+     * The number of rows of every tensor.
      */
     uint64_t rows;
     /**
-     * Elements in a row.
+     * The number of elements of a row.
      */
     uint64_t cols;
     /**
@@ -488,28 +489,29 @@ typedef struct xact_activation_args {
      */
     int32_t dtype;
     /**
-     * One of the XACT_ORDER numbers: whether, and how, x gates v.
+     * One of the XACT_ORDER numbers: the form of the activation.
      */
     int32_t order;
     /**
-     * One of the XACT_DTYPE numbers: the type of the parameters, f32 or that of the tensors; 0 for f32.
+     * One of the XACT_DTYPE numbers: the type of the parameters, f32 or the type of the tensors; 0 means f32.
      */
     int32_t param_dtype;
     /**
-     * The most blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. The results are the same. Host: not used.
+     * The maximum number of blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. It does not change the results.
+     * Host: not used.
      */
     int32_t blocks;
     /**
-     * An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature. On a device
-     * the array is host memory, and the scalars are device memory.
+     * An array of `param_count` pointers, each to one trainable scalar, in the order of xact_signature.param_names. For
+     * a device, the array is in host memory, and the scalars are in device memory.
      */
     const void *const *params;
     /**
-     * How many there are; optional ones at the end may be left out.
+     * The length of `params`; optional scalars at the end may be left out.
      */
     uint64_t param_count;
     /**
-     * `[rows, cols]`, read: the input, or the gate.
+     * `[rows, cols]`, read: the input, or the gate if gated.
      */
     struct xact_matrix x;
     /**
@@ -517,8 +519,8 @@ typedef struct xact_activation_args {
      */
     struct xact_matrix v;
     /**
-     * `[rows, cols]`, written: f(x), or g(x)·v. A backward writes it again if it is given, so that a training stack
-     * need not store it.
+     * `[rows, cols]`, written: f(x), G(x)·v or f(x)·v, see XACT_ORDER. A backward computes it again if it is not null,
+     * so that a training stack need not store it.
      */
     struct xact_matrix y;
     /**
@@ -526,34 +528,36 @@ typedef struct xact_activation_args {
      */
     struct xact_matrix dy;
     /**
-     * `[rows, cols]`, written by a backward: the gradient with respect to x, dy·f′(x), or dy·v·g′(x).
+     * `[rows, cols]`, written by a backward: the gradient with respect to x. It is dy·f′(x), or, if gated, dy·v·g′(x),
+     * where g is G or f.
      */
     struct xact_matrix dx;
     /**
-     * `[rows, cols]`, written by a backward, if gated: the gradient with respect to v, dy·g(x).
+     * `[rows, cols]`, written by a backward if gated: the gradient with respect to v, dy·g(x).
      */
     struct xact_matrix dv;
     /**
      * An array of `dparam_count` pointers, each to one f32, written by a backward: the gradients of the parameters,
-     * which are sums over all elements, for raw parameters with softplus′. Null if they are not wanted. Under tensor
-     * parallelism they are a rank's part of the sums.
+     * which are sums over all elements. Those of raw parameters include the factor softplus′. Null if they are not
+     * wanted. Under tensor parallelism they are the rank's partial sums.
      */
     float *const *dparams;
     /**
-     * How many there are: one for each parameter that is given; those of optional ones may be left out.
+     * The length of `dparams`: one gradient for each parameter in `params`; those of optional parameters may be left
+     * out.
      */
     uint64_t dparam_count;
     /**
-     * 1: the gradients of the parameters are added to what is there; 0: they overwrite it.
+     * 1: the gradients of the parameters are added to the values in `dparams`; 0: they overwrite them.
      */
     uint64_t accumulate;
     /**
-     * At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward that has
-     * `dparams`. Nobody else uses it until the work has completed. Host: not used.
+     * At least xact_activation_workspace_bytes bytes of device memory, aligned to 8, for a backward with `dparams`.
+     * No other work may use it until the call's work has completed. Host: not used.
      */
     void *workspace;
     /**
-     * Its size in bytes.
+     * The size of `workspace` in bytes.
      */
     uint64_t workspace_bytes;
 } xact_activation_args;
@@ -567,65 +571,66 @@ typedef struct xact_cross_entropy {
      */
     uint64_t size;
     /**
-     * Rows with this label are masked. -100; of u32 labels no label is that.
+     * Rows with this label are masked. Default: -100. A negative number masks no row of u32 labels.
      */
     int64_t ignore_index;
     /**
-     * Columns that are classes, if fewer than a row has: the others are not read, and their gradient is 0. On a rank
-     * of several, the rank's own number. 0 for all columns, the default.
+     * The number of columns that are classes, if the logits have more columns. The others are not read, and their
+     * gradient is 0. If the columns are spread over ranks, the number of the rank. Default: 0, which means all columns.
      */
     uint64_t vocab;
     /**
-     * ε, in [0, 1): this part of the target is spread evenly over all classes. 0.
+     * ε, in [0, 1): this share of the target is spread evenly over all classes. Default: 0.
      */
     float label_smoothing;
     /**
-     * λ ≥ 0: adds λ·lse² to the loss of each row. 0.
+     * λ ≥ 0: adds λ·lse² to the loss of each row. Default: 0.
      */
     float z_loss;
     /**
-     * c > 0: logits pass through c·tanh(z/c). 0 for none, the default.
+     * c > 0 replaces each logit z by c·tanh(z/c). Default: 0, which leaves the logits as they are.
      */
     float softcap;
     /**
-     * One of the XACT_NORMALIZER numbers: what the mean and the gradients are divided by. XACT_NORMALIZER_KEPT.
+     * One of the XACT_NORMALIZER numbers: the divisor of the mean and the gradients. Default: XACT_NORMALIZER_KEPT.
      */
     int32_t normalizer;
     /**
-     * 1: the loss of the rows that Goldfish drops is computed too. 0.
+     * 1: the loss of the rows that Goldfish drops is also computed. Default: 0.
      */
     int32_t dropped_loss;
     /**
-     * 1: the mean over no rows is NaN, as in PyTorch. 0: it is 0, the default.
+     * 1: the mean over no rows is NaN, as in PyTorch; 0: it is 0. Default: 0.
      */
     int32_t empty_is_nan;
 } xact_cross_entropy;
 
 /**
- * Where `[rows, cols]` logits lie. Rows may come in groups with a pitch of their own, such as `logits[:, :-1]` of `[B,
- * S, V]`: groups of S − 1 rows, which are S·V elements apart.
+ * The memory of logits `[rows, cols]`. The rows may be in groups at a second pitch, as in `logits[:, :-1]` of logits
+ * `[B, S, V]`: groups of S − 1 rows at a pitch of S·V elements.
  */
 typedef struct xact_logits_matrix {
     /**
-     * Address of the first element; a multiple of the element's size.
+     * Address of the first element, a multiple of the element's size.
      */
     void *ptr;
     /**
-     * Elements from the start of one row to the start of the next one of its group, at least `cols`; 0 for `cols`.
+     * Number of elements from the start of a row to the start of the next row of the same group, at least `cols`; 0
+     * means `cols`.
      */
     uint64_t pitch;
     /**
-     * Rows of a group, of which `rows` is a multiple; 0 if there are no groups.
+     * Number of rows in a group, which must divide `rows`; 0 if there are no groups.
      */
     uint64_t group_rows;
     /**
-     * Elements from the start of one group to the start of the next, at least what a group takes.
+     * Number of elements from the start of a group to the start of the next, at least the length of a group.
      */
     uint64_t group_pitch;
 } xact_logits_matrix;
 
 /**
- * The ids from which Goldfish decides about labels, one id for each label.
+ * The ids from which Goldfish decides about labels, and their division into segments.
  */
 typedef struct xact_decision {
     /**
@@ -637,7 +642,7 @@ typedef struct xact_decision {
      */
     const struct xact_goldfish *goldfish;
     /**
-     * One id for each label, of `id_type`. They need not be the labels: a label that is ignored still has an id.
+     * `[labels]` of `id_type`: one id for each label. An id may differ from the label, as for an ignored label.
      */
     const void *hash_ids;
     /**
@@ -645,36 +650,36 @@ typedef struct xact_decision {
      */
     int32_t id_type;
     /**
-     * One of the XACT_LAYOUT numbers: how labels are cut into segments. No window crosses a boundary.
+     * One of the XACT_LAYOUT numbers: the division of the labels into rows or documents. No window crosses a boundary.
      */
     int32_t layout;
     /**
-     * Of XACT_LAYOUT_ROWS: labels of a row, of which the number of labels is a multiple; 0 if all are one row.
+     * XACT_LAYOUT_ROWS: the number of labels of a row, which must divide the number of labels; 0 means one row.
      */
     uint64_t row_len;
     /**
-     * Of XACT_LAYOUT_DOCUMENTS: document d begins at label cu_seqlens[d]. Offsets that do not decrease; the first is
-     * negative if the first document began that many labels earlier.
+     * XACT_LAYOUT_DOCUMENTS: document d begins at label cu_seqlens[d]. The offsets must not decrease. A negative first
+     * offset means that the first document began that many labels before the first label.
      */
     const int32_t *cu_seqlens;
     /**
-     * How many offsets there are.
+     * The length of `cu_seqlens`.
      */
     uint64_t cu_seqlens_len;
     /**
-     * `[segments, n]`, or null: the n ids before the first label of each segment.
+     * `[segments, n]` or null: the n ids before the first label of each segment.
      */
     const void *halo;
     /**
-     * How many ids of a halo there are in all.
+     * The number of ids in `halo`, segments·n.
      */
     uint64_t halo_len;
     /**
-     * Ids that are never dropped, in any order, or null.
+     * Ids whose labels are never dropped, in any order, or null.
      */
     const int64_t *exempt;
     /**
-     * How many there are.
+     * The length of `exempt`.
      */
     uint64_t exempt_len;
     /**
@@ -688,7 +693,7 @@ typedef struct xact_decision {
 } xact_decision;
 
 /**
- * Totals of a batch of rows. It has no `size`: kernels write it.
+ * The totals over all rows of a batch. The struct has no `size`, because kernels write it.
  */
 typedef struct xact_cross_entropy_summary {
     /**
@@ -696,11 +701,11 @@ typedef struct xact_cross_entropy_summary {
      */
     float loss;
     /**
-     * loss / normalizer; 0 if no row is kept, or NaN if that was asked for.
+     * loss / normalizer. If no row is kept, 0, or NaN with xact_cross_entropy.empty_is_nan.
      */
     float mean;
     /**
-     * The part of `loss` that is z-loss.
+     * The sum of the z-loss terms, which `loss` includes.
      */
     float z_loss;
     /**
@@ -708,27 +713,27 @@ typedef struct xact_cross_entropy_summary {
      */
     float weight;
     /**
-     * What gradients are divided by.
+     * The divisor of the gradients.
      */
     float normalizer;
     /**
-     * The sum of the losses of the rows that Goldfish dropped, if asked for; else 0.
+     * The sum of the losses of the rows that Goldfish dropped, with xact_cross_entropy.dropped_loss; else 0.
      */
     float dropped_loss;
     /**
-     * Rows whose label is not ignored, whatever their weight, dropped or not.
+     * The number of rows whose label is not ignored, including rows of weight 0 and dropped rows.
      */
     uint64_t labels;
     /**
-     * Rows that count: not ignored, weight not 0, not dropped.
+     * The number of kept rows: not ignored, weight not 0, not dropped.
      */
     uint64_t kept;
     /**
-     * Rows that would count, had Goldfish not dropped them.
+     * The number of rows that would be kept if Goldfish had not dropped them.
      */
     uint64_t dropped;
     /**
-     * Kept rows whose label is the argmax, if `argmax` was asked for; else 0.
+     * The number of kept rows whose label is the argmax, if the argmax was computed; else 0.
      */
     uint64_t correct;
     /**
@@ -742,9 +747,9 @@ typedef struct xact_cross_entropy_summary {
 } xact_cross_entropy_summary;
 
 /**
- * The tensors of the loss. Of what a function does not use, nothing is looked at, so that one struct serves a forward
- * and its backward. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all others
- * are kept.
+ * The tensors of the loss. A function ignores the fields that it does not use, so a forward and its backward can share
+ * one struct. A row is masked if its label is ignored, if its weight is 0, or if Goldfish drops it; all other rows are
+ * kept.
  */
 typedef struct xact_cross_entropy_args {
     /**
@@ -756,8 +761,8 @@ typedef struct xact_cross_entropy_args {
      */
     uint64_t rows;
     /**
-     * V, the columns of the logits, of which the first xact_cross_entropy.vocab are classes. Of a rank of several, its
-     * own. xact_cross_entropy_finish: not used.
+     * V, the number of columns of the logits, of which the first xact_cross_entropy.vocab are classes. If the columns
+     * are spread over ranks, the number of the rank. xact_cross_entropy_finish does not use it.
      */
     uint64_t cols;
     /**
@@ -769,12 +774,12 @@ typedef struct xact_cross_entropy_args {
      */
     int32_t label_type;
     /**
-     * `[N, V]`: the logits. Read; xact_cross_entropy_forward_with_gradient overwrites them with their gradients.
+     * `[N, V]`, read: the logits. xact_cross_entropy_forward_with_gradient overwrites them with their gradients.
      */
     struct xact_logits_matrix logits;
     /**
-     * `[N, V]`, written by xact_cross_entropy_backward: the gradients, 0 in columns that are no classes. They may be
-     * the very logits.
+     * `[N, V]`, written by xact_cross_entropy_backward: the gradients of the logits, 0 in columns that are no classes.
+     * It may be the same matrix as `logits`.
      */
     struct xact_logits_matrix dlogits;
     /**
@@ -786,91 +791,94 @@ typedef struct xact_cross_entropy_args {
      */
     const float *weights;
     /**
-     * Null, or what decides which rows Goldfish drops. There is an id for each row.
+     * Null, or the strategy and the ids from which Goldfish decides which rows to drop; one id for each row.
      */
     const struct xact_decision *decision;
     /**
-     * Where columns are spread over ranks: the class of this rank's first column. Used by
-     * xact_cross_entropy_partial_stats, xact_cross_entropy_finish and xact_cross_entropy_backward.
+     * If the columns are spread over ranks: the class of this rank's first column. Only
+     * xact_cross_entropy_partial_stats, xact_cross_entropy_finish and xact_cross_entropy_backward use it.
      */
     uint64_t first_class;
     /**
-     * Where columns are spread over ranks: classes of all ranks; 0 where they are not.
+     * If the columns are spread over ranks: the number of classes of all ranks together; else 0.
      */
     uint64_t classes;
     /**
-     * Null for 1, or read for gradients: the gradient with respect to the loss of row r is dloss[r·dloss_stride].
+     * Read where gradients are computed: the gradient with respect to the loss of row r is dloss[r·dloss_stride]. Null
+     * means 1 for every row.
      */
     const float *dloss;
     /**
-     * 0 for one number that all rows share, 1 for one of each row, or any other.
+     * The stride of `dloss` in elements: 0 if all rows share one number, 1 if it is `[N]` and contiguous.
      */
     int64_t dloss_stride;
     /**
-     * Null, or one number to divide by. Of xact_cross_entropy_backward: `normalizer` of the forward's summary, or a
-     * number of yours; null for 1. Of the others: in the place of what xact_cross_entropy.normalizer says.
+     * Null, or one number, the divisor. xact_cross_entropy_backward: usually `normalizer` of the forward's summary; null
+     * means 1. The other functions: it replaces the normalizer that xact_cross_entropy.normalizer selects.
      */
     const float *normalizer;
     /**
-     * `[N]` or null, written: losses, weighted, not normalised; 0 of a masked row, NaN of one whose label is no class.
+     * `[N]` or null, written: the weighted loss of each row, not divided by the normalizer. A masked row has 0, a row
+     * whose label is no class has NaN.
      */
     float *loss;
     /**
-     * `[N]` or null, written: the part of each loss that is z-loss.
+     * `[N]` or null, written: the z-loss term of each row's loss.
      */
     float *z_loss;
     /**
-     * `[N]` or null, written: log Σ e^logit; 0 of a masked row.
+     * `[N]` or null, written: log Σ e^logit of each row; a masked row has 0.
      */
     float *lse;
     /**
-     * `[N]` or null, written: the class of the largest logit, the first of several; -1 of a masked row.
+     * `[N]` or null, written: the class of the largest logit of each row, the first if several are equal; a masked row
+     * has -1.
      */
     int32_t *argmax;
     /**
-     * xact_cross_entropy_saved_bytes bytes or null, aligned to 4, written: what a backward needs, or what is to be
-     * gathered from all ranks. xact_cross_entropy_partial_stats needs it.
+     * xact_cross_entropy_saved_bytes bytes or null, aligned to 4, written: the values that a backward needs, or that
+     * are gathered from all ranks. It is required by xact_cross_entropy_partial_stats.
      */
     void *saved;
     /**
-     * Written: the totals. It must be given to all functions that compute losses. Device memory on a device.
+     * Written: the totals. It is required by all functions that compute losses. For a device, device memory.
      */
     struct xact_cross_entropy_summary *summary;
     /**
-     * `[ranks, saved_bytes]`, aligned to 4, read by xact_cross_entropy_backward and xact_cross_entropy_finish: what a
-     * forward has saved, or what all ranks have, in their order.
+     * `[ranks, saved_bytes]`, aligned to 4, read by xact_cross_entropy_backward and xact_cross_entropy_finish: the
+     * `saved` bytes of the forward, or of all ranks in the order of the ranks.
      */
     const void *gathered;
     /**
-     * How many ranks that are; 0 for 1.
+     * The number of ranks in `gathered`; 0 means 1.
      */
     uint64_t ranks;
     /**
-     * At least xact_cross_entropy_workspace_bytes bytes of device memory, aligned to 8, for all but
-     * xact_cross_entropy_backward. Nobody else uses it until the work has completed. Host: not used.
+     * At least xact_cross_entropy_workspace_bytes bytes of device memory, aligned to 8, for all functions but
+     * xact_cross_entropy_backward. No other work may use it until the call's work has completed. Host: not used.
      */
     void *workspace;
     /**
-     * Its size in bytes.
+     * The size of `workspace` in bytes.
      */
     uint64_t workspace_bytes;
     /**
-     * The most blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. Host: not used.
+     * The maximum number of blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. Host: not used.
      */
     int32_t blocks;
     /**
-     * xact_cross_entropy_forward_with_gradient on devices where clusters of blocks share rows: at least how many
-     * blocks a row has; 0 for as few as it fits into. Host: not used.
+     * xact_cross_entropy_forward_with_gradient on devices with clusters of blocks: the minimum number of blocks that
+     * share a row; 0 means as few as the row fits into. Host: not used.
      */
     uint32_t cluster;
     /**
-     * xact_cross_entropy_partial_stats: 1 if xact_cross_entropy_finish is to find the argmax.
+     * xact_cross_entropy_partial_stats: 1 if xact_cross_entropy_finish will compute the argmax.
      */
     uint64_t with_argmax;
 } xact_cross_entropy_args;
 
 /**
- * How Goldfish decides which labels are dropped.
+ * A strategy by which Goldfish decides which labels are dropped.
  */
 typedef struct xact_goldfish_strategy {
     /**
@@ -882,37 +890,37 @@ typedef struct xact_goldfish_strategy {
      */
     int32_t kind;
     /**
-     * About one label in k is dropped, at least 2.
+     * About one label in k is dropped; at least 2.
      */
     uint32_t k;
     /**
-     * Ids in a window, at least 1; of XACT_STRATEGY_STATIC and XACT_STRATEGY_RANDOM not used.
+     * The number of ids in a window; at least 1. XACT_STRATEGY_STATIC and XACT_STRATEGY_RANDOM do not use it.
      */
     uint64_t h;
     /**
-     * Of XACT_STRATEGY_RANDOM and XACT_STRATEGY_HASH64: any number.
+     * Any number. Only XACT_STRATEGY_RANDOM and XACT_STRATEGY_HASH64 use it.
      */
     uint64_t seed;
     /**
-     * Of XACT_STRATEGY_STATIC: the first label that is dropped.
+     * The first label that is dropped. Only XACT_STRATEGY_STATIC uses it.
      */
     uint64_t start;
     /**
-     * Null, or 1,000,003 numbers of the caller's in the place of the strategy's own table, such as those that PyTorch
-     * drew on a GPU: an entry r drops if r < 1/k. Host memory.
+     * Null, or 1,000,003 numbers in host memory that replace the strategy's own table, such as those that PyTorch drew
+     * on a GPU. A label whose entry r is less than 1/k is dropped.
      */
     const float *table;
     /**
-     * How many there are.
+     * The length of `table`.
      */
     uint64_t table_len;
     /**
-     * Null, or the caller's decision for each entry of the table: a bit each, from the lowest of the first byte on, 1
-     * if it drops. `k` is then only a name. Not together with `table`. Host memory.
+     * Null, or one bit in host memory for each entry of the table, from the lowest bit of the first byte on: 1 drops.
+     * The decisions then do not depend on `k`. It excludes `table`.
      */
     const uint8_t *bitmap;
     /**
-     * How many bytes there are, 125,001.
+     * The size of `bitmap` in bytes, 125,001.
      */
     uint64_t bitmap_bytes;
 } xact_goldfish_strategy;
@@ -926,36 +934,36 @@ typedef struct xact_goldfish_args {
      */
     uint64_t size;
     /**
-     * How many labels there are.
+     * The number of labels.
      */
     uint64_t labels;
     /**
-     * How it is decided.
+     * The strategy and the ids.
      */
     const struct xact_decision *decision;
     /**
-     * `[labels]` or null, written: 1 kept, 0 dropped.
+     * `[labels]` or null, written: 1 if the label is kept, 0 if it is dropped.
      */
     uint8_t *keep;
     /**
-     * `[labels]` or null, written: the same as weights of a loss, 1 or 0.
+     * `[labels]` or null, written: the same as weights for the loss, 1 or 0.
      */
     float *weights;
     /**
-     * `[2]` or null, written: how many labels are kept, and how many are dropped.
+     * `[2]` or null, written: the number of kept labels, and the number of dropped labels.
      */
     int64_t *counts;
     /**
-     * At least xact_goldfish_workspace_bytes bytes of device memory, aligned to 8, if there are `counts`. Nobody else
-     * uses it until the work has completed. Host: not used.
+     * At least xact_goldfish_workspace_bytes bytes of device memory, aligned to 8, if `counts` is not null. No other
+     * work may use it until the call's work has completed. Host: not used.
      */
     void *workspace;
     /**
-     * Its size in bytes.
+     * The size of `workspace` in bytes.
      */
     uint64_t workspace_bytes;
     /**
-     * The most blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. Host: not used.
+     * The maximum number of blocks to launch, XACT_BLOCKS_ALL or XACT_BLOCKS_RESIDENT. Host: not used.
      */
     int64_t blocks;
 } xact_goldfish_args;
@@ -965,92 +973,93 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program
- * works with a library of the same number.
+ * Returns the version of the library's interface: XACT_ABI_VERSION of the header that the library was built with. A
+ * program works with a library whose number equals that of its own header.
  */
 uint32_t xact_abi_version(void);
 
 /**
- * The version of the library, such as "0.1.0".
+ * Returns the version of the library, such as "0.1.0".
  */
 const char *xact_version(void);
 
 /**
- * The text of the last error of a function that the calling thread called: UTF-8, empty if there was none. It is valid
- * until the thread's next call that fails.
+ * Returns the text of the calling thread's last error, in UTF-8; empty if there was none. The pointer is valid until
+ * the thread's next call that fails.
  */
 const char *xact_last_error(void);
 
 /**
- * XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no
- * driver and no device.
+ * Returns XACT_OK if the library has kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for
+ * neither a driver nor a device.
  */
 xact_status xact_kernels_built(void);
 
 /**
- * XACT_OK if the library holds kernels and the CUDA driver library can be loaded; else XACT_ERROR_KERNELS_NOT_BUILT or
- * XACT_ERROR_NO_DRIVER. It opens no device, and does not initialise CUDA, so that the process may still be forked.
+ * Returns XACT_OK if the library has kernels and the CUDA driver library can be loaded; else
+ * XACT_ERROR_KERNELS_NOT_BUILT or XACT_ERROR_NO_DRIVER. It opens no device and does not initialise CUDA, so the process
+ * may still be forked.
  */
 xact_status xact_cuda_available(void);
 
 /**
- * Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for
- * as many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit.
- * Each number that is used starts threads, which sleep when it is no longer the one.
+ * Sets the number of threads that host functions use, for the whole process: 1 to 1024, or 0 for the value of the
+ * environment variable RAYON_NUM_THREADS, or else the number of cores. The results are bitwise the same for every
+ * number. The first call with each number starts that many threads; they sleep while another number is set.
  *
  * XACT_ERROR_OUT_OF_RANGE.
  */
 xact_status xact_set_num_threads(uint64_t threads);
 
 /**
- * How many activations there are.
+ * Returns the number of activations.
  */
 uint64_t xact_activation_count(void);
 
 /**
- * The name of activation number `index`, from 0; null beyond the last.
+ * Returns the name of activation number `index`, counted from 0; null if there is none.
  */
 const char *xact_activation_name(uint64_t index);
 
 /**
- * Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name.
- * Its strings live as long as the library.
+ * Writes the parameters and forms of the activation `name` to `signature`, whose `size` the caller has set. The strings
+ * are valid as long as the library is loaded.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
  */
 xact_status xact_activation_describe(const char *name, struct xact_signature *signature);
 
 /**
- * Bytes of an element of a type of the XACT_DTYPE numbers; 0 of any other number.
+ * Returns the size in bytes of an element of a type, one of the XACT_DTYPE numbers; 0 for any other number.
  */
 uint64_t xact_dtype_size(int32_t dtype);
 
 /**
- * Bytes of an id of a type of the XACT_ID numbers; 0 of any other number.
+ * Returns the size in bytes of an id of a type, one of the XACT_ID numbers; 0 for any other number.
  */
 uint64_t xact_id_size(int32_t id_type);
 
 /**
- * Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and
- * writes a handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
+ * Opens device number `ordinal`, counted from 0, with its primary context, which the CUDA runtime and PyTorch also use,
+ * and writes a handle to `*device`. All handles of a device share the kernels, which stay loaded until the process ends.
  *
  * XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT, XACT_ERROR_NO_DRIVER, XACT_ERROR_DRIVER.
  */
-xact_status xact_device_open(int32_t ordinal, struct xact_device **device);
+xact_status xact_device_open(int32_t ordinal,
+                             struct xact_device **device);
 
 /**
- * The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle
- * before you destroy the context.
+ * Opens the device of the CUcontext that is current in the calling thread, with that context, and writes a handle to
+ * `*device`. If it is not the primary context, close the handle before you destroy the context.
  *
- * XACT_ERROR_WRONG_CONTEXT if no context is current, and as xact_device_open.
+ * XACT_ERROR_WRONG_CONTEXT if no context is current, and the errors of xact_device_open.
  */
 xact_status xact_device_open_current(struct xact_device **device);
 
 /**
- * Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device,
- * or all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
- * captured does not allow. Of code for another architecture than the device's the driver compiles what is loaded, in
- * several threads.
+ * Loads the kernels of the op `name` (an activation, "cross_entropy" or "goldfish") onto the device, or all kernels if
+ * `name` is null. Otherwise a kernel is loaded when it is first used, which fails while a stream is captured. If the
+ * library has no machine code for the device's architecture, the driver compiles the kernels, in several threads.
  *
  * XACT_ERROR_NULL, XACT_ERROR_UNKNOWN_OP, XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD,
  * XACT_ERROR_NOT_LOADED.
@@ -1058,21 +1067,21 @@ xact_status xact_device_open_current(struct xact_device **device);
 xact_status xact_device_preload(const struct xact_device *device, const char *name);
 
 /**
- * Gives a handle back; null does nothing. Work that was launched with it goes on.
+ * Closes a handle; null does nothing. Work that was launched with the handle continues.
  */
 xact_status xact_device_close(struct xact_device *device);
 
 /**
- * Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default
- * options. The string must live as long as the struct is used.
+ * Writes the name of an activation and its default options to `*op`; `size` is sizeof(xact_activation). The struct
+ * stores the pointer `name`, so the string must live as long as the struct is used.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
  */
 xact_status xact_activation_init(struct xact_activation *op, uint64_t size, const char *name);
 
 /**
- * Writes to `*bytes` how large the workspace of a backward of this shape must be on a device, whatever the pitches. A
- * larger tensor never needs less.
+ * Writes to `*bytes` the size of the device workspace that a backward of this shape needs, for any pitches. A larger
+ * tensor never needs less.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_UNKNOWN_OP,
  * XACT_ERROR_TOO_LARGE, XACT_ERROR_KERNELS_NOT_BUILT.
@@ -1084,7 +1093,8 @@ xact_status xact_activation_workspace_bytes(const struct xact_activation *op,
                                             uint64_t *bytes);
 
 /**
- * Launches y = f(x), or y = g(x)·v, on `stream`, a CUstream; null is the default stream. y may be x or v.
+ * Launches the forward on `stream`, a CUstream or null for the default stream: y = f(x), G(x)·v or f(x)·v. y may be x or
+ * v.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
@@ -1097,11 +1107,11 @@ xact_status xact_activation_forward(const struct xact_device *device,
                                     const struct xact_activation_args *args);
 
 /**
- * Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. dx, dv and
- * y may each be one of x, v and dy.
+ * Launches the backward on `stream`: it computes dx, dv if gated, and the gradients of the parameters and y if their
+ * pointers are not null. dx, dv and y may each be one of x, v and dy.
  *
- * As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a
- * first are some results written.
+ * The errors of xact_activation_forward, and XACT_ERROR_WORKSPACE. If the driver refuses a second launch after it
+ * accepted the first, some results are written.
  */
 xact_status xact_activation_backward(const struct xact_device *device,
                                      void *stream,
@@ -1109,7 +1119,7 @@ xact_status xact_activation_backward(const struct xact_device *device,
                                      const struct xact_activation_args *args);
 
 /**
- * The same as xact_activation_forward on the host, when it returns.
+ * Computes the same as xact_activation_forward on the host, and returns when the results are written.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
@@ -1118,44 +1128,43 @@ xact_status xact_activation_backward(const struct xact_device *device,
 xact_status xact_activation_forward_host(const struct xact_activation *op, const struct xact_activation_args *args);
 
 /**
- * The same as xact_activation_backward on the host, when it returns.
+ * Computes the same as xact_activation_backward on the host, and returns when the results are written.
  *
- * As xact_activation_forward_host.
+ * The errors of xact_activation_forward_host.
  */
 xact_status xact_activation_backward_host(const struct xact_activation *op, const struct xact_activation_args *args);
 
 /**
- * Fills in the struct of `size` bytes, sizeof(xact_cross_entropy), with the default options.
+ * Writes the default options to `*op`; `size` is sizeof(xact_cross_entropy).
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE.
  */
 xact_status xact_cross_entropy_init(struct xact_cross_entropy *op, uint64_t size);
 
 /**
- * Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They
- * are opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
+ * Writes to `*bytes` the size of `saved` for `rows` rows with these options. The format of `saved` is opaque. It is the
+ * same on the host and on every device, so the bytes of several ranks can be gathered.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE.
  */
 xact_status xact_cross_entropy_saved_bytes(const struct xact_cross_entropy *op, uint64_t rows, uint64_t *bytes);
 
 /**
- * Writes to `*bytes` how large the workspace of any call with this many rows must be on a device. More rows never need
- * less.
+ * Writes to `*bytes` the size of the device workspace that any call with `rows` rows needs. More rows never need less.
  *
  * XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
  */
 xact_status xact_cross_entropy_workspace_bytes(uint64_t rows, uint64_t *bytes);
 
 /**
- * Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the
+ * Computes the losses of whole rows, and `saved` for the backward. It launches on `stream`, a CUstream or null for the
  * default stream.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
  * XACT_ERROR_OVERLAP, XACT_ERROR_CLASSES, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
- * XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after
- * it took an earlier one are some results written.
+ * XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. If the driver refuses a launch after it
+ * accepted an earlier one, some results are written.
  */
 xact_status xact_cross_entropy_forward(const struct xact_device *device,
                                        void *stream,
@@ -1163,10 +1172,10 @@ xact_status xact_cross_entropy_forward(const struct xact_device *device,
                                        const struct xact_cross_entropy_args *args);
 
 /**
- * Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the
- * logits are read once and written once.
+ * Computes the losses of whole rows, and overwrites the logits with their gradients. If a row fits on the chip, the
+ * logits are read once and written once. It launches on `stream`.
  *
- * As xact_cross_entropy_forward.
+ * The errors of xact_cross_entropy_forward.
  */
 xact_status xact_cross_entropy_forward_with_gradient(const struct xact_device *device,
                                                      void *stream,
@@ -1174,9 +1183,9 @@ xact_status xact_cross_entropy_forward_with_gradient(const struct xact_device *d
                                                      const struct xact_cross_entropy_args *args);
 
 /**
- * Computes gradients from what a forward has saved, or from what all ranks have. It launches on `stream`.
+ * Computes the gradients of the logits from the `saved` bytes of a forward, or of all ranks. It launches on `stream`.
  *
- * As xact_cross_entropy_forward.
+ * The errors of xact_cross_entropy_forward.
  */
 xact_status xact_cross_entropy_backward(const struct xact_device *device,
                                         void *stream,
@@ -1184,9 +1193,10 @@ xact_status xact_cross_entropy_backward(const struct xact_device *device,
                                         const struct xact_cross_entropy_args *args);
 
 /**
- * Computes what a rank saves of its columns, to be gathered from all ranks. Those of hosts and devices may be mixed.
+ * Computes the `saved` bytes of a rank's columns, which are then gathered from all ranks. Ranks on hosts and on devices
+ * may be mixed. It launches on `stream`.
  *
- * As xact_cross_entropy_forward.
+ * The errors of xact_cross_entropy_forward.
  */
 xact_status xact_cross_entropy_partial_stats(const struct xact_device *device,
                                              void *stream,
@@ -1194,9 +1204,10 @@ xact_status xact_cross_entropy_partial_stats(const struct xact_device *device,
                                              const struct xact_cross_entropy_args *args);
 
 /**
- * Computes losses from what all ranks have saved: the same bits on every rank.
+ * Computes the losses from the gathered `saved` bytes of all ranks. The results are bitwise the same on every rank. It
+ * launches on `stream`.
  *
- * As xact_cross_entropy_forward.
+ * The errors of xact_cross_entropy_forward.
  */
 xact_status xact_cross_entropy_finish(const struct xact_device *device,
                                       void *stream,
@@ -1204,7 +1215,7 @@ xact_status xact_cross_entropy_finish(const struct xact_device *device,
                                       const struct xact_cross_entropy_args *args);
 
 /**
- * The same as xact_cross_entropy_forward on the host, when it returns.
+ * Computes the same as xact_cross_entropy_forward on the host, and returns when the results are written.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
@@ -1214,40 +1225,40 @@ xact_status xact_cross_entropy_forward_host(const struct xact_cross_entropy *op,
                                             const struct xact_cross_entropy_args *args);
 
 /**
- * The same as xact_cross_entropy_forward_with_gradient on the host, when it returns.
+ * Computes the same as xact_cross_entropy_forward_with_gradient on the host, and returns when the results are written.
  *
- * As xact_cross_entropy_forward_host.
+ * The errors of xact_cross_entropy_forward_host.
  */
 xact_status xact_cross_entropy_forward_with_gradient_host(const struct xact_cross_entropy *op,
                                                           const struct xact_cross_entropy_args *args);
 
 /**
- * The same as xact_cross_entropy_backward on the host, when it returns.
+ * Computes the same as xact_cross_entropy_backward on the host, and returns when the results are written.
  *
- * As xact_cross_entropy_forward_host.
+ * The errors of xact_cross_entropy_forward_host.
  */
 xact_status xact_cross_entropy_backward_host(const struct xact_cross_entropy *op,
                                              const struct xact_cross_entropy_args *args);
 
 /**
- * The same as xact_cross_entropy_partial_stats on the host, when it returns.
+ * Computes the same as xact_cross_entropy_partial_stats on the host, and returns when the results are written.
  *
- * As xact_cross_entropy_forward_host.
+ * The errors of xact_cross_entropy_forward_host.
  */
 xact_status xact_cross_entropy_partial_stats_host(const struct xact_cross_entropy *op,
                                                   const struct xact_cross_entropy_args *args);
 
 /**
- * The same as xact_cross_entropy_finish on the host, when it returns.
+ * Computes the same as xact_cross_entropy_finish on the host, and returns when the results are written.
  *
- * As xact_cross_entropy_forward_host.
+ * The errors of xact_cross_entropy_forward_host.
  */
 xact_status xact_cross_entropy_finish_host(const struct xact_cross_entropy *op,
                                            const struct xact_cross_entropy_args *args);
 
 /**
- * Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy
- * with a table takes some milliseconds. The struct and what it points to are not needed afterwards.
+ * Prepares a strategy, and writes a handle to `*goldfish`; free it with xact_goldfish_free. A strategy with a table
+ * takes some milliseconds. The struct, `table` and `bitmap` are not needed afterwards.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE,
  * XACT_ERROR_LENGTH, XACT_ERROR_NO_TABLE.
@@ -1255,62 +1266,67 @@ xact_status xact_cross_entropy_finish_host(const struct xact_cross_entropy *op,
 xact_status xact_goldfish_create(const struct xact_goldfish_strategy *strategy, struct xact_goldfish **goldfish);
 
 /**
- * Frees a handle; null does nothing. Work that was launched with it goes on, since what a device reads of it is the
- * caller's copy.
+ * Frees a handle; null does nothing. Work that was launched with the handle continues, because a device reads only the
+ * caller's copies of the tables.
  */
 xact_status xact_goldfish_free(struct xact_goldfish *goldfish);
 
 /**
- * Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it
- * drops; null and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
+ * Writes to `*words` and `*count` the address and the number of the words of the bitmap: one bit for each entry of the
+ * table, from the lowest bit of the first word on, 1 if the entry drops. Null and 0 if the strategy has no table. The
+ * words live as long as the handle. For a device, copy them to device memory (xact_decision.bitmap).
  *
  * XACT_ERROR_NULL.
  */
 xact_status xact_goldfish_bitmap(const struct xact_goldfish *goldfish, const uint32_t **words, uint64_t *count);
 
 /**
- * Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of
- * other strategies. They live as long as the handle. A device needs a copy of them.
+ * Writes to `*values` and `*count` the address and the number of the coefficients of XACT_STRATEGY_DOT_TABLE, that of
+ * the window's first id first; null and 0 for other strategies. The coefficients live as long as the handle. For a
+ * device, copy them to device memory (xact_decision.coefficients).
  *
  * XACT_ERROR_NULL.
  */
 xact_status xact_goldfish_coefficients(const struct xact_goldfish *goldfish, const int64_t **values, uint64_t *count);
 
 /**
- * Writes to `*h` the ids of a window; 0 if the ids do not matter. A halo of h - 1 ids decides as a whole row does.
+ * Writes to `*h` the number of ids in a window; 0 if the strategy does not depend on ids. With a halo of h - 1 ids, a
+ * part of a row gets the same decisions as in the whole row.
  *
  * XACT_ERROR_NULL.
  */
 xact_status xact_goldfish_window(const struct xact_goldfish *goldfish, uint64_t *h);
 
 /**
- * Writes to `*share` the share of labels that are dropped of text without repetitions: about 1/k.
+ * Writes to `*share` the share of labels that the strategy drops from text without repetitions, about 1/k.
  *
  * XACT_ERROR_NULL.
  */
 xact_status xact_goldfish_dropped_share(const struct xact_goldfish *goldfish, double *share);
 
 /**
- * Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never
- * need less.
+ * Writes to `*bytes` the size of the device workspace that a mask of `labels` labels with `counts` needs. More labels
+ * never need less.
  *
  * XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
  */
 xact_status xact_goldfish_workspace_bytes(uint64_t labels, uint64_t *bytes);
 
 /**
- * Launches the decisions about labels on `stream`, a CUstream; null is the default stream. No labels give counts of 0.
- * Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is
- * read.
+ * Decides which labels are dropped. It launches on `stream`, a CUstream or null for the default stream. For 0 labels the
+ * counts are 0. The host cannot check the offsets: if they decrease, the windows stop at unspecified offsets, but nothing
+ * outside the ids and the halo is read.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
  * XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched.
  */
-xact_status xact_goldfish_mask(const struct xact_device *device, void *stream, const struct xact_goldfish_args *args);
+xact_status xact_goldfish_mask(const struct xact_device *device,
+                               void *stream,
+                               const struct xact_goldfish_args *args);
 
 /**
- * The same as xact_goldfish_mask on the host, when it returns.
+ * Computes the same as xact_goldfish_mask on the host, and returns when the results are written.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.

@@ -1,4 +1,4 @@
-//! Contexts of the CUDA driver: which one is current in a thread, and the devices of those that are.
+//! The current CUDA context of a thread, and the devices of contexts.
 
 #![allow(unsafe_code)]
 
@@ -13,13 +13,13 @@ use xact::{Device, Error};
 
 use crate::status::Result;
 
-/// The context that was current in the thread, which will be again.
+/// Restores the thread's current context when dropped.
 pub struct Restored(CUcontext);
 
 impl Restored {
-    /// To be called where a driver is.
+    /// Remembers the current context. The driver must be loadable.
     pub fn new() -> Restored {
-        // Before CUDA is initialised none is current.
+        // Before CUDA is initialised, the call fails, and no context is current.
         Restored(current().unwrap_or(ptr::null_mut()))
     }
 }
@@ -27,8 +27,8 @@ impl Restored {
 impl Drop for Restored {
     fn drop(&mut self) {
         if current() != Ok(self.0) {
-            // SAFETY: it was current in this thread. If it has been destroyed meanwhile the driver says so, and the
-            // caller learns it from its own next call.
+            // SAFETY: the context was current in this thread. If it has been destroyed since, the driver returns an error,
+            // and so does the caller's next call.
             unsafe { sys::cuCtxSetCurrent(self.0) };
         }
     }
@@ -48,9 +48,9 @@ fn driver_error(doing: &'static str, error: CUresult) -> Error {
     Error::Driver { doing, name }
 }
 
-/// The device of a primary context, always the same one.
+/// The device with its primary context; every call returns the same one.
 ///
-/// None is ever released: at the end of a process that would come after a framework has torn CUDA down.
+/// Devices are never released, because at process exit the release would come after a framework has shut CUDA down.
 pub fn device(ordinal: usize) -> Result<Device> {
     static DEVICES: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
     // A poisoned lock means that another thread panicked between two insertions; the list is whole.
@@ -63,7 +63,7 @@ pub fn device(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// The device of the context that is current in this thread.
+/// The device with the context that is current in this thread.
 pub fn current_device() -> Result<Device> {
     xact::cuda::check_kernels()?;
     check_driver()?;
@@ -82,7 +82,7 @@ pub fn current_device() -> Result<Device> {
     unsafe { sys::cuCtxGetDevice(&mut number) }
         .result()
         .map_err(failed)?;
-    // Devices are numbered from 0, and a handle of one is its number.
+    // A CUdevice is the ordinal of the device.
     let ordinal = number as usize;
     let (mut flags, mut is_active) = (0, 0);
     // SAFETY: as above.
@@ -98,7 +98,7 @@ pub fn current_device() -> Result<Device> {
     // SAFETY: the context is live, and of that device.
     let foreign = unsafe { CudaContext::from_raw_context(ordinal, number, context) };
     let foreign = foreign.map_err(failed)?;
-    // cudarc would destroy it with the last reference; it is the caller's.
+    // With the last reference, cudarc would destroy the context, which belongs to the caller.
     mem::forget(Arc::clone(&foreign));
     Ok(Device::from_context(&foreign)?)
 }

@@ -1,4 +1,4 @@
-//! The functions of a device: `xact::raw`, with what the header says in the place of Rust's types.
+//! The device functions: they convert the header's types to those of `xact::raw`, and call that.
 
 #![allow(unsafe_code)]
 
@@ -31,7 +31,7 @@ pub unsafe fn open(ordinal: i32, out: *mut *mut xact_device) -> Result<()> {
     memory::check_place("device", out)?;
     cuda_available()?;
     let _restored = Restored::new();
-    // No device has a number beyond any.
+    // A negative ordinal becomes one that no device has.
     let device = context::device(usize::try_from(ordinal).unwrap_or(i32::MAX as usize))?;
     // SAFETY: the caller vouches for the place.
     unsafe { put_device(out, device) }
@@ -98,7 +98,7 @@ fn address<T>(ptr: *const T) -> CUdeviceptr {
     ptr.addr() as CUdeviceptr
 }
 
-/// The same of what may be absent.
+/// An address on the device; `None` if the pointer is null.
 fn given<T>(ptr: *const T) -> Option<CUdeviceptr> {
     (!ptr.is_null()).then(|| address(ptr))
 }
@@ -114,7 +114,8 @@ fn matrix(matrix: xact_matrix, cols: u64) -> Matrix {
     }
 }
 
-/// The addresses in an array of pointers to scalars, of at most as many as there are names.
+/// Writes the addresses in an array of `count` pointers to scalars to `addresses`, and returns `count`. Fails if there are
+/// more pointers than names.
 unsafe fn scalars<T>(
     what: &'static str,
     names: &'static [&'static str],
@@ -372,7 +373,7 @@ pub unsafe fn cross_entropy_workspace_bytes(rows: u64, bytes: *mut u64) -> Resul
     unsafe { memory::put("bytes", bytes, loss::workspace_bytes(rows)) }
 }
 
-/// What every call of the loss has.
+/// The arguments that all calls of the loss have.
 struct Call<'a> {
     device: &'a Device,
     op: CrossEntropy,
@@ -414,7 +415,7 @@ impl Call<'_> {
         }
     }
 
-    /// The same, of one rank of several if it says so.
+    /// As `new`, and with the rank's columns if `first_class` or `classes` is set.
     unsafe fn of_rank(
         device: *const xact_device,
         op: *const xact_cross_entropy,

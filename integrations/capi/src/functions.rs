@@ -1,10 +1,10 @@
-//! The exported functions. Each hands what it got to another module, inside of [`guard`].
+//! The exported functions. Each calls a function of another module inside [`guard`].
 //!
-//! What they demand of a caller in Rust is what the header demands: a pointer is null or points to what the header
-//! says, for as long as it says.
+//! Their safety conditions are those of the header: a pointer is null, or points to what the header says for as long as
+//! the header says.
 
 #![allow(unsafe_code)]
-// The header says it once for all.
+// The header states the conditions once for all functions.
 #![allow(clippy::missing_safety_doc)]
 
 use std::ffi::{c_char, c_void};
@@ -17,43 +17,44 @@ use crate::{host, pool, queries};
 
 // What the library is.
 
-/// The version of the interface that the library has: XACT_ABI_VERSION of the header that it was built with. A program
-/// works with a library of the same number.
+/// Returns the version of the library's interface: XACT_ABI_VERSION of the header that the library was built with. A
+/// program works with a library whose number equals that of its own header.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_abi_version() -> u32 {
     XACT_ABI_VERSION
 }
 
-/// The version of the library, such as "0.1.0".
+/// Returns the version of the library, such as "0.1.0".
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The text of the last error of a function that the calling thread called: UTF-8, empty if there was none. It is valid
-/// until the thread's next call that fails.
+/// Returns the text of the calling thread's last error, in UTF-8; empty if there was none. The pointer is valid until
+/// the thread's next call that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_last_error() -> *const c_char {
     status::last_error()
 }
 
-/// XACT_OK if the library holds kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for no
-/// driver and no device.
+/// Returns XACT_OK if the library has kernels; else XACT_ERROR_KERNELS_NOT_BUILT, and the text says why. It looks for
+/// neither a driver nor a device.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_kernels_built() -> xact_status {
     guard(device::kernels_built)
 }
 
-/// XACT_OK if the library holds kernels and the CUDA driver library can be loaded; else XACT_ERROR_KERNELS_NOT_BUILT or
-/// XACT_ERROR_NO_DRIVER. It opens no device, and does not initialise CUDA, so that the process may still be forked.
+/// Returns XACT_OK if the library has kernels and the CUDA driver library can be loaded; else
+/// XACT_ERROR_KERNELS_NOT_BUILT or XACT_ERROR_NO_DRIVER. It opens no device and does not initialise CUDA, so the process
+/// may still be forked.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_cuda_available() -> xact_status {
     guard(device::cuda_available)
 }
 
-/// Sets how many threads the functions of the host use from now on, in all threads of the process: 1 to 1024, or 0 for
-/// as many as there are cores, or as the environment variable RAYON_NUM_THREADS says. Results are the same to the bit.
-/// Each number that is used starts threads, which sleep when it is no longer the one.
+/// Sets the number of threads that host functions use, for the whole process: 1 to 1024, or 0 for the value of the
+/// environment variable RAYON_NUM_THREADS, or else the number of cores. The results are bitwise the same for every
+/// number. The first call with each number starts that many threads; they sleep while another number is set.
 ///
 /// XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
@@ -63,20 +64,20 @@ pub extern "C" fn xact_set_num_threads(threads: u64) -> xact_status {
 
 // Queries.
 
-/// How many activations there are.
+/// Returns the number of activations.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_activation_count() -> u64 {
     queries::activation_count()
 }
 
-/// The name of activation number `index`, from 0; null beyond the last.
+/// Returns the name of activation number `index`, counted from 0; null if there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_activation_name(index: u64) -> *const c_char {
     queries::activation_name(index)
 }
 
-/// Fills in `signature`, whose size the caller has filled in: the parameters and forms of the activation of this name.
-/// Its strings live as long as the library.
+/// Writes the parameters and forms of the activation `name` to `signature`, whose `size` the caller has set. The strings
+/// are valid as long as the library is loaded.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
@@ -88,13 +89,13 @@ pub unsafe extern "C" fn xact_activation_describe(
     guard(|| unsafe { queries::describe(name, signature) })
 }
 
-/// Bytes of an element of a type of the XACT_DTYPE numbers; 0 of any other number.
+/// Returns the size in bytes of an element of a type, one of the XACT_DTYPE numbers; 0 for any other number.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_dtype_size(dtype: i32) -> u64 {
     queries::dtype_size(dtype)
 }
 
-/// Bytes of an id of a type of the XACT_ID numbers; 0 of any other number.
+/// Returns the size in bytes of an id of a type, one of the XACT_ID numbers; 0 for any other number.
 #[unsafe(no_mangle)]
 pub extern "C" fn xact_id_size(id_type: i32) -> u64 {
     queries::id_size(id_type)
@@ -102,8 +103,8 @@ pub extern "C" fn xact_id_size(id_type: i32) -> u64 {
 
 // Devices.
 
-/// Opens device number `ordinal`, from 0, with its primary context, which CUDA's runtime and PyTorch use too, and
-/// writes a handle to `*device`. All handles of one device share the kernels, which stay loaded until the process ends.
+/// Opens device number `ordinal`, counted from 0, with its primary context, which the CUDA runtime and PyTorch also use,
+/// and writes a handle to `*device`. All handles of a device share the kernels, which stay loaded until the process ends.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT, XACT_ERROR_NO_DRIVER, XACT_ERROR_DRIVER.
 #[unsafe(no_mangle)]
@@ -115,20 +116,19 @@ pub unsafe extern "C" fn xact_device_open(
     guard(|| unsafe { device::open(ordinal, device) })
 }
 
-/// The same for the CUcontext that is current in the calling thread. If it is not a primary one, close the handle
-/// before you destroy the context.
+/// Opens the device of the CUcontext that is current in the calling thread, with that context, and writes a handle to
+/// `*device`. If it is not the primary context, close the handle before you destroy the context.
 ///
-/// XACT_ERROR_WRONG_CONTEXT if no context is current, and as xact_device_open.
+/// XACT_ERROR_WRONG_CONTEXT if no context is current, and the errors of xact_device_open.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_device_open_current(device: *mut *mut xact_device) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { device::open_current(device) })
 }
 
-/// Loads the kernels of the op of this name (one of the activations, "cross_entropy" or "goldfish") on to the device,
-/// or all kernels if `name` is null. Without it they are loaded when they are first used, which a stream that is being
-/// captured does not allow. Of code for another architecture than the device's the driver compiles what is loaded, in
-/// several threads.
+/// Loads the kernels of the op `name` (an activation, "cross_entropy" or "goldfish") onto the device, or all kernels if
+/// `name` is null. Otherwise a kernel is loaded when it is first used, which fails while a stream is captured. If the
+/// library has no machine code for the device's architecture, the driver compiles the kernels, in several threads.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_UNKNOWN_OP, XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD,
 /// XACT_ERROR_NOT_LOADED.
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn xact_device_preload(
     guard(|| unsafe { device::preload(device, name) })
 }
 
-/// Gives a handle back; null does nothing. Work that was launched with it goes on.
+/// Closes a handle; null does nothing. Work that was launched with the handle continues.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_device_close(device: *mut xact_device) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
@@ -150,8 +150,8 @@ pub unsafe extern "C" fn xact_device_close(device: *mut xact_device) -> xact_sta
 
 // Activations.
 
-/// Fills in the struct of `size` bytes, sizeof(xact_activation), with the name of an activation and its default
-/// options. The string must live as long as the struct is used.
+/// Writes the name of an activation and its default options to `*op`; `size` is sizeof(xact_activation). The struct
+/// stores the pointer `name`, so the string must live as long as the struct is used.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_UNKNOWN_OP.
 #[unsafe(no_mangle)]
@@ -164,8 +164,8 @@ pub unsafe extern "C" fn xact_activation_init(
     guard(|| unsafe { queries::activation_init(op, size, name) })
 }
 
-/// Writes to `*bytes` how large the workspace of a backward of this shape must be on a device, whatever the pitches. A
-/// larger tensor never needs less.
+/// Writes to `*bytes` the size of the device workspace that a backward of this shape needs, for any pitches. A larger
+/// tensor never needs less.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_UNKNOWN_OP,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_KERNELS_NOT_BUILT.
@@ -181,7 +181,8 @@ pub unsafe extern "C" fn xact_activation_workspace_bytes(
     guard(|| unsafe { device::activation_workspace_bytes(op, dtype, rows, cols, bytes) })
 }
 
-/// Launches y = f(x), or y = g(x)·v, on `stream`, a CUstream; null is the default stream. y may be x or v.
+/// Launches the forward on `stream`, a CUstream or null for the default stream: y = f(x), G(x)·v or f(x)·v. y may be x or
+/// v.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
@@ -198,11 +199,11 @@ pub unsafe extern "C" fn xact_activation_forward(
     guard(|| unsafe { device::activation_forward(device, stream, op, args) })
 }
 
-/// Launches dx, and dv if gated, on `stream`; and the gradients of the parameters, and y, if they are given. dx, dv and
-/// y may each be one of x, v and dy.
+/// Launches the backward on `stream`: it computes dx, dv if gated, and the gradients of the parameters and y if their
+/// pointers are not null. dx, dv and y may each be one of x, v and dy.
 ///
-/// As xact_activation_forward, and XACT_ERROR_WORKSPACE. Only if the driver refuses a second launch after it took a
-/// first are some results written.
+/// The errors of xact_activation_forward, and XACT_ERROR_WORKSPACE. If the driver refuses a second launch after it
+/// accepted the first, some results are written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_activation_backward(
     device: *const xact_device,
@@ -214,7 +215,7 @@ pub unsafe extern "C" fn xact_activation_backward(
     guard(|| unsafe { device::activation_backward(device, stream, op, args) })
 }
 
-/// The same as xact_activation_forward on the host, when it returns.
+/// Computes the same as xact_activation_forward on the host, and returns when the results are written.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
@@ -228,9 +229,9 @@ pub unsafe extern "C" fn xact_activation_forward_host(
     guard(|| unsafe { host::activation_forward(op, args) })
 }
 
-/// The same as xact_activation_backward on the host, when it returns.
+/// Computes the same as xact_activation_backward on the host, and returns when the results are written.
 ///
-/// As xact_activation_forward_host.
+/// The errors of xact_activation_forward_host.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_activation_backward_host(
     op: *const xact_activation,
@@ -242,7 +243,7 @@ pub unsafe extern "C" fn xact_activation_backward_host(
 
 // The loss.
 
-/// Fills in the struct of `size` bytes, sizeof(xact_cross_entropy), with the default options.
+/// Writes the default options to `*op`; `size` is sizeof(xact_cross_entropy).
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE.
 #[unsafe(no_mangle)]
@@ -254,8 +255,8 @@ pub unsafe extern "C" fn xact_cross_entropy_init(
     guard(|| unsafe { queries::cross_entropy_init(op, size) })
 }
 
-/// Writes to `*bytes` in how many bytes a forward with these options saves what the backward needs of `rows` rows. They
-/// are opaque, and the same on the host and on every device, so that those of several ranks can be gathered.
+/// Writes to `*bytes` the size of `saved` for `rows` rows with these options. The format of `saved` is opaque. It is the
+/// same on the host and on every device, so the bytes of several ranks can be gathered.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE.
 #[unsafe(no_mangle)]
@@ -268,8 +269,7 @@ pub unsafe extern "C" fn xact_cross_entropy_saved_bytes(
     guard(|| unsafe { queries::saved_bytes(op, rows, bytes) })
 }
 
-/// Writes to `*bytes` how large the workspace of any call with this many rows must be on a device. More rows never need
-/// less.
+/// Writes to `*bytes` the size of the device workspace that any call with `rows` rows needs. More rows never need less.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
@@ -281,14 +281,14 @@ pub unsafe extern "C" fn xact_cross_entropy_workspace_bytes(
     guard(|| unsafe { device::cross_entropy_workspace_bytes(rows, bytes) })
 }
 
-/// Computes losses, and what the backward needs, of whole rows. It launches on `stream`, a CUstream; null is the
+/// Computes the losses of whole rows, and `saved` for the backward. It launches on `stream`, a CUstream or null for the
 /// default stream.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
 /// XACT_ERROR_OVERLAP, XACT_ERROR_CLASSES, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
-/// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. Only if the driver refuses a launch after
-/// it took an earlier one are some results written.
+/// XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED if it cannot be launched. If the driver refuses a launch after it
+/// accepted an earlier one, some results are written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_forward(
     device: *const xact_device,
@@ -300,10 +300,10 @@ pub unsafe extern "C" fn xact_cross_entropy_forward(
     guard(|| unsafe { device::cross_entropy_forward(device, stream, op, args) })
 }
 
-/// Computes losses of whole rows, and overwrites the logits with their gradients: where a row fits on the chip, the
-/// logits are read once and written once.
+/// Computes the losses of whole rows, and overwrites the logits with their gradients. If a row fits on the chip, the
+/// logits are read once and written once. It launches on `stream`.
 ///
-/// As xact_cross_entropy_forward.
+/// The errors of xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient(
     device: *const xact_device,
@@ -315,9 +315,9 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient(
     guard(|| unsafe { device::cross_entropy_forward_with_gradient(device, stream, op, args) })
 }
 
-/// Computes gradients from what a forward has saved, or from what all ranks have. It launches on `stream`.
+/// Computes the gradients of the logits from the `saved` bytes of a forward, or of all ranks. It launches on `stream`.
 ///
-/// As xact_cross_entropy_forward.
+/// The errors of xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_backward(
     device: *const xact_device,
@@ -329,9 +329,10 @@ pub unsafe extern "C" fn xact_cross_entropy_backward(
     guard(|| unsafe { device::cross_entropy_backward(device, stream, op, args) })
 }
 
-/// Computes what a rank saves of its columns, to be gathered from all ranks. Those of hosts and devices may be mixed.
+/// Computes the `saved` bytes of a rank's columns, which are then gathered from all ranks. Ranks on hosts and on devices
+/// may be mixed. It launches on `stream`.
 ///
-/// As xact_cross_entropy_forward.
+/// The errors of xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_partial_stats(
     device: *const xact_device,
@@ -343,9 +344,10 @@ pub unsafe extern "C" fn xact_cross_entropy_partial_stats(
     guard(|| unsafe { device::cross_entropy_partial_stats(device, stream, op, args) })
 }
 
-/// Computes losses from what all ranks have saved: the same bits on every rank.
+/// Computes the losses from the gathered `saved` bytes of all ranks. The results are bitwise the same on every rank. It
+/// launches on `stream`.
 ///
-/// As xact_cross_entropy_forward.
+/// The errors of xact_cross_entropy_forward.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_finish(
     device: *const xact_device,
@@ -357,7 +359,7 @@ pub unsafe extern "C" fn xact_cross_entropy_finish(
     guard(|| unsafe { device::cross_entropy_finish(device, stream, op, args) })
 }
 
-/// The same as xact_cross_entropy_forward on the host, when it returns.
+/// Computes the same as xact_cross_entropy_forward on the host, and returns when the results are written.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_LABEL_TYPE, XACT_ERROR_PITCH, XACT_ERROR_GROUP_PITCH, XACT_ERROR_TOO_LARGE,
@@ -371,9 +373,9 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_host(
     guard(|| unsafe { host::cross_entropy_forward(op, args) })
 }
 
-/// The same as xact_cross_entropy_forward_with_gradient on the host, when it returns.
+/// Computes the same as xact_cross_entropy_forward_with_gradient on the host, and returns when the results are written.
 ///
-/// As xact_cross_entropy_forward_host.
+/// The errors of xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient_host(
     op: *const xact_cross_entropy,
@@ -383,9 +385,9 @@ pub unsafe extern "C" fn xact_cross_entropy_forward_with_gradient_host(
     guard(|| unsafe { host::cross_entropy_forward_with_gradient(op, args) })
 }
 
-/// The same as xact_cross_entropy_backward on the host, when it returns.
+/// Computes the same as xact_cross_entropy_backward on the host, and returns when the results are written.
 ///
-/// As xact_cross_entropy_forward_host.
+/// The errors of xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_backward_host(
     op: *const xact_cross_entropy,
@@ -395,9 +397,9 @@ pub unsafe extern "C" fn xact_cross_entropy_backward_host(
     guard(|| unsafe { host::cross_entropy_backward(op, args) })
 }
 
-/// The same as xact_cross_entropy_partial_stats on the host, when it returns.
+/// Computes the same as xact_cross_entropy_partial_stats on the host, and returns when the results are written.
 ///
-/// As xact_cross_entropy_forward_host.
+/// The errors of xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_partial_stats_host(
     op: *const xact_cross_entropy,
@@ -407,9 +409,9 @@ pub unsafe extern "C" fn xact_cross_entropy_partial_stats_host(
     guard(|| unsafe { host::cross_entropy_partial_stats(op, args) })
 }
 
-/// The same as xact_cross_entropy_finish on the host, when it returns.
+/// Computes the same as xact_cross_entropy_finish on the host, and returns when the results are written.
 ///
-/// As xact_cross_entropy_forward_host.
+/// The errors of xact_cross_entropy_forward_host.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_cross_entropy_finish_host(
     op: *const xact_cross_entropy,
@@ -421,8 +423,8 @@ pub unsafe extern "C" fn xact_cross_entropy_finish_host(
 
 // Goldfish.
 
-/// Makes a strategy ready to decide, and writes a handle to `*goldfish`, which xact_goldfish_free frees. A strategy
-/// with a table takes some milliseconds. The struct and what it points to are not needed afterwards.
+/// Prepares a strategy, and writes a handle to `*goldfish`; free it with xact_goldfish_free. A strategy with a table
+/// takes some milliseconds. The struct, `table` and `bitmap` are not needed afterwards.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_OUT_OF_RANGE,
 /// XACT_ERROR_LENGTH, XACT_ERROR_NO_TABLE.
@@ -435,16 +437,17 @@ pub unsafe extern "C" fn xact_goldfish_create(
     guard(|| unsafe { goldfish::create(strategy, goldfish) })
 }
 
-/// Frees a handle; null does nothing. Work that was launched with it goes on, since what a device reads of it is the
-/// caller's copy.
+/// Frees a handle; null does nothing. Work that was launched with the handle continues, because a device reads only the
+/// caller's copies of the tables.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_goldfish_free(goldfish: *mut xact_goldfish) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.
     guard(|| unsafe { goldfish::free(goldfish) })
 }
 
-/// Writes to `*words` and `*count` the bits of the table's entries, from the lowest of the first word on, 1 if it
-/// drops; null and 0 if the strategy has no table. They live as long as the handle. A device needs a copy of them.
+/// Writes to `*words` and `*count` the address and the number of the words of the bitmap: one bit for each entry of the
+/// table, from the lowest bit of the first word on, 1 if the entry drops. Null and 0 if the strategy has no table. The
+/// words live as long as the handle. For a device, copy them to device memory (xact_decision.bitmap).
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -457,8 +460,9 @@ pub unsafe extern "C" fn xact_goldfish_bitmap(
     guard(|| unsafe { goldfish::bitmap(goldfish, words, count) })
 }
 
-/// Writes to `*values` and `*count` the coefficients of XACT_STRATEGY_DOT_TABLE, the oldest id's first; null and 0 of
-/// other strategies. They live as long as the handle. A device needs a copy of them.
+/// Writes to `*values` and `*count` the address and the number of the coefficients of XACT_STRATEGY_DOT_TABLE, that of
+/// the window's first id first; null and 0 for other strategies. The coefficients live as long as the handle. For a
+/// device, copy them to device memory (xact_decision.coefficients).
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -471,7 +475,8 @@ pub unsafe extern "C" fn xact_goldfish_coefficients(
     guard(|| unsafe { goldfish::coefficients(goldfish, values, count) })
 }
 
-/// Writes to `*h` the ids of a window; 0 if the ids do not matter. A halo of h - 1 ids decides as a whole row does.
+/// Writes to `*h` the number of ids in a window; 0 if the strategy does not depend on ids. With a halo of h - 1 ids, a
+/// part of a row gets the same decisions as in the whole row.
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -483,7 +488,7 @@ pub unsafe extern "C" fn xact_goldfish_window(
     guard(|| unsafe { goldfish::window(goldfish, h) })
 }
 
-/// Writes to `*share` the share of labels that are dropped of text without repetitions: about 1/k.
+/// Writes to `*share` the share of labels that the strategy drops from text without repetitions, about 1/k.
 ///
 /// XACT_ERROR_NULL.
 #[unsafe(no_mangle)]
@@ -495,8 +500,8 @@ pub unsafe extern "C" fn xact_goldfish_dropped_share(
     guard(|| unsafe { goldfish::dropped_share(goldfish, share) })
 }
 
-/// Writes to `*bytes` how large the workspace of the counts of this many labels must be on a device. More labels never
-/// need less.
+/// Writes to `*bytes` the size of the device workspace that a mask of `labels` labels with `counts` needs. More labels
+/// never need less.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_KERNELS_NOT_BUILT.
 #[unsafe(no_mangle)]
@@ -508,9 +513,9 @@ pub unsafe extern "C" fn xact_goldfish_workspace_bytes(
     guard(|| unsafe { device::goldfish_workspace_bytes(labels, bytes) })
 }
 
-/// Launches the decisions about labels on `stream`, a CUstream; null is the default stream. No labels give counts of 0.
-/// Offsets that decrease are not noticed: windows end at one of them or another, but nothing outside of the ids is
-/// read.
+/// Decides which labels are dropped. It launches on `stream`, a CUstream or null for the default stream. For 0 labels the
+/// counts are 0. The host cannot check the offsets: if they decrease, the windows stop at unspecified offsets, but nothing
+/// outside the ids and the halo is read.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,
@@ -525,7 +530,7 @@ pub unsafe extern "C" fn xact_goldfish_mask(
     guard(|| unsafe { device::goldfish_mask(device, stream, args) })
 }
 
-/// The same as xact_goldfish_mask on the host, when it returns.
+/// Computes the same as xact_goldfish_mask on the host, and returns when the results are written.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.

@@ -11,7 +11,7 @@ use crate::options::unknown;
 use crate::status::{Failure, Result};
 use crate::types::*;
 
-/// A strategy that is ready to decide.
+/// A prepared strategy.
 pub struct xact_goldfish(Goldfish);
 
 impl xact_goldfish {

@@ -1,8 +1,8 @@
-//! The functions of the host: `xact::cpu`, with what the header says in the place of Rust's types.
+//! The host functions: they convert the header's types to those of `xact::cpu`, and call that.
 //!
-//! Rust's slices must not overlap where one of them is written, gaps between rows included. Outputs that are in place in
-//! a way that `xact::cpu` does not know, or whose rows lie in the gaps of other tensors, are therefore computed apart and
-//! then copied.
+//! In Rust, a mutable slice must not overlap another slice, and slices include the gaps between rows. If `xact::cpu` cannot
+//! compute an output in place, or if the rows of an output lie in the gaps of another tensor, the output is therefore
+//! computed in a temporary buffer and copied.
 
 #![allow(unsafe_code)]
 
@@ -25,7 +25,7 @@ use crate::pool;
 use crate::status::{Failure, Result};
 use crate::types::*;
 
-/// `$body` with `$T` for the type of elements of this number.
+/// Evaluates `$body` with `$T` as the element type of an XACT_DTYPE number.
 macro_rules! with_dtype {
     ($number:expr, $T:ident => $body:expr) => {
         match options::dtype("dtype", $number)? {
@@ -42,14 +42,14 @@ macro_rules! with_dtype {
                 $body
             }
             other => {
-                let text = format!("{other} has no functions of the host");
+                let text = format!("{other} has no host functions");
                 Err(Failure::new(XACT_ERROR_OTHER, text))
             }
         }
     };
 }
 
-/// `$body` with `$L` for the type of labels of this number.
+/// Evaluates `$body` with `$L` as the label type of an XACT_ID number.
 macro_rules! with_labels {
     ($number:expr, $L:ident => $body:expr) => {
         match $number {
@@ -72,7 +72,7 @@ macro_rules! with_labels {
     };
 }
 
-/// A span of each scalar of an array of pointers.
+/// The spans of the scalars in an array of pointers.
 fn scalar_spans<T>(names: &[&'static str], pointers: &[*const T], size: u64) -> Result<Vec<Span>> {
     let scalar = |(name, pointer): (&&'static str, &*const T)| {
         Ok(Span::new(name, pointer.addr() as u64, 1, 1, 1, size)?)
@@ -80,7 +80,7 @@ fn scalar_spans<T>(names: &[&'static str], pointers: &[*const T], size: u64) -> 
     names.iter().zip(pointers).map(scalar).collect()
 }
 
-/// The parameters of an activation.
+/// The parameters of an activation as f32. Adds their spans to `buffers`.
 unsafe fn params<T: Element>(
     op: &AnyActivation,
     args: &xact_activation_args,
@@ -112,7 +112,7 @@ unsafe fn params<T: Element>(
     Ok(pointers.iter().map(value).collect())
 }
 
-/// The gradients of parameters, and where they go.
+/// The gradients of parameters, and the caller's pointers to them.
 struct Gradients {
     places: Vec<*mut f32>,
     values: Vec<f32>,
@@ -120,7 +120,7 @@ struct Gradients {
 }
 
 impl Gradients {
-    /// Those that a call asks for, with what is in their places if they are added to it.
+    /// The gradients that a call asks for; `None` if none. With `accumulate`, they start from the caller's values.
     unsafe fn new(
         op: &AnyActivation,
         args: &xact_activation_args,
@@ -149,7 +149,7 @@ impl Gradients {
         }))
     }
 
-    /// Writes them to their places.
+    /// Writes the gradients to the caller's memory.
     unsafe fn store(self) {
         for (place, value) in self.places.into_iter().zip(self.values) {
             // SAFETY: it is aligned and not null, and the caller vouches for it.
@@ -158,7 +158,7 @@ impl Gradients {
     }
 }
 
-/// The op as one that gates, and how, if it shall.
+/// The gated form of the op, and its order; `None` for XACT_ORDER_PLAIN.
 fn gate(op: &AnyActivation, order: i32) -> Result<Option<(&dyn Gated, Order)>> {
     let order = options::order(order)?;
     Ok(order
@@ -188,7 +188,7 @@ pub unsafe fn activation_backward(
     }
 }
 
-/// Adds the matrices that an activation writes: each may be one that it reads.
+/// Adds the matrices that an activation writes. Each may be the same as x, v or dy.
 fn write_matrices<T: Element>(buffers: &mut Buffers, outputs: &[Option<&Tensor<T>>]) -> Result<()> {
     for output in outputs.iter().flatten().map(|output| output.span()) {
         buffers.write_over(output.clone(), |read| {
@@ -211,7 +211,7 @@ unsafe fn forward<T: Element>(op: &AnyActivation, args: &xact_activation_args) -
     // SAFETY: the caller vouches for the arrays and the scalars.
     let params = unsafe { params::<T>(op, args, &mut buffers) }?;
     write_matrices(&mut buffers, &[Some(&y)])?;
-    // SAFETY: here and below the caller vouches for the elements, and an output is apart from what else is used.
+    // SAFETY: here and below, the caller vouches for the elements, and an output overlaps no other slice.
     unsafe {
         if v.is_none() && y.is(&x) {
             return Ok(cpu::forward_in_place(op, y.output(), &params).run()?);
@@ -233,7 +233,7 @@ unsafe fn forward<T: Element>(op: &AnyActivation, args: &xact_activation_args) -
     Ok(())
 }
 
-/// Sets what a backward may write, and runs it.
+/// Sets the optional outputs of a backward, y and the gradients of parameters, and runs it.
 macro_rules! run_backward {
     ($call:expr, $y:expr, $gradients:expr) => {{
         let mut call = $call;
@@ -254,10 +254,10 @@ macro_rules! run_backward {
     }};
 }
 
-/// Two matrices that are written, as slices that do not overlap, if there are such.
+/// dx and dv as one argument: two slices that do not overlap, or the halves of one matrix; `None` if they are neither.
 ///
 /// # Safety
-/// The caller vouches for the elements, and uses them otherwise only when the pair is gone.
+/// The caller vouches for the elements, and does not use them while the pair lives.
 unsafe fn pair<'a, T: Element>(dx: &Tensor<T>, dv: &Tensor<T>) -> Result<Option<PairMut<'a, T>>> {
     // SAFETY: the caller vouches for all.
     unsafe {
@@ -299,7 +299,7 @@ unsafe fn backward<T: Element>(op: &AnyActivation, args: &xact_activation_args) 
     // SAFETY: as above.
     let mut gradients = unsafe { Gradients::new(op, args, &mut buffers) }?;
     let (v, dv, y) = (v.as_ref(), dv.as_ref(), y.as_ref());
-    // SAFETY: here and below the caller vouches for the elements, and an output is apart from what else is used.
+    // SAFETY: here and below, the caller vouches for the elements, and an output overlaps no other slice.
     let y_out = |y: Option<&Tensor<T>>| y.map(|y| unsafe { y.output() });
     // SAFETY: as above.
     unsafe {
@@ -370,7 +370,7 @@ unsafe fn backward<T: Element>(op: &AnyActivation, args: &xact_activation_args) 
     Ok(())
 }
 
-/// Stores a copy, if there is one.
+/// Copies `copy` to the tensor, if both exist.
 unsafe fn store<T: Element>(tensor: Option<&Tensor<T>>, copy: Option<Vec<T>>) {
     if let (Some(tensor), Some(copy)) = (tensor, copy) {
         // SAFETY: the caller vouches for the elements.
@@ -378,7 +378,7 @@ unsafe fn store<T: Element>(tensor: Option<&Tensor<T>>, copy: Option<Vec<T>>) {
     }
 }
 
-/// Tokens of any type.
+/// Tokens of any id type.
 #[derive(Clone, Copy)]
 enum AnyTokens<'a> {
     U8(Tokens<'a, u8>),
@@ -388,7 +388,7 @@ enum AnyTokens<'a> {
     I64(Tokens<'a, i64>),
 }
 
-/// `$body` with `$tokens` for the tokens of whatever type.
+/// Evaluates `$body` with `$tokens` as the tokens of any type.
 macro_rules! with_tokens {
     ($any:expr, $tokens:ident => $body:expr) => {
         match $any {
@@ -401,7 +401,7 @@ macro_rules! with_tokens {
     };
 }
 
-/// A strategy, and the ids from which it decides about so many labels.
+/// The strategy and the tokens of a decision about `labels` labels.
 unsafe fn decision<'a>(
     decision: *const xact_decision,
     labels: u64,
@@ -426,7 +426,7 @@ unsafe fn decision<'a>(
     Ok((strategy.strategy(), tokens))
 }
 
-/// An array that is read.
+/// An input array; adds its span to `buffers`.
 unsafe fn read_array<'a, T>(
     buffers: &mut Buffers,
     what: &'static str,
@@ -439,7 +439,7 @@ unsafe fn read_array<'a, T>(
     Ok(array)
 }
 
-/// An array that is written, if it is given.
+/// An output array; `None` if the pointer is null. Fails if it overlaps another buffer.
 unsafe fn write_array<'a, T>(
     buffers: &mut Buffers,
     what: &'static str,
@@ -522,7 +522,7 @@ unsafe fn mask(args: &xact_goldfish_args) -> Result<()> {
     Ok(())
 }
 
-/// What every call of the loss has.
+/// The arguments that all calls of the loss have.
 struct Call<'a, L> {
     op: &'a CrossEntropy,
     args: &'a xact_cross_entropy_args,
@@ -532,7 +532,7 @@ struct Call<'a, L> {
     buffers: Buffers,
 }
 
-/// Where the results of a forward go.
+/// The optional outputs of a forward.
 struct Outputs<'a> {
     loss: Option<&'a mut [f32]>,
     z_loss: Option<&'a mut [f32]>,
@@ -541,7 +541,7 @@ struct Outputs<'a> {
     saved: Option<&'a mut [u8]>,
 }
 
-/// Sets what decides about rows.
+/// Sets the weights and the Goldfish decision of a call.
 macro_rules! set_rows {
     ($call:ident, $from:expr) => {{
         let mut call = $call;
@@ -557,7 +557,7 @@ macro_rules! set_rows {
     }};
 }
 
-/// Sets where the results of a forward go, and what they are divided by.
+/// Sets the outputs and the normalizer of a forward.
 macro_rules! set_outputs {
     ($call:ident, $outputs:expr, $normalizer:expr) => {{
         let (mut call, outputs) = ($call, $outputs);
@@ -617,7 +617,7 @@ impl<'a, L: Label> Call<'a, L> {
         Tensor::new("logits", self.args.logits, self.args.rows, self.args.cols)
     }
 
-    /// The rank's columns among those of all ranks, of which it has so many itself.
+    /// The rank's columns; without ranks, all of the `own` classes.
     fn shard(&self, own: u64) -> Shard {
         match (self.args.first_class, self.args.classes) {
             (0, 0) => Shard::new(0, own),
@@ -625,7 +625,7 @@ impl<'a, L: Label> Call<'a, L> {
         }
     }
 
-    /// What is divided by, if the caller brings it.
+    /// The caller's normalizer, if any.
     unsafe fn normalizer(&mut self) -> Result<Option<f32>> {
         if self.args.normalizer.is_null() {
             return Ok(None);
@@ -636,7 +636,7 @@ impl<'a, L: Label> Call<'a, L> {
         Ok(number.first().copied())
     }
 
-    /// An upstream gradient for each row, if there are such.
+    /// The upstream gradient of each row; `None` if `dloss` is null.
     unsafe fn upstream(&mut self) -> Result<Option<Vec<f32>>> {
         let xact_cross_entropy_args {
             dloss,
@@ -647,7 +647,7 @@ impl<'a, L: Label> Call<'a, L> {
         if dloss.is_null() || rows == 0 {
             return Ok(None);
         }
-        // From the lowest address that is read to the highest.
+        // With a negative stride, the first address that is read is the last row's.
         let too_large = Error::TooLarge {
             rows,
             cols: dloss_stride.unsigned_abs(),
@@ -670,7 +670,7 @@ impl<'a, L: Label> Call<'a, L> {
         Ok(Some(each))
     }
 
-    /// Bytes of what is saved or gathered, of so many ranks.
+    /// The span of the saved bytes of `ranks` ranks.
     fn saved_span(&self, what: &'static str, address: usize, ranks: u64) -> Result<Span> {
         let words = self.op.saved_bytes(self.args.rows) / 4;
         let span = Span::new(what, address as u64, ranks, words, words, 4)?;
@@ -678,7 +678,7 @@ impl<'a, L: Label> Call<'a, L> {
         Ok(span)
     }
 
-    /// What all ranks have saved.
+    /// The gathered bytes of all ranks.
     unsafe fn gathered(&mut self) -> Result<&'a [u8]> {
         let ptr = self.args.gathered.cast::<u8>();
         let span = self.saved_span("gathered", ptr.addr(), self.args.ranks.max(1))?;
@@ -688,7 +688,7 @@ impl<'a, L: Label> Call<'a, L> {
         unsafe { memory::array("gathered", ptr, range.end - range.start) }
     }
 
-    /// Where what is needed later is saved.
+    /// The output `saved`.
     unsafe fn saved(&mut self) -> Result<&'a mut [u8]> {
         let ptr = self.args.saved.cast::<u8>();
         let span = self.saved_span("saved", ptr.addr(), 1)?;
@@ -734,7 +734,7 @@ impl<'a, L: Label> Call<'a, L> {
     }
 }
 
-/// Reads options and arguments of the loss, and does the rest in the pool, for the types of logits and labels.
+/// Reads the options and arguments of a loss, and evaluates `$body` in the pool, with the types of the logits and labels.
 macro_rules! in_pool {
     ($op:ident, $args:ident, $T:ident, $L:ident => $body:expr) => {{
         // SAFETY: the caller vouches for all of it.

@@ -1,9 +1,9 @@
-//! The C ABI of `xact`. Its documentation is `include/xact.h`, which cbindgen makes of `types.rs` and `functions.rs`.
+//! The C ABI of `xact`. Its documentation is `include/xact.h`, which cbindgen generates from `types.rs` and `functions.rs`.
 //!
-//! `functions.rs` has the exported functions, `device.rs` what they do on a device, by `xact::raw`, and `host.rs` what they
-//! do on the host, by `xact::cpu`.
+//! `functions.rs` has the exported functions. `device.rs` implements them on a device with `xact::raw`, and `host.rs` on the
+//! host with `xact::cpu`.
 
-// Names of C.
+// The exported types have C names.
 #![allow(non_camel_case_types)]
 
 #[cfg(feature = "cuda")]

@@ -1,4 +1,4 @@
-//! Matrices in host memory, and which of them share bytes.
+//! Matrices in host memory, and checks for overlap.
 
 #![allow(unsafe_code)]
 
@@ -10,14 +10,14 @@ use crate::memory;
 use crate::status::Result;
 use crate::types::*;
 
-/// A matrix of the caller's, checked: aligned, not null, its rows apart.
+/// A checked matrix of the caller: its pointer is aligned and not null, and its rows do not overlap.
 pub struct Tensor<T> {
     first: *mut T,
     span: Span,
     rows: usize,
     cols: usize,
     pitch: usize,
-    /// Rows of a group, and elements from group to group; all rows are in one where there are no groups.
+    /// The number of rows of a group, and the group pitch in elements; `None` if one pitch describes all rows.
     groups: Option<(usize, usize)>,
 }
 
@@ -49,7 +49,7 @@ impl<T: Element> Tensor<T> {
         if pitch == 0 {
             pitch = cols;
         }
-        // Groups that one pitch does as well for are none.
+        // Groups that a single pitch also describes are dropped.
         if group_rows == 1 {
             (pitch, group_rows) = (group_pitch, 0);
         } else if rows == 0
@@ -110,7 +110,7 @@ impl<T: Element> Tensor<T> {
         self.rows
     }
 
-    /// Where the rows lie among the elements.
+    /// The positions of the rows, for `xact::cpu`.
     fn layout(&self) -> Rows {
         let rows = Rows::new(self.rows, self.cols).pitch(self.pitch);
         match self.groups {
@@ -119,13 +119,13 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    /// Elements from the first to the last; those between rows are counted.
+    /// The number of elements from the first to the last, including the gaps between rows.
     fn len(&self) -> usize {
         let range = self.span.range();
         (range.end - range.start) as usize / size_of::<T>()
     }
 
-    /// Whether no byte from the first of one to its last is between the first and the last of another.
+    /// Whether the byte range of this matrix, gaps included, overlaps none of the others'.
     pub fn is_apart_from(&self, others: &[Option<&Tensor<T>>]) -> bool {
         let a = self.span.range();
         others.iter().flatten().all(|other| {
@@ -134,7 +134,7 @@ impl<T: Element> Tensor<T> {
         })
     }
 
-    /// Whether they are one matrix.
+    /// Whether both have the same address and layout.
     pub fn is(&self, other: &Tensor<T>) -> bool {
         match (self.groups, other.groups) {
             (None, None) => self.span.is_same(&other.span),
@@ -142,10 +142,10 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    /// The matrix, to be read.
+    /// The matrix as an input.
     ///
     /// # Safety
-    /// The caller vouches for the elements; nothing that lies between them is written while the input lives.
+    /// The caller vouches for the elements; no byte of the range, gaps included, is written while the input lives.
     pub unsafe fn input<'a>(&self) -> Input<'a, T> {
         let elements: &[T] = match self.len() {
             0 => &[],
@@ -155,10 +155,10 @@ impl<T: Element> Tensor<T> {
         Input::rows(elements, self.layout())
     }
 
-    /// The matrix, to be written.
+    /// The matrix as an output.
     ///
     /// # Safety
-    /// The caller vouches for the elements; nothing that lies between them is used otherwise while the output lives.
+    /// The caller vouches for the elements; no other code uses a byte of the range, gaps included, while the output lives.
     pub unsafe fn output<'a>(&self) -> Output<'a, T> {
         let elements: &mut [T] = match self.len() {
             0 => &mut [],
@@ -168,10 +168,11 @@ impl<T: Element> Tensor<T> {
         Output::rows(elements, self.layout())
     }
 
-    /// If it and `other` are the halves of the rows of one matrix: its elements, and whether this is the first half.
+    /// If this and `other` are the halves of the rows of one matrix, the elements of that matrix, and whether this is the
+    /// first half.
     ///
     /// # Safety
-    /// As for `output`, of both.
+    /// The conditions of `output`, for both matrices.
     pub unsafe fn halves<'a>(&self, other: &Tensor<T>) -> Option<(&'a mut [T], bool)> {
         let is_half = |tensor: &Tensor<T>| {
             tensor.groups.is_none() && Some(tensor.pitch) == tensor.cols.checked_mul(2)
@@ -189,17 +190,17 @@ impl<T: Element> Tensor<T> {
         Some((elements, a < b))
     }
 
-    /// As many elements as the matrix has, to be computed and then stored, where it cannot be written at once.
+    /// A temporary buffer without gaps, for results that cannot be written to the matrix directly.
     pub fn copy(&self) -> Vec<T> {
         vec![T::from_f64(0.0); self.rows * self.cols]
     }
 
-    /// The shape of a copy.
+    /// The layout of the temporary buffer.
     pub fn dense(&self) -> Rows {
         Rows::new(self.rows, self.cols)
     }
 
-    /// Stores a copy.
+    /// Copies the temporary buffer to the matrix.
     ///
     /// # Safety
     /// The caller vouches for the elements.
@@ -218,7 +219,7 @@ impl<T: Element> Tensor<T> {
     }
 }
 
-/// What a call reads and writes, for the check that nothing which is written is anything else.
+/// The buffers that a call reads and writes. Fails if an output overlaps another buffer.
 #[derive(Default)]
 pub struct Buffers {
     read: Vec<Span>,
@@ -230,12 +231,12 @@ impl Buffers {
         self.read.push(span);
     }
 
-    /// Adds something that is written.
+    /// Adds an output. Fails if it overlaps another buffer.
     pub fn write(&mut self, span: Span) -> Result<()> {
         self.write_over(span, |_| false)
     }
 
-    /// The same; where `may_be` says so, it may be what is read.
+    /// As `write`, but the output may overlap the inputs for which `may_be` returns true.
     pub fn write_over(&mut self, span: Span, may_be: impl Fn(&Span) -> bool) -> Result<()> {
         let read = self.read.iter().filter(|&read| !may_be(read));
         for other in read.chain(&self.written) {

@@ -1,4 +1,4 @@
-//! What the functions of a device are where the library is built without the feature `cuda`.
+//! The device functions without the feature `cuda`: each is an error.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +9,7 @@ use xact::Error;
 use crate::status::Result;
 use crate::types::*;
 
-/// There is none.
+/// Without the feature `cuda` there is no device.
 pub enum xact_device {}
 
 pub fn kernels_built() -> Result<()> {

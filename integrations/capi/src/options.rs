@@ -1,4 +1,4 @@
-//! Ops and their options, from the numbers of the header.
+//! Converts the header's numbers to ops and their options.
 
 #![allow(unsafe_code)]
 
@@ -10,13 +10,13 @@ use crate::memory;
 use crate::status::{Failure, Result};
 use crate::types::*;
 
-/// The failure of a number that is none of the named ones.
+/// The failure for a number other than the named constants.
 pub fn unknown(what: &str, got: i64, names: &str) -> Failure {
     let text = format!("{what} is {got}; it must be one of the {names} numbers");
     Failure::new(XACT_ERROR_ENUM, text)
 }
 
-/// A type of elements.
+/// The element type of an XACT_DTYPE number.
 pub fn dtype(what: &str, number: i32) -> Result<Dtype> {
     match number {
         XACT_DTYPE_F32 => Ok(Dtype::F32),
@@ -26,7 +26,7 @@ pub fn dtype(what: &str, number: i32) -> Result<Dtype> {
     }
 }
 
-/// The type of parameters.
+/// The parameter type of an XACT_DTYPE number; 0 is f32.
 pub fn param_dtype(number: i32) -> Result<Dtype> {
     match number {
         0 => Ok(Dtype::F32),
@@ -34,7 +34,7 @@ pub fn param_dtype(number: i32) -> Result<Dtype> {
     }
 }
 
-/// How the gate is used; `None` if there is none.
+/// The order of an XACT_ORDER number; `None` for XACT_ORDER_PLAIN.
 pub fn order(number: i32) -> Result<Option<Order>> {
     match number {
         XACT_ORDER_PLAIN => Ok(None),
@@ -44,7 +44,7 @@ pub fn order(number: i32) -> Result<Option<Order>> {
     }
 }
 
-/// A number that is 0 or 1.
+/// A flag, which must be 0 or 1.
 pub fn flag(what: &str, number: i64) -> Result<bool> {
     match number {
         0 => Ok(false),
@@ -56,12 +56,12 @@ pub fn flag(what: &str, number: i64) -> Result<bool> {
     }
 }
 
-/// Whether a 64-bit number is 1.
+/// A flag in a 64-bit field, which must be 0 or 1.
 pub fn wide_flag(what: &str, number: u64) -> Result<bool> {
     flag(what, i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-/// The op of that name with its default options.
+/// The op of this name with its default options.
 pub unsafe fn named(name: *const std::ffi::c_char) -> Result<AnyActivation> {
     // SAFETY: the caller vouches for the string.
     Ok(unsafe { memory::text("name", name) }?.parse()?)
@@ -96,7 +96,7 @@ pub unsafe fn activation(op: *const xact_activation) -> Result<AnyActivation> {
     })
 }
 
-/// The loss with the caller's options, which are in their ranges.
+/// The loss with the caller's options. Fails if one is out of range.
 pub unsafe fn cross_entropy(op: *const xact_cross_entropy) -> Result<CrossEntropy> {
     // SAFETY: the caller vouches for the struct.
     let given = unsafe { memory::read(op) }?;
@@ -124,7 +124,7 @@ pub unsafe fn cross_entropy(op: *const xact_cross_entropy) -> Result<CrossEntrop
     Ok(op)
 }
 
-/// The names of the scalars that a call with so many pointers has, of `names`; fails if they are more.
+/// The first `count` of the names of scalars. Fails if there are fewer.
 pub fn scalar_names(
     what: &'static str,
     names: &'static [&'static str],

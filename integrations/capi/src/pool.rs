@@ -1,8 +1,8 @@
-//! The threads of the host's functions. A forked process has none of its parent's threads, but all of its memory: a pool
-//! is known by the process that made it, and is made anew in another.
+//! The threads of the host functions. A forked process has its parent's memory but none of its threads. A pool therefore
+//! stores the id of the process that made it, and another process makes its own.
 //!
-//! Pools are links of a list that only grows, so that there is no lock which a fork could leave taken. A process makes
-//! one for each number of threads that was asked for.
+//! The pools are in a linked list that only grows, because a lock could be left locked by a fork. A process makes one pool
+//! for each number of threads that is used.
 
 #![allow(unsafe_code)]
 
@@ -17,13 +17,13 @@ use xact::Error;
 use crate::status::{Failure, Result};
 use crate::types::XACT_ERROR_THREADS;
 
-/// More threads than any machine has use for.
+/// The maximum number of threads.
 const MAX_THREADS: u64 = 1024;
 
-/// How many threads are asked for; 0: rayon's default.
+/// The number of threads to use; 0 is rayon's default.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// The newest pool.
+/// The head of the list: the newest pool.
 static POOLS: AtomicPtr<Link> = AtomicPtr::new(ptr::null_mut());
 
 struct Link {
@@ -46,12 +46,12 @@ pub fn set_num_threads(threads: u64) -> Result<()> {
     Ok(())
 }
 
-/// Does work in the pool, and waits for it.
+/// Runs `work` in the pool, and waits for it.
 pub fn run<R: Send>(work: impl FnOnce() -> R) -> Result<R> {
-    /// What another thread does in this one's stead.
+    /// The work, which another thread runs.
     struct Work<F>(F);
-    // SAFETY: this thread waits in `install` until the work is done, and meanwhile touches nothing of it; what the work
-    // holds are pointers of the caller's, which are not bound to a thread.
+    // SAFETY: this thread waits in `install` until the work is done, and does not use the work's data meanwhile. The work
+    // has pointers of the caller, which may be used in any thread.
     unsafe impl<F> Send for Work<F> {}
     impl<F: FnOnce() -> R, R> Work<F> {
         fn run(self) -> R {
@@ -70,7 +70,7 @@ fn pool() -> Result<&'static ThreadPool> {
     }
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| {
-        let text = format!("the threads of the host's functions could not be started: {e}");
+        let text = format!("the threads of the host functions could not be started: {e}");
         Failure::new(XACT_ERROR_THREADS, text)
     })?;
     let link = Box::into_raw(Box::new(Link {
@@ -79,7 +79,7 @@ fn pool() -> Result<&'static ThreadPool> {
         pool,
         older: newest,
     }));
-    // Another thread may have made one too: both are good.
+    // Another thread may have added a pool at the same time. Both are valid.
     let mut older = newest;
     while let Err(newest) = POOLS.compare_exchange(older, link, Ordering::AcqRel, Ordering::Acquire)
     {

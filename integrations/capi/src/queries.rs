@@ -1,4 +1,4 @@
-//! What the library knows: ops, types, defaults, sizes.
+//! The queries for ops, types, defaults and sizes.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use crate::options;
 use crate::status::Result;
 use crate::types::*;
 
-/// The names of an op as strings of C.
+/// The names of an op as C strings.
 struct Names {
     name: CString,
     params: Vec<CString>,
@@ -22,11 +22,11 @@ struct Names {
     signature: &'static Signature,
 }
 
-/// Those of all ops, in their order.
+/// The names of all ops, in their order.
 fn names() -> &'static [Names] {
     static ALL: OnceLock<Vec<Names>> = OnceLock::new();
     ALL.get_or_init(|| {
-        // Names are identifiers, and have no 0 in them.
+        // Names are identifiers, so they contain no 0.
         let text = |text: &&str| CString::new(*text).unwrap_or_default();
         let ops = NAMES
             .iter()

@@ -1,4 +1,4 @@
-//! What a call came to: status numbers, and the text of a thread's last error.
+//! The status of a call, and the text of a thread's last error.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -9,7 +9,7 @@ use xact::Error;
 
 use crate::types::*;
 
-/// Why a call failed: its number, and its text.
+/// The error of a call: its status and its text.
 #[derive(Debug)]
 pub struct Failure {
     pub status: xact_status,
@@ -59,7 +59,7 @@ impl From<Error> for Failure {
             Error::Classes { .. } => XACT_ERROR_CLASSES,
             Error::WrongThread => XACT_ERROR_WRONG_THREAD,
             Error::Workspace { needed, got } => {
-                // The error's own text speaks of `Queue`, which C does not have.
+                // The error's own text mentions `Queue`, which is not in the C interface.
                 let text = format!("the workspace has {got} bytes, {needed} are needed");
                 return Failure::new(XACT_ERROR_WORKSPACE, text);
             }
@@ -73,7 +73,7 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Runs the body of an exported function. Nothing unwinds beyond it.
+/// Runs the body of an exported function, and turns an error or a panic into a status.
 pub fn guard(body: impl FnOnce() -> Result<()>) -> xact_status {
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return XACT_OK,
@@ -84,19 +84,19 @@ pub fn guard(body: impl FnOnce() -> Result<()>) -> xact_status {
         ),
     };
     let text = CString::new(failure.text.replace('\0', "\u{fffd}")).unwrap_or_default();
-    // A thread that is ending has no place for it any more.
+    // While the thread exits, its LAST may already be destroyed.
     let _ = LAST.try_with(|last| last.replace(text));
     failure.status
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied())
         .unwrap_or("a panic")
 }
 
-/// The text of the thread's last error.
+/// The text of the calling thread's last error.
 pub fn last_error() -> *const c_char {
     LAST.try_with(|last| last.borrow().as_ptr())
         .unwrap_or(c"".as_ptr())

@@ -1,6 +1,6 @@
 /*
- * xact from C99: an activation, a Goldfish mask and the loss on the host. On a CUDA device the calls are the same but for
- * the first two arguments, a device and a stream, and a workspace; pointers are then to device memory:
+ * xact from C99: an activation, a Goldfish mask and the loss on the host. For a CUDA device, the calls have two more
+ * arguments, a device and a stream, and need a workspace. The pointers are to device memory:
  *
  *     xact_device *device;
  *     check(xact_device_open(0, &device));
@@ -77,7 +77,7 @@ static void activation(void)
     expect(near_to(dx[2], 2.1) && near_to(dx[3], 3.7), "dx");
     expect(near_to(dalpha_p, 5) && near_to(dalpha_n, exp(-1)), "the gradients of the parameters");
 
-    /* Bad input is refused with a number and a text, and nothing is written. */
+    /* A bad call returns an error number with a text, and writes nothing. */
     dx[0] = 77;
     args.dtype = 99;
     expect(xact_activation_backward_host(&op, &args) == XACT_ERROR_ENUM, "an unknown type");
@@ -87,7 +87,7 @@ static void activation(void)
     expect(xact_activation_backward_host(&op, &args) == XACT_ERROR_NULL && dx[0] == 77, "a null pointer");
 }
 
-/* What the library can do, asked by name. */
+/* Prints the activations of the library and their parameters. */
 static void names(void)
 {
     expect(xact_abi_version() == XACT_ABI_VERSION, "the version of the interface");
@@ -105,7 +105,7 @@ static void names(void)
     expect(xact_activation_describe("relu", &signature) == XACT_ERROR_UNKNOWN_OP, "an op that is not there");
 }
 
-/* The loss of rows, some of which Goldfish drops, and the logits overwritten with their gradients. */
+/* Computes the loss without the rows that Goldfish drops, and overwrites the logits with their gradients. */
 static void loss(void)
 {
     enum { ROWS = 64, CLASSES = 50 };

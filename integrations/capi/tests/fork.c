@@ -1,6 +1,6 @@
 /*
- * A process that has used the library's threads forks, as a DataLoader does for its workers, and its children and
- * grandchildren compute masks and gradients too. A child that had no threads would wait for ever: it is given a minute.
+ * A process uses the library's threads and then forks, as a DataLoader does for its workers. Its children and grandchildren
+ * compute masks and gradients too. A child without threads would wait forever, so each has a time limit of one minute.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -12,7 +12,7 @@
 
 #include "xact.h"
 
-/* Long enough that several threads are used. */
+/* Large enough that several threads are used. */
 enum { LABELS = 1 << 17 };
 
 static int32_t ids[LABELS];
@@ -41,7 +41,7 @@ static void mask(const xact_goldfish *goldfish, uint8_t *to)
     check(xact_goldfish_mask_host(&args));
 }
 
-/* Does the same in `depth` generations of children, and returns 0 if they found the same. */
+/* Does the same in `depth` generations of children, and returns 0 if all have the same results. */
 static int generations(const xact_goldfish *goldfish, int depth)
 {
     pid_t child = fork();
@@ -78,7 +78,7 @@ int main(void)
     for (int worker = 0; worker < 2; worker++)
         if (generations(goldfish, 2))
             return 1;
-    /* The parent goes on with its own. */
+    /* The parent continues with its own threads. */
     mask(goldfish, keep);
     if (memcmp(keep, expected, sizeof keep) != 0)
         return 1;

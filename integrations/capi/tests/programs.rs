@@ -1,5 +1,5 @@
-//! Programs in C99 and C++17 against the library as it is installed: compiled with every warning an error, and run as
-//! they are, under valgrind and under the sanitizers of gcc. A tool that is absent makes a trial ignored.
+//! Compiles programs in C99 and C++17 against the installed library, with all warnings as errors, and runs them alone, under
+//! valgrind and under gcc's sanitizers. If a tool is missing, its trials are ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use std::sync::LazyLock;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// The program of the root's README.md.
+/// The C program in the repository's README.md.
 const README: &str = "README.md";
 
-/// How a program is linked.
+/// The way a program is linked.
 #[derive(Clone, Copy, PartialEq)]
 enum Link {
     Shared,
     Static,
 }
 
-/// What a program runs under.
+/// The tool that a program runs under.
 #[derive(Clone, Copy, PartialEq)]
 enum Under {
     Nothing,
@@ -78,7 +78,7 @@ fn is_there(tool: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// A trial of a program and of what it runs under, by its name.
+/// The trial of a program under a tool.
 fn shared(name: &str) -> Result<(), Failed> {
     let (under, suffix) = (Under::ALL.into_iter().rev())
         .find(|(_, suffix)| name.ends_with(suffix))
@@ -90,7 +90,7 @@ fn linked_statically(_: &str) -> Result<(), Failed> {
     build_and_run("example.c", Under::Nothing, Link::Static)
 }
 
-/// Runs a command, and returns what it printed; what it said is the failure.
+/// Runs a command, and returns its stdout; if it fails, the error is its output.
 fn output(command: &mut Command) -> Result<String, Failed> {
     let output = command.output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -105,8 +105,8 @@ fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of the library of this profile, which is built first: cargo does not build it for a test that is not
-/// linked with it.
+/// Builds the library with this profile, and returns its folder. Cargo does not build a library for a test that does not link
+/// with it.
 static LIBRARY: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
     let test = std::env::current_exe().map_err(|e| e.to_string())?;
     let built = test.ancestors().nth(2).ok_or("no target folder")?;
@@ -127,7 +127,7 @@ static LIBRARY: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
     Ok(built.to_owned())
 });
 
-/// Installs the library under a prefix, as README.md says.
+/// Installs the library under a prefix, as in README.md.
 fn install(prefix: &Path, link: Link) -> Result<(), Failed> {
     let library = LIBRARY.as_ref().map_err(String::clone)?;
     let name = match link {
@@ -137,7 +137,7 @@ fn install(prefix: &Path, link: Link) -> Result<(), Failed> {
     for part in ["include", "lib/pkgconfig"] {
         fs::create_dir_all(prefix.join(part))?;
     }
-    // A link is as good as a copy, and the library is large.
+    // The libraries are large, so they are linked, not copied.
     std::os::unix::fs::symlink(library.join(name), prefix.join("lib").join(name))?;
     fs::copy(
         folder().join("include/xact.h"),
@@ -150,7 +150,7 @@ fn install(prefix: &Path, link: Link) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The file of a program; that of a page is written into `scratch` first.
+/// The source file of a program; a program in a page is first written into `scratch`.
 fn file_of(source: &str, scratch: &Path) -> Result<PathBuf, Failed> {
     if source != README {
         return Ok(folder().join("tests").join(source));
@@ -194,8 +194,8 @@ fn build_and_run(source: &str, under: Under, link: Link) -> Result<(), Failed> {
             let mut valgrind = Command::new("valgrind");
             valgrind.args(["--quiet", "--error-exitcode=9"]);
             if source != "fork.c" {
-                // Not of a forked process, which has no more the threads that owned what it has. What a sleeping thread has
-                // of the C library valgrind calls possibly lost.
+                // No leak checks in forked processes, which have the memory of threads that no longer exist. valgrind reports
+                // the C library's memory of sleeping threads as possibly lost.
                 valgrind
                     .args(["--leak-check=full", "--show-leak-kinds=definite,indirect"])
                     .args(["--errors-for-leak-kinds=definite,indirect"]);
@@ -214,7 +214,7 @@ fn build_and_run(source: &str, under: Under, link: Link) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The shared library exports what the header declares, and nothing else.
+/// The shared library exports exactly the functions that the header declares.
 fn exports(_: &str) -> Result<(), Failed> {
     let library = LIBRARY.as_ref().map_err(String::clone)?.join("libxact.so");
     let mut nm = Command::new("nm");
@@ -224,7 +224,7 @@ fn exports(_: &str) -> Result<(), Failed> {
         .filter_map(|line| line.split_whitespace().last())
         .collect();
     let header = fs::read_to_string(folder().join("include/xact.h"))?;
-    // A declaration begins at the start of a line, and its name is followed by a parenthesis.
+    // A declaration starts at the beginning of a line, and a parenthesis follows its name.
     let declared = header
         .lines()
         .filter(|line| !line.starts_with([' ', '/', '#', '}']));
@@ -239,7 +239,7 @@ fn exports(_: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// `dlclose` does not unload the library, whose threads sleep in it.
+/// `dlclose` does not unload the library, because its sleeping threads run its code.
 fn stays_loaded(_: &str) -> Result<(), Failed> {
     let library = LIBRARY.as_ref().map_err(String::clone)?.join("libxact.so");
     let flags = output(Command::new("readelf").arg("--dynamic").arg(library))?;

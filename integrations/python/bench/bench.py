@@ -1,11 +1,11 @@
-"""Times the operators beside PyTorch's own, eager and compiled, in one run: a step is a forward and its backward.
+"""Times the operators and PyTorch's own, eager and compiled, in one run. A step is a forward and its backward.
 
     python bench.py [--elements 16777216] [--rows 512 --vocab 131072] [--dtype bfloat16] [--samples 9] [--only xielu] [--json]
 
-Each sample runs all variants one after the other, in an order that rotates, so that what else the machine does meets them
-alike. A copy of the same memory is timed with them; `copy` is the share of its speed at which a step moves the bytes that it
-must: x in, y out, then x and dy in, dx out. Gated steps have one tensor more each way; cross-entropy reads the logits twice
-and writes their gradient. The last table is what a call costs, of 16 elements.
+Each sample runs all variants one after the other, in a rotating order, so that other load on the machine affects all of them.
+A copy of the same memory is timed too. The column `copy` is the bandwidth of a step as a share of the copy's. It counts the
+minimum of bytes: x in, y out, then x and dy in, dx out. Gated steps have one more tensor each way; cross-entropy reads the
+logits twice and writes their gradient. The last table has the time of a call with 16 elements.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def eager_xielu(x, p, n):
 
 
 def cases(only):
-    """Name, our function, PyTorch's, tensors and scalars of a call, and how often a tensor is moved in a step."""
+    """Each op's name, our function, PyTorch's, the tensors and scalars of a call, and the tensors that a step moves."""
     yield "xielu", xt.xielu, eager_xielu, 1, 2, 5
     for name in ("xatlu", "xgelu", "xsilu"):
         yield name, getattr(xt, name), lambda x, a, n=name: formulas.expanded(n, x, a), 1, 1, 5
@@ -63,7 +63,7 @@ def timed(run):
 
 
 def medians(variants, samples):
-    """The median of the samples of each variant, in turns."""
+    """The median of the samples of each variant, which run in turn."""
     for run in variants.values():
         run()
         run()
@@ -87,7 +87,7 @@ def rows(arguments):
         torch._dynamo.reset()
         tensors = [torch.randn(n).to(dtype).requires_grad_() for _ in range(count)]
         tensors += [torch.full((1,), 0.25, requires_grad=True) for _ in range(scalars)]
-        # In PyTorch, a scalar of f32 beside a bf16 tensor makes all of it f32: checkpoints hold them in the type of x.
+        # In PyTorch, an f32 scalar beside a bf16 tensor makes the result f32, so checkpoints have scalars in the type of x.
         cast = [*tensors[:count], *(each.detach().to(dtype).requires_grad_() for each in tensors[count:])]
         dy = torch.randn(n).to(dtype)
         variants = {
@@ -118,7 +118,7 @@ def rows(arguments):
 
 
 def call_costs():
-    """Seconds of a forward of 16 elements without a gradient, and of a step."""
+    """Seconds of a forward of 16 elements without gradients, and of a step."""
     x, alpha, dy = torch.randn(16).requires_grad_(), torch.zeros(1, requires_grad=True), torch.randn(16)
 
     def many(run):

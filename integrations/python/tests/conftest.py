@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures and values for several tests."""
 
 import math
 import os
@@ -9,14 +9,14 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-# Processes that a test starts find the modules beside it.
+# Processes that a test starts find the modules in this folder.
 sys.path.insert(0, str(HERE))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture
 def golden():
-    """The folder of what other implementations compute."""
+    """The folder of the golden files, which have results of other implementations."""
     return ROOT / "tests" / "golden"
 
 
@@ -27,13 +27,13 @@ def pytest_configure(config):
 try:
     import torch
 except ModuleNotFoundError:
-    # Masks of NumPy arrays are tested without it.
+    # Without PyTorch, only masks of NumPy arrays are tested.
     torch = None
 
 if torch is not None:
     DTYPES = (torch.float32, torch.float16, torch.bfloat16)
     NAMES = ("xatlu", "xgelu", "xsilu")
-    # Parameters: initial, of Apertus-8B's first layer, and far out.
+    # Parameters: initial, of Apertus-8B's first layer, and extreme.
     XIELU = (
         (math.log(math.expm1(0.8)), math.log(math.expm1(0.3))),
         (166.0, 40.75),
@@ -42,14 +42,14 @@ if torch is not None:
     ALPHAS = (0.0, -0.5, -1.0, 0.25, 3.0)
 
     def values(shape, dtype=torch.float32, scale=3.0, seed=0):
-        """Random numbers of both signs, with the neighbourhood of 0 among them."""
+        """Random numbers of both signs, including the neighbourhood of 0."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
         small = torch.rand(shape, generator=generator) < 0.1
         return torch.where(small, x * 1e-5, x).to(dtype)
 
     def bound(exact, terms, dtype, f32_ulps=8):
-        """How far a result may be from the exact one: half a step of its type, and some of f32 of its largest term."""
+        """The allowed error: half a step of the type, plus some steps of f32 of the largest term."""
         scale = torch.maximum(exact.abs(), terms.abs())
         step = torch.finfo(dtype)
         return (
@@ -59,7 +59,7 @@ if torch is not None:
         )
 
     def check(got, exact, terms, what="", f32_ulps=8):
-        """Compares a result with the exact one; both infinite is equal."""
+        """Compares a result with the exact one; two equal infinities are equal."""
         assert got.shape == exact.shape, f"{what}: {list(got.shape)}, expected {list(exact.shape)}"
         dtype, got, exact = got.dtype, got.detach().double(), exact.detach().double()
         rounded = exact.to(dtype).double()

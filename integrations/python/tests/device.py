@@ -1,8 +1,8 @@
-"""The operators on a CUDA device, with whatever PyTorch is there: needs neither pytest nor a network.
+"""Checks the operators on a CUDA device with the installed PyTorch. It needs neither pytest nor a network.
 
     python device.py [--device cuda:0]
 
-Each check prints a line. With `--device cpu` it runs those that need no device, which is how it is tested itself.
+Each check prints a line. With `--device cpu` only the checks that need no device run, which tests the script itself.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def scalar(device, value=0.25):
 
 
 def calls(device, dtype=torch.bfloat16, rows=33, cols=64):
-    """Each operator as a function of tensors that need gradients, and those."""
+    """Each operator as a function of tensors that need gradients, with the tensors."""
     x, v = (values((rows, cols), dtype, device, seed).requires_grad_() for seed in (1, 2))
     yield "xielu", xt.xielu, [x, scalar(device), scalar(device)]
     yield "xielu, compat", lambda *a: xt.xielu(*a, eps=-1e-6), [x, scalar(device), scalar(device)]
@@ -68,7 +68,7 @@ def step(function, tensors):
 
 
 def near(got, want, dtype):
-    """Within one step of the type, and of f32 what sums in another order may differ by."""
+    """Compares within one step of the type, plus an f32 tolerance for sums in another order."""
     eps = 4 * torch.finfo(torch.promote_types(dtype, torch.bfloat16) if dtype != torch.float32 else dtype).eps
     for each, other in zip(got, want):
         torch.testing.assert_close(each.cpu(), other.cpu(), rtol=max(eps, 2e-5), atol=1e-4)
@@ -112,7 +112,7 @@ def opcheck(device):
 @check
 def compiled(device):
     for name, function, tensors in calls(device):
-        # inductor takes seconds each, so it compiles one of each kind.
+        # inductor takes seconds for each function, so it compiles one of each kind.
         if device.type == "cuda" and name not in KINDS:
             continue
         torch._dynamo.reset()
@@ -126,7 +126,7 @@ def compiled(device):
 
 @check
 def captured(device):
-    """A graph of a step, replayed with other inputs, gives what the calls give, and is not empty."""
+    """A graph of a step, replayed with other inputs, gives the results of direct calls, and is not empty."""
     if device.type != "cuda":
         return "no device"
     xact.preload(device)
@@ -152,7 +152,7 @@ def captured(device):
 
 @check
 def streams(device):
-    """Work of a side stream waits for what that stream has queued."""
+    """Work on a side stream waits for the work that the stream has queued."""
     if device.type != "cuda":
         return "no device"
     side = torch.cuda.Stream(device)
@@ -170,7 +170,7 @@ def streams(device):
 
 @check
 def devices(device):
-    """The current device of the thread stays what it was."""
+    """The current device of the thread is unchanged."""
     if device.type != "cuda" or torch.cuda.device_count() < 2:
         return "fewer than two devices"
     with torch.cuda.device(0):
@@ -182,7 +182,7 @@ def devices(device):
 
 @check
 def nothing_waits(device):
-    """A call returns before the device has done what was queued before it."""
+    """A call returns before the device has finished earlier work."""
     if device.type != "cuda":
         return "no device"
     for name, function, tensors in calls(device):
@@ -200,7 +200,7 @@ def nothing_waits(device):
 
 @check
 def speed(device):
-    """Seconds of a step of 2^26 bf16 elements beside a copy, for orientation: the bench of the crate measures."""
+    """Seconds of a step of 2^26 bf16 elements and of a copy, for orientation; the crate's bench measures accurately."""
     if device.type != "cuda":
         return "no device"
     x = torch.randn(1 << 26, device=device).bfloat16().requires_grad_()
@@ -244,7 +244,7 @@ def main():
             note = "FAILED"
             failed.append(function.__name__)
         print(f"{function.__name__:<16} {time.perf_counter() - start:>7.1f} s  {note or 'passed'}", flush=True)
-    # In a line, for who reads no more.
+    # The results are also printed in one line.
     outcome = [f"{passed} passed", *(f"{name} FAILED" for name in failed), *notes]
     print(f"checked with PyTorch {torch.__version__}: {'; '.join(outcome)}")
     sys.exit(1 if failed else 0)

@@ -1,4 +1,4 @@
-"""The operators in PyTorch's own operations, differentiable and in any type: what f64 makes of them is right."""
+"""The operators in PyTorch's own operations, differentiable and in any type. The tests take their f64 results as exact."""
 
 import math
 
@@ -53,7 +53,7 @@ def cross_entropy(
     softcap=None,
     vocab=None,
 ):
-    """The weighted loss of each row, 0 of masked ones, and which rows are kept."""
+    """The weighted loss of each row, 0 for masked rows, and which rows are kept."""
     logits = logits.reshape(-1, logits.shape[-1])[:, :vocab]
     labels = labels.reshape(-1).long()
     if softcap is not None:

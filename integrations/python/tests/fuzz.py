@@ -1,5 +1,5 @@
-"""Random calls, right and wrong: each must return or raise an error of Python's. Run by test_bad_input.py, in a process of
-its own, since what is looked for is a crash.
+"""Makes random valid and invalid calls. Each must return or raise a Python exception. test_bad_input.py runs this script in
+a separate process, because a crash would end it.
 
     python fuzz.py COUNT
 """
@@ -59,7 +59,7 @@ goldfish = st.builds(
 
 @st.composite
 def either(draw, likely):
-    """What is likely right, or, once in ten times, anything."""
+    """A value that is probably valid, or, once in ten calls, any value."""
     return draw(anything if draw(st.integers(0, 9)) == 0 else likely)
 
 

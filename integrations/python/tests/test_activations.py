@@ -1,4 +1,4 @@
-"""The activations against their formulas in f64: results, gradients, layouts, types."""
+"""The activations compared with their formulas in f64: results, gradients, layouts, types."""
 
 import formulas
 import pytest
@@ -20,12 +20,12 @@ def doubled(tensor):
 
 
 def run(function, exact, tensors, scalars, dy=None):
-    """Results and gradients of both, those of f64 with the sum of the absolute terms of each scalar's gradient."""
+    """Results and gradients of both; those in f64 also with the sum of the absolute terms of each scalar's gradient."""
     y = function(*tensors, *scalars)
     dy = torch.ones_like(y) if dy is None else dy
     got = torch.autograd.grad(y, [*tensors, *scalars], dy)
     tensors64, scalars64 = [doubled(t) for t in tensors], [doubled(s) for s in scalars]
-    # Each element has scalars of its own, so that the terms of their gradients are seen.
+    # Each element has its own scalars, so that the terms of their gradients are known.
     own = [s.reshape(()).expand(tensors64[0].shape).clone().detach().requires_grad_() for s in scalars64]
     y64 = exact(*tensors64, *own)
     want = torch.autograd.grad(y64, [*tensors64, *own], dy.double())
@@ -33,7 +33,7 @@ def run(function, exact, tensors, scalars, dy=None):
 
 
 def check_all(y, got, y64, want, scalars, terms, gradient_terms):
-    """``terms`` are at least the largest addend of y, and ``gradient_terms`` those of the gradients of tensors."""
+    """``terms`` bound the addends of y, and ``gradient_terms`` those of the gradients of tensors."""
     check(y, y64, terms, "y")
     count = len(got) - len(scalars)
     for i in range(count):
@@ -45,7 +45,7 @@ def check_all(y, got, y64, want, scalars, terms, gradient_terms):
 
 
 def xielu_terms(x, p, n, beta=0.5):
-    """The addends of xIELU and of its derivative, of effective parameters: small where x is."""
+    """The addends of xIELU and of its derivative, for effective parameters; they are small where x is small."""
     x = x.detach().double()
     slope = torch.full_like(x, beta)
     y = torch.where(x > 0, p * x * x, n * x.abs()) + beta * x.abs()
@@ -53,7 +53,7 @@ def xielu_terms(x, p, n, beta=0.5):
 
 
 def expanded_terms(x, alpha):
-    """Those of f: x·g, 2α·x·g and α·x. Its derivative has also those of the derivative of g."""
+    """The addends of f: x·g, 2α·x·g and α·x, and those of its derivative, which include the derivative of g."""
     x = x.detach().double().abs()
     return (1 + 2 * abs(alpha)) * x, (1 + 2 * abs(alpha)) * (1 + x)
 
@@ -123,7 +123,7 @@ def test_gated(name, dtype, order, alpha):
         dfirst, dsecond = dpacked.chunk(2, -1)
         dx, dv = (dsecond, dfirst) if value_first else (dfirst, dsecond)
         assert torch.equal(dx, got[0]) and torch.equal(dv, got[1])
-        # Rows are cut into other chunks than one long row is.
+        # The rows are divided into other chunks than one long row is.
         torch.testing.assert_close(da, got[2], rtol=1e-5, atol=1e-4)
 
 
@@ -154,7 +154,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts(layout, dtype):
-    """A view gives what its contiguous copy gives, for every tensor of a call."""
+    """A view gives the same results as its contiguous copy, for every tensor of a call."""
     view = LAYOUTS[layout]
     alpha = torch.tensor([0.25], requires_grad=True)
     make = lambda seed: view(values((4, 6, 8), dtype, seed=seed))  # noqa: E731
@@ -175,7 +175,7 @@ def test_layouts(layout, dtype):
 
 
 def test_views_are_not_copied(monkeypatch):
-    """Rows with a pitch go to the library as they are."""
+    """Rows with a pitch are passed to the library without a copy."""
     from xact.torch import _device
 
     seen = []
@@ -230,7 +230,7 @@ def test_in_place():
 
 
 def test_in_place_is_noticed_by_autograd():
-    """What sigmoid has saved is overwritten: PyTorch must say so, and not compute with it."""
+    """The tensor that sigmoid has saved is overwritten, so PyTorch must raise an error."""
     x = values((9,)).requires_grad_()
     y = torch.sigmoid(x)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_second_derivatives_are_refused():
 
 
 def test_forward_derivatives_are_refused():
-    """PyTorch would drop the tangent, or leave that of x as it was, without a word."""
+    """Without the check, PyTorch would silently drop the tangent, or leave that of x unchanged."""
     from torch.autograd import forward_ad
 
     with forward_ad.dual_level():
@@ -266,7 +266,7 @@ def test_forward_derivatives_are_refused():
         ):
             with pytest.raises(RuntimeError, match="no forward derivatives"):
                 call()
-        # What is no dual tensor is taken at that level too.
+        # Tensors that are not dual are accepted at that level too.
         assert torch.equal(xt.xsilu(values((9,)), torch.zeros(1)), xt.xsilu(values((9,)), torch.zeros(1)))
     with pytest.raises(RuntimeError, match="no forward derivatives"):
         torch.func.jvp(lambda x: xt.xsilu(x, torch.zeros(1)), (values((9,)),), (torch.ones(9),))
@@ -284,7 +284,7 @@ def test_checkpointing():
 
 
 def test_autocast():
-    """x stays what autocast made of it, and the scalar f32."""
+    """x keeps the type that autocast gave it, and the scalar is f32."""
     linear, alpha = torch.nn.Linear(8, 8), torch.zeros(1, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = xt.xsilu(linear(values((4, 8))), alpha)
@@ -294,7 +294,7 @@ def test_autocast():
 
 
 def test_gradients_by_differences():
-    """In f32, of x and of every scalar, by central differences of the f64 formula."""
+    """The gradients of x and of every scalar in f32, compared with central differences of the f64 formula."""
     x = values((7,)).requires_grad_()
     for p, n in XIELU[:1]:
         scalars = [scalar(p, torch.float32), scalar(n, torch.float32)]

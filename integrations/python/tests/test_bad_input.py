@@ -1,4 +1,4 @@
-"""Bad input raises what says what to do: a table of cases, libraries that do not fit, and random calls."""
+"""Bad input raises an error that says what to do: a table of cases, libraries that do not fit, and random calls."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ BAD = [
     (lambda: xt.xsilu_gated(X, X, ALPHA, order=3), ValueError, "order is 3"),
     (lambda: xt.xsilu_gated(X, X, ALPHA, order=1.0), ValueError, "order is 1.0"),
     (lambda: xt.xsilu_gated(X, X, ALPHA, packed=X), TypeError, "leave x and v out"),
-    (lambda: xt.xsilu_gated(X, X, ALPHA, value_first=True), TypeError, "value_first is of packed alone"),
+    (lambda: xt.xsilu_gated(X, X, ALPHA, value_first=True), TypeError, "value_first needs packed"),
     (lambda: xt.xsilu_gated(packed=X[:, :3], alpha=ALPHA), ValueError, "two halves"),
     (lambda: xt.xsilu_(X[:1].expand(3, 4), ALPHA), (ValueError, RuntimeError), "memory|overlap"),
 ]
@@ -52,7 +52,7 @@ def test_bad_input(call, error, text):
 
 
 def python(code, **environment):
-    """Runs code in a process of its own; returns what it wrote, and fails if it failed."""
+    """Runs code in a new process, and returns its stdout; fails if the process fails."""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
     )
@@ -99,7 +99,7 @@ print(xact.Goldfish().mask(numpy.arange(100)).sum())
 
 
 def test_random_calls():
-    """A crash ends the process that they are made in."""
+    """The calls are made in a new process, because a crash would end it."""
     script = Path(__file__).with_name("fuzz.py")
     done = subprocess.run([sys.executable, script, "10000"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

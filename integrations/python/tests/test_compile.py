@@ -1,4 +1,4 @@
-"""The operators under PyTorch's own checks, and under torch.compile."""
+"""The operators under PyTorch's own checks and under torch.compile."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ GOLDFISH = xact.Goldfish(k=3, h=2)
 
 
 def steps():
-    """Of each family a function of tensors that is compiled, and what makes its arguments for a number of rows."""
+    """For each family, a function to compile, and a function that makes its arguments for a number of rows."""
     tensor = lambda rows, seed: values((rows, 16), torch.bfloat16, seed=seed).requires_grad_()  # noqa: E731
     yield "xielu", xt.xielu, lambda n: [tensor(n, 0), scalar(), scalar()]
     for name in NAMES:
@@ -120,7 +120,7 @@ def test_inductor(name):
 
 
 def test_numbers_that_differ_from_call_to_call():
-    """A vocabulary that comes from a shape, and an index that is an argument, are symbols of the graph."""
+    """A vocabulary that comes from a shape, and an index that is an argument, are symbols in the graph."""
     torch._dynamo.reset()
 
     def loss(logits, labels, ignore_index):

@@ -1,4 +1,4 @@
-"""The loss against PyTorch's in f64: every option, reduction and layout, and what it says beside the loss."""
+"""The loss compared with PyTorch's in f64: every option, reduction and layout, and the statistics."""
 
 import gc
 
@@ -67,7 +67,7 @@ def test_options(dtype, options):
 
 
 def test_as_pytorch():
-    """Where PyTorch has the option, the same call gives the same number."""
+    """If PyTorch has the option, the same call gives the same number."""
     logits, labels = batch()
     for reduction in ("mean", "sum", "none"):
         for smoothing in (0.0, 0.3):
@@ -107,7 +107,7 @@ def test_upstream_gradients():
     loss = xt.cross_entropy(logits, labels, reduction="none")
     (got,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
     check(got, exact(logits, labels, None, upstream)[1], torch.full((N, V), 2.0).double(), "per row")
-    # A sum has a gradient of stride 0, and a view of another tensor one of another stride.
+    # The gradient of a sum has stride 0, and that of a view of another tensor has another stride.
     (got,) = torch.autograd.grad(loss.sum() * 3, logits, retain_graph=True)
     check(got, 3 * exact(logits, labels, None)[1], torch.full((N, V), 3.0).double(), "of a sum")
     (got,) = torch.autograd.grad(loss, logits, torch.stack([upstream, upstream], 1)[:, 0])
@@ -133,7 +133,7 @@ def test_labels(kind):
 
 
 def test_shapes():
-    """[B, T, V] as the rows that they are, views of two pitches, and nothing."""
+    """Logits [B, T, V], views with two pitches, and empty tensors."""
     logits = values((3, 5, V)).requires_grad_()
     labels = torch.arange(15).reshape(3, 5)
     loss = xt.cross_entropy(logits, labels, reduction="none")
@@ -193,7 +193,7 @@ def test_goldfish():
         check(loss, want, want.new_tensor(40), "the loss")
         check(torch.autograd.grad(loss, logits)[0], gradient, torch.ones_like(gradient), "the gradient")
         assert stats.kept == counts.sum() and stats.kept + stats.dropped == (labels != -100).sum()
-    # Rows of a batch are texts of their own.
+    # The rows of a batch are separate texts.
     shape = (4, 50)
     got = xt.cross_entropy(
         logits.view(4, 50, V), labels.view(shape), goldfish=goldfish, hash_ids=ids.view(shape), reduction="none"
@@ -202,7 +202,7 @@ def test_goldfish():
 
 
 def test_goldfish_that_is_gone_is_found_again():
-    """The backward may run after the caller has let the strategy go, with its table."""
+    """The backward works after the caller has deleted the strategy with its table."""
     logits, labels = batch()
     table = np.random.default_rng(0).random(1000003, dtype=np.float32)
     for make in (lambda: xact.Goldfish(k=2, h=2, seed=12345), lambda: xact.Goldfish("product-table", table=table)):

@@ -1,5 +1,5 @@
-"""What is done with CUDA tensors, without a GPU: tensors say that they are on a device, and a library that stands in writes
-down what it is given and then computes on the host, whose memory those tensors really are."""
+"""The code for CUDA tensors, without a GPU. The tensors report a CUDA device. A replacement for the library records its
+arguments, and then computes on the host, where the memory of those tensors really is."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from xact import _library as native
 
 
 class Recorder:
-    """Stands in for the library: its device functions check and note their arguments, and do what their twins do."""
+    """Replaces the library: its device functions check and record their arguments, and call the host functions."""
 
     def __init__(self, real):
         self._real = real
@@ -62,12 +62,12 @@ ARGS = {
     "xact_cross_entropy": _abi.xact_cross_entropy_args,
     "xact_goldfish": _abi.xact_goldfish_args,
 }
-# Addresses in the structs that are of host memory: arrays of pointers, handles and structs.
+# Fields with addresses of host memory: arrays of pointers, handles and structs.
 OF_THE_HOST = ("params", "dparams", "decision", "goldfish")
 
 
 def check_addresses(struct):
-    """Every address must be that of memory of the device."""
+    """Every other address must be in device memory."""
     for field, kind in struct._fields_:
         value = getattr(struct, field)
         if field == "decision" and value is not None:
@@ -83,7 +83,7 @@ def check_addresses(struct):
 
 
 def device_memory():
-    """The memory of all tensors that are alive, which is what the device has here."""
+    """The memory of all existing tensors, which counts as device memory here."""
     for each in gc.get_objects():
         if isinstance(each, torch.Tensor) and each.numel():
             start = each.untyped_storage().data_ptr()
@@ -100,7 +100,7 @@ def recorder(monkeypatch):
     made = Recorder(native.library())
     made.streams = iter(range(0x1000, 0x2000))
     made.asked = []
-    # Whether tensors are on the device, all of them.
+    # Whether all tensors report the CUDA device.
     made.on = True
 
     def current_stream(device):
@@ -142,7 +142,7 @@ def test_activations(recorder, name, count, function):
     got = step()
     (forward, *first, _), (backward, *second, args) = recorder.calls
     assert (forward, backward) == ("xact_activation_forward", "xact_activation_backward")
-    # Each call asks anew for the stream of the tensor's device, and for no other device.
+    # Each call asks for the current stream of the tensor's device, and of no other device.
     assert first == [0xD1, 0x1000] and second == [0xD1, 0x1001] and recorder.asked == [(1, 0x1000), (1, 0x1001)]
     assert recorder.opened == [1]
     assert args.workspace_bytes == 24 and args.workspace is not None and args.dparam_count == args.param_count
@@ -192,7 +192,7 @@ def test_a_divisor_is_read_on_the_device(recorder):
 
 
 def test_bad_labels_are_no_error_on_a_device(recorder):
-    """The host does not wait for what the device finds out."""
+    """The host does not wait for results of the device."""
     loss, stats = xt.cross_entropy(values((3, 8)), torch.tensor([1, 8, 2]), return_stats=True, reduction="none")
     assert stats.bad_row == 1 and loss.isnan().tolist() == [False, True, False]
 
@@ -224,7 +224,7 @@ def test_preload(recorder):
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says, to who asks in Python, that it is on a CUDA device."""
+    """A tensor that reports a CUDA device to Python code."""
 
     is_cuda = True
     device = torch.device("cuda", 1)
@@ -238,7 +238,7 @@ def test_tensors_on_several_devices():
 
 @pytest.mark.skipif(xact.kernels() is None, reason="there is a driver")
 def test_without_a_driver():
-    """Of a device that is not there the error says what to do."""
+    """The error for a device that does not exist says what to do."""
     x, alpha = values((9,)).as_subclass(OnDevice), torch.zeros(1).as_subclass(OnDevice)
     with pytest.raises(RuntimeError, match="driver|kernels"):
         xt.xsilu(x, alpha)
@@ -250,7 +250,7 @@ def test_importing_touches_no_device():
 
 
 def test_the_checks_of_a_device_run_without_one():
-    """tests/device.py is what the GPU kit runs; on the CPU it must pass, or it would fail there for its own faults."""
+    """The GPU kit runs tests/device.py, which must pass on the CPU, so that a failure on a GPU is not its own error."""
     script = Path(__file__).with_name("device.py")
     done = subprocess.run([sys.executable, script, "--device", "cpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

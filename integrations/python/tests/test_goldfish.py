@@ -1,4 +1,4 @@
-"""Goldfish masks: of arrays and tensors, against the official ones, in workers, and bad input."""
+"""Goldfish masks of arrays and tensors, compared with the official ones, in worker processes, and with bad input."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def make(options):
 
 
 def test_continued_document():
-    """One document 31…46, k 2, h 3: what the whole decides, and chunks with a halo."""
+    """One document 31…46, k 2, h 3: the decisions for the whole document, and for chunks with a halo."""
     goldfish = xact.Goldfish(k=2, h=3)
     ids = np.arange(31, 47)
     whole = goldfish.mask(ids)
@@ -130,9 +130,9 @@ GOLDFISH = xact.Goldfish()
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_in_workers_of_a_data_loader(method):
-    """The pool of threads of the parent does not exist in a forked child, which must not wait for it."""
+    """A forked child has no threads of the parent's pool, and must not wait for them."""
     texts = np.random.default_rng(0).integers(0, 9999, (64, 4096)).tolist()
-    ids, keep = collate(texts)  # the parent's pool runs
+    ids, keep = collate(texts)  # the pool of the parent runs
     loader = torch.utils.data.DataLoader(
         texts, batch_size=16, collate_fn=collate, num_workers=2, multiprocessing_context=method, timeout=120
     )
@@ -160,7 +160,7 @@ BAD = [
     (lambda: GOLDFISH.mask(np.arange(9), halo=1.5), TypeError, "halo"),
     (lambda: GOLDFISH.mask(np.arange(9), halo=np.arange(3, dtype=np.int32)), TypeError, "halo is int32"),
     (lambda: GOLDFISH.mask(np.arange(8).reshape(2, 4), halo=np.arange(3)), ValueError, "halo"),
-    # As many ids as rows of another number would have.
+    # The number of ids is right, but not the number of rows.
     (lambda: GOLDFISH.mask(np.arange(8).reshape(2, 4), halo=np.zeros((4, 1), dtype=np.int64)), ValueError, "2 rows"),
     (
         lambda: GOLDFISH.mask(torch.arange(8).reshape(2, 4), halo=torch.zeros(4, dtype=torch.int64)),

@@ -1,4 +1,4 @@
-"""The modules: names of published checkpoints, initial values, round trips."""
+"""The modules: the names in published checkpoints, initial values, round trips."""
 
 import ast
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_xielu():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_of_transformers(dtype):
-    """Its names and types, strictly; beta and eps are those of the file."""
+    """The checkpoint's names and types load strictly; beta and eps are those of the file."""
     state = {
         "alpha_p": torch.tensor([166.0]),
         "alpha_n": torch.tensor([40.75]),
@@ -75,7 +75,7 @@ def test_expanded(name):
 
 
 def test_type_checkers_see_every_name():
-    """They do not run the module: a name that it only makes at run time is none to them, and py.typed promises names."""
+    """Type checkers do not run the module, so they miss names that are only made at run time. py.typed promises all names."""
     module = ast.parse(Path(xt.__file__).read_text())
     seen = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in module.body:

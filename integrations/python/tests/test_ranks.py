@@ -25,7 +25,7 @@ def _start(rank, work, port):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
         work(rank, torch.distributed.init_device_mesh("cpu", (2,)))
-        # gloo aborts a process whose peer leaves in the middle of what they do together.
+        # gloo aborts a process if its peer exits during a common operation.
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The code of the READMEs runs."""
+"""The code in the README files runs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The sdist: a wheel is built from it alone, as pip does where no wheel fits."""
+"""The sdist: a wheel can be built from it alone, as pip does if no wheel fits."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from conftest import HERE
 pytestmark = pytest.mark.skipif(os.environ.get("XACT_FULL") != "1", reason="compiles for minutes: XACT_FULL=1")
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-# The module that is found is the one of the wheel, with the library beside it.
+# The imported module is that of the wheel, with the library beside it.
 USE = """
 import sys, numpy, xact
 assert xact.__file__.startswith(sys.argv[1]), xact.__file__
@@ -23,7 +23,7 @@ assert keep.shape == (10_000,) and 0.7 < keep.mean() < 0.8
 
 def test_a_wheel_is_built_from_it(tmp_path):
     def run(*words, cwd=tmp_path, **variables):
-        # Nothing of this checkout: neither its target folder nor the wheel that the other tests import.
+        # Nothing of this checkout is used, neither its target folder nor the wheel that the other tests import.
         left_out = ("CARGO_TARGET_DIR", "PYTHONPATH", "XACT_LIBRARY")
         kept = {name: value for name, value in os.environ.items() if name not in left_out}
         subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=kept | variables, check=True)

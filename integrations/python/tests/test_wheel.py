@@ -1,4 +1,4 @@
-"""The wheel: what it holds, what it needs, and that it says what it is."""
+"""The wheel: its files, its requirements, and its metadata."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def library(wheel, tmp_path_factory):
 
 
 def symbols(library):
-    """Dynamic symbols of an ELF file as (name, version, defined)."""
+    """The dynamic symbols of an ELF file as (name, version, defined)."""
     from elftools.elf.elffile import ELFFile
 
     with library.open("rb") as file:
@@ -50,7 +50,7 @@ def test_it_is_for_every_python(wheel):
 
 
 def test_it_needs_no_newer_glibc(library, wheel):
-    """The newest version of a symbol that the library asks for, and what auditwheel says of the wheel."""
+    """The newest version of a symbol that the library needs, and auditwheel's tag for the wheel."""
     needed = {version for _, version, defined in symbols(library) if version and not defined}
     newest = max(tuple(map(int, v.removeprefix("GLIBC_").split("."))) for v in needed if v.startswith("GLIBC_"))
     assert newest <= (2, 28), needed
@@ -76,7 +76,7 @@ def test_it_holds_what_it_should(wheel):
 
 
 def test_it_has_kernels_and_machine_code(library):
-    """PTX is text; machine code of each architecture is compressed, and says what it is in the text beside it."""
+    """PTX is text. The machine code of each architecture is compressed, and the text beside it names the architecture."""
     library = library.read_bytes()
     for target in (b".target sm_80", b".target sm_90"):
         assert target in library

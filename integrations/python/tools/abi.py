@@ -2,7 +2,7 @@
 
     python tools/abi.py [--check]
 
-It reads what cbindgen writes, which has one declaration form for each thing, and stops at what it does not know.
+It reads the output of cbindgen, which has only a few forms of declarations. Any other form is an error.
 """
 
 import re

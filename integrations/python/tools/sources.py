@@ -1,4 +1,4 @@
-"""Where the Rust sources are: around this folder in a checkout, in the folder `rust` of an sdist."""
+"""Finds the Rust sources: around this folder in a checkout, in the folder `rust` of an sdist."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ def version() -> str:
 
 
 def tracked() -> list[str]:
-    """The files of the repository but those of this folder, relative to the root of the workspace."""
+    """The files of the repository outside this folder, relative to the root of the workspace."""
     command = ["git", "ls-files", "-z", "--", ".", ":!integrations/python"]
     listed = subprocess.run(command, cwd=root(), check=True, capture_output=True, text=True).stdout
     return [name for name in listed.split("\0") if name]

@@ -1,4 +1,4 @@
-//! Activations.
+//! `apply` with activations.
 
 use safetensors::tensor::Dtype;
 use xact::activation::{Named, Registered, Visitor, for_each};
@@ -28,7 +28,7 @@ fn backward_input<T: Element>() -> Vec<(&'static str, Tensor)> {
 
 const PARAMS: [f64; 2] = [0.2_f32 as f64, -1.0];
 
-/// The reference of the library, rounded once.
+/// The library's reference, rounded once.
 fn expected<T: Element>(op: &Xielu) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
     let x = X.map(T::from_f64);
     let round = |values: Vec<f64>| -> Vec<u8> {
@@ -90,7 +90,7 @@ fn the_reference_is_the_librarys_in_every_type() {
     the_reference_is_the_librarys::<half::bf16>();
 }
 
-/// A parameter gradient, as the checks take it.
+/// A parameter gradient in the form that the checks take.
 fn number(tensor: &Tensor) -> f64 {
     f64::from(values::<f32>(tensor)[0])
 }
@@ -132,7 +132,7 @@ fn the_device_agrees_with_the_reference() {
 
 const ALPHA: f64 = 0.3_f32 as f64;
 
-/// x, alpha and dy of an op with an expanded gate; dy is as wide as the result.
+/// x, alpha and dy of an op with an expanded gate; dy has the width of the result.
 fn expanded_input<T: Element>(gated: bool) -> Vec<(&'static str, Tensor)> {
     let dy_shape: &[usize] = if gated { &[2, 1, 3] } else { &[2, 1, 6] };
     let x: Vec<f64> = X
@@ -151,8 +151,8 @@ fn expanded_input<T: Element>(gated: bool) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-/// Runs the op on both backends, and checks each against the reference of the library: that of the
-/// command, which rounds once, more strictly.
+/// Runs the op on both backends, and checks both against the library's reference. The result of `apply`'s own reference,
+/// which rounds once, has a stricter bound.
 struct EveryExpanded;
 
 impl EveryExpanded {
@@ -370,7 +370,7 @@ fn bad_input_is_refused_in_words() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
-    // Found before any work, and without a word of temporary files.
+    // The error is found before any work, and does not mention temporary files.
     let folder = nowhere.parent().unwrap();
     let expected = format!(
         "error: cannot write {}: there is no folder {}\n",
@@ -404,20 +404,20 @@ fn a_checkpoint_means_what_is_in_it() {
             out.keys().collect::<Vec<_>>(),
             ["dalpha_n", "dalpha_p", "dbeta", "dx"]
         );
-        // β is in α_n, too: Σ expm1(min(x, eps)).
+        // α_n contains β, which adds Σ expm1(min(x, eps)).
         assert_eq!((out["dbeta"].0, &out["dbeta"].1[..]), (Dtype::F32, &[][..]));
         near(
             &[number(&out["dbeta"]) as f32],
             &[(-1f64).exp_m1() - 2e-6],
             2e-7,
         );
-        // The gradient of the clamp is analytic, unless it is said to be another.
+        // The gradient of the clamp is analytic by default.
         let (near_beta, steep) = (0.5, 0.5 - 41.25);
         near(&values::<f32>(&out["dx"])[..2], &[near_beta; 2], 1e-4);
         let out = run("--direction backward --eps-gradient autograd");
         near(&values::<f32>(&out["dx"])[..2], &[steep; 2], 1e-6);
 
-        // As the checkpoint has it, in bf16; the clamp is where bf16 has it.
+        // As in the checkpoint, in bf16, with the clamp's eps rounded to bf16.
         let mut rounded = checkpoint();
         for (_, Tensor(dtype, _, bytes)) in &mut rounded {
             let of_f32: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
@@ -515,7 +515,7 @@ fn the_value_may_be_first() {
         assert_eq!(gate["y"].2, run("--direction forward")["y"].2);
     }
 
-    // Of several rows.
+    // The tensor has several rows.
     let swapped = |values: &[f64]| -> Vec<f64> {
         let rows = values.chunks(6);
         rows.flat_map(|row| [&row[3..], &row[..3]].concat())

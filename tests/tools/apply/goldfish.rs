@@ -1,4 +1,4 @@
-//! Goldfish masks.
+//! `apply` with Goldfish masks.
 
 use xact::{Goldfish, Strategy, Tokens};
 
@@ -96,7 +96,7 @@ fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
     }
 }
 
-/// The slices of a row, with a halo, decide as the whole.
+/// The slices of a row, with a halo, have the same decisions as the whole row.
 #[test]
 fn a_halo_makes_slices_decide_as_the_whole() {
     let ids: Vec<i64> = (0..48).map(|i| i * i % 17 - 3).collect();

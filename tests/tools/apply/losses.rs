@@ -1,4 +1,4 @@
-//! Cross-entropy.
+//! `apply` with cross-entropy.
 
 use xact::CrossEntropy;
 
@@ -38,7 +38,7 @@ fn loss_input<T: Element>(dtype: Dtype) -> Vec<(&'static str, Tensor)> {
     ]
 }
 
-/// Row 2 is ignored, row 4 weighs nothing, and Goldfish drops the second of each row of ids.
+/// Row 2 is ignored, row 4 has weight 0, and Goldfish drops the second label of each row of ids.
 fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductions: &[&str]) {
     let op = CrossEntropy::default()
         .ignore_index(-1)
@@ -114,7 +114,7 @@ fn losses_are_within_the_bounds<T: Element>(dtype: Dtype, device: &str, reductio
                 let sum = |f: &dyn Fn(&xact::loss::cross_entropy::Row) -> f64| -> f64 {
                     rows.values().map(f).sum()
                 };
-                // Beside the errors of the rows, one rounding of the sum and one of the quotient.
+                // In addition to the errors of the rows, the sum and the quotient are each rounded once.
                 let expected = sum(&|row| row.loss) / divisor;
                 within(
                     values::<f32>(loss)[0],
@@ -227,14 +227,14 @@ fn losses_of_nothing_and_of_what_cannot_be() {
     }
 }
 
-/// The lines of what is said, beside the name of the device.
+/// The lines of the output, without the name of the device.
 fn lines(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| !line.starts_with("device:"))
         .collect()
 }
 
-/// Σ CE over four rows by 4, as the micro-batches of a step have it, which are of three and of one.
+/// The sum of the losses of four rows divided by 4, in two micro-batches of three rows and of one.
 #[test]
 fn a_number_to_divide_by_is_used() {
     let batches = [
@@ -302,13 +302,13 @@ fn advantages_may_be_weights() {
     }
 }
 
-/// Everything that is written and said, by everyone who computes.
+/// All outputs, from every backend.
 #[test]
 fn every_output_and_count_is_the_same_everywhere() {
     let options = "--ignore-index -1 --z-loss 0.0625 --vocab 9 --goldfish static --k 3 --start 1";
     let scratch = Scratch::new();
     let mut input = loss_input::<f32>(Dtype::I32);
-    // Row 5 has a label that is no class.
+    // The label of row 5 is no class.
     input[1].1 = integers(Dtype::I32, &[6], &[0, 8, -1, 3, 3, 9]);
     scratch.write(&input);
     let run = |device: &str, flags: &str| {
@@ -348,7 +348,7 @@ fn every_output_and_count_is_the_same_everywhere() {
         let [said, text] = [lines(&said), lines(&text)].map(|lines| lines[..5].to_vec());
         assert_eq!(said, text);
     }
-    // A row that is dropped has a lse only where its loss is asked for.
+    // A dropped row has an lse only if its loss is requested.
     let (plain, text) = run("cpu", "");
     assert_eq!(values::<f32>(&plain["lse"])[1], 0.0);
     assert_ne!(values::<f32>(&expected["lse"])[1], 0.0);
@@ -400,7 +400,7 @@ fn one_dloss_is_that_of_all_rows() {
     scratch.refused("cross_entropy", &outputs, &["--outputs", "forward"]);
 }
 
-/// Ranks with some of the classes each come to what one has that has them all.
+/// Ranks with some of the classes each give the results of one rank with all of them.
 #[test]
 fn shards_agree_with_the_whole() {
     let options = "--ignore-index -1 --label-smoothing 0.125 --z-loss 0.0625 --softcap 5 --vocab 9";
@@ -451,7 +451,7 @@ fn shards_agree_with_the_whole() {
     );
 }
 
-/// Labels at the end of rows, with the ids before them, are dropped as in the whole.
+/// Labels at the end of rows, with the ids before them, are dropped as in the whole rows.
 #[test]
 fn a_halo_decides_about_losses() {
     let ids = [0, 8, 4, 3, 3, 5, 1, 2, 9, 7, 6, 5];
@@ -531,7 +531,7 @@ fn labels_of_u32_are_read_unsigned() {
     };
     for device in ["reference", "cpu", &the_device()] {
         assert_eq!(run(device, Dtype::U32, 5), run(device, Dtype::I32, 5));
-        // As i32 it would be the label that is ignored.
+        // As i32, this label would be the ignored one.
         let (_, text) = run(device, Dtype::U32, 4_294_967_196);
         assert!(text.contains("row 5, 4294967196, is no class"), "{text}");
         let (_, text) = run(device, Dtype::I32, 4_294_967_196);

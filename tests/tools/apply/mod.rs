@@ -1,4 +1,4 @@
-//! `apply`: files in, files out, errors in words.
+//! `apply`: input files, output files, and error texts.
 
 mod activations;
 mod goldfish;
@@ -72,12 +72,12 @@ impl Scratch {
             .unwrap()
     }
 
-    /// Runs, which must succeed: what is written.
+    /// Runs the command, which must succeed, and returns its output file.
     fn outputs_of(&self, op: &str, line: &str) -> BTreeMap<String, Tensor> {
         self.says(op, line).0
     }
 
-    /// The same, and what is said.
+    /// The same, and also returns stderr.
     fn says(&self, op: &str, line: &str) -> (BTreeMap<String, Tensor>, String) {
         let output = self.run(op, line);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -85,7 +85,7 @@ impl Scratch {
         (read(&self.path("out.safetensors")), text)
     }
 
-    /// Runs, which must fail with status 2, a message with `words`, and no output file.
+    /// Runs the command, which must fail with status 2, a message with `words`, and no output file.
     fn refused(&self, op: &str, line: &str, words: &[&str]) {
         let output = self.run(op, line);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -112,7 +112,7 @@ fn read(path: &Path) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
-/// The device that the suite runs on.
+/// The device of the suite.
 fn the_device() -> String {
     std::env::var("XACT_DEVICE").unwrap_or_else(|_| "auto".to_owned())
 }
@@ -127,7 +127,7 @@ fn doubles(shape: &[usize], values: &[f64]) -> Tensor {
     Tensor(Dtype::F64, shape.to_vec(), bytes)
 }
 
-/// Fails unless the numbers are within this distance of those expected, relative to themselves.
+/// Panics unless the numbers are within this relative distance of the expected ones.
 fn near(got: &[f32], expected: &[f64], bound: f64) {
     assert_eq!(got.len(), expected.len());
     for (&got, &expected) in got.iter().zip(expected) {
@@ -155,7 +155,7 @@ fn ops_are_called_by_their_names_in_the_registry() {
     for name in [xact::activation::NAMES, xact::loss::NAMES].concat() {
         assert!(text.lines().any(|line| line.trim_start().starts_with(name)));
     }
-    // The old ones are still understood.
+    // The old names are still accepted.
     assert!(!text.contains("cross-entropy") && !text.contains("goldfish-mask"));
     let scratch = Scratch::new();
     scratch.write(&[("labels", integers(Dtype::I64, &[1, 1], &[3]))]);

@@ -1,4 +1,4 @@
-//! Special files, links and permissions of the output.
+//! Special files, links and permissions of the output file.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
@@ -12,7 +12,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// Runs a forward under a umask of 022.
+/// Runs a forward with a umask of 022.
 fn run(scratch: &Scratch) -> Output {
     let apply = apply();
     Command::new("sh")
@@ -37,7 +37,7 @@ fn has_the_usual_mode_or_keeps_its_own() {
     fs::set_permissions(&out, Permissions::from_mode(0o664)).unwrap();
     assert!(run(&scratch).status.success());
     assert_eq!(mode(&out), 0o664);
-    // Nothing is left beside it.
+    // No other file is left in the folder.
     assert_eq!(fs::read_dir(scratch.folder.path()).unwrap().count(), 2);
 }
 
@@ -52,12 +52,12 @@ fn is_written_where_a_link_leads() {
     assert!(run(&scratch).status.success());
     assert!(link.symlink_metadata().unwrap().is_symlink());
     assert!(read(&target).contains_key("y"));
-    // Which need not exist yet.
+    // The target need not exist.
     fs::remove_file(&target).unwrap();
     assert!(run(&scratch).status.success());
     assert!(link.symlink_metadata().unwrap().is_symlink());
     assert!(read(&target).contains_key("y"));
-    // Or can never.
+    // Or cannot exist.
     fs::remove_file(&link).unwrap();
     symlink("out.safetensors", &link).unwrap();
     let output = run(&scratch);

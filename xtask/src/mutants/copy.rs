@@ -1,4 +1,4 @@
-//! A plain copy of the workspace, uncommitted changes included.
+//! Copies the workspace, including uncommitted changes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// What is not copied: build output and the history.
+/// The folders that are not copied: build output and the history.
 const LEFT_OUT: [&str; 2] = ["target", ".git"];
 
-/// Makes `to` the same as `from`. A file that is already the same is not touched, so that cargo builds
-/// only what changed. A fingerprint of what a mutant's fate depends on.
+/// Makes `to` equal to `from`, and returns a fingerprint of the files that can affect the results of mutants. A file that
+/// is already equal is not written, so cargo rebuilds only what changed.
 pub fn synchronise(from: &Path, to: &Path) -> anyhow::Result<u64> {
     let mut files = BTreeSet::new();
     list(from, Path::new(""), &mut files)?;
@@ -27,7 +27,7 @@ pub fn synchronise(from: &Path, to: &Path) -> anyhow::Result<u64> {
     for file in &files {
         let (source, copy) = (from.join(file), to.join(file));
         let bytes = fs::read(&source).with_context(|| source.display().to_string())?;
-        // The results stand when a survivor is explained, or a text is edited.
+        // Explanations and texts are not in the fingerprint, because they do not change the results.
         if !file.starts_with("xtask") && file.extension().is_none_or(|e| e != "md") {
             (file, &bytes).hash(&mut fingerprint);
         }
@@ -37,7 +37,7 @@ pub fn synchronise(from: &Path, to: &Path) -> anyhow::Result<u64> {
         if let Some(parent) = copy.parent() {
             fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         }
-        // Not fs::copy: the new file must look new to cargo, whatever the time of its source.
+        // The content is written anew instead of fs::copy, because cargo must see a new time of modification.
         fs::write(&copy, bytes).with_context(|| copy.display().to_string())?;
     }
     Ok(fingerprint.finish())
@@ -84,7 +84,7 @@ mod tests {
                 .expect("there")
         };
         let before = written("c.rs");
-        // A mutant that was left, a file that is gone, a new one.
+        // A file that a mutant has changed, a removed file and a new file.
         fs::write(to.join("a/b.cu"), "mutant").expect("written");
         assert_eq!(synchronise(from.path(), &to).expect("copied"), first);
         assert_eq!(read("a/b.cu").as_deref(), Some("1"));

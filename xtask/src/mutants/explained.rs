@@ -1,7 +1,7 @@
-//! Mutants that no test can or need notice, each with the reason.
+//! Mutants that no test can notice or needs to notice, each with the reason.
 //!
-//! A change is known by its lines, not by its place, so that explanations outlive edits elsewhere in the
-//! file, and lapse with an edit of the lines themselves.
+//! An explanation names the changed lines, not their numbers. It therefore stays valid when other parts of the file change,
+//! and becomes stale when the lines themselves change.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 
 use super::report::{Mutant, Result, Status};
 
-/// Where the explanations are: blocks with an empty line between them, of the file's path, the lines
-/// before with `-`, the lines after with `+`, and the reason with `=`.
+/// The file with the explanations. It has blocks separated by empty lines. A block has the path of the file, the old lines
+/// with `-`, the new lines with `+`, and the reason with `=`.
 pub const EXPLANATIONS: &str = "xtask/mutants.txt";
 
 /// The explanations of a workspace.
@@ -27,7 +27,7 @@ struct Explanation {
 }
 
 impl Explanations {
-    /// Reads them; a workspace may have none.
+    /// Reads the explanations. A workspace without the file has none.
     pub fn read(root: &Path) -> anyhow::Result<Self> {
         let path = root.join(EXPLANATIONS);
         if !path.is_file() {
@@ -67,7 +67,7 @@ impl Explanations {
         Ok(Self(explanations))
     }
 
-    /// The result, or the same one as explained.
+    /// The result; if it is a survivor that is explained, with that status.
     pub fn judge(&self, mut result: Result) -> Result {
         if result.outcome.status == Status::Survived
             && let Some(explanation) = self.0.iter().find(|e| e.is_of(&result.mutant))
@@ -77,7 +77,7 @@ impl Explanations {
         result
     }
 
-    /// The explanations of none of the mutants.
+    /// The explanations that match none of the mutants.
     pub fn stale(&self, mutants: &[Mutant]) -> Vec<String> {
         let stale = self
             .0

@@ -1,29 +1,29 @@
-//! Small changes to CUDA sources, each of which some test should notice.
+//! Generates small changes to CUDA sources, each of which a test should notice.
 //!
-//! Works on tokens, not on a syntax tree: that the sources are formatted by clang-format tells binary
-//! operators (a space on both sides) from template brackets, pointers and signs. A change that does not
-//! compile costs time and is not counted.
+//! The changes are made to tokens, not to a syntax tree. The sources are formatted by clang-format, so a space on both
+//! sides distinguishes a binary operator from a template bracket, a pointer or a sign. A change that does not compile only
+//! costs time; it is not counted.
 
 use std::fmt;
 
-/// What kind of change it is.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// A number a little off.
+    /// Changes a number slightly.
     Constant,
-    /// One comparison for another.
+    /// Replaces a comparison by another.
     Comparison,
-    /// One operator for another, or a sign lost.
+    /// Replaces an operator by another, or removes a sign.
     Operator,
-    /// A neighbour's index.
+    /// Uses the neighbour of an index.
     Index,
-    /// A condition that always or never holds, or its opposite.
+    /// Makes a condition always true, always false or its opposite.
     Condition,
-    /// No barrier.
+    /// Removes a barrier.
     Barrier,
-    /// Fewer lanes.
+    /// Reduces the number of lanes.
     Mask,
-    /// A statement left out.
+    /// Removes a statement.
     Statement,
 }
 
@@ -33,33 +33,33 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One change to a text.
+/// A change to a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutation {
-    /// What kind of change it is.
+    /// The kind of the change.
     pub kind: Kind,
-    /// Where it begins, in bytes.
+    /// The byte offset of the start.
     pub start: usize,
-    /// Where it ends.
+    /// The byte offset of the end.
     pub end: usize,
-    /// What stands there instead.
+    /// The replacement.
     pub replacement: String,
 }
 
 impl Mutation {
-    /// The text with the change.
+    /// The text with the change applied.
     pub fn apply(&self, source: &str) -> String {
         let (before, after) = (&source[..self.start], &source[self.end..]);
         format!("{before}{}{after}", self.replacement)
     }
 
-    /// The line it begins in, from 1.
+    /// The number of the line in which the change begins, from 1.
     pub fn line(&self, source: &str) -> usize {
         source[..self.start].matches('\n').count() + 1
     }
 }
 
-/// Every change to `source`, in the order of places.
+/// All changes to `source`, in the order of their places.
 pub fn mutations(source: &str) -> Vec<Mutation> {
     let tokens = tokens(source);
     let mut scan = Scan {
@@ -80,7 +80,7 @@ enum What {
     Word,
     Number,
     Punctuation,
-    /// A string or character, not changed.
+    /// A string or character literal, which is not changed.
     Literal,
 }
 
@@ -97,7 +97,7 @@ impl Token<'_> {
     }
 }
 
-/// Longest first.
+/// The operators, the longest first.
 const PUNCTUATION: [&str; 22] = [
     "<<=", ">>=", "...", "->", "++", "--", "<<", ">>", "<=", ">=", "==", "!=", "&&", "||", "+=",
     "-=", "*=", "/=", "%=", "&=", "|=", "::",
@@ -170,7 +170,7 @@ fn directive(rest: &str) -> usize {
             break;
         }
     }
-    // The end of the line is white space.
+    // The end of the line counts as white space.
     rest[..length].trim_end_matches('\n').len()
 }
 
@@ -209,7 +209,7 @@ impl Scan<'_> {
         self.tokens.get(at).map_or("", |token| token.text)
     }
 
-    /// The text of the token before.
+    /// The text of the previous token.
     fn before(&self, at: usize) -> &str {
         at.checked_sub(1).map_or("", |at| self.text(at))
     }
@@ -234,7 +234,7 @@ impl Scan<'_> {
         self.add(kind, token.start, token.end(), replacement);
     }
 
-    /// Whether a space stands on both sides of the token.
+    /// Whether there is a space on both sides of the token.
     fn is_spaced(&self, at: usize) -> bool {
         let token = self.tokens[at];
         self.source[..token.start].ends_with([' ', '\n'])
@@ -253,7 +253,7 @@ impl Scan<'_> {
             What::Word => self.word(at),
             What::Literal => {}
         }
-        // A statement begins here.
+        // A statement begins at this token.
         if matches!(self.before(at), ";" | "{" | "}" | ")" | "else") {
             self.statement(at);
         }
@@ -285,7 +285,7 @@ impl Scan<'_> {
             "--" => (Kind::Operator, "++"),
             "&&" if spaced => (Kind::Condition, "||"),
             "||" if spaced => (Kind::Condition, "&&"),
-            // A sign: what stands before it is no operand.
+            // A minus is a sign if the token before it is not an operand.
             "-" if matches!(
                 self.before(at),
                 "(" | "," | "=" | "return" | "?" | ":" | "[" | "{" | "*" | "+"
@@ -301,7 +301,7 @@ impl Scan<'_> {
         self.replace(kind, at, changed);
     }
 
-    /// `name ? a : b` on the opposite condition. Other conditions are changed by their operators.
+    /// Inverts the condition of `name ? a : b`. Other conditions are changed by their operators.
     fn choice(&mut self, at: usize) {
         let mut first = at;
         while self.before(first) == "."
@@ -315,7 +315,8 @@ impl Scan<'_> {
         }
     }
 
-    /// `v[i]` for a variable `i`; the sizes of arrays are constants and begin with `k` or a capital.
+    /// Changes `v[i]` for a variable `i`. The sizes of arrays are constants, which begin with `k` or a capital letter, and
+    /// are left as they are.
     fn subscript(&mut self, at: usize) {
         let index = self.text(at + 1);
         let is_constant = index.starts_with(|c: char| c.is_uppercase())
@@ -357,7 +358,7 @@ impl Scan<'_> {
         }
     }
 
-    /// An assignment, a call or a jump, left out. Declarations are not: what uses them would not compile.
+    /// Removes an assignment, a call or a jump. Declarations stay, because the uses of the variable would not compile.
     fn statement(&mut self, at: usize) {
         let start = self.tokens[at].start;
         let is_jump = matches!(self.text(at), "continue" | "break")
@@ -367,7 +368,7 @@ impl Scan<'_> {
             return;
         }
         if !is_jump {
-            // An assigned place or a called function: words joined by `.`, `->`, `::`, indices.
+            // An assigned variable or a called function: words joined by `.`, `->` or `::`, and indices.
             let mut next = at;
             while matches!(self.text(next), "*" | "++" | "--") {
                 next += 1;
@@ -390,7 +391,7 @@ impl Scan<'_> {
             }
             let is_effect =
                 EFFECTS.contains(&self.text(next)) || matches!(self.text(at), "++" | "--");
-            // A barrier has its own kind; a call that is followed by a body is a definition.
+            // A barrier has its own kind. A call that is followed by a body is a definition.
             let is_call = self.text(next) == "(";
             if !is_effect || self.text(at).starts_with("__sync") {
                 return;
@@ -409,7 +410,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Where the statement that begins at a token ends, its semicolon included.
+    /// The end of the statement that begins at a token, including the semicolon.
     fn end_of_statement(&self, at: usize) -> Option<usize> {
         let mut next = at;
         loop {
@@ -422,7 +423,7 @@ impl Scan<'_> {
         }
     }
 
-    /// The token that closes the bracket.
+    /// The index of the closing bracket.
     fn close(&self, open: usize) -> Option<usize> {
         let mut depth = 0_usize;
         for at in open..self.tokens.len() {
@@ -441,16 +442,16 @@ impl Scan<'_> {
     }
 }
 
-/// What makes a statement of a place or a name.
+/// The tokens that make a statement of a variable or a name.
 const EFFECTS: [&str; 13] = [
     "=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "<<=", ">>=", "++", "--", "(",
 ];
 
-/// Words with which no assignment and no call begins.
+/// The words that cannot begin an assignment or a call.
 const KEYWORDS: &str = "if else for while do return asm template using namespace struct switch case default goto union enum \
     extern constexpr const static inline explicit";
 
-/// Other numbers near this one.
+/// Other numbers close to this one.
 fn changed_number(text: &str) -> Vec<(Kind, String)> {
     let constant = |text: String| (Kind::Constant, text);
     if let Some(hex) = text.strip_prefix("0x") {
@@ -470,7 +471,7 @@ fn changed_number(text: &str) -> Vec<(Kind, String)> {
         let Ok(value) = digits.parse::<f64>() else {
             return Vec::new();
         };
-        // Nothing is near 0 relatively.
+        // A relative change of 0 is 0.
         let changed = if value == 0.0 { 1e-3 } else { value * 1.001 };
         return vec![constant(format!("{changed:.9e}{suffix}"))];
     }
@@ -482,7 +483,7 @@ fn changed_number(text: &str) -> Vec<(Kind, String)> {
     let others = match value {
         0 => vec![1],
         1 => vec![2],
-        // A width, a size, a number of lanes: of powers of two, between which nothing is told apart.
+        // The number is a width, a size or a number of lanes. Tests cannot distinguish values between powers of two.
         _ if value >= 4 && value.is_power_of_two() => vec![value * 2, value / 2],
         _ => vec![value + 1, value - 1],
     };

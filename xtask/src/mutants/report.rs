@@ -1,4 +1,4 @@
-//! What became of the mutants.
+//! The results of the mutants, and the report.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -12,20 +12,20 @@ use super::mutate::{Kind, Mutation};
 pub struct Mutant {
     /// Relative to the workspace.
     pub file: PathBuf,
-    /// The ops whose trials should notice: all whose kernels include the file.
+    /// The ops whose trials should notice the mutation: all whose kernels include the file.
     pub ops: Vec<String>,
     /// The change.
     pub mutation: Mutation,
     line: usize,
-    /// The lines that change, as they were and as they are.
+    /// The changed lines, before and after.
     before: Vec<String>,
     after: Vec<String>,
-    /// Which of the same mutations of the same line.
+    /// The index among the equal mutations of the same line.
     column: usize,
 }
 
 impl Mutant {
-    /// A mutation of `source`, the text of `file`.
+    /// Constructs a mutation of `source`, the text of `file`.
     pub fn new(file: &Path, source: &str, mutation: Mutation, ops: Vec<String>) -> Self {
         let start = source[..mutation.start].rfind('\n').map_or(0, |at| at + 1);
         let end = source[mutation.end..]
@@ -49,7 +49,7 @@ impl Mutant {
         }
     }
 
-    /// The changed lines, as they were and as they are, without indentation.
+    /// The changed lines, before and after, without indentation.
     pub fn change(&self) -> (Vec<&str>, Vec<&str>) {
         fn trimmed(lines: &[String]) -> Vec<&str> {
             lines.iter().map(|line| line.trim()).collect()
@@ -69,7 +69,7 @@ impl Mutant {
     }
 }
 
-/// One line that names it.
+/// A line that identifies the mutant.
 impl fmt::Display for Mutant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = format!("{}:{}:{}", self.file.display(), self.line, self.column);
@@ -78,20 +78,20 @@ impl fmt::Display for Mutant {
     }
 }
 
-/// What became of one.
+/// The status of a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     /// A test failed.
     Caught,
-    /// The tests did not end.
+    /// The tests did not end in time.
     TimedOut,
-    /// The tests pass.
+    /// All tests pass.
     Survived,
-    /// The tests pass, and it is written down why nothing is wrong with that.
+    /// All tests pass, and an explanation says why that is correct.
     Explained,
-    /// The same PTX.
+    /// The PTX is unchanged.
     Unchanged,
-    /// It does not compile.
+    /// The mutant does not compile.
     BuildError,
 }
 
@@ -105,7 +105,7 @@ impl Status {
         Self::BuildError,
     ];
 
-    /// The status in a word or two.
+    /// The status in one or two words.
     pub fn word(self) -> &'static str {
         match self {
             Self::Caught => "caught",
@@ -117,12 +117,12 @@ impl Status {
         }
     }
 
-    /// The status of which this is the word.
+    /// The status for such words.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.word() == word)
     }
 
-    /// The outcome with what noticed it.
+    /// The outcome with this status and this `by`.
     pub fn with(self, by: &str) -> Outcome {
         Outcome {
             status: self,
@@ -131,16 +131,16 @@ impl Status {
     }
 }
 
-/// A status, and the trial that failed.
+/// A status and its detail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// What became of it.
     pub status: Status,
-    /// The trial, how the process died, the compiler's word, or why it may survive; else empty.
+    /// The trial that failed, how the process died, the compiler's error, or the explanation; empty otherwise.
     pub by: String,
 }
 
-/// A mutant that was tried.
+/// The result of a mutant.
 pub struct Result {
     /// The mutant.
     pub mutant: Mutant,
@@ -174,13 +174,13 @@ fn count(results: &[Result], status: Status) -> usize {
         .count()
 }
 
-/// How many were noticed, and how many of them could be.
+/// The number of mutants that were noticed, and the number of mutants that count.
 fn noticed(results: &[Result]) -> (usize, usize) {
     let noticed = count(results, Status::Caught) + count(results, Status::TimedOut);
     (noticed, noticed + count(results, Status::Survived))
 }
 
-/// The share of those that change the kernels that was noticed.
+/// The share of the counted mutants that were noticed.
 pub fn score(results: &[Result]) -> f64 {
     match noticed(results) {
         (_, 0) => 1.0,
@@ -188,7 +188,7 @@ pub fn score(results: &[Result]) -> f64 {
     }
 }
 
-/// The counts so far.
+/// The counts so far, as text.
 pub fn tally(results: &[Result]) -> String {
     let (noticed, all) = noticed(results);
     format!(
@@ -207,7 +207,7 @@ pub fn report(results: &[Result], of: usize, nvcc: &str) -> String {
         results.len(),
         score(results) * 100.0
     );
-    // A row per kind, a column per status.
+    // The table has a row per kind and a column per status.
     let mut kinds: BTreeMap<Kind, [usize; 6]> = BTreeMap::new();
     for result in results {
         let row = kinds.entry(result.mutant.mutation.kind).or_default();

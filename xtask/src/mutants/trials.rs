@@ -1,4 +1,4 @@
-//! Runs trials of a libtest-mimic executable until the first fails.
+//! Runs the trials of a libtest-mimic executable until the first failure.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-/// Which trials run.
+/// A selection of trials.
 pub struct Filter(Vec<String>);
 
 impl Filter {
-    /// All of every op.
+    /// All trials of all ops.
     pub fn every() -> Self {
         Self(Vec::new())
     }
 
-    /// Those of an op of bf16 and those of no single type.
+    /// The bf16 trials of an op, and its trials without a type.
     pub fn bf16(op: &str) -> Self {
         Self::of(op).without(&["::f32", "::f16"])
     }
 
-    /// Those of an op of the other types.
+    /// The trials of an op with other types.
     pub fn others(op: &str) -> Self {
         Self::of(op).without(&["::bf16", "::stored_parameters"])
     }
@@ -42,25 +42,25 @@ impl Filter {
     }
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// So many trials passed; of them nothing was heard for this long at most.
+    /// All trials passed: their number, and the longest time without output.
     Passed { trials: usize, silence: Duration },
     /// This trial failed; the others were stopped.
     Failed(String),
-    /// The process ended without naming a trial.
+    /// The process ended without reporting a failed trial.
     Died(String),
-    /// It had not been heard of for too long.
+    /// There was no output for longer than the limit.
     TimedOut,
 }
 
-/// An executable in `folder`, with the kernels of another in the place of those built in.
+/// The command of an executable in `folder`, which loads the substitutes instead of its own kernels.
 pub fn command(executable: &Path, folder: &Path, substitutes: Option<&Path>) -> Command {
     let mut command = Command::new(executable);
     command
         .current_dir(folder)
-        // Where cargo would start it.
+        // Cargo starts tests in the package's folder.
         .env("CARGO_MANIFEST_DIR", folder)
         .env("XACT_DEVICE", "emulated")
         .envs(substitutes.map(|kernels| ("XACT_SUBSTITUTES", kernels)))
@@ -68,8 +68,8 @@ pub fn command(executable: &Path, folder: &Path, substitutes: Option<&Path>) -> 
     command
 }
 
-/// Runs the trials in `folder`, with the kernels of another in the place of those built in. They are given up
-/// when nothing has been heard of them for `limit`.
+/// Runs the trials in `folder` with the substitutes instead of their own kernels. The trials are stopped if there is no
+/// output for `limit`.
 pub fn run(
     executable: &Path,
     folder: &Path,
@@ -111,7 +111,7 @@ pub fn run(
         }
     };
     if ended.is_some() {
-        // It may have ended by itself in the meantime.
+        // The process may have ended in the meantime.
         let _ = child.kill();
     }
     drop(lines);
@@ -129,7 +129,7 @@ pub fn run(
     }))
 }
 
-/// The trial that a line of output is about, and whether it passed.
+/// The name of the trial in a line of output, and whether it passed.
 fn trial(line: &str) -> Option<(&str, bool)> {
     let (name, how) = line.strip_prefix("test ")?.rsplit_once("... ")?;
     match how.trim() {

@@ -1,8 +1,7 @@
-//! Which registers an instruction writes and reads, and what a straight run of instructions carries
-//! from its loads to its stores.
+//! The registers that an instruction writes and reads, and the dependence of values on loads in straight-line code.
 //!
-//! Predicates count as registers. Where the listing leaves a doubt about the width of an operand, the wider is taken: at
-//! worst two values look as if they depended on each other, and then no path is found.
+//! Predicates count as registers. If the listing leaves the width of an operand open, the larger width is assumed. At
+//! worst, two values then seem to depend on each other, and no path is found.
 
 use std::collections::HashMap;
 
@@ -14,19 +13,19 @@ pub type Loads = u64;
 /// The kind and number of a register: `R16`, `UR4`, `P0`, `UP1`.
 type Register = (&'static str, u32);
 
-/// What depends on which loads.
+/// For each register, the loads that its value depends on.
 #[derive(Default)]
 pub struct Flow {
     of: HashMap<Register, Loads>,
 }
 
 impl Flow {
-    /// Executes one instruction; `load` is the bit of a load that is followed, else 0.
+    /// Executes one instruction. `load` is the bit of the load if the instruction is one that is tracked, else 0.
     pub fn step(&mut self, instruction: &Instruction, load: Loads) {
         let (writes, reads) = operands(instruction);
         let value = load | self.any(&reads) | self.guard(instruction);
         for register in writes {
-            // Under a guard the old value may stay.
+            // A guarded instruction may leave the old value.
             let kept = match &instruction.guard {
                 Some(_) => self.any(&[register]),
                 None => 0,
@@ -41,7 +40,7 @@ impl Flow {
         values.any(|of| of & loads == loads)
     }
 
-    /// The loads that must have come before the instruction can be issued.
+    /// The loads that must complete before the instruction can be issued.
     pub fn needed(&self, instruction: &Instruction) -> Loads {
         self.guard(instruction) | self.any(&operands(instruction).1)
     }
@@ -70,14 +69,14 @@ impl Flow {
     }
 }
 
-/// Operations whose operands are all read.
+/// Operations that read all of their operands.
 const WRITE_NOTHING: [&str; 23] = [
     "ST", "STG", "STS", "STL", "RED", "REDG", "BRA", "BRX", "BRXU", "EXIT", "RET", "CALL", "BSSY",
     "BSYNC", "BREAK", "BAR", "NOP", "WARPSYNC", "MEMBAR", "DEPBAR", "ERRBAR", "CCTL", "YIELD",
 ];
 
-/// What an instruction writes and what it reads. Results come first: predicates, then at most one value, then predicates
-/// for its carry.
+/// The registers that an instruction writes and reads. The results come first: predicates, then at most one value, then
+/// predicates for its carry.
 fn operands(instruction: &Instruction) -> (Vec<Register>, Vec<Register>) {
     let base = instruction.base();
     let mut operands = instruction.operands.iter().peekable();
@@ -110,10 +109,10 @@ fn operands(instruction: &Instruction) -> (Vec<Register>, Vec<Register>) {
     (writes, reads.collect())
 }
 
-/// How many registers the value of an instruction takes.
+/// The number of registers of the instruction's value.
 fn width(instruction: &Instruction) -> u32 {
     let base = instruction.base();
-    // Of a shift the 64 bits are its source alone.
+    // In a shift, only the source has 64 bits.
     let to_64 = base == "F2I" && (instruction.is("U64") || instruction.is("S64"));
     let wide = instruction.is("64") || instruction.is("WIDE") || base == "CS2R";
     if instruction.is("128") {
@@ -125,19 +124,19 @@ fn width(instruction: &Instruction) -> u32 {
     }
 }
 
-/// Whether the operation works on pairs of registers: doubles, and two floats at once.
+/// Whether the operation works on pairs of registers: doubles, or two floats.
 fn is_pair(base: &str) -> bool {
     matches!(base, "DADD" | "DMUL" | "DFMA" | "FADD2" | "FMUL2" | "FFMA2")
 }
 
-/// This register and those behind it.
+/// This register and the following ones.
 fn run((kind, first): Register, count: u32) -> Vec<Register> {
     (first..first + count)
         .map(|number| (kind, number))
         .collect()
 }
 
-/// The register that an operand is, with a sign or modifiers: `-|R5|.reuse`, `!P0`.
+/// The register in an operand, without a sign or modifiers: `-|R5|.reuse`, `!P0`.
 fn register(operand: &str) -> Option<Register> {
     if operand.contains('[') {
         return None;
@@ -145,7 +144,7 @@ fn register(operand: &str) -> Option<Register> {
     registers(operand).first().map(|(register, _)| *register)
 }
 
-/// The registers in an operand, an address among them, and whether each is read as 64 bits.
+/// The registers in an operand, including those of an address, each with whether it is read as 64 bits.
 fn registers(operand: &str) -> Vec<(Register, bool)> {
     let mut found = Vec::new();
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -223,10 +222,10 @@ mod tests {
         assert_eq!(flow.condition(&instruction("@P0 EXIT")), 1);
         assert_eq!(flow.condition(&instruction("@P1 EXIT")), 0);
         assert_eq!(flow.condition(&instruction("BRA !P0, `(.L)")), 1);
-        // The address does not count, the value does.
+        // The loads of the address do not count, only those of the value.
         assert_eq!(flow.stored(&instruction("STG.E.128 [R4.64], R20")), 0);
         assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 1);
-        // Overwritten, at first only perhaps.
+        // The register is overwritten, first by a guarded instruction.
         flow.step(&instruction("@P1 MOV R8, R0"), 0);
         assert_eq!(flow.stored(&instruction("STG.E.128 [R2.64], R8")), 1);
         flow.step(&instruction("MOV R8, R0"), 0);

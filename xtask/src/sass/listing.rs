@@ -1,25 +1,25 @@
-//! Reads a listing of `nvdisasm -c`: one function's instructions, and where each may go next.
+//! Reads a listing of `nvdisasm -c`: the instructions of each function, and the successors of each instruction.
 //!
-//! What the reader does not know is an error: a control-flow graph with a wrong edge would give wrong
-//! figures without a sign of it.
+//! Anything unknown in the listing is an error, because a control-flow graph with a wrong edge would silently give wrong
+//! figures.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::{Context, bail};
 
-/// One machine instruction.
+/// A machine instruction.
 #[derive(Debug)]
 pub struct Instruction {
     /// Byte offset in the function, as the listing prints it.
     pub address: u64,
-    /// The predicate that guards it, `@!P0` without the `@`.
+    /// The guarding predicate, `@!P0` without the `@`; empty if there is none.
     pub guard: Option<String>,
     /// The operation with its modifiers: `LDG.E.128`.
     pub opcode: String,
     /// The operands as printed.
     pub operands: Vec<String>,
-    /// The instructions that may execute next, by index.
+    /// The indices of the instructions that may execute next.
     pub next: Vec<usize>,
 }
 
@@ -34,19 +34,19 @@ impl Instruction {
         self.opcode.split('.').skip(1).any(|part| part == name)
     }
 
-    /// Whether it calls a subroutine; what that costs is not on the path.
+    /// Whether the instruction calls a subroutine, whose costs are not on the path.
     pub fn is_call(&self) -> bool {
         self.base() == "CALL" && !self.is_call_within()
     }
 
-    /// Whether it is a `CALL` of a label inside the function, which never returns: ptxas leaves loops so.
+    /// Whether it is a `CALL` of a label inside the function that never returns. ptxas leaves loops in this way.
     fn is_call_within(&self) -> bool {
         let target = self.operands.last();
         self.base() == "CALL" && target.is_some_and(|target| target.starts_with("`(.L"))
     }
 }
 
-/// As the listing has it, without the column widths.
+/// Prints the instruction as in the listing, without the column widths.
 impl fmt::Display for Instruction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}  ", self.address)?;
@@ -57,19 +57,19 @@ impl fmt::Display for Instruction {
     }
 }
 
-/// The code of one kernel.
+/// The code of a kernel.
 #[derive(Debug)]
 pub struct Function {
-    /// The entry's name.
+    /// The name of the entry.
     pub name: String,
-    /// In the order of addresses.
+    /// The instructions in the order of addresses.
     pub code: Vec<Instruction>,
 }
 
-/// The functions of a listing.
+/// Reads the functions of a listing.
 ///
 /// # Errors
-/// A line or a jump that the reader does not understand.
+/// A line or a jump is unknown.
 pub fn parse(text: &str) -> anyhow::Result<Vec<Function>> {
     let mut functions = Vec::new();
     let mut reader: Option<Reader> = None;
@@ -94,7 +94,7 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Function>> {
     Ok(functions)
 }
 
-/// The kernel whose code starts at this line, `.text.NAME:`.
+/// The name of the kernel whose code starts at this line, `.text.NAME:`.
 fn section(line: &str) -> Option<&str> {
     line.strip_prefix(".text.")?.strip_suffix(':')
 }
@@ -104,7 +104,7 @@ fn section(line: &str) -> Option<&str> {
 struct Reader {
     name: String,
     code: Vec<Instruction>,
-    /// The index that each label stands before.
+    /// The index of the instruction after each label.
     labels: HashMap<String, usize>,
     /// The labels that each indirect jump may go to.
     indirect: HashMap<usize, Vec<String>>,
@@ -128,7 +128,7 @@ impl Reader {
         let address = u64::from_str_radix(address, 16).context("no address")?;
         let text = rest.trim();
         let text = text.strip_suffix(';').context("no semicolon")?.trim_end();
-        // What nvdisasm found out about an indirect jump.
+        // nvdisasm lists the targets of an indirect jump in a comment.
         let text = match text.split_once("(*") {
             None => text,
             Some((text, note)) => {
@@ -178,7 +178,7 @@ impl Reader {
         })
     }
 
-    /// Where the instruction may go.
+    /// The successors of an instruction.
     fn next(&self, index: usize) -> anyhow::Result<Vec<usize>> {
         let instruction = &self.code[index];
         let following = || -> anyhow::Result<usize> {
@@ -193,7 +193,7 @@ impl Reader {
             "EXIT" | "RET" => {}
             "CALL" if instruction.is_call_within() => next.push(self.target(instruction)?),
             "BRA" => {
-                // Any operand beside the target is a second condition.
+                // Another operand before the target is a second condition.
                 falls_through |= instruction.operands.len() > 1;
                 next.push(self.target(instruction)?);
             }
@@ -204,8 +204,8 @@ impl Reader {
                 }
             }
             "BSYNC" => {
-                // Threads wait here for one another and go on at the target of the BSSY, which ptxas puts
-                // right behind.
+                // At a BSYNC, threads wait for each other and continue at the target of the BSSY, which ptxas puts directly
+                // after the BSYNC.
                 let barrier = instruction.operands.last().context("no barrier")?;
                 let is_target = |other: &Instruction| {
                     other.base() == "BSSY"
@@ -220,7 +220,7 @@ impl Reader {
             base if base.starts_with('J') || base.starts_with("BR") && base != "BREAK" => {
                 bail!("an unknown jump");
             }
-            // A call returns; the filler behind the last instruction is not executed.
+            // A call returns. The padding after the last instruction is not executed.
             "NOP" if index + 1 == self.code.len() => {}
             _ => falls_through = true,
         }
@@ -232,7 +232,7 @@ impl Reader {
         Ok(next)
     }
 
-    /// The target that an instruction names as its last operand: `` `(.L_x_1) ``.
+    /// The target of an instruction, which is its last operand: `` `(.L_x_1) ``.
     fn target(&self, instruction: &Instruction) -> anyhow::Result<usize> {
         let operand = instruction.operands.last().context("no target")?;
         let label = operand

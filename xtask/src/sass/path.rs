@@ -1,21 +1,20 @@
-//! The main loop of an elementwise kernel, and the hot path through it.
+//! Finds the main loop of an elementwise kernel, and the hot path through the loop.
 //!
-//! 1. Control-flow graph of the machine code, natural loops. A candidate is an innermost
-//!    loop with enough 128-bit global loads and stores: kernels hold one per variant of their op.
-//! 2. In a candidate, the shortest way from the header back to it that executes exactly as many of
-//!    those loads and stores as one iteration over whole packs needs: `packs` per input and output.
-//!    Narrow accesses, partial packs and outputs that were not asked for are thereby off the path.
-//! 3. Counting alone would accept a way that no thread takes, such as two outputs of the first pack
-//!    and none of the second. So the values are followed along the way: one pack after the other, its
-//!    stores must each depend on loads that no earlier pack's stores depend on, and together on exactly
-//!    one new load per input. Ways that fail are passed over, the next longer one is tried.
-//!    A loop without outputs adds up instead: some value must depend on all its loads.
-//! 4. Where the way branches on loaded data, the lanes of a warp may take both sides. So whatever can
-//!    be executed beside the way, until it is met again, is counted too, unless it accesses global memory: an upper bound.
-//! 5. Of several candidates, the one with the fewest instructions counts: the op's fast variant. Only the loads in
-//!    flight are those of the candidate with the fewest, and a candidate without such a way is an error.
+//! 1. From the control-flow graph of the machine code, find the natural loops. The candidates are the innermost loops
+//!    with enough 128-bit global loads and stores: a kernel has one for each variant of its op.
+//! 2. In a candidate, find the shortest path from the header back to it that executes exactly as many of these loads and
+//!    stores as one iteration over whole packs needs: `packs` for each input and output. Narrow accesses, partial packs and
+//!    optional outputs are therefore not on the path.
+//! 3. Counting alone would accept a path that no thread takes, such as one with two outputs of the first pack and none of
+//!    the second. Therefore follow the values along the path. For one pack after the other, the stores must depend only on
+//!    loads that no earlier pack's stores depend on, and together on exactly one new load for each input. If a path fails,
+//!    try the next longer one. A loop without outputs computes a sum: then some value must depend on all loads.
+//! 4. If the path branches on loaded data, the lanes of a warp may take both sides. Therefore also count the instructions
+//!    beside the path, up to where it is reached again, except those that access global memory. This is an upper bound.
+//! 5. Of several candidates, the one with the fewest instructions counts, which is the fast variant of the op. Only the
+//!    loads in flight are the minimum over all candidates. A candidate without such a path is an error.
 //!
-//! Every instruction on the path is issued and counted, predicated ones and the loop's own included.
+//! All instructions on the path count, including predicated ones and those that control the loop.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -24,47 +23,47 @@ use anyhow::{Context, bail};
 use super::flow::{Flow, Loads};
 use super::listing::{Function, Instruction};
 
-/// What one iteration of the main loop does.
+/// The work of one iteration of the main loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
-    /// Vectors per buffer.
+    /// The number of vectors per buffer.
     pub packs: usize,
-    /// Buffers read.
+    /// The number of buffers that are read.
     pub inputs: usize,
-    /// Buffers written.
+    /// The number of buffers that are written.
     pub outputs: usize,
 }
 
-/// The instructions that one thread issues in one iteration.
+/// The numbers of instructions that one thread issues in one iteration.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub struct Counts {
-    /// All of them.
+    /// All instructions.
     pub instructions: usize,
-    /// Of these, of the special-function unit: `MUFU`.
+    /// Those of the special-function unit: `MUFU`.
     pub mufu: usize,
-    /// Of these, conversions between integers and floats, or between widths of floats: `F2F`, `F2I`, `I2F`.
-    /// `F2FP` and `I2FP` are ordinary arithmetic.
+    /// Conversions between integers and floats, or between widths of floats: `F2F`, `F2I`, `I2F`. `F2FP` and `I2FP` are
+    /// ordinary arithmetic.
     pub conversions: usize,
-    /// How many of all lie beside the path, behind branches on data.
+    /// Those beside the path, behind branches on data; `all` includes them.
     pub beside: usize,
-    /// The 128-bit loads that are issued before the first instruction that needs what one of them loads: the fewest of
-    /// all candidates.
+    /// The 128-bit loads that are issued before the first instruction that needs the result of one; the minimum over all
+    /// candidates.
     pub in_flight: usize,
 }
 
 /// The hot path of a main loop.
 #[derive(Debug)]
 pub struct HotPath {
-    /// What is on it and beside it.
+    /// The numbers of instructions on and beside the path.
     pub counts: Counts,
-    /// The instructions on it, by index, in the order of execution.
+    /// The indices of the instructions on the path, in the order of execution.
     pub way: Vec<usize>,
-    /// The instructions beside it, behind branches on data.
+    /// The indices of the instructions beside the path, behind branches on data.
     pub beside: BTreeSet<usize>,
 }
 
 impl HotPath {
-    /// One line per instruction, for the eyes of a reader.
+    /// The path as text, with one line per instruction.
     pub fn text(&self, function: &Function) -> String {
         let line = |mark: char, node: &usize| format!("{mark} {}\n", function.code[*node]);
         let way = self.way.iter().map(|node| line(' ', node));
@@ -76,7 +75,7 @@ impl HotPath {
 /// Finds the hot path of the function's main loop.
 ///
 /// # Errors
-/// There is none by the rules above.
+/// No path satisfies the rules above.
 pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
     let code = &function.code;
     let mut loops = loops(code);
@@ -98,7 +97,7 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
             work.packs * work.outputs
         );
     }
-    // A kernel that adds up may also have a loop that writes what it reads: only its loads are looked at.
+    // A kernel that computes a sum may also have a loop that writes the values it reads, so only its loads count.
     let writes = Work { outputs: 1, ..work };
     let (mut main, mut in_flight) = (None, usize::MAX);
     for body in candidates.iter().copied() {
@@ -150,7 +149,7 @@ struct Loop {
     nodes: BTreeSet<usize>,
 }
 
-/// The natural loops of the control-flow graph; back edges to one header make one loop.
+/// The natural loops of the control-flow graph. Back edges to the same header make one loop.
 fn loops(code: &[Instruction]) -> Vec<Loop> {
     let mut before = vec![Vec::new(); code.len()];
     let (mut reached, mut stack) = (vec![false; code.len()], vec![0]);
@@ -162,7 +161,8 @@ fn loops(code: &[Instruction]) -> Vec<Loop> {
             }
         }
     }
-    // What leads to `end` without the header. If the entry does, the edge from `end` is no back edge.
+    // The instructions that lead to `end` without the header. If the entry is one of them, the edge from `end` is no back
+    // edge.
     let body = |header: usize, end: usize| {
         let (mut leads, mut stack) = (vec![false; code.len()], vec![end]);
         leads[header] = true;
@@ -176,7 +176,7 @@ fn loops(code: &[Instruction]) -> Vec<Loop> {
         }
         Some((0..code.len()).filter(move |&node| leads[node]))
     };
-    // Beside the back edge, there is an edge into the loop.
+    // Another edge than the back edge leads into the loop.
     let headers = (0..code.len()).filter(|&node| node == 0 || before[node].len() > 1);
     let loops = headers.map(|header| {
         let bodies = before[header].iter().filter_map(|&end| body(header, end));
@@ -186,7 +186,7 @@ fn loops(code: &[Instruction]) -> Vec<Loop> {
     loops.filter(|body| !body.nodes.is_empty()).collect()
 }
 
-/// A place on a way, with the 128-bit loads and stores executed up to and with it, one bit each.
+/// A position on a path, with one bit for each 128-bit load and store that was executed up to and including it.
 type State = (usize, u32, u32);
 
 fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
@@ -215,7 +215,7 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
         let fits = state.1.count_ones() <= need.0 && state.2.count_ones() <= need.1;
         (body.nodes.contains(&node) && fits && !code[node].is_call()).then_some(state)
     };
-    // Shortest ways to every state, the shortest first.
+    // The shortest paths to all states, in the order of their lengths.
     let start = enter(body.header, (body.header, 0, 0))?;
     let mut from: HashMap<State, State> = HashMap::from([(start, start)]);
     let mut queue = VecDeque::from([start]);
@@ -249,8 +249,8 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
     None
 }
 
-/// Follows the values along a way; `None` unless its loads and stores are those of one pack after the
-/// other. The places on the way of the branches on data, and the loads in flight.
+/// Follows the values along a path. `None` if its loads and stores are not those of one pack after the other. Returns the
+/// positions of the branches on data, and the loads in flight.
 fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<(Vec<usize>, usize)> {
     let mut flow = Flow::default();
     let mut stored: Vec<Loads> = Vec::new();
@@ -277,7 +277,7 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<(Vec<usize>
         flow.step(instruction, load);
     }
     let complete = if work.outputs == 0 {
-        // A loop that stores nothing adds up: some sum must have come from every load.
+        // A loop without stores computes a sum, so some value must depend on every load.
         flow.gathers((1 << loads) - 1)
     } else {
         are_packs(&stored, work)
@@ -285,8 +285,8 @@ fn follow(code: &[Instruction], way: &[usize], work: Work) -> Option<(Vec<usize>
     complete.then_some((branches, in_flight.unwrap_or(loads)))
 }
 
-/// Whether stores, each given by the loads that it depends on, are those of one pack after the other. A
-/// later store may seem to depend on an earlier pack too, by a register that held another value before.
+/// Whether stores, each given by the loads that it depends on, belong to one pack after the other. A later store may also
+/// seem to depend on an earlier pack, through a register that had another value before.
 fn are_packs(stored: &[Loads], work: Work) -> bool {
     let mut earlier = 0;
     let mut packs = stored.chunks(work.outputs);
@@ -299,7 +299,7 @@ fn are_packs(stored: &[Loads], work: Work) -> bool {
         })
 }
 
-/// Counts the way, and what lies beside it behind branches on data.
+/// Counts the instructions of the path, and those beside it behind branches on data.
 fn count(
     code: &[Instruction],
     body: &Loop,
@@ -319,8 +319,8 @@ fn count(
                 stack.extend(&code[node].next);
             }
         }
-        // What reads or writes memory is another way of the loop, that of a partial pack: its predicate seemed to be of
-        // data because of what a register held before.
+        // Code that accesses memory is another path of the loop, for a partial pack. Its predicate only seems to depend on
+        // data, through a register's earlier value.
         if !side.iter().any(|node| is_global(&code[*node])) {
             beside.extend(side);
         }
@@ -347,8 +347,8 @@ mod tests {
     use super::*;
     use crate::sass::listing;
 
-    /// A loop over two packs of one input and one output, as ptxas writes them: narrow stores, a partial
-    /// pack, a second output of the first pack that is not always stored, a branch on data.
+    /// A loop over two packs of one input and one output in ptxas's style, with narrow stores, a partial pack, an optional
+    /// second output of the first pack, and a branch on data.
     const FIXTURE: &str = include_str!("fixture.sass");
 
     const WORK: Work = Work {
@@ -363,8 +363,8 @@ mod tests {
             .remove(0)
     }
 
-    /// The shortest way with two wide stores is 0190–01f0 and the second output of the first pack; it must
-    /// lose against the one that stores both packs.
+    /// The shortest path with two wide stores is 0190–01f0 and the second output of the first pack. The path that stores
+    /// both packs must be found instead.
     #[test]
     fn the_hot_path_of_the_fixture() {
         let function = fixture(str::to_owned);
@@ -400,7 +400,7 @@ mod tests {
             inputs: 3,
             outputs: 2,
         };
-        // dx of x, dy and v; dv of x and dy; y of x and v.
+        // The stores are dx of x, dy and v; dv of x and dy; y of x and v.
         let (dx, dv, y) = (0b111, 0b011, 0b101);
         assert!(are_packs(&[dx, dv, dx << 3, dv << 3], work));
         assert!(
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_load_behind_a_wait_is_not_in_flight() {
-        // The first pack's value is moved before the second's is asked for.
+        // The first pack's value is moved to another register before the second pack is loaded.
         let function = fixture(|text| {
             text.replace(
                 "               @P1 LDG.E.128 R8,",
@@ -468,16 +468,16 @@ mod tests {
             let error = main_loop(&fixture(change), work).expect_err("no path");
             error.to_string()
         };
-        // Work that the loop does not do.
+        // The loop does not do this work.
         let work = Work { inputs: 2, ..WORK };
         assert!(fails(&str::to_owned, work).starts_with("no loop has 4 128-bit loads"));
-        // Nothing is stored of the second pack's load.
+        // No store depends on the second pack's load.
         let wrong = |text: &str| text.replace("LDG.E.128 R8,", "LDG.E.128 R20,");
         assert!(fails(&wrong, WORK).contains("no way round"));
-        // A subroutine on the only way.
+        // The only path calls a subroutine.
         let call = |text: &str| text.replace("MOV R14, R12", "CALL.REL.NOINC `($sub)");
         assert!(fails(&call, WORK).contains("no way round"));
-        // No loop at all.
+        // There is no loop.
         let once = |text: &str| text.replace("@P6 BRA `(.L_x_1)", "NOP");
         assert!(fails(&once, WORK).starts_with("no loop has"));
     }

@@ -1,4 +1,4 @@
-//! Entries, their figures, and the table of them: on the terminal, as JSON and as golden file.
+//! The entries, their figures, and the table of them for the terminal, as JSON and as golden file.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,14 +8,14 @@ use anyhow::{Context, bail};
 use super::geometry;
 use super::path::{Counts, Work};
 
-/// What ptxas says about an entry, in bytes except for the registers.
+/// The resources of an entry as ptxas reports them, in bytes except for the registers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// 32-bit registers of each thread.
+    /// The number of 32-bit registers per thread.
     pub registers: u64,
-    /// Static shared memory of a block.
+    /// Static shared memory per block.
     pub shared: u64,
-    /// Stack frame of a thread.
+    /// Stack frame per thread.
     pub stack: u64,
     /// Stores of spilled registers.
     pub spill_stores: u64,
@@ -23,9 +23,8 @@ pub struct Resources {
     pub spill_loads: u64,
 }
 
-/// An entry whose main loop is counted, as its name says:
-/// `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or cross-entropy's `stats` and `gradient`, and of
-/// `fused` and `cluster`, which have both of their loops, the first.
+/// An entry whose main loop is counted. The name is `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or that of
+/// cross-entropy's `stats` and `gradient`. `fused` and `cluster` have both loops of those, of which the first is counted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     packs: u64,
@@ -35,7 +34,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// `None` for entries of another kind.
+    /// `None` for other kinds of entries.
     pub fn parse(name: &str) -> Option<Self> {
         let (rest, dtype) = name.rsplit_once('_')?;
         let dtype = ["f32", "f16", "bf16"]
@@ -44,9 +43,9 @@ impl Entry {
         let (op, task) = rest.rsplit_once('_')?;
         let gated = usize::from(op.ends_with("_gated1") || op.ends_with("_gated2"));
         let (packs, inputs, outputs) = match task {
-            // x and the gated forms' v; y.
+            // Reads x and, in gated forms, v; writes y.
             "forward" => (geometry::PACKS, 1 + gated, 1),
-            // The same and dy; dx and the gated forms' dv.
+            // Reads dy too; writes dx and, in gated forms, dv.
             "backward" => (geometry::PACKS, 2 + gated, 1 + gated),
             "stats" => (geometry::ROW_PACKS, 1, 0),
             "gradient" => (geometry::ROW_PACKS, 1, 1),
@@ -65,7 +64,7 @@ impl Entry {
         if self.dtype == "f32" { 4 } else { 2 }
     }
 
-    /// What an iteration of its main loop does.
+    /// The work of one iteration of the main loop.
     pub fn work(&self) -> Work {
         Work {
             packs: usize::try_from(self.packs).expect("small"),
@@ -74,22 +73,22 @@ impl Entry {
         }
     }
 
-    /// Bytes that an element has to move: every input once, every output once.
+    /// The bytes to move per element: every input once and every output once.
     fn traffic(&self) -> u64 {
         self.element_bytes() * (self.inputs + self.outputs) as u64
     }
 
-    /// Elements of one iteration of a thread.
+    /// The elements of one iteration of a thread.
     fn elements(&self) -> u64 {
         self.packs * geometry::VECTOR_BYTES / self.element_bytes()
     }
 
-    /// Bytes that a thread should have asked for before it waits: all of a tile, [`BYTES_OF_INPUT`] of each input.
+    /// The bytes that a thread should request before it waits: a whole tile, or [`BYTES_OF_INPUT`] for each input.
     fn wanted_in_flight(&self) -> u64 {
         (self.packs * geometry::VECTOR_BYTES).max(BYTES_OF_INPUT) * self.inputs as u64
     }
 
-    /// And those that a multiprocessor should.
+    /// The bytes that a multiprocessor should request before its threads wait.
     fn wanted_of_multiprocessor(&self) -> u64 {
         if self.inputs > 1 { 48 << 10 } else { 32 << 10 }
     }
@@ -105,17 +104,17 @@ impl Entry {
     }
 }
 
-/// Bytes of each input that a thread asks for before it waits: with the threads of a multiprocessor that registers
-/// allow, what keeps the memory of an H100 (32 KiB) and an H200 (48 KiB) busy.
+/// The bytes of each input that a thread requests before it waits. With the number of threads that the registers allow,
+/// this keeps the memory of an H100 (32 KiB per multiprocessor) and an H200 (48 KiB) busy.
 const BYTES_OF_INPUT: u64 = 32;
 
-/// Registers of a multiprocessor, of compute capability 8.0 to 12.1.
+/// The registers of a multiprocessor, for compute capability 8.0 to 12.1.
 const REGISTERS: u64 = 65_536;
 
-/// Registers are given to a warp of 32 threads by 256.
+/// A warp of 32 threads gets registers in units of 256.
 const REGISTERS_STEP: u64 = 8;
 
-/// Per element.
+/// Instructions per element.
 struct Figures {
     instructions: f64,
     mufu: f64,
@@ -140,13 +139,13 @@ const H200: Device = Device {
 };
 
 impl Device {
-    /// Clocks in which all SMs together have as long as memory needs for `bytes`: 132 SMs of 1.755 GHz.
+    /// The clocks per SM that memory needs for `bytes`, times the number of SMs: 132 SMs at 1.755 GHz.
     fn sm_clocks(&self, bytes: u64) -> f64 {
         132.0 * 1.755e9 / self.bytes_per_second * bytes as f64
     }
 
-    /// The shares of the budget that instructions (128 lanes a clock) and MUFU (16 a clock) take, 1 being
-    /// all the time that memory needs for the element at its full speed.
+    /// The shares of the budget that the instructions (128 lanes per clock) and MUFU (16 per clock) take. 1 is the time
+    /// that memory needs for the element at its full bandwidth.
     fn shares(&self, figures: &Figures) -> [f64; 2] {
         let clocks = self.sm_clocks(figures.traffic);
         [
@@ -156,15 +155,15 @@ impl Device {
     }
 }
 
-/// One entry on one architecture.
+/// An entry on an architecture.
 pub struct Row {
-    /// The entry's name.
+    /// The name of the entry.
     pub entry: String,
-    /// 90 for sm_90.
+    /// The architecture: 90 for sm_90.
     pub architecture: u32,
-    /// Of ptxas.
+    /// The resources that ptxas reports.
     pub resources: Resources,
-    /// Of an elementwise entry.
+    /// The counts of the main loop, if the entry has one that is counted.
     pub main_loop: Option<(Entry, Counts)>,
 }
 
@@ -176,28 +175,28 @@ impl Row {
             .is_some_and(|rest| rest.starts_with('_'))
     }
 
-    /// Threads of a multiprocessor that the registers allow, which has room for 2048.
+    /// The threads of a multiprocessor that the registers allow, at most 2048.
     fn threads(&self) -> u64 {
         let of_thread = self.resources.registers.next_multiple_of(REGISTERS_STEP);
         let blocks = REGISTERS / (of_thread * geometry::BLOCK);
         (blocks * geometry::BLOCK).min(2048)
     }
 
-    /// Bytes that a thread, and a multiprocessor, has asked for when it waits for the first time.
+    /// The bytes that a thread and a multiprocessor have requested when they first wait.
     fn in_flight(&self) -> Option<[u64; 2]> {
         let (_, counts) = self.main_loop.as_ref()?;
         let of_thread = counts.in_flight as u64 * geometry::VECTOR_BYTES;
         Some([of_thread, of_thread * self.threads()])
     }
 
-    /// The shares of each device's budget. They are of sm_90 alone.
+    /// The shares of each device's budget. Only for sm_90.
     fn shares(&self) -> Option<[[f64; 2]; 2]> {
         let (entry, counts) = self.main_loop.as_ref()?;
         let figures = entry.figures(*counts);
         (self.architecture == 90).then(|| [H100.shares(&figures), H200.shares(&figures)])
     }
 
-    /// What must not be, in words.
+    /// The violations of the limits, as texts.
     pub fn problems(&self) -> Vec<String> {
         let at = format!("{} for sm_{}", self.entry, self.architecture);
         let mut problems = Vec::new();
@@ -239,7 +238,7 @@ impl Row {
         problems
     }
 
-    /// A line of the table, without its end. Fixed widths, so that a new row leaves the others alone.
+    /// A line of the table, without the newline. The widths are fixed, so a new row does not change the others.
     fn line(&self) -> String {
         let resources = &self.resources;
         let mut line = format!(
@@ -298,10 +297,10 @@ pub fn text(rows: &[Row]) -> String {
     text
 }
 
-/// What stands before the release of nvcc in the golden file.
+/// The text before the release of nvcc in the golden file.
 const VERSION: &str = "Release of nvcc: ";
 
-/// The golden file.
+/// The content of the golden file.
 pub fn golden(rows: &[Row], version: &str) -> String {
     format!(
         "# Static cost of the kernels\n\
@@ -335,8 +334,8 @@ pub fn golden_version(golden: &str) -> Option<&str> {
         .map(str::trim)
 }
 
-/// The lines of a golden file that differ, with `-`, and those that stand there now, with `+`. With an op
-/// only its entries count.
+/// The lines of the golden file that differ, with `-`, and the new lines, with `+`. With an op, only its entries are
+/// compared.
 pub fn differences(golden: &str, rows: &[Row], op: Option<&str>) -> Vec<String> {
     let counts = |line: &&str| match op {
         None => true,
@@ -362,13 +361,13 @@ pub fn differences(golden: &str, rows: &[Row], op: Option<&str>) -> Vec<String> 
         .collect()
 }
 
-/// The resources of each entry, from what `ptxas -v` says.
+/// Reads the resources of each entry from the output of `ptxas -v`.
 ///
 /// # Errors
-/// The words are not those of a known ptxas.
+/// The output differs from that of a known ptxas.
 pub fn resources(said: &str) -> anyhow::Result<Vec<(String, Resources)>> {
     let mut entries: Vec<(String, Resources)> = Vec::new();
-    // Properties of device functions, which have no entry, are told apart by their name.
+    // Device functions, which are not entries, are recognised by their names.
     let mut described = String::new();
     for line in said.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
@@ -464,7 +463,7 @@ mod tests {
         }
     }
 
-    /// 4 bytes: 35.4 instructions and 4.43 MUFU on the H100, 24.7 and 3.09 on the H200.
+    /// 4 bytes per element: 35.4 instructions and 4.43 MUFU on the H100, 24.7 and 3.09 on the H200.
     #[test]
     fn the_budget_is_that_of_the_bytes() {
         let [h100, h200] = row(16 * 20, 0).shares().expect("sm_90");
@@ -480,7 +479,7 @@ mod tests {
 
     #[test]
     fn loads_that_wait_are_problems() {
-        // 64 registers: 1024 threads of 32 bytes.
+        // 64 registers allow 1024 threads, with 32 bytes each.
         let mut forward = row(16 * 20, 0);
         forward.resources.registers = 64;
         assert_eq!(forward.in_flight(), Some([32, 32 << 10]));
@@ -492,7 +491,7 @@ mod tests {
             problems.len() == 1 && problems[0].contains("24 KiB"),
             "{problems:?}"
         );
-        // One load of two.
+        // Only one of two loads is in flight.
         let mut forward = row(16 * 20, 0);
         if let Some((_, counts)) = &mut forward.main_loop {
             counts.in_flight = 1;

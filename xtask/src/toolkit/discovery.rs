@@ -1,4 +1,4 @@
-//! Finds nvcc and its host compiler with the very code of xact's build script.
+//! Finds nvcc and its host compiler with the code of xact's build script.
 
 #[allow(dead_code)] // the build script uses all of it
 #[path = "../../../build/nvcc.rs"]
@@ -14,8 +14,8 @@ mod tests {
     use super::*;
     use crate::testing::Scratch;
 
-    /// Surroundings whose variables are `variables`, in which `{}` stands for the scratch folder, and whose
-    /// one usual folder is `usual`.
+    /// Surroundings with these variables, in which `{}` is replaced by the scratch folder, and with the one usual folder
+    /// `usual`.
     fn with<T>(
         scratch: &Scratch,
         variables: &[(&str, &str)],
@@ -49,7 +49,7 @@ mod tests {
         })
     }
 
-    /// Every place at once; taking the first away must show the next.
+    /// Has an nvcc in every place at once. Removing the first one must find the next.
     #[test]
     fn places_are_tried_in_the_documented_order() {
         let scratch = Scratch::new();
@@ -168,7 +168,7 @@ mod tests {
         let scratch = Scratch::new();
         scratch.script("old/bin/nvcc", "# release 11.5.119");
         let old = [("PATH", "{}/old/bin")];
-        // Alone, it is the cause.
+        // The old nvcc is the only one, so the error is about it.
         with(&scratch, &old, |surroundings| {
             let error = find(surroundings).expect_err("too old");
             assert!(
@@ -176,7 +176,7 @@ mod tests {
                 "{error}"
             );
         });
-        // A newer one elsewhere is taken.
+        // A newer nvcc in another place is used.
         let nvcc = scratch.script("usual/bin/nvcc", "# release 12.0.140");
         with(&scratch, &old, |surroundings| {
             let search = find(surroundings).expect("no error");
@@ -187,7 +187,7 @@ mod tests {
                 search.ignored
             );
         });
-        // Nobody asked for another than this.
+        // The variable names this nvcc explicitly, so no other is used.
         for name in ["NVCC", "CUDA_HOME"] {
             let value = if name == "NVCC" {
                 "{}/old/bin/nvcc"

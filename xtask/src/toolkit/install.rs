@@ -1,11 +1,11 @@
 //! Installs nvcc from PyPI into `<target>/cuda-toolkit`:
 //!
 //! - `cuda/`: the toolkit, with `bin/nvcc`
-//! - `packages/`: what else pip writes, NVIDIA's licence among it
-//! - `packages.txt`: the pinned list that it was made from
+//! - `packages/`: the other files that pip writes, such as NVIDIA's licence
+//! - `packages.txt`: the list of pinned packages that was installed
 //!
-//! Everything is built in a sibling folder and renamed at the very end, after a kernel was compiled with it:
-//! what is called `cuda-toolkit` is whole. nvcc finds its parts relative to itself, so it may be moved.
+//! The installation is made in a folder beside it, which is renamed after a test kernel has compiled. A folder
+//! `cuda-toolkit` is therefore complete. nvcc finds its parts relative to itself, so the folder may be moved.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,13 +16,13 @@ use anyhow::{Context, anyhow, bail};
 
 use super::discovery::{nvcc_in, own_folder, own_home};
 
-/// The pinned packages, as pip reads them.
+/// The pinned packages, as a requirements file of pip.
 const PACKAGES: &str = include_str!("packages.txt");
 
-/// What unfinished installations are called, before the number of their process.
+/// The prefix of the folders of unfinished installations; the process id follows.
 const PARTIAL: &str = "cuda-toolkit.partial.";
 
-/// Whether the installed toolkit is the one that is pinned now.
+/// Whether the installed toolkit is the pinned one.
 pub fn is_current(target: &Path) -> bool {
     fs::read_to_string(own_folder(target).join("packages.txt")).is_ok_and(|text| text == PACKAGES)
 }
@@ -35,12 +35,12 @@ pub fn packages() -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// A folder that is removed when this is dropped.
+/// A folder that is removed when dropped.
 pub struct Removed(pub PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // What is left over is swept by the next installation.
+        // If this fails, the next installation removes the folder.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -48,7 +48,7 @@ impl Drop for Removed {
 /// Installs the toolkit and returns the path of its nvcc.
 ///
 /// # Errors
-/// What failed, and the other ways to get nvcc. Nothing is left that looks like a toolkit.
+/// The reason, and the other ways to get nvcc. A failure leaves no folder that looks like a toolkit.
 pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
     if !super::packages_exist_here() {
         return Err(cannot(anyhow!(
@@ -65,9 +65,9 @@ pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
     let python = python_with_pip(&stage).map_err(cannot)?;
     announce(target);
     fill(&stage, &python).map_err(cannot)?;
-    eprintln!("Compiling a small kernel to try it ...");
+    eprintln!("Compiling a small kernel as a test ...");
     let nvcc = nvcc_in(&stage.join("cuda"))
-        .ok_or_else(|| anyhow!("the packages hold no nvcc"))
+        .ok_or_else(|| anyhow!("the packages have no nvcc"))
         .map_err(cannot)?;
     super::compile_probe(&nvcc, &stage)?;
     publish(target, &stage).context("the finished toolkit cannot be moved into place")?;
@@ -75,7 +75,7 @@ pub fn install(target: &Path) -> anyhow::Result<PathBuf> {
     nvcc_in(&own_home(target)).context("the installed toolkit has vanished")
 }
 
-/// Says what is about to be downloaded, from where and under which licence.
+/// Prints what is downloaded, from where and under which licence.
 fn announce(target: &Path) {
     eprintln!(
         "Installing NVIDIA's compiler from PyPI into {}",
@@ -91,7 +91,7 @@ fn announce(target: &Path) {
     );
 }
 
-/// An installation error with the ways around it.
+/// An error of the installation, with the other ways to get nvcc.
 fn cannot(error: anyhow::Error) -> anyhow::Error {
     anyhow!(
         "nvcc cannot be installed: {error:#}\n\n{}",
@@ -99,11 +99,11 @@ fn cannot(error: anyhow::Error) -> anyhow::Error {
     )
 }
 
-/// Downloads the packages into `stage` with `python`'s pip and gives them their final layout.
+/// Downloads the packages into `stage` with the pip of `python`, and moves their files to the final layout.
 fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
     let packages = pip_install(stage, python, PACKAGES)?;
     fs::rename(packages.join("nvidia").join("cu13"), stage.join("cuda"))
-        .context("the packages hold no nvidia/cu13")?;
+        .context("the packages have no folder nvidia/cu13")?;
     for folder in ["tmp", "venv"] {
         match fs::remove_dir_all(stage.join(folder)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -113,11 +113,11 @@ fn fill(stage: &Path, python: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs the pinned packages of `list` with `python`'s pip; returns the folder in `stage` that holds them.
+/// Installs the pinned packages of `list` with the pip of `python`, and returns the folder in `stage` that contains them.
 pub fn pip_install(stage: &Path, python: &Path, list: &str) -> anyhow::Result<PathBuf> {
     let requirements = stage.join("packages.txt");
     let packages = stage.join("packages");
-    // pip unpacks here: the system's temporary folder may be small, and is outside the target folder.
+    // pip unpacks into this folder, because the system's temporary folder may be small, and is outside the target folder.
     let temporary = stage.join("tmp");
     fs::write(&requirements, list)?;
     fs::create_dir_all(&temporary)?;
@@ -129,7 +129,8 @@ pub fn pip_install(stage: &Path, python: &Path, list: &str) -> anyhow::Result<Pa
         .arg(&packages)
         .args(["--require-hashes", "--no-deps", "--no-cache-dir"])
         .args(["--only-binary", ":all:", "--no-compile"])
-        // As variables, pip versions that do not know one ignore it. The first two would refuse `--target`.
+        // Set as variables, because a pip version ignores variables that it does not know. The first two would conflict
+        // with `--target`.
         .env("PIP_USER", "0")
         .env("PIP_REQUIRE_VIRTUALENV", "0")
         .env("PIP_NO_INPUT", "1")
@@ -142,12 +143,12 @@ pub fn pip_install(stage: &Path, python: &Path, list: &str) -> anyhow::Result<Pa
         .status()
         .with_context(|| format!("{} does not start", python.display()))?;
     if !status.success() {
-        bail!("pip failed ({status}); its own words are above. Is the package index reachable?");
+        bail!("pip failed ({status}); its output is above. Is the package index reachable?");
     }
     Ok(packages)
 }
 
-/// A Python whose pip works: the user's, or else that of a virtual environment in `stage`.
+/// A Python with a working pip: the user's, or that of a virtual environment in `stage`.
 pub fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
     let python = ["python3", "python"]
         .into_iter()
@@ -169,7 +170,7 @@ pub fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
         .output()
         .with_context(|| format!("{python} does not start"))?;
     if !venv.status.success() {
-        // The venv module explains itself on stdout.
+        // The venv module writes its errors to stdout.
         let said = [venv.stdout, venv.stderr].concat();
         bail!(
             "{python} has neither pip nor a working venv module \
@@ -180,7 +181,7 @@ pub fn python_with_pip(stage: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder.join("bin").join("python"))
 }
 
-/// Renames the finished `stage` to its final name; an outdated toolkit makes way.
+/// Renames the finished `stage` to its final name, and removes an outdated toolkit first.
 fn publish(target: &Path, stage: &Path) -> io::Result<()> {
     let place = own_folder(target);
     let is_whole = || is_current(target) && nvcc_in(&own_home(target)).is_some();
@@ -190,11 +191,11 @@ fn publish(target: &Path, stage: &Path) -> io::Result<()> {
         fs::rename(&place, &old)?;
     }
     match fs::rename(stage, &place) {
-        // Another process was faster, and made the same.
+        // Another process was faster and installed the same packages.
         Err(_) if is_whole() => Ok(()),
         Err(error) => Err(error),
-        // A build script that ran during the installation found no nvcc. Cargo runs it again only if nvcc
-        // is newer than that run.
+        // A build script that ran during the installation has found no nvcc. Cargo runs it again only if nvcc is newer than
+        // that run.
         Ok(()) => match nvcc_in(&own_home(target)) {
             Some(nvcc) => fs::File::open(nvcc)?.set_modified(SystemTime::now()),
             None => Ok(()),
@@ -202,7 +203,7 @@ fn publish(target: &Path, stage: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what interrupted installations left.
+/// Removes the folders of interrupted installations.
 fn sweep(target: &Path) -> io::Result<()> {
     for entry in fs::read_dir(target)? {
         let entry = entry?;
@@ -269,7 +270,7 @@ mod tests {
     #[test]
     fn only_the_leftovers_of_dead_processes_are_swept() {
         let scratch = Scratch::new();
-        // Process identifiers end far below this one.
+        // Process ids are always far below this number.
         scratch.write("cuda-toolkit.partial.4294967295/file", "");
         scratch.write("cuda-toolkit.partial.4294967295.old/file", "");
         scratch.write("cuda-toolkit.partial.1/file", "");

@@ -1,4 +1,4 @@
-//! The activations and the loss as one would write them in candle: what ours are compared with, and timed beside.
+//! The activations and the loss composed of candle's operations, for comparison in tests and benches.
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{log_softmax, sigmoid};
@@ -38,7 +38,7 @@ pub fn gate_xgelu(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     expanded(&((erf + 1.0)? * 0.5)?, alpha)
 }
 
-/// The gate of xATLU. candle has no arctangent; this one is Abramowitz and Stegun's 4.4.49, to 1e-5.
+/// The gate of xATLU. candle has no arctangent; this is Abramowitz and Stegun's 4.4.49, with an error of 1e-5.
 pub fn gate_xatlu(x: &Tensor, alpha: &Tensor) -> Result<Tensor> {
     let size = x.abs()?;
     let inverse = size.maximum(1.0)?.recip()?;

@@ -1,11 +1,11 @@
-//! What the tests share.
+//! Functions for several tests.
 #![allow(dead_code)] // each uses its part
 
 pub mod composed;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-/// Numbers in [−spread, spread], the same in every run.
+/// Pseudo-random numbers in [−spread, spread], the same in every run.
 pub fn numbers(seed: u64, len: usize, spread: f64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -45,7 +45,7 @@ pub fn bits(tensor: &Tensor) -> Vec<u64> {
     f64s(tensor).into_iter().map(f64::to_bits).collect()
 }
 
-/// Fails unless the result is an error whose text has these words.
+/// Panics unless the result is an error whose text contains these words.
 #[track_caller]
 pub fn refused<T>(result: Result<T>, words: &str) {
     match result {
@@ -54,7 +54,7 @@ pub fn refused<T>(result: Result<T>, words: &str) {
     }
 }
 
-/// Fails unless the numbers agree within this part of the largest.
+/// Panics unless the numbers agree within this share of the largest.
 #[track_caller]
 pub fn close(got: &[f64], expected: &[f64], part: f64) {
     assert_eq!(got.len(), expected.len());

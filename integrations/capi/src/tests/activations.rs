@@ -1,4 +1,4 @@
-//! Every activation in every form and type, against the reference in f64.
+//! Every activation in every form and type, compared with the f64 reference.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -15,7 +15,7 @@ const ROWS: usize = 3;
 const COLS: usize = 203;
 const PITCH: usize = 2 * COLS + 5;
 
-/// A tensor with gaps between its rows, which are 77.
+/// A tensor whose gaps between the rows have the value 77.
 fn spread<T: Element>(values: &[T]) -> Vec<T> {
     let mut all = vec![T::from_f64(77.0); ROWS * PITCH];
     for (row, values) in values.chunks(COLS).enumerate() {
@@ -24,7 +24,7 @@ fn spread<T: Element>(values: &[T]) -> Vec<T> {
     all
 }
 
-/// The rows at an offset, and the gaps as they were.
+/// Reads the rows from an offset on, and checks that the gaps are unchanged.
 fn gathered<T: Element>(all: &[T], offset: usize) -> Vec<T> {
     let row = |row: usize| &all[row * PITCH + offset..][..COLS];
     (0..ROWS).flat_map(row).copied().collect()
@@ -52,7 +52,7 @@ fn case<T: Element>(name: &str) -> Case<T> {
         x: scaled(1, 6.0),
         v: scaled(2, 2.0),
         dy: scaled(3, 1.0),
-        // They are numbers of every type.
+        // The values are exact in every type.
         params: match name {
             "xielu" => vec![0.203_125, -1.046_875],
             _ => vec![0.25],
@@ -135,7 +135,7 @@ fn every_form<T: Element + PartialEq>(backend: &Backend, name: &str, params_are_
         assert_eq!(whole(&y_again), y);
         let read = || -> Vec<f32> { dparams.iter().map(|b| b.get::<f32>(1)[0]).collect() };
         let found = read();
-        // Again, added to what is there.
+        // Accumulates onto the gradients of the first call.
         args.accumulate = 1;
         args.y.ptr = ptr::null_mut();
         ok(backend.backward(&op, &args));
@@ -207,7 +207,7 @@ fn options_are_those_of_the_op() {
         let mut args = args::<f32>(XACT_ORDER_PLAIN);
         args.params = pointers.as_ptr().cast();
         args.param_count = 2;
-        // Without a pitch rows follow one another.
+        // With pitch 0, the rows have no gaps.
         args.x.ptr = x.ptr();
         args.y.ptr = y.ptr();
         ok(backend.forward(&op, &args));
@@ -219,8 +219,8 @@ fn options_are_those_of_the_op() {
     });
 }
 
-/// Where the tensors of a backward lie: names of places. Two of one place are in place; "left" and "right" are the
-/// columns of one larger matrix.
+/// The places of the tensors of a backward. Tensors with the same name are the same matrix; "left" and "right" are columns of
+/// one larger matrix.
 type Places = [&'static str; 6];
 
 /// dx, dv and y of a gated backward, and the gradient of alpha.
@@ -239,12 +239,12 @@ fn backward_at(backend: &Backend, [x, v, dy, dx, dv, y]: Places) -> (Vec<Vec<f32
         match (&buffers[number], name) {
             (Some(buffer), _) => matrix(buffer, 0),
             (None, "left") => matrix(&shared, 0),
-            // Not adjacent, so that they are no halves.
+            // There is a gap between them, so they are not halves.
             (None, _) => matrix(&shared, (COLS + 3) * 4),
         }
     };
     let put = |at: xact_matrix, values: &[f32]| {
-        // A copy by the op itself would prove nothing: written row by row.
+        // The test writes the rows itself, because a copy by the op would prove nothing.
         for (row, values) in values.chunks(COLS).enumerate() {
             write(backend, at.ptr, row * PITCH, values);
         }
@@ -284,7 +284,7 @@ fn backward_at(backend: &Backend, [x, v, dy, dx, dv, y]: Places) -> (Vec<Vec<f32
     (results.collect(), dparams[0].get::<f32>(1)[0])
 }
 
-/// Writes f32 at an address of the backend.
+/// Writes f32 values to an address of the backend.
 fn write(backend: &Backend, ptr: *mut c_void, offset: usize, values: &[f32]) {
     let to = ptr.cast::<f32>().wrapping_add(offset);
     #[cfg(feature = "cuda")]
@@ -298,7 +298,7 @@ fn write(backend: &Backend, ptr: *mut c_void, offset: usize, values: &[f32]) {
     unsafe { to.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
 }
 
-/// Reads f32 from there.
+/// Reads f32 values from an address of the backend.
 fn read(backend: &Backend, ptr: *mut c_void, offset: usize, len: usize) -> Vec<f32> {
     let mut values = vec![0.0; len];
     let from = ptr.cast::<f32>().wrapping_add(offset);
@@ -334,11 +334,11 @@ fn results_are_the_same_wherever_they_go() {
         ] {
             let (found, of_alpha) = backward_at(backend, places);
             if places[..3] == ["a", "a", "a"] {
-                // Inputs may be one tensor; that is another result.
+                // Inputs that are the same tensor are allowed, but change the result.
                 continue;
             }
             assert_eq!(found, expected[..found.len()], "{places:?}");
-            // Where rows have gaps, they are added up in other groups.
+            // With gaps between the rows, the sums are formed in another order.
             let error = f64::from(of_alpha) - f64::from(gradient);
             assert!(
                 error.abs() <= 1e-5 * f64::from(gradient).abs(),
@@ -378,7 +378,7 @@ fn a_plain_op_works_in_place() {
     });
 }
 
-/// Gate and value as halves of one matrix, and their gradients as those of another, which is written as a whole.
+/// Gate and value are the halves of one matrix, and their gradients the halves of another.
 #[test]
 fn gradients_of_halves_are_halves() {
     on_both(|backend| {

@@ -1,4 +1,4 @@
-//! Devices and contexts: what a call leaves of the thread's, and captures.
+//! Devices and contexts: a call keeps the thread's current context, and can be captured.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -9,7 +9,7 @@ use xact::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::*;
 
-/// Everything that a step needs: an activation, a mask, the loss and the gradients, on one stream.
+/// The buffers of a training step on one stream: an activation, a mask, the loss and the gradients.
 struct Step {
     op: xact_activation,
     loss: xact_cross_entropy,
@@ -69,7 +69,7 @@ impl Step {
             workspace_bytes: 1 << 16,
             ..sized()
         };
-        // x → y, the logits, which become their gradients, which give dx.
+        // y are the logits. Their gradients overwrite them, and are the dy of the activation.
         activation_args.x.ptr = buffers[0].ptr();
         activation_args.y.ptr = buffers[1].ptr();
         activation_args.dy.ptr = buffers[1].ptr();
@@ -158,7 +158,7 @@ fn a_null_stream_is_the_default_one() {
     expected.run(&backend);
     let step = Step::new(&backend);
     let Stream { handle, stream } = backend.stream().unwrap();
-    // It does not wait for the other, nor the other for it.
+    // Neither stream waits for the other.
     stream.synchronize().unwrap();
     ok(unsafe { xact_activation_forward(*handle, ptr::null_mut(), &step.op, &step.activation) });
     stream.context().synchronize().unwrap();
@@ -167,7 +167,7 @@ fn a_null_stream_is_the_default_one() {
     assert_eq!(step.results().2, expected.results().2);
 }
 
-/// The number of the context that is current, 0 if none is.
+/// The address of the current context; 0 if there is none.
 fn current() -> usize {
     ctx::get_current().unwrap().map_or(0, |c| c.addr())
 }
@@ -196,7 +196,7 @@ fn the_current_context_is_what_it_was() {
     let before = current();
     calls();
     assert_eq!(current(), before);
-    // And none where none was.
+    // If no context was current, none is afterwards.
     std::thread::scope(|scope| {
         let none = scope.spawn(|| {
             assert_eq!(current(), 0);
@@ -209,7 +209,7 @@ fn the_current_context_is_what_it_was() {
     });
 }
 
-// What threads share of a backend is not written.
+// SAFETY: threads only read a shared backend.
 unsafe impl Sync for Backend {}
 
 #[test]
@@ -230,7 +230,7 @@ fn the_device_of_the_current_context() {
     })
     .join()
     .unwrap();
-    // It goes on.
+    // The backend still works.
     Step::new(&backend).run(&backend);
 }
 

@@ -1,12 +1,12 @@
-//! Structs of random fields: whatever is in them, a call ends with a status, and if it is an error nothing is written. Host
-//! and device refuse the same. Shapes and lengths are such that every buffer is long enough, which is what only a caller can know.
+//! Calls with random fields. Every call returns a status, and writes nothing if that is an error. Host and device refuse the
+//! same calls. The buffers are always long enough, because the library cannot check that.
 
 use std::ffi::CStr;
 
 use super::goldfish::create;
 use super::*;
 
-/// Numbers that look random.
+/// A pseudo-random generator.
 struct Dice(u64);
 
 impl Dice {
@@ -18,12 +18,12 @@ impl Dice {
         self.0 >> 33
     }
 
-    /// One of these.
+    /// A random element of the list.
     fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.next() as usize % all.len()]
     }
 
-    /// Mostly `usual`.
+    /// `usual` in most calls, and rarely another value.
     fn rarely<T: Copy>(&mut self, usual: T, others: &[T]) -> T {
         match self.next() % 12 {
             0 => self.of(others),
@@ -35,7 +35,7 @@ impl Dice {
 const BUFFERS: usize = 24;
 const BYTES: usize = 1024;
 
-/// Memory of a backend for everything that a call can point to.
+/// Memory of a backend for all buffers of a call.
 struct Arena<'a> {
     backend: &'a Backend,
     memory: Buffer,
@@ -43,12 +43,12 @@ struct Arena<'a> {
 
 impl Arena<'_> {
     fn new(backend: &Backend) -> Arena<'_> {
-        // The workspace of the loss is behind the others.
+        // The workspace of the loss follows the other buffers.
         let memory = backend.workspace((BUFFERS * BYTES + (1 << 15)) as u64);
         Arena { backend, memory }
     }
 
-    /// The start of a buffer of its own, or rarely something else: null, another's, misaligned, a little further.
+    /// The address of a separate buffer; rarely null, the address of another buffer, or a shifted or misaligned address.
     fn ptr<T>(&self, dice: &mut Dice, number: usize) -> *mut T {
         let offset = number * BYTES;
         let other = dice.next() as usize % BUFFERS * BYTES;
@@ -59,7 +59,7 @@ impl Arena<'_> {
         }
     }
 
-    /// The same of what may be absent.
+    /// As above, for an optional buffer, which may also be null.
     fn optional<T>(&self, dice: &mut Dice, number: usize) -> *mut T {
         match dice.next() % 2 {
             0 => ptr::null_mut(),
@@ -83,7 +83,7 @@ impl Arena<'_> {
         }
     }
 
-    /// Fails unless the call ends with a status, and has written nothing if that is an error. The status and the text.
+    /// Makes a call, and fails if it returns an error but has written something. Returns the status and the text.
     fn check(&self, call: impl Fn() -> xact_status) -> (xact_status, String) {
         let before: Vec<u64> = self.memory.get(BUFFERS * BYTES / 8);
         let status = call();
@@ -99,7 +99,7 @@ impl Arena<'_> {
     }
 }
 
-/// Calls with random arguments; some of them must be good ones.
+/// Makes calls with random arguments; some of them must succeed.
 fn many(test: impl Fn(&mut Dice, &Arena<'_>) -> (xact_status, String)) {
     let results = |backend: &Backend, count: usize| -> Vec<_> {
         let (mut dice, arena) = (Dice(1), Arena::new(backend));
@@ -108,7 +108,7 @@ fn many(test: impl Fn(&mut Dice, &Arena<'_>) -> (xact_status, String)) {
     let on_host = results(&Backend::host(), 20_000);
     let good = on_host.iter().filter(|(status, _)| *status == XACT_OK);
     assert!((200..10_000).contains(&good.count()));
-    // The emulator takes longer.
+    // The emulator is slower, so there are fewer calls.
     #[cfg(feature = "cuda")]
     for (host, device) in on_host.iter().zip(results(&Backend::device(), 2000)) {
         let of_device = device.1.contains("workspace") || device.1.contains("blocks");

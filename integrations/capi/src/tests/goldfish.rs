@@ -1,4 +1,4 @@
-//! Every strategy, against the decisions of Rust's reference; alone and in the loss.
+//! Every strategy, alone and in the loss, compared with the decisions of the Rust reference.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,7 +11,7 @@ use crate::goldfish::xact_goldfish;
 
 const LABELS: usize = 3000;
 
-/// Strategies of the header and of Rust.
+/// Pairs of the same strategy in the header's type and in the Rust type.
 fn strategies() -> Vec<(xact_goldfish_strategy, Strategy)> {
     let of = |kind, k, h, seed, start| xact_goldfish_strategy {
         kind,
@@ -59,7 +59,7 @@ pub fn create(strategy: &xact_goldfish_strategy) -> *mut xact_goldfish {
     handle
 }
 
-/// The tables of a strategy, where a backend reads them.
+/// The tables of a strategy in the memory of a backend.
 fn tables(backend: &Backend, handle: *const xact_goldfish) -> [Buffer; 2] {
     let (mut words, mut count) = (ptr::null(), 0);
     ok(unsafe { xact_goldfish_bitmap(handle, &mut words, &mut count) });
@@ -76,7 +76,7 @@ fn tables(backend: &Backend, handle: *const xact_goldfish) -> [Buffer; 2] {
     [backend.put(bitmap), backend.put(coefficients)]
 }
 
-/// Masks ids, and returns what was kept.
+/// Masks ids, and returns `keep`.
 fn mask(
     backend: &Backend,
     handle: *const xact_goldfish,
@@ -261,7 +261,7 @@ fn tables_of_the_caller() {
     }
 }
 
-/// The rows that a loss drops are those that the mask drops.
+/// The loss drops the same rows as the mask.
 #[test]
 fn the_loss_drops_what_the_mask_drops() {
     const COLS: usize = 8;

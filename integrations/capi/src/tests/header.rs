@@ -1,4 +1,4 @@
-//! The header is what cbindgen makes of the sources.
+//! `xact.h` equals the output of cbindgen for the sources.
 
 use std::fs;
 use std::path::Path;

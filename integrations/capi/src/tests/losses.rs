@@ -1,4 +1,4 @@
-//! The loss in every type, against the reference in f64, and over ranks.
+//! The loss in every type and over ranks, compared with the f64 reference.
 
 use xact::half::{bf16, f16};
 use xact::{CrossEntropy, Element};
@@ -7,7 +7,7 @@ use super::*;
 
 const ROWS: usize = 9;
 const COLS: usize = 70;
-/// Of which classes are.
+/// The number of columns that are classes.
 const VOCAB: usize = 67;
 
 const LABELS: [i64; ROWS] = [3, 66, -100, 0, 12, 5, 40, 33, 2];
@@ -29,7 +29,7 @@ fn op() -> (xact_cross_entropy, CrossEntropy) {
     (op, reference)
 }
 
-/// Buffers of a call, and what points to them.
+/// The buffers of a call, and the structs that point to them.
 struct Call<T> {
     backend_args: xact_cross_entropy_args,
     buffers: Vec<Buffer>,
@@ -89,7 +89,7 @@ fn call<T: Element>(backend: &Backend) -> Call<T> {
     }
 }
 
-/// Fails unless the gradient is as close as a correct one rounds to.
+/// Fails unless the gradient is within the rounding error of the exact one.
 fn check_gradient<T: Element>(got: T, exact: f64, bound: f64) {
     let (low, high) = (T::from_f64(exact - bound), T::from_f64(exact + bound));
     let inside = (low.to_f64()..=high.to_f64()).contains(&got.to_f64());
@@ -125,7 +125,7 @@ fn check<T: Element>(values: &[T], losses: &[f32], gradients: &[T], divisor: f64
 
 fn every_call<T: Element + PartialEq>(backend: &Backend) {
     let (op, _) = op();
-    // Forward, and backward from what it saved.
+    // The forward, and the backward from its `saved` bytes.
     let call = call::<T>(backend);
     let mut args = call.backend_args;
     ok(backend.loss(Loss::Forward, &op, &args));
@@ -142,7 +142,7 @@ fn every_call<T: Element + PartialEq>(backend: &Backend) {
     let gradients: Vec<T> = call.dlogits.get(ROWS * COLS);
     let divisor = f64::from(summary.normalizer);
     check(&call.values, &losses, &gradients, divisor, 0.5);
-    // The gradients over the logits, and backwards through the numbers.
+    // The gradients overwrite the logits, and the stride of `dloss` is negative.
     args.dlogits = args.logits;
     args.dloss = dloss.at(4 * 3 * (ROWS - 1)).cast();
     args.dloss_stride = -3;
@@ -150,7 +150,7 @@ fn every_call<T: Element + PartialEq>(backend: &Backend) {
     assert_eq!(call.logits.get::<T>(ROWS * COLS), gradients);
     drop(call);
 
-    // Both at once.
+    // Forward and gradient in one call.
     let call = self::call::<T>(backend);
     let mut args = call.backend_args;
     args.dloss = dloss.ptr();
@@ -183,7 +183,7 @@ fn labels_of_any_type_are_the_same() {
         args.label_type = XACT_ID_I32;
         ok(backend.loss(Loss::Forward, &op, &args));
         assert_eq!(call.loss.get::<f32>(ROWS), expected);
-        // Of u32 no label is -100: the row is said to have a bad one.
+        // No u32 label is -100, so the summary reports a bad row.
         args.label_type = XACT_ID_U32;
         ok(backend.loss(Loss::Forward, &op, &args));
         let summary = call.summary.get::<xact_cross_entropy_summary>(1)[0];
@@ -194,7 +194,7 @@ fn labels_of_any_type_are_the_same() {
     });
 }
 
-/// The columns of two ranks, whose stats are gathered and finished on both.
+/// The columns are spread over two ranks. Both finish from the gathered stats.
 #[test]
 fn columns_of_two_ranks_are_those_of_one() {
     const FIRST: usize = 30;
@@ -236,7 +236,7 @@ fn columns_of_two_ranks_are_those_of_one() {
             assert!((got - expected).abs() <= 4e-6 * expected.abs());
         }
         assert_eq!(whole.argmax.get::<i32>(ROWS), argmax);
-        // The gradients of each rank's columns.
+        // Each rank computes the gradients of its columns.
         let mut args = all;
         for (first, vocab) in ranks {
             let of_rank = rank(first, vocab);
@@ -259,7 +259,7 @@ fn columns_of_two_ranks_are_those_of_one() {
     });
 }
 
-/// `logits[:, :-1]` of `[B, S, V]`, with the gradients in the gaps that the logits leave, and apart.
+/// `logits[:, :-1]` of `[B, S, V]`, with the gradients in the gaps of the logits or in other memory.
 #[test]
 fn rows_may_come_in_groups() {
     const GROUP: u64 = 3;
@@ -308,7 +308,7 @@ fn rows_may_come_in_groups() {
     });
 }
 
-/// Logits and gradients whose rows alternate in one matrix.
+/// The rows of logits and gradients alternate in one matrix.
 #[test]
 fn gradients_may_lie_between_the_logits() {
     on_both(|backend| {

@@ -1,6 +1,6 @@
-//! The exported functions, called as a program in C calls them, on the host and on the emulator's device.
+//! Calls the exported functions as a C program does, on the host and on the emulated device.
 
-// As in C, every call is unsafe, and what it needs stands beside it.
+// As in C, every call is unsafe, and the conditions are in the header.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 mod activations;
@@ -29,7 +29,7 @@ use {
     xact::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr},
 };
 
-/// Where calls go: a stream of a device, or the host.
+/// The target of calls: a stream of a device, or the host.
 pub struct Backend {
     #[cfg(feature = "cuda")]
     device: Option<Stream>,
@@ -59,7 +59,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Calls `test` with each backend that there is.
+/// Calls `test` with each available backend.
 pub fn on_both(test: impl Fn(&Backend)) {
     test(&Backend::host());
     #[cfg(feature = "cuda")]
@@ -74,13 +74,13 @@ pub fn last_error() -> String {
         .to_owned()
 }
 
-/// Fails with the text if a call failed.
+/// Panics with the error text if a call failed.
 #[track_caller]
 pub fn ok(status: xact_status) {
     assert_eq!(status, XACT_OK, "{}", last_error());
 }
 
-/// A struct of arguments with its size.
+/// A struct of arguments with `size` set and all other fields 0.
 pub fn sized<T>() -> T {
     let mut args: T = unsafe { std::mem::zeroed() };
     unsafe { (&raw mut args).cast::<u64>().write(size_of::<T>() as u64) };
@@ -111,7 +111,7 @@ pub fn number(dtype: Dtype) -> i32 {
     }
 }
 
-/// Numbers that look random, in (−1, 1).
+/// Pseudo-random numbers in (−1, 1).
 pub fn noise(len: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
@@ -142,7 +142,7 @@ impl Backend {
         ok(unsafe { xact_device_open(0, &mut handle) });
         ok(unsafe { xact_device_preload(handle, ptr::null()) });
         let context = CudaContext::new(0).unwrap();
-        // Everything of a test runs on one stream, as in a capture.
+        // All calls of a test are on one stream, as in a capture.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().unwrap();
         Backend {
@@ -155,7 +155,7 @@ impl Backend {
         self.device.as_ref()
     }
 
-    /// Whether it is the host.
+    /// Whether this is the host.
     pub fn is_host(&self) -> bool {
         #[cfg(feature = "cuda")]
         return self.device.is_none();
@@ -178,7 +178,7 @@ impl Backend {
         Buffer::Host(words)
     }
 
-    /// Room for a workspace; the host needs none.
+    /// Memory for a workspace; the host needs none.
     pub fn workspace(&self, bytes: u64) -> Buffer {
         self.put(&vec![0_u64; bytes.div_ceil(8) as usize])
     }
@@ -249,7 +249,7 @@ pub enum Loss {
 }
 
 impl Buffer {
-    /// The address of its byte number `offset`.
+    /// The address of the byte at `offset`.
     pub fn at(&self, offset: usize) -> *mut c_void {
         match self {
             Buffer::Host(words) => words.cast::<u8>().wrapping_add(offset).cast(),

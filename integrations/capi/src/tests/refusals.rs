@@ -1,4 +1,4 @@
-//! What is refused: a number and a text, and nothing is written.
+//! Bad calls return an error with a text, and write nothing.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,10 +10,10 @@ use crate::status::{Failure, guard};
 const ROWS: usize = 2;
 const COLS: usize = 6;
 
-/// What outputs hold before a call that must not write.
+/// The byte that fills outputs before a call that must not write.
 const BEFORE: f32 = 77.0;
 
-/// A place that is not a multiple of anything.
+/// A misaligned address.
 fn odd<T>(ptr: *mut T) -> *mut T {
     ptr.cast::<u8>().wrapping_add(1).cast()
 }
@@ -29,7 +29,7 @@ struct Activations<'a> {
 }
 
 impl Activations<'_> {
-    /// A gated call that has everything.
+    /// A gated call with all tensors.
     fn new(backend: &Backend) -> Activations<'_> {
         let (len, before) = (ROWS * COLS, vec![BEFORE; ROWS * COLS]);
         let mut buffers: Vec<Buffer> = (0..3)
@@ -79,7 +79,7 @@ impl Activations<'_> {
         }
     }
 
-    /// Fails unless the calls are refused with this number, and nothing is written.
+    /// Fails unless the calls return this status and write nothing.
     #[track_caller]
     fn refuses(&self, status: xact_status, forward: bool) {
         if forward {
@@ -103,7 +103,7 @@ impl Activations<'_> {
 #[test]
 fn activations_refuse_what_can_be_seen() {
     on_both(|backend| {
-        /// What is wrong, whether of a forward too, and what is said.
+        /// The change that makes the call wrong, whether it also applies to a forward, and the expected text.
         type Wrong = (fn(&mut Activations<'_>), bool, xact_status);
         let all: &[Wrong] = &[
             // Structs.
@@ -111,7 +111,7 @@ fn activations_refuse_what_can_be_seen() {
             (|c| c.args.size += 4, true, XACT_ERROR_STRUCT_SIZE),
             (|c| c.args.size = 1 << 60, true, XACT_ERROR_STRUCT_SIZE),
             (|c| c.args.size = 8, true, XACT_ERROR_ENUM),
-            // Numbers that have no name.
+            // Numbers other than the named constants.
             (|c| c.args.dtype = 0, true, XACT_ERROR_ENUM),
             (|c| c.args.dtype = 4, true, XACT_ERROR_ENUM),
             (|c| c.args.dtype = i32::MIN, true, XACT_ERROR_ENUM),
@@ -141,7 +141,7 @@ fn activations_refuse_what_can_be_seen() {
             ),
             (
                 |c| {
-                    // xIELU does not gate; it has two parameters.
+                    // xIELU has no gated forms, and has two parameters.
                     c.op.name = c"xielu".as_ptr();
                     c.params[1] = c.params[0];
                     c.args.param_count = 2;
@@ -306,7 +306,7 @@ impl Activations<'_> {
     }
 }
 
-/// What is said of null structs.
+/// The expected texts for null structs.
 fn refused_null(backend: &Backend) -> [xact_status; 3] {
     let call = Activations::new(backend);
     let (op, args): (*const _, *const _) = (&call.op, &call.args);
@@ -340,7 +340,7 @@ struct Losses {
     outputs: Vec<Buffer>,
 }
 
-/// Bytes of every output.
+/// The size in bytes of every output.
 const ROOM: usize = 128;
 
 impl Losses {
@@ -412,7 +412,7 @@ fn losses_refuse_what_can_be_seen() {
     let of_logits = &[Forward, WithGradient, Backward, PartialStats][..];
     let of_gathered = &[Backward, Finish][..];
     let (all, backward) = (&all[..], &[Backward][..]);
-    /// What is wrong, of which functions, and what is said.
+    /// The change that makes the call wrong, the functions that it applies to, and the expected text.
     type Wrong<'a> = (fn(&mut Losses), &'a [Loss], xact_status);
     let wrong: &[Wrong<'_>] = &[
         (|c| c.op.size = 7, all, XACT_ERROR_STRUCT_SIZE),
@@ -655,7 +655,7 @@ fn losses_refuse_what_can_be_seen() {
                 assert_eq!(call.inputs[0].get::<u32>(ROWS * COLS), logits);
             }
         }
-        // And as it is, all is well.
+        // The unchanged call succeeds.
         for function in [Forward, PartialStats, Backward, WithGradient] {
             let call = Losses::new(backend, goldfish);
             ok(backend.loss(function, &call.op, &call.args));
@@ -743,7 +743,7 @@ fn masks_refuse_what_can_be_seen() {
             XACT_ERROR_OVERLAP,
         );
         if backend.is_host() {
-            // Of a device nobody looks at them.
+            // On a device, the host does not read the offsets.
             decision.layout = XACT_LAYOUT_DOCUMENTS;
             decision.cu_seqlens = offsets.ptr();
             decision.cu_seqlens_len = 3;
@@ -786,7 +786,7 @@ fn a_panic_is_a_status() {
     let status = guard(|| std::panic::panic_any(5_u8));
     assert_eq!(status, XACT_ERROR_PANIC);
     assert_eq!(last_error(), "a bug in xact: a panic");
-    // The text stays what it is, and another thread has its own.
+    // The text stays until the next error, and another thread has its own.
     assert_eq!(guard(|| Ok(())), XACT_OK);
     assert_eq!(last_error(), "a bug in xact: a panic");
     let elsewhere = std::thread::spawn(last_error).join().unwrap();

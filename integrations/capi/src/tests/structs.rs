@@ -1,4 +1,4 @@
-//! Sizes of structs, their versions and their layout.
+//! The sizes, versions and layouts of structs.
 
 use std::mem::offset_of;
 use std::ptr;
@@ -8,11 +8,11 @@ use xact::{Activation, AnyActivation, CrossEntropySummary};
 
 use super::*;
 
-/// Fails unless the fields fill the struct, so that it has no padding, which would hold anything.
+/// Fails if the struct has padding, whose bytes would be undefined.
 macro_rules! no_padding {
     ($name:ident { $($field:ident),* $(,)? }) => {{
         let value: $name = sized();
-        // A field that is not in the list does not compile.
+        // A field that is missing from the list is a compile error.
         let $name { $($field),* } = value;
         let fields = 0 $(+ size_of_val(&$field))*;
         assert_eq!(fields, size_of::<$name>(), stringify!($name));
@@ -171,7 +171,7 @@ fn the_summary_is_that_of_the_kernels() {
     assert_eq!(size_of::<xact_cross_entropy_summary>(), bytes);
 }
 
-/// A struct that is longer than the library's, whose last field is not known to it.
+/// A newer struct than the library's, with one more field.
 #[repr(C)]
 struct Newer<T> {
     known: T,
@@ -187,7 +187,7 @@ fn older_and_newer_structs() {
     };
     let op = cross_entropy();
     assert_eq!(bytes(&op), (XACT_OK, 200));
-    // Newer: what is unknown is 0, or it is an error.
+    // A newer struct: the unknown field must be 0.
     let mut newer = Newer {
         known: op,
         unknown: 0,
@@ -197,7 +197,7 @@ fn older_and_newer_structs() {
     newer.unknown = 1;
     assert_eq!(bytes(&newer.known), (XACT_ERROR_STRUCT_SIZE, 77));
     assert!(last_error().contains("older than the header"));
-    // Older: what is missing has its default, whatever lies there.
+    // An older struct: missing fields have their defaults, whatever the memory behind the struct contains.
     let mut older = op;
     older.size = offset_of!(xact_cross_entropy, label_smoothing) as u64;
     older.label_smoothing = f32::NAN;
@@ -207,12 +207,12 @@ fn older_and_newer_structs() {
         assert_eq!(bytes(&op), (XACT_ERROR_STRUCT_SIZE, 77), "{size}");
     }
     let (mut op, size) = (op, size_of::<xact_cross_entropy>() as u64);
-    // Into less room less is written.
+    // An older struct is written only up to its size.
     op.vocab = 5;
     op.label_smoothing = 0.5;
     ok(unsafe { xact_cross_entropy_init(&mut op, 24) });
     assert_eq!((op.size, op.vocab, op.label_smoothing), (24, 0, 0.5));
-    // Into more, zeros.
+    // In a newer struct, the unknown fields become 0.
     let longer = size_of::<Newer<xact_cross_entropy>>() as u64;
     ok(unsafe { xact_cross_entropy_init(&mut newer.known, longer) });
     assert_eq!((newer.known.size, newer.unknown), (longer, 0));

@@ -1,10 +1,10 @@
-//! The threads of the host's functions. What a forked process does with them is tests/fork.c's matter.
+//! The threads of the host functions. tests/fork.c tests forked processes.
 
 use std::thread;
 
 use super::*;
 
-/// Long enough that more threads than one are used.
+/// The length of tensors, large enough that several threads are used.
 const LEN: usize = 1 << 18;
 
 fn gradient() -> (Vec<f32>, f32) {
@@ -42,7 +42,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ok(xact_set_num_threads(threads));
         assert_eq!(gradient(), expected, "{threads}");
     }
-    // From several threads at once, while the number changes.
+    // Several threads call at once, while the number of threads changes.
     let callers: Vec<_> = (0..4)
         .map(|caller| {
             let call = move || {

@@ -1,7 +1,8 @@
 """Kernels for training language models: expanded activations, Goldfish, and Goldfish-masked cross-entropy.
 
-``xact.torch`` has the operators for PyTorch, ``xact.torch.nn`` its modules, and :class:`Goldfish` masks of NumPy arrays and
-of tensors. CUDA is not touched before a CUDA tensor arrives, and PyTorch is not needed for masks of arrays.
+``xact.torch`` has the operators for PyTorch, and ``xact.torch.nn`` the modules. :class:`Goldfish` makes masks from NumPy
+arrays and from tensors; masks from arrays need no PyTorch. CUDA is first used when a CUDA tensor is passed, or by
+:func:`preload` and :func:`kernels`.
 """
 
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""Goldfish: which labels take no part in the loss, decided from the text itself."""
+"""Goldfish drops labels from the loss, depending on the ids before them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Ids = Union[numpy.ndarray, torch.Tensor]
 
-# The strategies with their arguments beside k.
+# The strategies, each with its arguments other than k.
 STRATEGIES = {
     "static": ("start",),
     "random": ("seed",),
@@ -31,25 +31,26 @@ _known: "weakref.WeakValueDictionary[str, Goldfish]" = weakref.WeakValueDictiona
 
 
 class Goldfish:
-    """A Goldfish strategy: about one label in ``k`` is dropped, and which one is a function of the text.
+    """A Goldfish strategy, which drops about one label in ``k`` from the loss.
 
-    A label is decided about from its window, the ``h`` ids that end with its own, so a passage loses the same labels
-    wherever it stands (Hans et al., "Be like a Goldfish, Don't Memorize!", arXiv 2406.10209). A label whose window would
-    begin before its row or its document is kept.
+    The strategy decides about a label from its window, the ``h`` ids that end with the label's own. A passage therefore
+    loses the same labels wherever it occurs (Hans et al., "Be like a Goldfish, Don't Memorize!", arXiv 2406.10209). A label
+    whose window would begin before its row or its document is kept.
 
     Args:
-        strategy: ``"hash64"``, a sound 64-bit hash, which is what to use; ``"product-table"`` (the official code and
-            Apertus v1, bit for bit; it collapses at h = 50), ``"dot-table"`` (Apertus' successor),
-            ``"product-avalanche"``, ``"random"`` (any label, whatever the text) or ``"static"`` (every k-th).
-        k: One label in ``k`` is dropped, at least 2.
-        h: Ids in a window, at least 1. ``static`` and ``random`` have no window.
-        seed: Another seed drops other labels; 0 to 2**64 - 1. Of ``hash64`` and ``random`` only.
+        strategy: ``"hash64"``, a 64-bit hash, is recommended. ``"product-table"`` equals the official code and Apertus v1
+            bit for bit; at h = 50 many windows have the same product, often 0, so use h up to about 24. ``"dot-table"`` is
+            that of Apertus' successor. Further: ``"product-avalanche"``, ``"random"`` (independent of the ids) and
+            ``"static"`` (every k-th label).
+        k: One label in ``k`` is dropped; at least 2.
+        h: The number of ids in a window; at least 1. ``static`` and ``random`` have no window.
+        seed: Another seed drops other labels; 0 to 2**64 - 1. Only ``hash64`` and ``random`` take it.
         start: The first label of each row that ``static`` drops.
-        table: 1,000,003 f32 numbers instead of the table that PyTorch draws; of the two ``-table`` strategies.
+        table: 1,000,003 f32 numbers instead of the table that PyTorch draws. Only the two ``-table`` strategies take it.
 
     Raises:
-        TypeError: An argument that the strategy has no use for was given, or has the wrong type.
-        ValueError: A number is out of its range.
+        TypeError: The strategy does not take an argument that was given, or an argument has the wrong type.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -69,14 +70,14 @@ class Goldfish:
             if name not in takes and value != default:
                 raise TypeError(f"the strategy {strategy} has no {name}; leave it out")
         if table is not None and strategy not in TABLES:
-            raise TypeError(f"the strategy {strategy} looks nothing up in a table; leave it out")
+            raise TypeError(f"the strategy {strategy} has no table; leave it out")
         self.strategy, self.k = strategy, _whole("k", k, 32)
         self.h, self.seed, self.start = _whole("h", h, 32), _whole("seed", seed, 64), _whole("start", start, 64)
         self._table = None if table is None else _as_table(table)
         self._native = native.Goldfish(strategy, self.k, self.h, self.seed, self.start, self._table)
         self._tables: dict[Any, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
-        # The name by which operators find it: the same in every process, so that compiled graphs may hold it.
+        # Operators find the object by this key. It is the same in every process, so compiled graphs can contain it.
         parts = [strategy, self.k, *(getattr(self, name) for name in takes)]
         if self._table is not None:
             parts.append(hashlib.sha256(self._table).hexdigest())
@@ -84,19 +85,22 @@ class Goldfish:
         _known[self._key] = self
 
     def __setattr__(self, name: str, value: object) -> None:
-        # The library decides by what it was given; a number that is changed here would only seem to count.
+        # The library has copied the numbers, so a change here would have no effect.
         if hasattr(self, "_key"):
             raise AttributeError(f"{name} of a Goldfish cannot be changed; make another one")
         super().__setattr__(name, value)
 
     @property
     def window(self) -> int:
-        """Ids of a window, 0 where ids do not matter: with ``window - 1`` ids of halo a part decides as the whole does."""
+        """The number of ids in a window; 0 if the strategy does not depend on ids.
+
+        With ``window - 1`` ids of halo, a part of a row gets the same decisions as in the whole row.
+        """
         return self._native.window()
 
     @property
     def dropped_share(self) -> float:
-        """The share of labels that are dropped of text without repetitions, about 1/k."""
+        """The share of labels that the strategy drops from text without repetitions, about 1/k."""
         return self._native.dropped_share()
 
     @property
@@ -119,7 +123,7 @@ class Goldfish:
         return {name: getattr(self, name) for name in names} | {"table": self._table}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # In a worker that was spawned, the library makes its own copy.
+        # The process that unpickles makes its own handle.
         self.__init__(**state)  # type: ignore[misc]
 
     def mask(
@@ -129,25 +133,27 @@ class Goldfish:
         halo: Union[int, "Ids"] = 0,
         exempt: Optional["Ids"] = None,
     ) -> "Ids":
-        """True where a label is kept.
+        """Computes which labels are kept: True for a kept label, False for a dropped one.
 
         Args:
-            ids: The ids that decide, ``[..., T]``, one for each label: give the true ids where a label is ignored. NumPy
-                array or tensor on any device of u8, u16, u32, i32 or i64. Each last dimension is a row of its own.
-            cu_seqlens: ``[documents + 1]`` i32: where documents begin in the one row that the ids then are. No window
-                crosses such an offset. Ids before the first offset and from the last on are documents of their own.
-            halo: Ids before each row that have no label here, as a rank gets them from its neighbour: ``[rows, n]`` of
-                the type of the ids; or a number, and then the first ``halo`` ids of each row are those.
-            exempt: Ids that are never dropped, such as a tokenizer's special ones: whole numbers, or i64.
+            ids: ``[..., T]`` u8, u16, u32, i32 or i64, a NumPy array or a tensor on the CPU or a CUDA device. One id for
+                each label, from which the strategy decides; for an ignored label, give the true id. Each slice along the
+                last dimension is a separate row.
+            cu_seqlens: ``[documents + 1]`` i32, the offsets at which documents begin. The ids must then be one row,
+                ``[T]`` or ``[1, T]``. No window crosses an offset. The ids before the first offset are a document, and so
+                are the ids from the last offset on.
+            halo: ``[rows, n]`` of the type of the ids: the ids before each row, such as those of the previous rank, which
+                have no label here. Or a number: then the first ``halo`` ids of each row have no label.
+            exempt: Ids that are never dropped, such as a tokenizer's special ids: a list of whole numbers, or ``[n]`` i64.
 
         Returns:
-            bool, of the shape of the ids (less ``halo`` in the last dimension where that is a number), NumPy array or
-            tensor as the ids, on the same device.
+            bool of the shape of the ids, less ``halo`` in the last dimension if that is a number. A NumPy array or a tensor
+            as the ids are, on the same device.
 
         Raises:
-            TypeError: A type that is not among these.
-            ValueError: Shapes that do not fit, or, on the CPU, offsets that decrease. On a CUDA device the host does not
-                see them: windows then end at one of them or another.
+            TypeError: An argument has a type other than these.
+            ValueError: Shapes do not fit, or, on the CPU, offsets decrease. On a CUDA device the offsets are not checked;
+                if they decrease, which of them end a window is unspecified.
         """
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(ids, torch.Tensor):
@@ -159,9 +165,9 @@ class Goldfish:
         return of_numpy.of_array(self, ids, cu_seqlens, halo, exempt)
 
     def to(self, device: Union[str, "torch.device"]) -> "Goldfish":
-        """Copies the tables to a CUDA device, and returns the strategy itself.
+        """Copies the strategy's tables to a CUDA device, and returns the same object.
 
-        The first call on a device does it otherwise; during the capture of a CUDA graph it cannot.
+        Call it before a CUDA graph is captured. Without it, the first call on the device copies them.
         """
         import torch
 
@@ -169,7 +175,7 @@ class Goldfish:
         return self
 
     def _on_device(self, device: "torch.device") -> tuple[Any, Any]:
-        """The bitmap and the coefficients as tensors on the device, None where the strategy has none."""
+        """The bitmap (u32) and the coefficients (i64) as tensors on the device; None if the strategy has none."""
         import torch
 
         if device.type == "cuda" and device.index is None:
@@ -185,7 +191,7 @@ class Goldfish:
 
 
 def by_key(key: str) -> Goldfish:
-    """The strategy of that key: one that exists, or made anew."""
+    """The strategy of a key: an existing object, or a new one."""
     found = _known.get(key)
     if found is not None:
         return found
@@ -194,7 +200,7 @@ def by_key(key: str) -> Goldfish:
     if len(rest) > len(takes):
         raise RuntimeError("the Goldfish object with this table is gone; keep it as long as it is used")
     made = Goldfish(strategy, int(k), **dict(zip(takes, map(int, rest))))
-    # Nobody else may hold it; the last few are enough.
+    # There may be no other reference to the new object, so the last eight are kept alive.
     _made.append(made)
     del _made[:-8]
     return made

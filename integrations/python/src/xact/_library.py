@@ -1,6 +1,6 @@
-"""The shared library: finding it, calling it, and its errors as exceptions.
+"""Opens and calls the shared library, and turns its errors into exceptions.
 
-It is opened when it is first needed. Calls release the interpreter while they run.
+The library is opened by the first call. Calls release the GIL while they run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Optional, Sequence
 from . import _abi
 
 NAME = "libxact.so"
-# Names of types as NumPy and PyTorch spell them.
+# The keys are the names of NumPy and PyTorch.
 DTYPES = {
     "float32": _abi.XACT_DTYPE_F32,
     "float16": _abi.XACT_DTYPE_F16,
@@ -45,7 +45,7 @@ STRATEGIES = {
 DOCUMENTS = _abi.XACT_LAYOUT_DOCUMENTS
 SUMMARY_BYTES = ctypes.sizeof(_abi.xact_cross_entropy_summary)
 
-# What an argument of the wrong type, and one of the wrong value, is called in Python. All else is a RuntimeError.
+# These statuses raise TypeError and ValueError; all others raise RuntimeError.
 _TYPE_ERRORS = (_abi.XACT_ERROR_PARAM_DTYPE, _abi.XACT_ERROR_LABEL_TYPE)
 _VALUE_ERRORS = (
     _abi.XACT_ERROR_LENGTH,
@@ -67,12 +67,10 @@ _VALUE_ERRORS = (
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The shared library, of the interface that this package was written for.
-
-    The environment variable XACT_LIBRARY names another file than the one in the package.
+    """The shared library. The environment variable XACT_LIBRARY names another file than the one in the package.
 
     Raises:
-        RuntimeError: It is not there, or of another version.
+        RuntimeError: The library cannot be loaded, or its interface has another version than this package needs.
     """
     path = os.environ.get("XACT_LIBRARY") or str(Path(__file__).with_name(NAME))
     try:
@@ -107,7 +105,7 @@ def abi_version() -> int:
 
 
 def kernels() -> Optional[str]:
-    """None where the library holds CUDA kernels and a driver for them is here; else why not."""
+    """None if the library has CUDA kernels and a CUDA driver is present; otherwise the reason why kernels cannot run."""
     for function in (library().xact_kernels_built, library().xact_cuda_available):
         if function() != _abi.XACT_OK:
             return _text()
@@ -119,7 +117,7 @@ def _text() -> str:
 
 
 def check(status: int) -> None:
-    """Raises what a status says."""
+    """Raises the exception for a status that is not XACT_OK, with the library's text."""
     if status == _abi.XACT_OK:
         return
     if status in _TYPE_ERRORS:
@@ -128,34 +126,34 @@ def check(status: int) -> None:
 
 
 def struct(name: str) -> Any:
-    """A struct of arguments, all of whose fields are 0 but its size."""
+    """A new struct of arguments with ``size`` set and all other fields 0."""
     made = getattr(_abi, name)()
     made.size = ctypes.sizeof(made)
     return made
 
 
 def pointer(value: Any) -> int:
-    """The address of a struct, which must be kept as long as it is used."""
+    """The address of a struct. The caller must keep the struct alive while the address is used."""
     return ctypes.addressof(value)
 
 
 def addresses(values: Sequence[int]) -> Any:
-    """An array of pointers; a struct holds only its address, so that the caller keeps it."""
+    """An array of pointers. Structs store only its address, so the caller must keep it alive."""
     return (ctypes.c_void_p * len(values))(*values)
 
 
 def matrix(address: int, pitch: int) -> Any:
-    """Where a tensor lies."""
+    """An ``xact_matrix``: the address of the first element, and the pitch of the rows in elements."""
     return _abi.xact_matrix(address or None, pitch)
 
 
 def logits_matrix(address: int, pitch: int, group_rows: int, group_pitch: int) -> Any:
-    """Where rows of logits lie."""
+    """An ``xact_logits_matrix``; pitches are in elements."""
     return _abi.xact_logits_matrix(address or None, pitch, group_rows, group_pitch)
 
 
 def query(name: str, *arguments: Any) -> int:
-    """A number of bytes."""
+    """Calls a function that returns one u64, such as a number of bytes, and returns that."""
     result = ctypes.c_uint64()
     check(getattr(library(), name)(*map(_argument, arguments), ctypes.addressof(result)))
     return result.value
@@ -166,7 +164,7 @@ def _argument(value: Any) -> Any:
 
 
 def run(name: str, *arguments: Any) -> None:
-    """Calls a function of a device."""
+    """Calls a function by name and checks its status."""
     check(getattr(library(), name)(*map(_argument, arguments)))
 
 
@@ -174,7 +172,7 @@ _threads = 0
 
 
 def run_on_host(name: str, threads: int, *arguments: Any) -> None:
-    """Calls the twin of a function on the CPU, in so many threads; 0 for as many as it was last."""
+    """Calls the CPU variant (``_host``) of a function with ``threads`` threads; 0 keeps the number of the last call."""
     global _threads
     if threads not in (0, _threads):
         check(library().xact_set_num_threads(threads))
@@ -190,10 +188,10 @@ def activation(
     autograd: bool = False,
     effective: bool = False,
 ) -> Any:
-    """An activation with its options."""
+    """An ``xact_activation`` with these options; ``autograd`` selects XACT_COMPAT_AUTOGRAD, and is used only with ``eps``."""
     op = _abi.xact_activation()
     check(library().xact_activation_init(ctypes.addressof(op), ctypes.sizeof(op), name.encode()))
-    # Set anew, since the struct has but a pointer, and what Python sets it keeps.
+    # The struct stores only a pointer. Setting the field here makes ctypes keep the bytes alive.
     op.name = name.encode()
     if beta is not None:
         op.beta = beta
@@ -214,7 +212,7 @@ def cross_entropy(
     vocab: Optional[int],
     normalizer: str,
 ) -> Any:
-    """The loss with its options."""
+    """An ``xact_cross_entropy`` with these options."""
     op = _abi.xact_cross_entropy()
     check(library().xact_cross_entropy_init(ctypes.addressof(op), ctypes.sizeof(op)))
     op.ignore_index, op.vocab = ignore_index, vocab or 0
@@ -224,22 +222,22 @@ def cross_entropy(
 
 
 def summary_field(summary: Any, name: str) -> Any:
-    """A number of a summary that is a tensor of bytes, as a tensor of no dimensions in its memory."""
+    """A field of ``summary``, a uint8 tensor with an ``xact_cross_entropy_summary``, as a view of shape ``[]``."""
     import torch
 
     field = getattr(_abi.xact_cross_entropy_summary, name)
-    # Counts are u64, and all bits set where there is none: as i64, that is -1.
+    # Counts are u64. A row that does not exist has all bits set, which is -1 as i64.
     dtype = torch.float32 if field.size == 4 else torch.int64
     return summary[field.offset : field.offset + field.size].view(dtype)[0]
 
 
 def summary_address(summary: Any, name: str) -> int:
-    """The address of a number of a summary that is a tensor of bytes."""
+    """The address of a field of ``summary``, see :func:`summary_field`."""
     return summary.data_ptr() + getattr(_abi.xact_cross_entropy_summary, name).offset
 
 
 class Goldfish:
-    """A handle of a strategy, freed with the object."""
+    """Owns the library's handle of a strategy."""
 
     def __init__(self, strategy: str, k: int, h: int, seed: int, start: int, table: Any) -> None:
         made = struct("xact_goldfish_strategy")
@@ -256,7 +254,7 @@ class Goldfish:
             library().xact_goldfish_free(handle)
 
     def tables(self) -> tuple[Optional[list[int]], Optional[list[int]]]:
-        """The words of the bitmap and the coefficients, None where the strategy has none."""
+        """The u32 words of the bitmap, and the i64 coefficients; None if the strategy has none."""
         return (
             self._numbers("xact_goldfish_bitmap", ctypes.c_uint32),
             self._numbers("xact_goldfish_coefficients", ctypes.c_int64),
@@ -269,11 +267,11 @@ class Goldfish:
         return list((kind * count.value).from_address(values.value)) if count.value else None
 
     def window(self) -> int:
-        """The ids of a window; 0 where ids do not matter."""
+        """The number of ids in a window; 0 if the strategy does not depend on ids."""
         return query("xact_goldfish_window", self.handle)
 
     def dropped_share(self) -> float:
-        """The share of labels that are dropped of text without repetitions."""
+        """The share of labels that the strategy drops from text without repetitions."""
         share = ctypes.c_double()
         check(library().xact_goldfish_dropped_share(self.handle, ctypes.addressof(share)))
         return share.value
@@ -284,10 +282,10 @@ _opening = threading.Lock()
 
 
 def device(ordinal: int) -> int:
-    """The handle of a device, which stays open: a process's kernels are loaded once.
+    """The handle of a CUDA device. It stays open, so each kernel is loaded once per process.
 
     Raises:
-        RuntimeError: The library holds no kernels, or there is no driver; the text says what to do.
+        RuntimeError: The library has no kernels, or there is no CUDA driver; the text says what to do.
     """
     handle = _devices.get(ordinal)
     if handle is None:
@@ -301,16 +299,18 @@ def device(ordinal: int) -> int:
 
 
 def preload(on: Any, name: Optional[str] = None) -> None:
-    """Loads kernels on to a device; otherwise a first call does, which a stream under capture does not allow.
+    """Loads kernels onto a CUDA device. Call it before a CUDA graph is captured.
+
+    Without it, the first call of an op loads its kernels, which fails while a stream is captured.
 
     Args:
-        on: The number of a CUDA device, or a ``torch.device``, or its name, such as ``"cuda:1"``.
-        name: That of an activation, ``"cross_entropy"`` or ``"goldfish"``; None for all.
+        on: The ordinal of a CUDA device, a ``torch.device``, or a name such as ``"cuda:1"``.
+        name: The op: the name of an activation, ``"cross_entropy"`` or ``"goldfish"``; None loads all.
 
     Raises:
-        TypeError: It is no device.
+        TypeError: ``on`` is not a device.
         ValueError: No op has this name.
-        RuntimeError: It is no CUDA device, the library holds no kernels, or there is no driver.
+        RuntimeError: ``on`` is not a CUDA device, the library has no kernels, or there is no CUDA driver.
     """
     if not isinstance(on, int):
         import torch

@@ -56,7 +56,7 @@ def of_array(goldfish: "Goldfish", ids: Any, cu_seqlens: Any, halo: Any, exempt:
 
 
 def split_halo(ids: Any, halo: object) -> tuple[Any, Any]:
-    """The ids with labels and those before them, where ``halo`` says how many of each row have none."""
+    """Splits ids ``[..., T]`` into those with labels ``[..., T - halo]`` and the halo ``[..., halo]``, or None for halo 0."""
     try:
         count = halo if isinstance(halo, int) else operator.index(halo)  # type: ignore[arg-type]
     except TypeError:
@@ -70,14 +70,14 @@ def split_halo(ids: Any, halo: object) -> tuple[Any, Any]:
 
 
 def check_halo(shape: Any, of: Any) -> None:
-    """The ids before the rows are those of as many rows."""
+    """Raises ValueError unless a halo of this shape has as many rows as ids of the shape ``of``."""
     rows = math.prod(of[:-1])
     if len(shape) == 0 or math.prod(shape[:-1]) != rows:
         raise ValueError(f"halo is {list(shape)}, but ids has {rows} rows; it must be [rows, n]")
 
 
 def whole_numbers(exempt: Any) -> list[int]:
-    """Ids that are not in an array."""
+    """Ids that are not in an array, such as a list, as numbers of i64."""
     try:
         ids = [operator.index(each) for each in exempt]
     except TypeError:
@@ -90,7 +90,7 @@ def whole_numbers(exempt: Any) -> list[int]:
 
 
 def check_one_row(shape: Any) -> None:
-    """Offsets of documents are those of one row."""
+    """Raises ValueError unless ids of this shape, which come with ``cu_seqlens``, are one row."""
     if len(shape) == 0 or any(size != 1 for size in shape[:-1]):
         raise ValueError(
             f"cu_seqlens cuts one row into documents, but ids is {list(shape)}; pass them as [T] or [1, T]"
@@ -105,7 +105,7 @@ def _ids(what: str, array: numpy.ndarray) -> numpy.ndarray:
 
 
 def _exactly(what: str, value: Any, dtype: Any) -> numpy.ndarray:
-    """The value as a contiguous array of that type; a list is converted, an array must have it."""
+    """The value as a contiguous array ``[n]`` of this type. A list is converted; an array must already have the type."""
     if isinstance(value, numpy.ndarray) and value.dtype != dtype:
         raise TypeError(f"{what} is {value.dtype}; it must be {numpy.dtype(dtype).name}")
     array = numpy.ascontiguousarray(value, dtype=dtype)

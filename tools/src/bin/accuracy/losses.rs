@@ -9,7 +9,7 @@ use xact_dev::inputs::Random;
 use xact_dev::loss::{self, Batch, How, Uploaded};
 use xact_dev::same::bits;
 
-/// Losses are given as `forward`, gradients as `backward`.
+/// The result of a forward is the loss, that of a backward the gradient of the logits.
 const OP: &str = "cross_entropy";
 
 /// The options that are measured, by name.
@@ -23,7 +23,7 @@ fn options() -> [(&'static str, CrossEntropy); 3] {
 const CLASSES: usize = 4001;
 const ROWS: usize = 120;
 
-/// Rows of random logits of growing spread, on growing offsets; in every second one the target is far ahead.
+/// Rows of random logits with growing spread and offset. In every second row, the target is far larger than the others.
 fn batch<T: Element>() -> Batch<T> {
     let mut random = Random(5);
     let mut logits: Vec<T> = Vec::new();
@@ -54,7 +54,7 @@ impl Jobs {
     }
 }
 
-/// The worst of a number of results, and how many are the correctly rounded ones.
+/// The worst error of a number of results, and the number of correctly rounded ones.
 #[derive(Default)]
 struct Tally {
     n: usize,
@@ -73,7 +73,7 @@ impl Tally {
     }
 }
 
-/// The distance of neighbours at `x`.
+/// The distance of neighbouring values at `x`.
 fn ulp<T: Element>(x: f64) -> f64 {
     let exponent = if x == 0.0 {
         T::MIN_EXPONENT

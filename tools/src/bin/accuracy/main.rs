@@ -1,5 +1,5 @@
-//! How accurate every op is, as a table and as plots beside the formulas of existing implementations.
-//! `cargo xtask accuracy` sets up what is missing and runs this.
+//! Measures the accuracy of every op, and writes a table, and plots that compare it with the formulas of other
+//! implementations. `cargo xtask accuracy` installs what is missing and runs this program.
 
 mod losses;
 mod pages;
@@ -23,25 +23,25 @@ use xact_dev::progress::{self, print};
 use xact_dev::run::{self, How};
 use xact_dev::{check, inputs};
 
-/// Measure how accurate every op is, and write docs/accuracy.md, its plots and the table of README.md
+/// Measure the accuracy of every op, and write docs/accuracy.md, its plots and the table of README.md
 ///
-/// Inputs are all 65,536 values of the 16-bit types, and of f32 a sweep with the neighbourhoods of roots and
-/// switch-over points. On the emulator every row is run with the approximate instructions exact, at the
-/// lower and at the upper end of their documented error, and anywhere between. Exit status 1, and nothing
-/// written, if a result is out of bounds.
+/// The inputs are all 65,536 values of the 16-bit types. For f32 they are a sweep that includes the neighbourhoods of roots
+/// and switch-over points. On the emulator, every row is run with the results of approximate instructions exact, at the
+/// lower end and at the upper end of their documented error, and at random between them. If a result is out of bounds, the
+/// exit status is 1 and nothing is written.
 #[derive(Parser)]
 #[command(name = "accuracy")]
 struct Arguments {
-    /// auto (a real device if there is one), gpu or emulated
+    /// The device: auto (a real device if there is one), gpu or emulated
     #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
     device: Choice,
-    /// Write nothing; exit status 1 if the files are not what would be written
+    /// Write nothing; exit with status 1 if the files differ from what would be written
     #[arg(long)]
     check: bool,
-    /// Check the table of README.md alone: of the activations the plain forms, and no plots
+    /// Check only the table of README.md: the plain forms of the activations, without plots
     #[arg(long, requires = "check")]
     readme: bool,
-    /// Write nothing; one JSON object a line for every op, direction, type, parameters and way to approximate
+    /// Write no files, but print one JSON object per line for every op, direction, type, parameters and approximation mode
     #[arg(long, conflicts_with = "check")]
     json: bool,
 }
@@ -121,7 +121,7 @@ fn exit(done: Result<(), String>) -> ExitCode {
     }
 }
 
-/// Whether the files in `root` are what they should be.
+/// Whether the files in `root` are up to date.
 fn compare(root: &Path, pages: &[Page]) -> Result<(), String> {
     let current = |page: &Page| {
         std::fs::read_to_string(root.join(&page.path)).is_ok_and(|text| text == page.text)
@@ -149,7 +149,7 @@ fn write(root: &Path, pages: &[Page]) -> Result<(), String> {
     Ok(())
 }
 
-/// What was found for one result of a case in one mode.
+/// The measurement of one result of a case in one mode.
 struct Row {
     op: &'static str,
     dtype: Dtype,
@@ -157,11 +157,11 @@ struct Row {
     /// `y`, `dx` or `dv`; `loss` or `dlogits`.
     result: &'static str,
     params: &'static str,
-    /// The parameters of this name.
+    /// The name of the parameters' sample.
     values: Vec<f32>,
-    /// The options of the op, as Rust prints them.
+    /// The options of the op, as Rust's Debug format.
     options: String,
-    /// What approximate instructions returned; a real device has one way of its own.
+    /// The mode of the approximate instructions; a real device has only its own.
     approx: Option<Approx>,
     n: usize,
     worst_ulp: f64,
@@ -183,7 +183,7 @@ impl Row {
             "approx": self.approx.map(|approx| format!("{approx:?}").to_lowercase()),
             "device": gpu.name,
             "n": self.n,
-            // JSON has no infinity; a result of the wrong kind is infinitely far off.
+            // JSON has no infinity. A result of the wrong kind has an infinite error.
             "worst_ulp": self.worst_ulp.is_finite().then_some(self.worst_ulp),
             "worst_at": self.worst_at.is_finite().then_some(self.worst_at),
             "correctly_rounded": self.correctly_rounded,
@@ -192,19 +192,19 @@ impl Row {
     }
 }
 
-/// Something still to be computed.
+/// A measurement that is not yet done.
 struct Job<R> {
     name: String,
     run: Box<dyn FnOnce(&Gpu) -> R>,
 }
 
-/// Points of each half of an f32 sweep.
+/// The number of points in each half of an f32 sweep.
 const F32_POINTS: u32 = 1 << 15;
 
-/// The rows of every case.
+/// The measurements of every case.
 struct Jobs {
     jobs: Vec<Job<Vec<Row>>>,
-    /// Without the gated forms.
+    /// Whether to leave out the gated forms.
     plain_alone: bool,
 }
 
@@ -301,7 +301,7 @@ fn panel<A: Registered, T: Element>(
     };
     let errors = |y: Vec<T>| {
         let points = x.iter().zip(y);
-        // The sign of zero is right or wrong, and no matter of ulp.
+        // The sign of zero is checked separately, not in ulp.
         points
             .filter(|(x, _)| x.to_f64() != 0.0)
             .map(|(&x, y)| (x.to_f64(), error(x, y)))
@@ -317,7 +317,7 @@ fn panel<A: Registered, T: Element>(
     };
     let line = |name: &str, colour, points| Line::envelope(name, colour, &subject.x, points);
     let name = format!("xact in {}", T::DTYPE);
-    // Seen in f32 alone.
+    // Only the f32 plot shows this.
     let mut lines = if gpu.emulated && T::DTYPE == Dtype::F32 {
         let worst = "the same, approximate / instructions at their worst";
         vec![

@@ -1,4 +1,4 @@
-//! The files that the measurements become.
+//! The files that are generated from the measurements.
 
 use std::path::Path;
 
@@ -11,23 +11,23 @@ use xact_dev::table::table;
 
 use crate::Row;
 
-/// A file and what belongs into it.
+/// A file and its expected content.
 pub struct Page {
-    /// In the repository.
+    /// The path in the repository.
     pub path: String,
     pub text: String,
 }
 
-/// Around the part of README.md that is written here.
+/// The marks around the generated part of README.md.
 const MARKS: [&str; 2] = [
     "<!-- written by `cargo xtask accuracy`: -->\n",
     "<!-- end -->",
 ];
 
-/// README.md, which is in the folder `root`.
+/// README.md in the folder `root`.
 ///
 /// # Errors
-/// It cannot be read or has no marks.
+/// The file cannot be read, or has no marks.
 pub fn readme(root: &Path, gpu: &Gpu, rows: &[Row]) -> Result<Page, String> {
     let readme = std::fs::read_to_string(root.join("README.md"));
     let readme = readme.map_err(|e| format!("README.md: {e}"))?;
@@ -52,10 +52,10 @@ pub fn readme(root: &Path, gpu: &Gpu, rows: &[Row]) -> Result<Page, String> {
     })
 }
 
-/// All files, in the folder `root`; `plots` are the ops' names and SVG.
+/// All generated files, with paths in the folder `root`; `plots` are the names and SVG texts of the ops.
 ///
 /// # Errors
-/// Those of [`readme`].
+/// The errors of [`readme`].
 pub fn all(
     root: &Path,
     gpu: &Gpu,
@@ -81,22 +81,22 @@ pub fn all(
     Ok(pages)
 }
 
-/// What a table shows of several rows: worst error with exact approximate instructions and in all modes,
-/// where the latter is, share correctly rounded.
+/// A summary of several measurements: the worst error with exact approximate instructions and in all modes, the input of
+/// the latter, and the share of correctly rounded results.
 struct Summary<'a> {
     cells: [String; 3],
     worst: &'a Row,
 }
 
 impl<'a> Summary<'a> {
-    /// Of the rows for which `of` holds.
+    /// Summarises the measurements for which `of` is true.
     ///
     /// # Panics
     /// If there is none.
     fn of(rows: &'a [Row], of: impl Fn(&Row) -> bool) -> Summary<'a> {
         let rows: Vec<_> = rows.iter().filter(|row| of(row)).collect();
         let worst_of = |rows: &mut dyn Iterator<Item = &&'a Row>| {
-            // The first of equals, as in the sweep.
+            // Of equal errors, the first in the sweep.
             let worse = |a: &'a Row, b: &'a Row| if b.worst_ulp > a.worst_ulp { b } else { a };
             rows.copied().reduce(worse)
         };
@@ -109,7 +109,7 @@ impl<'a> Summary<'a> {
         let error = |row: &Row| format!("{:.3}", row.worst_ulp);
         let n: usize = rows.iter().map(|row| row.n).sum();
         let rounded: usize = rows.iter().map(|row| row.correctly_rounded).sum();
-        // Rounded down, so that 100 % are all.
+        // The share is rounded down, so 100 % means all.
         let share = (1e4 * rounded as f64 / n as f64).floor() / 100.0;
         let errors = exact.map_or_else(
             || error(worst),
@@ -122,7 +122,7 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// A number in as few characters as tell where it is.
+/// A number in as few characters as identify the place.
 fn short(x: f64) -> String {
     if (1e-3..1e4).contains(&x.abs()) {
         format!("{x:.4}")
@@ -158,7 +158,7 @@ pub fn summary(gpu: &Gpu, rows: &[Row]) -> String {
 }
 
 /// docs/accuracy.md.
-/// The plots have a page of their own: docs.rs shows the other one, without its pictures.
+/// The plots are on a separate page, because docs.rs shows docs/accuracy.md without its images.
 fn plots_page(ops: &[&str]) -> String {
     let plots: String = ops
         .iter()
@@ -245,7 +245,7 @@ fn page(gpu: &Gpu, rows: &[Row]) -> String {
     )
 }
 
-/// The different ones of `items`, in the order in which they come first.
+/// The distinct items, in the order of their first occurrence.
 fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = Vec::new();
     for item in items {

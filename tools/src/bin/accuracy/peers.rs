@@ -1,15 +1,14 @@
-//! What existing implementations compute, in the arithmetic in which they compute it, and where that is
-//! worth looking at.
+//! The formulas of existing implementations in their own arithmetic, and the ranges to plot.
 //!
-//! In their favour, the operations are correctly rounded, exp, expm1, arctan and erf among them, and no
-//! parameter is rounded on the way: those of the plots are exact in bf16.
+//! To favour the peers, every operation is correctly rounded, including exp, expm1, arctan and erf, and no parameter is
+//! rounded: the parameters in the plots are exact in bf16.
 use xact_dev::plot::{Axis, Scale};
 
-/// An implementation's formula, evaluated in one type.
+/// The formula of an implementation, evaluated in one type.
 pub struct Peer {
-    /// For the legend.
+    /// The name in the legend.
     pub name: &'static str,
-    /// f(x), where the first argument rounds to the type after every operation.
+    /// f(x). The first argument rounds to the type after every operation.
     pub formula: fn(Round<'_>, f64) -> f64,
 }
 
@@ -18,18 +17,18 @@ pub type Round<'a> = &'a dyn Fn(f64) -> f64;
 
 /// The plot of an op.
 pub struct Subject {
-    /// The op as papers write it.
+    /// The name of the op as in papers.
     pub name: String,
-    /// The sample whose parameters it shows.
+    /// The sample with the parameters of the plot.
     pub sample: &'static str,
-    /// What these are, and what to look at.
+    /// The values of the parameters, and what to look at.
     pub notes: Vec<&'static str>,
     pub x: Axis,
     pub f32: Vec<Peer>,
     pub bf16: Vec<Peer>,
 }
 
-/// What to plot of the op of this name. An op that is not listed is plotted without peers.
+/// The plot of the op of this name. An op without an entry is plotted without peers.
 pub fn subject(op: &str) -> Subject {
     let axis = |scale, min, max| Axis {
         label: match scale {
@@ -136,7 +135,7 @@ pub fn subject(op: &str) -> Subject {
 /// α_p, α_n and β of the sample `apertus`, after softplus.
 const APERTUS: [f64; 3] = [166.0, 41.25, 0.5];
 
-/// As the CUDA kernels have it: rubber-duck-debug/xielu, in bf16 where it loads vectors of bf16;
+/// The formula of the CUDA kernels: rubber-duck-debug/xielu, in bf16 where it loads vectors of bf16, and
 /// nathanrchn/kernels, in f32.
 fn xielu_exp(r: Round<'_>, x: f64) -> f64 {
     let [alpha_p, alpha_n, beta] = APERTUS;
@@ -147,8 +146,8 @@ fn xielu_exp(r: Round<'_>, x: f64) -> f64 {
     r(r(alpha_n * expm1) - r((alpha_n - beta) * x))
 }
 
-/// As Hugging Face transformers' `XIELUActivation` has it, without the clamp at −1e-6: that is another
-/// function, not an error.
+/// The formula of `XIELUActivation` in Hugging Face transformers, without the clamp at −1e-6, which makes it another
+/// function and is not an error.
 fn xielu_expm1(r: Round<'_>, x: f64) -> f64 {
     let [alpha_p, alpha_n, beta] = APERTUS;
     if x > 0.0 {
@@ -157,7 +156,7 @@ fn xielu_expm1(r: Round<'_>, x: f64) -> f64 {
     r(r(r(r(libm::expm1(x)) - x) * alpha_n) + r(beta * x))
 }
 
-/// As AllenHaoHuang/x-activation has it, here and below, for α = 0.
+/// The formula of AllenHaoHuang/x-activation, here and below, for α = 0.
 fn xatlu(r: Round<'_>, x: f64) -> f64 {
     let slope = r(std::f64::consts::FRAC_1_PI);
     r(r(r(r(libm::atan(x)) * slope) + 0.5) * x)
@@ -168,7 +167,7 @@ fn xgelu(r: Round<'_>, x: f64) -> f64 {
     r(r(r(r(libm::erf(z)) * 0.5) + 0.5) * x)
 }
 
-/// The logistic function is one operation of the frameworks, evaluated in f32 and rounded.
+/// In the frameworks, the logistic function is one operation, which is evaluated in f32 and rounded.
 fn xsilu(r: Round<'_>, x: f64) -> f64 {
     let f32 = |v: f64| f64::from(v as f32);
     let sigma = f32(1.0 / f32(1.0 + f32(libm::exp(-x))));

@@ -1,4 +1,4 @@
-//! Activations on the tensors of a file.
+//! Applies activations to the tensors of a file.
 
 mod call;
 mod cpu;
@@ -27,11 +27,11 @@ pub struct Arguments {
 /// The gated forms.
 #[derive(Args)]
 struct Gating {
-    /// The gated form of this order: the last dimension of x holds gate and value, and that of y and dy is half as
+    /// Use the gated form of this order: the last dimension of x contains gate and value, and that of y and dy is half as
     /// long. No other dimension can be split
     #[arg(long, value_enum)]
     gated: Option<OrderName>,
-    /// Which half of the last dimension of x, and of dx, is the gate: gate-first if nothing is said
+    /// The half of the last dimension of x and dx that is the gate; the default is gate-first
     #[arg(long, value_enum, requires = "gated")]
     halves: Option<HalvesName>,
 }
@@ -48,25 +48,25 @@ enum OrderName {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum HalvesName {
-    /// Gate, then value
+    /// The gate first, then the value
     GateFirst,
-    /// Value, then gate, as torch.nn.GLU has it
+    /// The value first, then the gate, as in torch.nn.GLU
     ValueFirst,
 }
 
 /// The options of xIELU.
 #[derive(Args)]
 struct OfXielu {
-    /// alpha_p and alpha_n are used as they are, not passed through a softplus
+    /// Use alpha_p and alpha_n as they are, without a softplus
     #[arg(long)]
     effective: bool,
-    /// The slope at 0, unless the input has a tensor beta: 0.5 if nothing is said
+    /// The slope at 0, if the input has no tensor beta; the default is 0.5
     #[arg(long, allow_hyphen_values = true, value_parser = finite)]
     beta: Option<f32>,
-    /// Clamp x inside expm1, as Hugging Face does with -1e-6; a tensor eps of the input (rounded to f32) says the same
+    /// Clamp x inside expm1, as Hugging Face does with -1e-6. A tensor eps of the input, rounded to f32, does the same
     #[arg(long, allow_hyphen_values = true, value_parser = not_nan)]
     eps: Option<f32>,
-    /// The gradient of the clamp: if nothing is said, autograd with --eps, and analytic with a tensor eps
+    /// The gradient of the clamp; the default is autograd with --eps, and analytic with a tensor eps
     #[arg(long, value_enum)]
     eps_gradient: Option<EpsGradientName>,
 }
@@ -77,7 +77,7 @@ enum EpsGradientName {
     Autograd,
 }
 
-/// The subcommand of an op of the registry.
+/// Makes the subcommand of an op of the registry.
 pub fn command(name: &'static str) -> Command {
     let op: AnyActivation = name.parse().expect("a name of the registry");
     let Signature {
@@ -163,7 +163,7 @@ impl OfXielu {
         given.iter().find(|(_, is)| *is).map(|(flag, _)| *flag)
     }
 
-    /// The op with these options, and with those that are in the file.
+    /// The op with these options and those in the file.
     fn set(
         &self,
         op: AnyActivation,
@@ -204,7 +204,7 @@ impl OfXielu {
     }
 }
 
-/// The parameters; of those that may be left out, as many as are there.
+/// The parameters; optional ones only if the file has them.
 fn params(signature: &Signature, tensors: &Tensors<'_>, beside: Dtype) -> Result<Vec<f64>, String> {
     let (required, optional) =
         (signature.params).split_at(signature.params.len() - signature.optional);
@@ -222,7 +222,7 @@ fn params(signature: &Signature, tensors: &Tensors<'_>, beside: Dtype) -> Result
 }
 
 impl Gating {
-    /// How x of this shape is gated.
+    /// The gated form for x of this shape.
     fn of(&self, shape: &[usize]) -> Result<Option<Gate>, String> {
         let order = match self.gated {
             None => return Ok(None),

@@ -1,4 +1,4 @@
-//! The command line: a subcommand for each op, and what all of them take.
+//! The command line: a subcommand for each op, and the arguments that all subcommands have.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,8 @@ use xact_dev::files::Destination;
 
 /// Run an op on the tensors of a .safetensors file
 ///
-/// Standard error names the device, the tensors of the file that are not read, and what is worth knowing of the
-/// results. Exit status 2, and no output, if anything is wrong.
+/// Standard error names the device and the tensors of the file that are not read, and describes the results. On any error,
+/// the exit status is 2 and there is no output file.
 #[derive(Parser)]
 #[command(name = "apply")]
 pub struct Arguments {
@@ -30,15 +30,15 @@ pub enum Op {
 #[derive(Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Loss {
-    /// Cross-entropy: reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, where they are there,
-    /// weights (f32, [N]) and normalizer (f32, one element), for backward also dloss (f32, [N] or one element); with
-    /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish
-    /// does; writes loss and what --outputs names, or dlogits
+    /// Compute cross-entropy. Reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, if present,
+    /// weights (f32, [N]) and normalizer (f32, one element); for backward also dloss (f32, [N] or one element); with
+    /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish does.
+    /// Writes loss and the results of --outputs, or dlogits
     #[command(alias = "cross-entropy")]
     CrossEntropy(cross_entropy::Arguments),
-    /// The labels that Goldfish keeps: reads labels (u8, u16, u32, i32 or i64, [rows, labels of a row]) and, where they are there,
-    /// cu_seqlens (i32, offsets of documents into the labels of all rows), halo (type of labels, the ids before the
-    /// first label of each row, or of all rows with cu_seqlens) and exempt (i64, ids that are never dropped); writes
+    /// Compute which labels Goldfish keeps. Reads labels (u8, u16, u32, i32 or i64, [rows, labels of a row]) and, if
+    /// present, cu_seqlens (i32, offsets of documents into the labels of all rows), halo (type of labels, the ids before
+    /// the first label of each row, or of all rows with cu_seqlens) and exempt (i64, ids that are never dropped). Writes
     /// keep (u8, shape of labels) and kept (i64, one element)
     #[command(alias = "goldfish-mask")]
     Goldfish(goldfish::Arguments),
@@ -76,12 +76,12 @@ impl Subcommand for Op {
     }
 }
 
-/// What every op with a gradient takes.
+/// The arguments of every op with a gradient.
 #[derive(Args)]
 pub struct Task {
     #[command(flatten)]
     pub files: Files,
-    /// What is computed
+    /// The direction to compute
     #[arg(long, value_enum)]
     direction: Direction,
 }
@@ -98,7 +98,7 @@ enum Direction {
     Backward,
 }
 
-/// What every op takes.
+/// The arguments of every op.
 #[derive(Args)]
 pub struct Files {
     /// The .safetensors file to read
@@ -107,8 +107,8 @@ pub struct Files {
     /// The .safetensors file to write
     #[arg(long)]
     output: PathBuf,
-    /// Who computes: the reference on the CPU (in f64, rounded once; it alone takes tensors of f64, and then writes
-    /// f64), the fast CPU backend, the emulated or a real device, or the best device there is
+    /// The backend: the reference on the CPU (in f64, rounded once; only it takes tensors of f64, and then writes f64), the
+    /// fast CPU backend, the emulated or a real device, or the best available device
     #[arg(long, value_enum, default_value = "auto")]
     pub device: Backend,
 }
@@ -123,7 +123,7 @@ pub enum Backend {
 }
 
 impl Files {
-    /// Writes what `compute` makes of the tensors that are read. That the output can be written is known before.
+    /// Computes the results from the tensors that are read, and writes them. Checks first that the output can be written.
     pub fn convert(
         &self,
         compute: impl FnOnce(&Tensors<'_>) -> Result<Vec<Output>, String>,
@@ -137,7 +137,7 @@ impl Files {
     }
 }
 
-/// A number, or an infinity.
+/// Parses a number or an infinity.
 pub fn not_nan(text: &str) -> Result<f32, String> {
     let number: f32 = text.parse().map_err(|e| format!("{e}"))?;
     if number.is_nan() {
@@ -146,7 +146,7 @@ pub fn not_nan(text: &str) -> Result<f32, String> {
     Ok(number)
 }
 
-/// A number that f32 holds.
+/// Parses a number in the range of f32.
 pub fn finite(text: &str) -> Result<f32, String> {
     let number = not_nan(text)?;
     if number.is_infinite() {
@@ -155,7 +155,7 @@ pub fn finite(text: &str) -> Result<f32, String> {
     Ok(number)
 }
 
-/// What is said by a flag and by a tensor.
+/// The error if a flag and a tensor set the same option.
 pub fn twice(flag: &str, tensor: &str) -> String {
     format!("{flag} is given, and the input has a tensor {tensor}; leave one of them out")
 }

@@ -1,4 +1,4 @@
-//! Cross-entropy of the logits and labels of a file.
+//! Computes cross-entropy of the logits and labels of a file.
 
 mod cpu;
 mod device;
@@ -25,45 +25,45 @@ use xact_dev::strategy::Name;
 pub struct Arguments {
     #[command(flatten)]
     task: Task,
-    /// Rows with this label are masked
+    /// Mask the rows with this label
     #[arg(long, default_value_t = -100, allow_hyphen_values = true)]
     ignore_index: i64,
-    /// This part of the target is spread evenly over all classes
+    /// Spread this share of the target evenly over all classes
     #[arg(long, default_value_t = 0.0, value_parser = finite)]
     label_smoothing: f32,
-    /// Adds this much of lse² to the loss of each row
+    /// Add this multiple of lse² to the loss of each row
     #[arg(long, default_value_t = 0.0, value_parser = finite)]
     z_loss: f32,
-    /// Logits pass through c·tanh(z/c)
+    /// Replace each logit by c·tanh(z/c)
     #[arg(long, value_parser = finite)]
     softcap: Option<f32>,
-    /// Classes, if fewer than columns
+    /// The number of classes, if it is less than the number of columns
     #[arg(long)]
     vocab: Option<u64>,
-    /// What the losses of the rows become, and what gradients are of; --normalizer says what a mean is over
+    /// The reduction of the rows' losses, to which gradients also refer; --normalizer sets the divisor of a mean
     #[arg(long, value_enum, default_value = "mean")]
     reduction: Reduction,
-    /// What the mean is divided by: kept if nothing is said, and there is no tensor normalizer
+    /// The divisor of the mean; the default is kept, unless there is a tensor normalizer
     #[arg(long, value_parser = normalizers())]
     normalizer: Option<Normalizer>,
-    /// Divide the mean by this number instead; a tensor normalizer says the same
+    /// Divide the mean by this number instead; a tensor normalizer does the same
     #[arg(long, value_parser = finite)]
     divide_by: Option<f32>,
-    /// The mean over no rows is NaN, not 0
+    /// Make the mean over no rows NaN, not 0
     #[arg(long)]
     empty_is_nan: bool,
-    /// What is written of a forward, with commas between: loss,lse if nothing is said
+    /// The results of a forward to write, separated by commas; the default is loss,lse
     #[arg(long, value_enum, value_delimiter = ',')]
     outputs: Option<Vec<Wanted>>,
-    /// Cut the classes among so many ranks, as under vocabulary parallelism, whose statistics are put together
+    /// Divide the classes among this number of ranks, as under vocabulary parallelism, and combine their statistics
     #[arg(long)]
     shards: Option<NonZeroUsize>,
-    /// Drop labels by this strategy
+    /// Drop labels with this strategy
     #[arg(long, value_enum)]
     goldfish: Option<Name>,
     #[command(flatten)]
     numbers: goldfish::Options,
-    /// Tell the loss of the rows that Goldfish drops, too
+    /// Also print the loss of the rows that Goldfish drops
     #[arg(long, requires = "goldfish")]
     dropped_loss: bool,
 }
@@ -79,13 +79,13 @@ enum Reduction {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Wanted {
-    /// What the losses become by --reduction (f32)
+    /// The losses after --reduction (f32)
     Loss,
     /// log Σ e^z of each row (f32)
     Lse,
-    /// The part of each row's loss that is z-loss (f32)
+    /// The z-loss term of each row's loss (f32)
     ZLoss,
-    /// The class of the largest logit of each row (i32); the correct ones are counted then
+    /// The class of the largest logit of each row (i32); the correct rows are then counted too
     Argmax,
 }
 
@@ -117,7 +117,7 @@ fn normalizers() -> impl TypedValueParser<Value = Normalizer> {
     })
 }
 
-/// Calls for the type of labels: `each_label!(view, L => …)`.
+/// Evaluates a call with the type of the labels: `each_label!(view, L => …)`.
 macro_rules! each_label {
     ($view:expr, $L:ident => $body:expr) => {
         each_integer!("labels", $view, [U32: u32, I32: i32, I64: i64], $L => $body)
@@ -176,11 +176,11 @@ pub fn apply(arguments: &Arguments) -> Result<(), String> {
     })
 }
 
-/// The gradient in the file.
+/// The gradient to write.
 const DLOGITS: &str = "dlogits";
 
 impl Arguments {
-    /// Refuses what would not be used.
+    /// Fails if an argument would have no effect.
     fn check(&self) -> Result<(), String> {
         if self.vocab == Some(0) {
             return Err("--vocab is 0; there must be at least one class".to_owned());
@@ -206,7 +206,7 @@ impl Arguments {
             .contains(&result)
     }
 
-    /// What the mean is divided by: what the op says, or a number.
+    /// The normalizer of the op, or a number.
     fn normalizer(
         &self,
         tensors: &Tensors<'_>,
@@ -244,7 +244,7 @@ impl Arguments {
         }
     }
 
-    /// What is written of the results of a forward.
+    /// The results of a forward that are written.
     fn written(&self, results: &Results, logits: Dtype, n: usize) -> Vec<Output> {
         let dtype = match logits {
             Dtype::F64 => Dtype::F64,

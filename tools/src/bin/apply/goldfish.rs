@@ -1,4 +1,4 @@
-//! The Goldfish mask of the labels of a file, and what a loss reads of one to decide.
+//! Computes the Goldfish mask of the labels of a file, and reads the decision of a loss.
 
 use bytemuck::Pod;
 use safetensors::tensor::{Dtype, TensorView};
@@ -15,7 +15,7 @@ use xact_dev::strategy::{Name, Numbers};
 pub struct Arguments {
     #[command(flatten)]
     files: Files,
-    /// How it is decided
+    /// The strategy
     #[arg(long, value_enum, default_value = "hash64")]
     strategy: Name,
     #[command(flatten)]
@@ -25,22 +25,22 @@ pub struct Arguments {
 /// The numbers of a strategy.
 #[derive(clap::Args)]
 pub struct Options {
-    /// About one label in this many is dropped: 50 if nothing is said
+    /// Drop about one label in this number; the default is 50
     #[arg(long)]
     k: Option<u32>,
-    /// Ids in a window, of the strategies that look at ids: 50 if nothing is said
+    /// The number of ids in a window, for strategies that depend on ids; the default is 50
     #[arg(long)]
     h: Option<u32>,
-    /// static: the first label of a row that is dropped; 0 if nothing is said
+    /// static: the first label of a row that is dropped; the default is 0
     #[arg(long)]
     start: Option<u64>,
-    /// random and hash64: any number; 0 if nothing is said
+    /// random and hash64: any number; the default is 0
     #[arg(long)]
     seed: Option<u64>,
 }
 
 impl Options {
-    /// The strategy of this name, if there is one, with these numbers, all of which it must have.
+    /// The strategy of this name with these numbers, if one is named. All numbers that are given must belong to it.
     pub fn strategy(&self, name: Option<Name>) -> Result<Option<Goldfish>, String> {
         let strategy = name.map(|name| {
             let numbers = Numbers {
@@ -75,7 +75,7 @@ impl Options {
     }
 }
 
-/// Calls for the type of the ids of a tensor: `each_id!("hash_ids", view, I => …)`.
+/// Evaluates a call with the type of the ids of a tensor: `each_id!("hash_ids", view, I => …)`.
 macro_rules! each_id {
     ($name:expr, $view:expr, $I:ident => $body:expr) => {
         $crate::tensors::each_integer!(
@@ -84,21 +84,21 @@ macro_rules! each_id {
     };
 }
 
-/// The ids of a tensor as those of the widest type, which decide alike.
+/// The ids of a tensor as i64, which give the same decisions.
 pub fn widened(name: &str, view: &TensorView<'_>) -> Result<Vec<i64>, String> {
     each_id!(name, view, I => Ok(widen::<I>(view)))
 }
 
-/// The same of a tensor of `I`.
+/// The same for a tensor of `I`.
 pub fn widen<I: TokenId + Pod>(view: &TensorView<'_>) -> Vec<i64> {
     elements::<I>(view).into_iter().map(Into::into).collect()
 }
 
-/// What decides which labels are dropped.
+/// The strategy and the tokens that decide which labels are dropped.
 pub struct Dropping<I> {
     goldfish: Goldfish,
     ids: Vec<I>,
-    /// Ids of a row.
+    /// The number of ids of a row.
     len: usize,
     cu_seqlens: Option<Vec<i32>>,
     halo: Vec<I>,
@@ -106,7 +106,7 @@ pub struct Dropping<I> {
 }
 
 impl<I: TokenId> Dropping<I> {
-    /// Beside ids of this shape.
+    /// Reads the other tensors of a decision with ids of this shape.
     pub fn read(
         goldfish: Goldfish,
         tensors: &Tensors<'_>,
@@ -136,12 +136,12 @@ impl<I: TokenId> Dropping<I> {
         tokens.halo(&self.halo).exempt(&self.exempt)
     }
 
-    /// For each label whether it is kept, by the reference.
+    /// Whether each label is kept, by the reference.
     pub fn keep(&self) -> xact::Result<Vec<bool>> {
         self.goldfish.keep(&self.tokens())
     }
 
-    /// Copies it to the device, which cannot refuse offsets that decrease.
+    /// Copies the tokens to the device. The offsets are checked first, because the device cannot check them.
     pub fn upload(&self, queue: &Queue) -> xact::Result<OnDevice<I>> {
         let offsets = self.cu_seqlens.as_deref().unwrap_or_default();
         if let Some(at) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
@@ -160,7 +160,7 @@ impl<I: TokenId> Dropping<I> {
     }
 }
 
-/// The same on a device.
+/// The same tokens on a device.
 pub struct OnDevice<I> {
     goldfish: DeviceGoldfish,
     ids: Buffer<I>,
@@ -193,7 +193,7 @@ pub fn apply(arguments: &Arguments) -> Result<(), String> {
     })
 }
 
-/// `keep` and `kept`.
+/// The tensors `keep` and `kept`.
 fn mask<I: TokenId + Pod>(
     goldfish: Goldfish,
     files: &Files,

@@ -1,4 +1,4 @@
-//! Who computes, and the memory of devices.
+//! The backends, and the memory of devices.
 
 use xact::cuda::{Input, Output};
 use xact::cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits};
@@ -8,7 +8,7 @@ use super::arguments::Backend;
 use xact_dev::choose::{self, Choice};
 use xact_dev::machine::cpu_name;
 
-/// Who computes.
+/// A backend.
 pub enum Machine {
     Reference,
     Cpu,
@@ -16,7 +16,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// Opens what is asked for, and names it.
+    /// Opens the backend of the command line, and prints its name.
     pub fn open(backend: Backend) -> std::result::Result<Machine, String> {
         let choice = match backend {
             Backend::Reference => {
@@ -37,7 +37,7 @@ impl Machine {
     }
 }
 
-/// A tensor on the device, which has no memory of 0 bytes.
+/// Allocates a tensor on the device. A device cannot allocate 0 bytes.
 pub struct Buffer<T>(Option<CudaSlice<T>>);
 
 fn failed(doing: &'static str) -> impl Fn(DriverError) -> Error {

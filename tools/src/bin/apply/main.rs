@@ -1,5 +1,4 @@
-//! Runs an op on the tensors of a `.safetensors` file, so that people of other stacks can compare
-//! theirs with ours without writing Rust.
+//! Runs an op on the tensors of a `.safetensors` file, so that other implementations can be compared without writing Rust.
 
 mod activations;
 mod arguments;

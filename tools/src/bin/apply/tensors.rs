@@ -1,4 +1,4 @@
-//! The tensors of a file: those that are read, and those that are written.
+//! The tensors of the input and output files.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use xact::Element;
 
 use super::arguments::Backend;
 
-/// The tensors of the input. It is noted which are read.
+/// The tensors of the input. The struct records which are read.
 pub struct Tensors<'a> {
     file: SafeTensors<'a>,
     read: RefCell<BTreeSet<String>>,
@@ -25,14 +25,14 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// A tensor that need not be there.
+    /// An optional tensor.
     pub fn find(&self, name: &str) -> Option<TensorView<'a>> {
         let view = self.file.tensor(name).ok()?;
         self.read.borrow_mut().insert(name.to_owned());
         Some(view)
     }
 
-    /// A tensor that must be there.
+    /// A required tensor.
     pub fn get(&self, name: &str) -> Result<TensorView<'a>, String> {
         self.find(name).ok_or_else(|| {
             let mut names = self.file.names();
@@ -44,7 +44,7 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    /// Names the tensors that were not read, once all that are have been.
+    /// Prints the names of the tensors that were not read. Call it after all reads.
     pub fn warn_of_unread(&self) {
         let read = self.read.borrow();
         let mut unread = self.file.names();
@@ -55,7 +55,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The elements of a tensor that need not be there, of this type.
+    /// The elements of an optional tensor of this type.
     pub fn list<T: Pod>(&self, name: &str, dtype: Dtype) -> Result<Option<Vec<T>>, String> {
         let Some(view) = self.find(name) else {
             return Ok(None);
@@ -69,7 +69,7 @@ impl<'a> Tensors<'a> {
         Ok(Some(elements(&view)))
     }
 
-    /// A tensor of numbers that need not be there: f32, or f64 beside tensors of f64.
+    /// The numbers of an optional tensor: f32, or f64 if the other tensors are f64.
     pub fn floats(&self, name: &str, beside: Dtype) -> Result<Option<Vec<f64>>, String> {
         let Some(view) = self.find(name) else {
             return Ok(None);
@@ -82,7 +82,7 @@ impl<'a> Tensors<'a> {
         Ok(Some(numbers(&view)))
     }
 
-    /// A scalar that need not be there: f32, or of the type of the tensors that it goes with.
+    /// An optional scalar, of f32 or of the type of the tensors.
     pub fn find_scalar(&self, name: &str, beside: Dtype) -> Result<Option<f64>, String> {
         let Some(view) = self.find(name) else {
             return Ok(None);
@@ -103,7 +103,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// A scalar that must be there.
+    /// A required scalar.
     pub fn scalar(&self, name: &str, beside: Dtype) -> Result<f64, String> {
         self.get(name)?;
         let scalar = self.find_scalar(name, beside)?;
@@ -111,7 +111,7 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Calls for an element type by its name in files: `each_element!(dtype, T => …)`.
+/// Evaluates a call with the element type of a name in files: `each_element!(dtype, T => …)`.
 macro_rules! each_element {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
@@ -133,7 +133,7 @@ macro_rules! each_element {
 }
 pub(crate) use each_element;
 
-/// Calls for the type of the integers of a tensor, one of those listed: their names in files, and in Rust.
+/// Evaluates a call with the integer type of a tensor. The arguments list the allowed types: names in files, and in Rust.
 macro_rules! each_integer {
     ($name:expr, $view:expr, [$($Name:ident: $type:ident),*], $I:ident => $body:expr) => {
         match $view.dtype() {
@@ -147,7 +147,7 @@ macro_rules! each_integer {
 }
 pub(crate) use each_integer;
 
-/// The message that a tensor must be of another type.
+/// The error for a tensor of a wrong type.
 pub fn no_such_type(name: &str, dtype: Dtype, types: &[&str]) -> String {
     let (last, others) = types.split_last().expect("some type");
     format!(
@@ -156,7 +156,7 @@ pub fn no_such_type(name: &str, dtype: Dtype, types: &[&str]) -> String {
     )
 }
 
-/// Fails unless this is a type that who computes can take.
+/// Fails unless the backend takes this type.
 pub fn check_type(name: &str, view: &TensorView<'_>, backend: Backend) -> Result<(), String> {
     match view.dtype() {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(()),

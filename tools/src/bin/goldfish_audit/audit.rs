@@ -1,4 +1,4 @@
-//! What is counted.
+//! Counts the decisions of a strategy.
 
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
@@ -10,20 +10,20 @@ use xact::{Goldfish, Strategy};
 use crate::distinct::Distinct;
 use crate::ids::Ids;
 
-/// Ids in memory at a time, unless a row is longer.
+/// The number of ids in memory at a time, unless a row is longer.
 const BLOCK: usize = 1 << 20;
-/// The longest row.
+/// The maximum length of a row.
 const LONGEST_ROW: usize = 1 << 26;
-/// Ids that are counted one by one; more than any vocabulary has.
+/// Ids below this number are counted individually; larger than any vocabulary.
 const COUNTED_IDS: usize = 1 << 21;
-/// An id's rate says something from this many expected drops on.
+/// The rate of an id is significant from this number of expected drops on.
 pub const LEAST_DROPS: u64 = 20;
-/// The histogram ends at this many times k.
+/// The histogram ends at this multiple of k.
 pub const GAPS_OF_K: f64 = 8.0;
-/// Its bars.
+/// The number of bars.
 const BARS: usize = 40;
 
-/// A strategy, and what it did so far.
+/// A strategy, and its counts so far.
 pub struct Audit {
     goldfish: Goldfish,
     pub labels: u64,
@@ -32,14 +32,14 @@ pub struct Audit {
     zero_keys: u64,
     keys: Distinct,
     distinct_windows: f64,
-    /// Labels since the last drop, and the most there were.
+    /// The number of labels since the last drop, and its maximum.
     run: u64,
     longest_run: u64,
-    /// How often each gap from one drop to the next came, those from [`GAPS_OF_K`]·k on left out.
+    /// The number of gaps of each length between drops, up to [`GAPS_OF_K`]·k.
     gaps: Vec<u64>,
     all_gaps: u64,
     ids: HashMap<i64, Count>,
-    /// Labels of ids beyond [`COUNTED_IDS`].
+    /// The number of labels with ids beyond [`COUNTED_IDS`].
     pub lumped: u64,
 }
 
@@ -49,7 +49,7 @@ struct Count {
     dropped: u64,
 }
 
-/// An id, how often it was a label with a whole window, and how often it was dropped.
+/// An id, the number of its labels with a whole window, and the number of those that were dropped.
 pub struct OfId {
     pub id: i64,
     pub labels: u64,
@@ -62,7 +62,7 @@ impl OfId {
     }
 }
 
-/// Reads all ids, and hands them to all audits. `progress` is told how many are done.
+/// Reads all ids, and passes them to all audits. `progress` gets the number of ids that are done.
 pub fn all(
     audits: &mut [Audit],
     ids: &mut Ids,
@@ -150,7 +150,7 @@ impl Audit {
     }
 
     fn add(&mut self, tokens: &Tokens<'_, i64>) {
-        // A bijection that makes a key as good as random, which those of others are not.
+        // A bijection that makes the key look random, which the keys of other strategies do not.
         let hash = Goldfish::new(Strategy::Hash64 {
             k: 2,
             h: 1,
@@ -178,7 +178,7 @@ impl Audit {
                 self.longest_run = self.longest_run.max(self.run);
                 continue;
             }
-            // The first drop has none before it.
+            // There is no drop before the first one.
             if self.dropped > 0 {
                 self.all_gaps += 1;
                 if let Some(count) = self.gaps.get_mut(self.run as usize) {
@@ -202,12 +202,12 @@ impl Audit {
         self.goldfish.strategy().h().expect("it looks at the text")
     }
 
-    /// Labels dropped, of all.
+    /// The share of labels that are dropped.
     pub fn rate(&self) -> f64 {
         self.dropped as f64 / self.labels as f64
     }
 
-    /// Distinct keys to distinct windows; 1 if there are no windows.
+    /// The number of distinct keys per distinct window; 1 if there are no windows.
     pub fn told_apart(&self) -> f64 {
         if self.windows == 0 {
             return 1.0;
@@ -215,7 +215,7 @@ impl Audit {
         self.keys.estimate() / self.distinct_windows
     }
 
-    /// Windows whose key is 0, of all.
+    /// The share of windows whose key is 0.
     pub fn zero_keys(&self) -> f64 {
         self.zero_keys as f64 / self.windows.max(1) as f64
     }
@@ -228,7 +228,7 @@ impl Audit {
         1.0 / self.rate()
     }
 
-    /// The `count` ids dropped most and least, of those that say something; none twice.
+    /// The `count` ids with the highest and the lowest rates of drops, of the significant ones, without duplicates.
     pub fn extreme_ids(&self, count: usize) -> (Vec<OfId>, Vec<OfId>) {
         let least = LEAST_DROPS * u64::from(self.k());
         let of_id = |(&id, &Count { labels, dropped }): (&i64, &Count)| OfId {
@@ -245,7 +245,7 @@ impl Audit {
         (ids, least)
     }
 
-    /// The bars of the histogram: the middle, and the count divided by that of independent drops.
+    /// The bars of the histogram: the middle of each, and its count divided by that of independent drops.
     pub fn gap_points(&self) -> Vec<(f64, f64)> {
         let width = self.gaps.len().div_ceil(BARS);
         let p = 1.0 / f64::from(self.k());

@@ -1,12 +1,12 @@
-//! How many different numbers there are, in bounded memory.
+//! Counts distinct numbers in bounded memory.
 
 use std::collections::HashSet;
 
-/// Up to so many are counted exactly.
+/// The count is exact up to this number.
 pub const EXACT: usize = 1 << 18;
 
-/// Wegman's adaptive sampling (Flajolet, "On Adaptive Sampling", Computing 43, 1990): keeps the numbers whose hash
-/// ends with so many zeros that no more than [`EXACT`] of them remain. The standard error is 1.2/√EXACT, 0.23 %.
+/// Wegman's adaptive sampling (Flajolet, "On Adaptive Sampling", Computing 43, 1990). It keeps the numbers whose hash ends
+/// with a certain number of zeros, such that at most [`EXACT`] remain. The standard error is 1.2/√EXACT, 0.23 %.
 pub struct Distinct {
     kept: HashSet<u64>,
     zeros: u32,
@@ -20,7 +20,7 @@ impl Distinct {
         }
     }
 
-    /// Adds a number that is as good as random; equal numbers count once.
+    /// Adds a number that looks random; equal numbers count once.
     pub fn add(&mut self, hash: u64) {
         if hash.trailing_zeros() < self.zeros || !self.kept.insert(hash) {
             return;

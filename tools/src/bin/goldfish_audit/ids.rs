@@ -1,4 +1,4 @@
-//! Token ids of a file, in blocks.
+//! Reads the token ids of a file in blocks.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use safetensors::tensor::{Dtype, Metadata};
 
-/// How an id is stored: little-endian.
+/// The storage of an id, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     U16,
@@ -46,7 +46,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Of a file of nothing but ids, from the byte `skip` on.
+    /// The ids of a file that contains only ids from the byte `skip` on.
     pub fn raw(path: &Path, format: Format, skip: u64) -> Result<Ids, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
         let bytes = file.metadata().map_err(|e| e.to_string())?.len();
@@ -56,7 +56,7 @@ impl Ids {
         Ids::new(file, format, skip, bytes)
     }
 
-    /// Of a tensor of a safetensors file, of which only the header is read into memory.
+    /// The ids of a tensor in a safetensors file, of which only the header is read into memory.
     pub fn safetensors(path: &Path, name: Option<&str>) -> Result<Ids, String> {
         let mut file = File::open(path).map_err(|e| e.to_string())?;
         let bytes = file.metadata().map_err(|e| e.to_string())?.len();
@@ -68,7 +68,7 @@ impl Ids {
         let mut header = vec![0; 8];
         file.read_exact(&mut header).map_err(|e| no_header(&e))?;
         let len = u64::from_le_bytes(header[..].try_into().expect("8 bytes"));
-        // The limit of the format itself is 100 MB.
+        // This is the limit of the format.
         if len > bytes - 8 || len > 100_000_000 {
             return Err(no_header(&"its header would be longer than it"));
         }
@@ -139,12 +139,12 @@ impl Ids {
         })
     }
 
-    /// How many there are.
+    /// The number of ids.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// The next ids, at most `most`; none at the end.
+    /// The next ids, at most `most`; empty at the end.
     pub fn next(&mut self, most: usize) -> Result<Vec<i64>, String> {
         let count = self.left.min(most as u64);
         self.left -= count;

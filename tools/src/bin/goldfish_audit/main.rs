@@ -1,7 +1,7 @@
-//! What a Goldfish strategy does to a corpus: how much it drops against what it was asked for, how many of the
-//! text's windows it can tell apart, where it drops nothing for long, and which ids it spares or singles out.
+//! Measures the effects of a Goldfish strategy on a corpus: the share of labels that it drops, the share of the text's
+//! windows that it distinguishes, long runs without a drop, and the ids with the highest and lowest rates of drops.
 //!
-//! Reads token ids as training stacks store them, in blocks: memory does not grow with the file.
+//! The token ids are read in blocks, in the formats of training stacks, so memory does not grow with the file.
 
 mod audit;
 mod distinct;
@@ -20,27 +20,26 @@ use xact_dev::{files, progress, table};
 
 /// Audit Goldfish strategies on a file of token ids
 ///
-/// Every combination of the strategies, k and h is audited. Each id counts as a label whose window is the ids
-/// up to it.
+/// Audits every combination of the strategies, k and h. Each id counts as a label, whose window ends with the id.
 #[derive(Parser)]
 #[command(name = "goldfish_audit")]
 struct Arguments {
-    /// A .safetensors file with a tensor of ids, or ids one after the other, little-endian, as the .bin files of
-    /// Megatron and nanoGPT hold them
+    /// A .safetensors file with a tensor of ids, or a file of little-endian ids, such as the .bin files of Megatron and
+    /// nanoGPT
     file: PathBuf,
-    /// How the ids of a .bin file are stored
+    /// The type of the ids in a .bin file
     #[arg(long, value_enum)]
     dtype: Option<Format>,
-    /// Bytes before the first id of a .bin file
+    /// The number of bytes before the first id of a .bin file
     #[arg(long, default_value_t = 0)]
     skip: u64,
-    /// The tensor of a .safetensors file; not needed if there is only one
+    /// The name of the tensor in a .safetensors file; not needed if there is only one
     #[arg(long)]
     tensor: Option<String>,
-    /// Ids of a row, which no window crosses; without it the file is one row
+    /// The number of ids in a row; no window crosses a row. Without this option, the file is one row
     #[arg(long)]
     row: Option<usize>,
-    /// The strategies, of those that look at the text
+    /// The strategies, of those that depend on the ids
     #[arg(
         long,
         value_enum,
@@ -48,22 +47,22 @@ struct Arguments {
         default_value = "product-table,dot-table,hash64"
     )]
     strategy: Vec<Name>,
-    /// About one label in this many is dropped
+    /// Drop about one label in this number
     #[arg(long, value_delimiter = ',', default_value = "50")]
     k: Vec<u32>,
-    /// Ids in a window
+    /// The number of ids in a window
     #[arg(long, value_delimiter = ',', default_value = "50")]
     h: Vec<u32>,
     /// hash64: any number
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many of the ids dropped most and least are shown
+    /// The number of ids to show of those with the highest and lowest rates of drops
     #[arg(long, default_value_t = 5)]
     ids: usize,
     /// Write the histogram of the gaps between drops to this SVG file
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// One JSON object a line instead of the tables
+    /// Print one JSON object per line instead of the tables
     #[arg(long)]
     json: bool,
 }
@@ -107,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// One audit for each combination.
+/// Runs one audit for each combination.
 fn audits(arguments: &Arguments) -> Result<Vec<Audit>, String> {
     let mut audits = Vec::new();
     for (&k, &h) in (arguments.k.iter()).flat_map(|k| arguments.h.iter().map(move |h| (k, h))) {
@@ -132,7 +131,7 @@ fn audits(arguments: &Arguments) -> Result<Vec<Audit>, String> {
     Ok(audits)
 }
 
-/// The tables.
+/// Prints the tables.
 fn in_words(arguments: &Arguments, audits: &[Audit]) -> String {
     let heads = [
         "strategy",
@@ -205,7 +204,7 @@ fn in_words(arguments: &Arguments, audits: &[Audit]) -> String {
     text
 }
 
-/// The histogram of gaps.
+/// The histogram of the gaps.
 fn gaps(arguments: &Arguments, audits: &[Audit]) -> Plot {
     const COLOURS: [plotters::style::RGBColor; 4] =
         [colour::BLUE, colour::VERMILION, colour::SKY, colour::PURPLE];

@@ -10,16 +10,17 @@ use xact_dev::inputs::Random;
 use xact_dev::loss::{self, Batch, How, Results, Uploaded};
 use xact_dev::loss_cpu;
 
-/// The directions: losses alone; losses and the gradient in place; the gradient from the stats of a forward.
+/// The directions: the losses alone; the losses and the gradient in place; the gradient from the saved statistics of a
+/// forward.
 pub const DIRECTIONS: [&str; 3] = ["forward", "fused", "backward"];
 
-/// So many rows, of an odd number of classes, that a device with clusters gives each one of its own.
+/// The numbers of rows and of classes (odd). On a device with clusters, each row has its own cluster.
 const ROWS: usize = 200;
 const CLASSES: usize = 4593;
-/// Rows whose label is ignored: the first of each so many.
+/// The first of each this number of rows has an ignored label.
 const IGNORED: usize = 10;
 
-/// On a device or, without one, on the CPU backend.
+/// Runs on a device, or without one on the CPU backend.
 pub fn verify<T: Element>(gpu: Option<&Gpu>, op: &CrossEntropy, mut row: Row) -> Row {
     let mut random = Random(3);
     let logits = random.normal::<T>(ROWS * CLASSES, 4.0);
@@ -68,7 +69,7 @@ fn on_device<T: Element>(
     let size = T::DTYPE.size();
     let all = row.n as u64 * size;
     let kept = (ROWS - ROWS.div_ceil(IGNORED)) as u64 * CLASSES as u64 * size;
-    // Rows that count are read, and all gradients are written.
+    // The kept rows are read, and all gradients are written.
     let floor_bytes = match row.direction {
         "forward" => kept,
         _ => kept + all,
@@ -99,20 +100,20 @@ fn on_device<T: Element>(
             "backward" => launch.kernel.contains("_gradient_"),
             _ => true,
         });
-        // Logits and gradients are the only buffers of that size.
+        // Only logits and gradients have buffers of that size.
         let tensors = of_direction.flat_map(|launch| &launch.buffers);
         let tensors = tensors.filter(|buffer| buffer.len >= all);
         let bytes = tensors.map(|b| b.bytes_read + b.bytes_written).sum();
         row.bytes = Some(bytes);
-        // The target's gradient needs no logit, and where that is read by itself it is not.
+        // The gradient of the target does not need its logit, which is not read if it would need a separate read.
         row.ok &= bytes <= floor_bytes;
     }
     results
 }
 
-/// The reference against finite differences of itself, of a small row: the largest disagreement.
+/// The largest difference between the reference and finite differences of itself, for a small row.
 fn differences(op: &CrossEntropy) -> f64 {
-    // A power of two, so that f32 logits move by exactly this.
+    // The step is a power of two, so that f32 logits change by exactly this amount.
     const STEP: f32 = 1.0 / 1024.0;
     let row: Vec<f32> = (0..23).map(|i| (i * 7 % 23) as f32 * 0.5 - 4.0).collect();
     let mut worst = 0.0f64;
@@ -124,7 +125,7 @@ fn differences(op: &CrossEntropy) -> f64 {
                 row[j] += step;
                 op.evaluate(&row, target, 0.75, 1.0).loss
             };
-            // Richardson: the error is of the fourth order in the step.
+            // Richardson extrapolation: the error is of fourth order in the step.
             let slope = |step: f32| (at(step) - at(-step)) / f64::from(2.0 * step);
             let difference = (4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0;
             worst = worst.max((difference - d).abs() / d.abs().max(1e-3));

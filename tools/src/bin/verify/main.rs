@@ -1,5 +1,5 @@
-//! Verifies every op, direction and type on the best device present: against the f64 reference, and the
-//! reference against finite differences. `cargo xtask verify` sets up what is missing and runs this.
+//! Verifies every op, direction and type on the best available device: the results against the f64 reference, and the
+//! reference against finite differences. `cargo xtask verify` installs what is missing and runs this program.
 
 mod cross_entropy;
 
@@ -24,14 +24,14 @@ use xact_dev::{check, goldfish, run, strategy};
 
 /// Verify every op, direction and type against the f64 reference
 ///
-/// Inputs are all 65,536 values of the 16-bit types and a sweep of f32. On the emulator every row is run
-/// with the approximate instructions exact, at the lower and at the upper end of their documented
-/// error. On the CPU backend there is one way. Masks of Goldfish must be those of the reference, label for
-/// label. Exit status 1 if any row fails.
+/// The inputs are all 65,536 values of the 16-bit types, and a sweep of f32. On the emulator, every row is run with the
+/// results of approximate instructions exact, and at the lower and at the upper end of their documented error. The CPU
+/// backend has only one mode. Goldfish masks must equal the reference for every label. If a row fails, the exit status is
+/// 1.
 #[derive(Parser)]
 #[command(name = "verify")]
 struct Arguments {
-    /// auto (a real device if there is one), gpu, emulated, or cpu (the CPU backend, no device)
+    /// The device: auto (a real device if there is one), gpu, emulated, or cpu (the CPU backend, no device)
     #[arg(long, env = "XACT_DEVICE", default_value = "auto")]
     device: Verified,
     /// Only this op
@@ -40,12 +40,12 @@ struct Arguments {
     /// Only this element type
     #[arg(long, value_parser = ["f32", "f16", "bf16", "i32", "i64"])]
     dtype: Option<String>,
-    /// One JSON object a line instead of the table
+    /// Print one JSON object per line instead of the table
     #[arg(long)]
     json: bool,
 }
 
-/// What is verified: a device, or with `None` the CPU backend.
+/// The backend to verify: a device, or with `None` the CPU backend.
 #[derive(Clone, Copy)]
 struct Verified(Option<Choice>);
 
@@ -113,16 +113,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// A row of the table, still to be computed.
+/// A row of the table that is not yet computed.
 struct Job {
     name: String,
     run: Box<dyn FnOnce() -> Row>,
 }
 
-/// Collects the rows that the arguments ask for.
+/// Collects the rows that the arguments select.
 struct Jobs<'a> {
     arguments: &'a Arguments,
-    /// `None`: the CPU backend.
+    /// `None` is the CPU backend.
     gpu: Option<Gpu>,
     list: Vec<Job>,
 }
@@ -170,7 +170,7 @@ impl Jobs<'_> {
         }
     }
 
-    /// The masks of every strategy for ids of type `I`.
+    /// Adds the masks of every strategy for ids of type `I`.
     fn goldfish<I: TokenId + TryFrom<i64>>(&mut self, dtype: &'static str) {
         for strategy in strategy::all(4, 13, 3, 0) {
             let name = strategy.name();
@@ -192,30 +192,30 @@ impl CaseVisitor for Jobs<'_> {
     }
 }
 
-/// What was found for one op, type, direction and sample; `None` for what has no meaning there.
+/// The results for one op, type, direction and sample; `None` for figures that do not apply.
 struct Row {
     op: &'static str,
     dtype: &'static str,
     direction: &'static str,
     params: &'static str,
     n: usize,
-    /// Worst error in ulp, and where it is.
+    /// The worst error in ulp, and its input.
     worst: Option<(f64, f64)>,
-    /// Worst error as a share of what it may be, where that is not a number of ulp.
+    /// The worst error as a share of its bound, if that is not in ulp.
     share: Option<f64>,
-    /// Worst error of a parameter gradient, relative to the sum of magnitudes.
+    /// The worst error of a parameter gradient, relative to the sum of magnitudes.
     dparams_error: Option<f64>,
-    /// Disagreement of the reference with finite differences.
+    /// The difference between the reference and finite differences.
     differences: Option<f64>,
-    /// Read and written, as counted; a real device does not tell.
+    /// The bytes that are read and written, as the emulator counts them; a real device does not.
     bytes: Option<u64>,
     floor_bytes: Option<u64>,
     ok: bool,
 }
 
-/// Inputs of an f32 row, from two sweeps.
+/// The number of inputs of an f32 row, from two sweeps.
 const F32_POINTS: u32 = 1 << 15;
-/// The bound on the disagreement of the reference's derivatives with its differences.
+/// The bound on the difference between the reference's derivatives and finite differences.
 const DIFFERENCES: f64 = 1e-6;
 
 fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row) -> Row {
@@ -224,7 +224,7 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
     let summable = inputs::summable(&x);
     let backward = direction.ends_with("backward");
-    // Each input once, each output once.
+    // Every input once, and every output once.
     let tensors = match direction {
         "forward" => 2,
         "backward" | "gated1 forward" | "gated2 forward" => 3,
@@ -232,7 +232,7 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
     };
     let mut floor_bytes = tensors * x.len() as u64 * T::DTYPE.size();
     if backward {
-        // The partial sums, two f32 each, are written by the first stage and read by the second.
+        // The first stage writes the partial sums, two f32 each, and the second stage reads them.
         let partials = xact::raw::partials(T::DTYPE, x.len() as u64).expect("a small tensor");
         floor_bytes += 2 * 8 * partials * s.params.len() as u64;
     }
@@ -245,7 +245,7 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
             let check = || {
                 let mut report = case.check(gpu.into(), &x, ulps);
                 if backward {
-                    // Sums over all inputs are infinite, and would say nothing.
+                    // Sums over all inputs are infinite, and would test nothing.
                     report.parameters = case.check(gpu.into(), &summable, ulps).parameters;
                 }
                 report
@@ -257,7 +257,7 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
             }
         });
         row.add(&report);
-        // The call itself; launches after it ask for the parameters that the kernel uses, or sum.
+        // The first launch is the call itself. Later launches compute the parameters for the kernel, or sums.
         let of_call = &launches[..launches.len().min(if backward { 2 } else { 1 })];
         if !of_call.is_empty() {
             let tensors = of_call.iter().flat_map(run::tensors);
@@ -272,7 +272,7 @@ fn verify<A: Registered, T: Element>(gpu: &Gpu, case: &Case<A, T>, mut row: Row)
 fn verify_on_cpu<A: Registered, T: Element>(case: &Case<A, T>, mut row: Row) -> Row {
     let s = &case.sample;
     let x = inputs::accuracy::<A, T>(s, F32_POINTS);
-    // It has no approximate instructions.
+    // The CPU backend has no approximate instructions.
     let check = |x: &[T]| case.check(Machine::Cpu, x, ULPS_EXACT);
     let mut report = check(&x);
     if case.direction.ends_with("backward") {
@@ -287,7 +287,7 @@ fn verify_on_cpu<A: Registered, T: Element>(case: &Case<A, T>, mut row: Row) -> 
     row
 }
 
-/// The mask of random ids in rows, with exempt ones, against the reference.
+/// Compares the mask of random ids in rows, with exempt ids, with the reference.
 fn verify_mask<I: TokenId + TryFrom<i64>>(
     gpu: Option<&Gpu>,
     strategy: Strategy,
@@ -314,7 +314,7 @@ fn verify_mask<I: TokenId + TryFrom<i64>>(
     row
 }
 
-/// The reference against finite differences of itself.
+/// Compares the reference with finite differences of itself.
 fn differences<A: Registered>(s: &Sample<A>) -> f64 {
     let x: Vec<f64> = (0..200)
         .map(|i| 1e-4 * 1.07f64.powi(i))
@@ -340,7 +340,7 @@ impl Row {
     }
 
     fn json(&self, device: &str) -> serde_json::Value {
-        // JSON has no infinity; a result of the wrong kind is infinitely far off.
+        // JSON has no infinity. A result of the wrong kind has an infinite error.
         let number = |v: Option<f64>| v.filter(|v| v.is_finite());
         serde_json::json!({
             "op": self.op,
@@ -361,7 +361,7 @@ impl Row {
     }
 }
 
-/// The table, and what it means.
+/// Prints the table and its explanation.
 fn in_words(device: &str, rows: &[Row]) -> String {
     let heads = [
         "op",

@@ -1,10 +1,10 @@
-"""The operators of xact for PyTorch: fused, differentiable, accurate to their type, and compiled through.
+"""The operators of xact for PyTorch, fused and differentiable.
 
-Activations take f32, f16 and bf16 tensors of any shape and strides on the CPU or on a CUDA device; they compute in f32
-and round once. Trainable scalars are tensors of one element (``[1]``, which FSDP can shard, or ``[]``) of f32 or of the
-type of x, and are read on the device: no call waits for it. Everything works under ``torch.compile(fullgraph=True)``,
-activation checkpointing, autocast and CUDA graphs, and the activations with DTensors. PyTorch's function transforms are
-not among it, but for ``vmap``: ``torch.func.grad`` and forward derivatives raise.
+Activations take f32, f16 and bf16 tensors of any shape and strides on the CPU or on a CUDA device. They compute in f32 and
+round each result once. Trainable scalars are tensors of one element, ``[1]`` (which FSDP can shard) or ``[]``, of f32 or of
+the type of x. They are read on the device, so no call waits for the device. All operators work under
+``torch.compile(fullgraph=True)``, activation checkpointing, autocast and CUDA graphs; the activations also take DTensors. Of
+PyTorch's function transforms only ``vmap`` works: ``torch.func.grad`` and forward derivatives raise.
 """
 
 import math
@@ -53,21 +53,21 @@ def xielu(
 
     Args:
         x: Tensor of any shape, f32, f16 or bf16.
-        alpha_p: One element. Raw, as checkpoints hold it: α_p = softplus(alpha_p).
-        alpha_n: One element. Raw: α_n = β + softplus(alpha_n).
-        beta: The slope at 0; a tensor of one element makes it trainable.
-        eps: The clamp of transformers' formula, −1e-6 there: expm1(min(x, eps)) − x for x ≤ 0. None is the ideal
-            function, which is f(0) = 0.
-        eps_gradient: With ``eps``, the derivative between it and 0: ``"analytic"``, close to β, or ``"autograd"``, what
-            differentiating the clamp gives.
-        effective: Whether ``alpha_p`` and ``alpha_n`` are α_p and α_n themselves.
+        alpha_p: A tensor of one element, f32 or of the type of x. The raw value, as in checkpoints: α_p = softplus(alpha_p).
+        alpha_n: Likewise: α_n = β + softplus(alpha_n).
+        beta: The slope β at 0: a number, or a tensor of one element, which is trainable.
+        eps: The clamp of transformers' formula, which has −1e-6: expm1(min(x, eps)) − x for x ≤ 0. None is the ideal
+            function, with f(0) = 0.
+        eps_gradient: With ``eps``, the derivative for x between ``eps`` and 0: ``"analytic"`` is the derivative of the ideal
+            function, close to β; ``"autograd"`` is the derivative of the clamped formula.
+        effective: Whether ``alpha_p`` and ``alpha_n`` are the effective α_p and α_n, not the raw values.
 
     Returns:
         Tensor of the shape and type of x, contiguous.
 
     Raises:
-        TypeError: A type that xact does not compute with.
-        ValueError: A scalar of more than one element, or tensors on several devices.
+        TypeError: A tensor has another type.
+        ValueError: A scalar has more than one element, or the tensors are on several devices.
     """
     arguments = _xielu_arguments(x, alpha_p, alpha_n, beta, eps, eps_gradient, effective)
     return torch.ops.xact.xielu(*arguments)
@@ -83,7 +83,11 @@ def xielu_(
     eps_gradient: str = "analytic",
     effective: bool = False,
 ) -> Tensor:
-    """x becomes :func:`xielu` of itself, and is returned; for inference, since it has no derivative."""
+    """Overwrites x with :func:`xielu` of x, and returns x. It has no gradient.
+
+    Raises:
+        RuntimeError: Gradients are enabled, and x or a scalar requires one.
+    """
     arguments = _xielu_arguments(x, alpha_p, alpha_n, beta, eps, eps_gradient, effective)
     _no_gradient("xielu_", *(each for each in arguments[:4] if each is not None))
     torch.ops.xact.xielu_(*arguments)
@@ -168,7 +172,7 @@ def _gated(name: str):
             _sharding.ensure(packed)
             return operators.packed(packed, alpha, order, value_first)
         if value_first:
-            raise TypeError("value_first is of packed alone; x is the gate and v the value")
+            raise TypeError("value_first needs packed; without it, x is the gate and v the value")
         _check.data("x", _check.tensor("x", x))
         _check.same("v", _check.tensor("v", v), x, "x")
         _check.scalar("alpha", alpha, x)
@@ -182,33 +186,37 @@ _PLAIN = """{title}: f(x) = x·G(x), with G(x) = (1 + 2α)·g(x) − α and g {g
 
     Args:
         x: Tensor of any shape, f32, f16 or bf16.
-        alpha: One element, f32 or of the type of x; its initial value is 0.
+        alpha: α, a tensor of one element, f32 or of the type of x; models initialise it to 0.
 
     Returns:
         Tensor of the shape and type of x, contiguous.
 
     Raises:
-        TypeError: A type that xact does not compute with.
-        ValueError: An alpha of more than one element, or tensors on two devices.
+        TypeError: A tensor has another type.
+        ValueError: alpha has more than one element, or the tensors are on two devices.
     """
-_IN_PLACE = """x becomes :func:`{name}` of itself, and is returned; for inference, since it has no derivative."""
+_IN_PLACE = """Overwrites x with :func:`{name}` of x, and returns x. It has no gradient.
+
+    Raises:
+        RuntimeError: Gradients are enabled, and x or alpha requires one.
+    """
 _GATED = """{title} as a gate: G(x)·v (``order=1``, {alias}) or x·G(x)·v (``order=2``). See :func:`{name}` for G.
 
     Args:
         x: The gate, of any shape, f32, f16 or bf16.
         v: The value, of the shape and type of x.
-        alpha: One element, f32 or of that type; its initial value is 0.
-        packed: Instead of x and v, one tensor ``[..., 2n]`` that holds both: its gradient comes back in one piece, and
-            nothing is copied.
+        alpha: α, a tensor of one element, f32 or of the type of x; models initialise it to 0.
+        packed: Instead of x and v, one tensor ``[..., 2n]`` with the gate in the first half of the last dimension and the
+            value in the second. Neither the tensor nor its gradient ``[..., 2n]`` is copied.
         order: 1 or 2.
         value_first: Whether the value is the first half of ``packed``.
 
     Returns:
-        Tensor of the shape and type of x, or ``[..., n]`` of ``packed``, contiguous.
+        Tensor of the shape and type of x, or ``[..., n]`` of the type of ``packed``, contiguous.
 
     Raises:
-        TypeError: A type that xact does not compute with, or arguments that contradict each other.
-        ValueError: Shapes that do not fit, or tensors on several devices.
+        TypeError: A tensor has another type, or arguments contradict each other.
+        ValueError: Shapes do not fit, or the tensors are on several devices.
     """
 
 
@@ -226,20 +234,21 @@ xsilu, xsilu_, xsilu_gated = _functions("xsilu", "xSiLU", "the logistic function
 
 
 class Stats(NamedTuple):
-    """What :func:`cross_entropy` also knows. No gradient flows through it; reading a number of a CUDA device waits for it.
+    """The statistics of :func:`cross_entropy`. They have no gradients. Reading one of a CUDA device waits for the device.
 
     Attributes:
-        loss: f32, of the shape of the labels: each row's weighted loss, not divided; 0 of a masked row, NaN of a bad one.
-        lse: f32, likewise: log Σ e^logit; 0 of a masked row.
-        z_loss: f32, likewise: the part of the loss that is z-loss.
-        argmax: i32, likewise: the class of the largest logit; −1 of a masked row.
-        total: [] f32: Σ of the losses of the kept rows.
-        weight: [] f32: Σ of the weights of the kept rows.
-        normalizer: [] f32: what the loss was divided by.
-        labels: [] i64: rows whose label is not ignored.
-        kept: [] i64: rows that count.
-        dropped: [] i64: rows that Goldfish dropped.
-        correct: [] i64: kept rows whose label is the argmax.
+        loss: f32 of the shape of the labels: the weighted loss of each row, not divided by the normalizer. A masked row has
+            0, a bad one NaN.
+        lse: f32 of the shape of the labels: log Σ e^logit of each row; a masked row has 0.
+        z_loss: f32 of the shape of the labels: the z-loss term of each row's loss.
+        argmax: i32 of the shape of the labels: the class of the largest logit of each row; a masked row has −1.
+        total: [] f32: the sum of the losses of the kept rows.
+        weight: [] f32: the sum of the weights of the kept rows.
+        normalizer: [] f32: the divisor of the loss.
+        labels: [] i64: the number of rows whose label is not ignored.
+        kept: [] i64: the number of kept rows, which are those that are not masked.
+        dropped: [] i64: the number of rows that Goldfish dropped.
+        correct: [] i64: the number of kept rows whose label is the argmax.
         bad_row: [] i64: the first row whose label is no class, or −1.
         nan_row: [] i64: the first kept row whose loss is NaN for another reason, or −1.
     """
@@ -276,39 +285,39 @@ def cross_entropy(
     cu_seqlens: Optional[Tensor] = None,
     return_stats: bool = False,
 ) -> Union[Tensor, tuple[Tensor, Stats]]:
-    """Cross-entropy of rows of logits, some of which Goldfish may drop.
+    """Cross-entropy of rows of logits, optionally without the rows that Goldfish drops.
 
-    The loss of a row is w·(lse − z_label + z_loss·lse²), with label smoothing as PyTorch has it. It is computed in f32
-    whatever the type of the logits, in one pass over them, and its backward in one more.
+    The loss of a row is w·(lse − z_label + z_loss·lse²), with label smoothing as in PyTorch. It is computed in f32 for every
+    type of the logits. The forward reads the logits once, and so does the backward.
 
     Args:
-        logits: ``[..., V]`` f32, f16 or bf16. Rows may have a pitch, as ``logits[:, :-1]`` has.
-        labels: i64, i32 or u32, of the shape of the logits without V. Already shifted.
-        weights: f32, of the shape of the labels; a gradient of theirs is not computed. A row of weight 0 is masked.
-        ignore_index: Rows with this label are masked: their logits are not read, their gradient is 0.
-        label_smoothing: In [0, 1).
+        logits: ``[..., V]`` f32, f16 or bf16. Rows may have a pitch, as in ``logits[:, :-1]``.
+        labels: i64, i32 or u32, of the shape of the logits without V. The caller shifts them.
+        weights: f32 of the shape of the labels. They get no gradient. A row of weight 0 is masked.
+        ignore_index: Rows with this label are masked: their logits are not read, and their gradient is 0.
+        label_smoothing: A number in [0, 1).
         z_loss: The coefficient of lse², at least 0.
-        softcap: c of c·tanh(logit/c), or None.
-        vocab: How many of the columns are classes; the rest are padding, and their gradient is 0. None for all.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``, which gives the loss of each row.
-        normalizer: What a mean divides by: ``"kept"``, the rows that count (None; PyTorch's mean where there are no
-            weights), ``"labels"``, the rows whose label is not ignored, ``"weight"``, Σ of the weights of the kept rows,
-            or a number, or a tensor of one element, such as the tokens of all ranks, which gets no gradient.
-        goldfish: The strategy that drops rows.
-        hash_ids: The ids that it decides from, of the shape of the labels; None for the labels themselves.
-        cu_seqlens: ``[documents + 1]`` i32: where the documents of one row begin. None where each last dimension of the
-            ids is a row of its own.
-        return_stats: Whether to return :class:`Stats` too.
+        softcap: c > 0 replaces each logit by c·tanh(logit/c); None leaves the logits as they are.
+        vocab: The number of columns that are classes. The others are padding, and their gradient is 0. None is all.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, which returns the loss of each row.
+        normalizer: The divisor of a mean: ``"kept"`` or None, the number of kept rows, which without weights is PyTorch's
+            mean; ``"labels"``, the number of rows whose label is not ignored; ``"weight"``, the sum of the weights of the
+            kept rows; or a number or a tensor of one element, such as the number of tokens of all ranks. A tensor gets no
+            gradient.
+        goldfish: The strategy that drops rows. A dropped row is masked.
+        hash_ids: The ids from which the strategy decides, of the shape of the labels; None is the labels themselves.
+        cu_seqlens: ``[documents + 1]`` i32, the offsets at which documents begin; the ids must then be one row. With None,
+            each slice of the ids along the last dimension is a separate row.
+        return_stats: Whether to also return :class:`Stats`.
 
     Returns:
-        The loss, f32: ``[]``, or of the shape of the labels with ``reduction="none"``. With ``return_stats``, a pair of it
-        and :class:`Stats`. A mean of no rows is 0.
+        The loss, f32 ``[]``, or of the shape of the labels with ``reduction="none"``; with ``return_stats``, a pair of the
+        loss and :class:`Stats`. A mean of no rows is 0.
 
     Raises:
-        TypeError: A type that xact does not compute with, or an argument without use, such as ``hash_ids`` without
-            ``goldfish``.
-        ValueError: Shapes, devices or numbers that do not fit. On the CPU also a label that is no class; on a CUDA device
-            such a row's loss is NaN, and ``Stats.bad_row`` names it.
+        TypeError: A tensor has another type, or an argument has no effect, such as ``hash_ids`` without ``goldfish``.
+        ValueError: Shapes, devices or numbers do not fit; on the CPU also, a label is no class. On a CUDA device the loss of
+            such a row is NaN, and ``Stats.bad_row`` has the row.
     """
     _check.data("logits", _check.tensor("logits", logits))
     _sharding.refuse("logits", logits)
@@ -336,7 +345,7 @@ def cross_entropy(
     if goldfish is None:
         for name, value in (("hash_ids", hash_ids), ("cu_seqlens", cu_seqlens)):
             if value is not None:
-                raise TypeError(f"{name} is given without goldfish, which alone looks at it")
+                raise TypeError(f"{name} is given without goldfish, and has no effect then; leave it out")
     elif not isinstance(goldfish, Goldfish):
         raise TypeError(f"goldfish is a {type(goldfish).__name__}; it must be an xact.Goldfish")
     if hash_ids is not None:
@@ -346,11 +355,11 @@ def cross_entropy(
         cu_seqlens = _mask.offsets(cu_seqlens, logits, "logits")
         if labels.dim() == 0 or any(size != 1 for size in labels.shape[:-1]):
             raise ValueError(
-                f"cu_seqlens cuts one row into documents, but labels is {list(labels.shape)}; flatten what is packed"
+                f"cu_seqlens cuts one row into documents, but labels is {list(labels.shape)}; flatten the labels"
             )
     if softcap is not None:
         softcap = _check.number("softcap", softcap)
-        # 0 is the library's word for none.
+        # To the library, 0 means no softcap.
         if not softcap > 0:
             raise ValueError(f"softcap is {softcap}; it must be above 0, or None")
     if vocab is not None and not 1 <= (vocab := _check.whole("vocab", vocab)) <= logits.shape[-1]:
@@ -389,10 +398,10 @@ def _like_labels(what: str, value: Tensor, labels: Tensor) -> None:
 
 
 def _normalizer(normalizer: object, reduction: str, logits: Tensor) -> tuple[str, Optional[Tensor]]:
-    """What the library divides by, and the divisor if it is the caller's."""
+    """The library's normalizer, and the divisor ``[]`` or ``[1]`` f32 if the caller gives one."""
     if reduction != "mean":
         if normalizer is not None:
-            raise TypeError(f'normalizer is what a mean divides by; with reduction="{reduction}" leave it out')
+            raise TypeError(f'normalizer is the divisor of a mean; with reduction="{reduction}" leave it out')
         return "none", None
     if normalizer is None:
         return "kept", None
@@ -412,4 +421,4 @@ def _normalizer(normalizer: object, reduction: str, logits: Tensor) -> tuple[str
     return "kept", torch.full((), normalizer, dtype=torch.float32, device=logits.device)
 
 
-from . import nn  # noqa: E402  (it is made of the functions above)
+from . import nn  # noqa: E402  (nn uses the functions above)

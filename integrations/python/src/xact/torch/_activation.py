@@ -1,7 +1,7 @@
-"""The activations as PyTorch operators: ``torch.ops.xact.xielu`` and so on, each with its backward.
+"""The activations as PyTorch operators: ``torch.ops.xact.xielu`` and so on, each with a backward operator.
 
-Every operator returns new contiguous tensors, knows its shapes without data (fake tensors), and has a derivative; a
-second derivative is refused. The work is done by the C library, on the stream that is current for the device.
+All operators but the in-place ones return new contiguous tensors, support fake tensors, and have a first derivative; a second
+derivative raises. The C library does the work, on the current stream of the device.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ Scalars = Sequence[Tensor]
 
 
 def _shape(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int, int]:
-    """The tensors with rows at one pitch each, and the rows and columns that they share."""
+    """The tensors, copied if they have no single row pitch, and the number of rows and columns."""
     if not all(tensor.is_contiguous() for tensor in tensors):
         tensors = [_layout.dense(tensor) for tensor in tensors]
     rows, cols = _layout.common_shape(tensors)
@@ -28,7 +28,7 @@ def _shape(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int, int]:
 
 
 class _Args:
-    """The arguments of a call: the struct, and the arrays of pointers that it names."""
+    """The arguments of a call: the struct, and the arrays of pointers that the struct refers to."""
 
     def __init__(self, rows: int, cols: int, x: Tensor, params: Scalars, order: int) -> None:
         self.struct = native.struct("xact_activation_args")
@@ -45,18 +45,18 @@ class _Args:
         return ctypes.addressof(array)
 
     def set(self, **tensors: Optional[Tensor]) -> None:
-        """Sets the tensors of these names that there are."""
+        """Sets the struct's fields of these names, except to None."""
         for name, tensor in tensors.items():
             if tensor is not None:
                 setattr(self.struct, name, matrix(tensor, self._rows))
 
     def sums(self, gradients: Scalars) -> None:
-        """Sets where the gradients of the parameters go."""
+        """Sets the f32 tensors that receive the gradients of the parameters."""
         self.struct.dparams, self.struct.dparam_count = self._array(gradients), len(gradients)
 
 
 def forward_into(op: object, x: Tensor, v: Optional[Tensor], y: Tensor, params: Scalars, order: int = 0) -> None:
-    """y = f(x), G(x)·v or f(x)·v. Rows of y are at one pitch; it may be x itself."""
+    """Writes f(x), G(x)·v (order 1) or f(x)·v (order 2) to y. y must have a single row pitch, and may be x itself."""
     if y.numel() == 0:
         return
     (y, x, *gated), rows, cols = _shape([y, x] if v is None else [y, x, v])
@@ -76,7 +76,7 @@ def backward_into(
     sums: bool,
     order: int = 0,
 ) -> list[Tensor]:
-    """dx and dv, and where ``sums`` is set the gradient of each parameter, of its shape and type."""
+    """Writes dx and dv. Returns the gradient of each parameter, of its shape and type; without ``sums``, an empty list."""
     gradients = [param.new_zeros(param.shape, dtype=torch.float32) for param in params] if sums else []
     if dx.numel() > 0:
         (x, dy, dx, *gated), rows, cols = _shape([x, dy, dx] if v is None else [x, dy, dx, v, dv])
@@ -92,21 +92,21 @@ def backward_into(
 
 
 def _contiguous(x: Tensor) -> Tensor:
-    """Memory for a result of the shape of x."""
+    """An uninitialised contiguous tensor of the shape, type and device of x."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _no_second_derivative(name: str):
     def refuse(ctx, *_):
         raise RuntimeError(
-            f"xact has no second derivative of {name}; compute it with PyTorch's own operations where it is needed"
+            f"xact has no second derivative of {name}; if you need it, compute {name} with PyTorch's own operations"
         )
 
     return refuse
 
 
 def _need(ctx, first: int, count: int) -> bool:
-    """Whether one of some inputs of an operator wants a gradient."""
+    """Whether any of ``count`` inputs of an operator, from ``first`` on, needs a gradient."""
     return any(ctx.needs_input_grad[first : first + count])
 
 
@@ -118,7 +118,7 @@ def _xielu(beta: float, eps: Optional[float], autograd: bool, effective: bool) -
 
 
 def _xielu_params(alpha_p: Tensor, alpha_n: Tensor, beta: Optional[Tensor]) -> Scalars:
-    """The scalars, of one type: that of x only where all have it."""
+    """The scalars in one type: their own if all have the same, else f32."""
     params = [alpha_p, alpha_n] if beta is None else [alpha_p, alpha_n, beta]
     if len({param.dtype for param in params}) > 1:
         params = [param.float() for param in params]
@@ -136,7 +136,7 @@ def xielu(
     autograd: bool,
     effective: bool,
 ) -> Tensor:
-    """y of xIELU. ``slope`` is beta where that is no tensor."""
+    """xIELU of x. ``slope`` is β if ``beta`` is None."""
     y = contiguous_like(x)
     forward_into(_xielu(slope, eps, autograd, effective), x, None, y, _xielu_params(alpha_p, alpha_n, beta))
     return y
@@ -153,7 +153,7 @@ def xielu_(
     autograd: bool,
     effective: bool,
 ) -> None:
-    """x becomes y of xIELU."""
+    """Overwrites x with xIELU of x."""
     op, params = _xielu(slope, eps, autograd, effective), _xielu_params(alpha_p, alpha_n, beta)
     in_place(x, lambda y: forward_into(op, y, None, y, params))
 
@@ -171,7 +171,7 @@ def xielu_backward(
     effective: bool,
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx and the gradients of alpha_p, alpha_n and beta; what is not asked for is empty."""
+    """dx and the gradients of alpha_p, alpha_n and beta; a gradient that is not computed is an empty tensor."""
     dx = contiguous_like(x)
     op, params = _xielu(slope, eps, autograd, effective), _xielu_params(alpha_p, alpha_n, beta)
     gradients = backward_into(op, x, None, dy, dx, None, params, sums)
@@ -214,7 +214,7 @@ xielu_backward.register_autograd(_no_second_derivative("xielu"))
 
 
 def in_place(x: Tensor, work) -> None:
-    """Does work on the memory of x, or on a copy that x then takes the values of where its rows have no pitch."""
+    """Calls ``work`` with x. If x has no single row pitch, calls it with a contiguous copy, and copies the result to x."""
     y = _layout.dense(x)
     work(y)
     if y is not x:
@@ -317,7 +317,7 @@ class Expanded:
 
 
 def halves(xv: Tensor, value_first: bool) -> tuple[Tensor, Tensor]:
-    """Gate and value of a tensor that has both in its last dimension."""
+    """Gate and value ``[..., n]``, as views of a tensor ``[..., 2n]``."""
     first, second = xv.chunk(2, dim=-1) if xv.shape[-1] else (xv, xv)
     return (second, first) if value_first else (first, second)
 

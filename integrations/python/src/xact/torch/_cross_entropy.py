@@ -28,7 +28,7 @@ def _op(
 
 
 class _Rows:
-    """What forward and backward share: where the rows lie, and what decides about them."""
+    """The arguments that forward and backward share: logits, labels, weights and the Goldfish decision."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class _Rows:
         self.rows, self.cols = _layout.row_count(logits), logits.shape[-1]
         self._labels = labels.contiguous()
         self._weights = None if weights is None else weights.contiguous()
-        # The structs hold addresses alone: what they are of lives as long as this object.
+        # The structs have only addresses; this object keeps the tensors and structs behind them alive.
         self._tokens = None
         if goldfish is not None:
             ids = labels if hash_ids is None else hash_ids
@@ -60,12 +60,12 @@ class _Rows:
             call.decision = native.pointer(self._tokens.struct)
 
     def matrix(self, tensor: Tensor) -> object:
-        """The rows of logits or their gradients, at one pitch or two."""
+        """The ``xact_logits_matrix`` of logits or their gradients."""
         return native.logits_matrix(tensor.data_ptr(), *_layout.rows_of(tensor))
 
 
 class Tokens:
-    """The ids of a Goldfish decision, as the library takes them."""
+    """The ``xact_decision`` of a call, and the tensors behind its addresses."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Tokens:
         exempt: Optional[Tensor],
     ) -> None:
         goldfish = _goldfish.by_key(key)
-        # Held as long as its handle is.
+        # The struct has the handle, so the object that owns the handle is kept alive.
         self._goldfish = goldfish
         self._ids = ids = ids.contiguous()
         tokens = native.struct("xact_decision")
@@ -119,13 +119,14 @@ def cross_entropy(
     per_row: bool,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses and what the backward needs.
+    """The loss, and the tensors that the backward and ``Stats`` need.
 
     Returns:
         loss: [] f32, or [N] f32 where ``per_row`` is set.
-        saved: uint8, what the backward needs beside the logits.
-        summary: uint8, the struct xact_cross_entropy_summary.
-        losses, lse, z_losses: [N] f32 each, and argmax [N] i32, where ``stats`` is set; else empty.
+        saved: uint8, the values per row that the backward needs in addition to the logits.
+        summary: uint8, the bytes of an xact_cross_entropy_summary.
+        losses, lse, z_losses: [N] f32 each; empty unless ``stats`` is set.
+        argmax: [N] i32; empty unless ``stats`` is set.
     """
     op = _op(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
     rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
@@ -157,7 +158,7 @@ def cross_entropy(
 
 
 def _refuse_bad_labels(summary: Tensor, labels: Tensor, classes: int) -> None:
-    """On the CPU a bad label costs nothing to see, and is an error as in PyTorch."""
+    """Raises ValueError for the first label that is no class. For CPU tensors, as reading a CUDA summary would wait."""
     row = int(native.summary_field(summary, "bad_row"))
     if row >= 0:
         label = int(labels.reshape(-1)[row])
@@ -188,7 +189,7 @@ def _(
     n = labels.numel()
     new = logits.new_empty
     some = n if stats else 0
-    # In compiled code ignore_index and vocab may be symbols, on which the size does not depend.
+    # In compiled code ignore_index and vocab may be symbols. The size does not depend on them.
     op = _op(0, label_smoothing, z_loss, softcap, None, normalizer)
     return (
         new(n if per_row else (), dtype=torch.float32),
@@ -250,7 +251,7 @@ def cross_entropy_backward(
     vocab: Optional[int],
     normalizer: str,
 ) -> Tensor:
-    """dlogits, of the shape and type of the logits."""
+    """The gradient of the logits, of their shape and type."""
     dlogits = contiguous_like(logits)
     _backward_into(
         dloss, logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary, dlogits, goldfish,
@@ -269,7 +270,7 @@ def _context(ctx, inputs, output):
     _, saved, summary, *_ = output
     ctx.save_for_backward(logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary)
     ctx.options = (goldfish, *options[:6])
-    # Its table would be gone with it.
+    # A strategy with a table of the caller cannot be made again from the key, so the object is kept alive.
     ctx.goldfish = None if goldfish is None else _goldfish.by_key(goldfish)
     ctx.mark_non_differentiable(*output[1:])
 
@@ -281,7 +282,7 @@ def _gradient(ctx, dloss, *_):
 
 def _refuse(ctx, *_):
     raise RuntimeError(
-        "xact has no second derivative of cross_entropy; compute it with PyTorch's own operations where it is needed"
+        "xact has no second derivative of cross_entropy; if you need it, compute the loss with PyTorch's own operations"
     )
 
 
@@ -297,7 +298,7 @@ def goldfish_mask(
     exempt: Optional[Tensor],
     goldfish: str,
 ) -> Tensor:
-    """Whether each label is kept, bool, of the shape of the ids."""
+    """True for each label that is kept: bool of the shape of the ids."""
     keep = torch.empty_like(ids, dtype=torch.bool, memory_format=torch.contiguous_format)
     if ids.numel() > 0:
         tokens = Tokens(goldfish, ids, cu_seqlens, halo, exempt)

@@ -1,4 +1,4 @@
-"""Calls of the library with the memory of tensors, on the stream that is current or on the CPU."""
+"""Calls of the library with tensors, on the current CUDA stream or on the CPU."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from . import _layout
 
 
 def matrix(tensor: Tensor, rows: int) -> object:
-    """Where a tensor lies; of a single row the pitch does not matter."""
+    """The ``xact_matrix`` of a tensor with ``rows`` rows; the pitch of a single row does not matter."""
     layout = _layout.rows_of(tensor) if rows != 1 else None
     pitch = tensor.numel() if layout is None else layout.pitch
     return native.matrix(tensor.data_ptr(), pitch)
 
 
 def address(tensor: Optional[Tensor]) -> Optional[int]:
-    """Where the first element of a tensor lies; None of none, and of an empty one."""
+    """The address of the first element of a tensor; None for None and for an empty tensor."""
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
 class Call:
     """A call on the device of a tensor.
 
-    On a CUDA device it is queued on the stream that is current there now, which is not asked for before: under capture,
-    and in autograd's threads, it is another one. Memory that it asks for comes from PyTorch's allocator, which gives it
-    to nobody else before work on that stream is done.
+    On a CUDA device the call is queued on the stream that is current at the time of the call: under capture and in autograd's
+    threads it is another one than when the object was made. Scratch memory comes from PyTorch's allocator, which does not
+    reuse it before the work on that stream is done.
     """
 
     def __init__(self, tensor: Tensor, name: str) -> None:
@@ -36,7 +36,7 @@ class Call:
         self._name = name
 
     def workspace(self, args: object, query: str, *arguments: object) -> None:
-        """Gives a call the scratch memory that a query says; on the CPU the library makes its own."""
+        """Allocates the scratch memory whose size the function ``query`` returns; on the CPU the library makes its own."""
         if not self._tensor.is_cuda:
             return
         size = native.query(query, *arguments)

@@ -1,4 +1,4 @@
-"""How a tensor's memory becomes what the library takes: rows of equal length at a pitch."""
+"""Describes a tensor's memory as the library takes it: rows of equal length at a pitch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """Where the rows of a tensor begin, in elements from its first one.
+    """The offsets at which the rows of a tensor begin, in elements from its first one.
 
     Row ``i`` begins at ``(i // per_group) * group_pitch + (i % per_group) * pitch``.
     """
@@ -20,17 +20,16 @@ class Rows(NamedTuple):
 
 
 def rows_of(tensor: Tensor) -> Optional[Rows]:
-    """The rows of a tensor, which are its last dimension; None where no pitches describe them.
+    """The rows of a tensor, which are the slices along its last dimension; None if pitches cannot describe them.
 
-    A tensor of 0 dimensions is a row of one element. Tensors whose rows lie in each other, such as expanded ones, are
-    described by no pitch.
+    A tensor of 0 dimensions is one row of one element. Pitches cannot describe rows that overlap, as in expanded tensors.
     """
     if tensor.dim() == 0:
         return Rows(1, 1, 1)
     cols = tensor.shape[-1]
     if cols > 1 and tensor.stride(-1) != 1:
         return None
-    # The dimensions before the last, from the innermost; those of size 1 have no stride that matters.
+    # The dimensions before the last, from the innermost. The stride of a dimension of size 1 does not matter.
     outer = [(size, stride) for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1]) if size != 1][::-1]
     runs: list[list[int]] = []
     for size, stride in outer:
@@ -49,7 +48,7 @@ def rows_of(tensor: Tensor) -> Optional[Rows]:
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor itself where its rows lie at one pitch, else a contiguous copy."""
+    """The tensor itself if its rows have a single pitch, else a contiguous copy."""
     rows = rows_of(tensor)
     if rows is not None and rows.per_group == row_count(tensor):
         return tensor
@@ -57,17 +56,17 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def grouped(tensor: Tensor) -> Tensor:
-    """The tensor itself where its rows lie at one pitch or two, else a contiguous copy."""
+    """The tensor itself if one or two pitches describe its rows, else a contiguous copy."""
     return tensor if rows_of(tensor) is not None else tensor.contiguous()
 
 
 def row_count(tensor: Tensor) -> int:
-    """How many rows a tensor has."""
+    """The number of rows of a tensor."""
     return math.prod(tensor.shape[:-1])
 
 
 def common_shape(tensors: Sequence[Tensor]) -> tuple[int, int]:
-    """Rows and columns of tensors of one shape: a single row where all are contiguous."""
+    """The number of rows and columns of tensors of one shape; contiguous tensors count as a single row."""
     first = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):
         return 1, first.numel()

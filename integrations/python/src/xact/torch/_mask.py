@@ -39,7 +39,7 @@ def of_tensor(goldfish: "Goldfish", ids: Tensor, cu_seqlens: Any, halo: Any, exe
 
 
 def offsets(cu_seqlens: object, first: Tensor, first_name: str) -> Tensor:
-    """Offsets of documents, ``[documents + 1]`` i32 on the device of the first tensor."""
+    """Returns ``cu_seqlens``, which must be ``[documents + 1]`` i32 on the device of the first tensor."""
     cu_seqlens = _check.tensor("cu_seqlens", cu_seqlens)
     _check.integers("cu_seqlens", cu_seqlens, (torch.int32,))
     _check.device("cu_seqlens", cu_seqlens, first, first_name)

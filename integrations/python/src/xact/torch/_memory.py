@@ -1,4 +1,4 @@
-"""Memory for results."""
+"""Allocates results in huge pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
-# Below, huge pages gain nothing.
+# In bytes. Below LEAST, huge pages gain nothing.
 LEAST = 4 << 20
 HUGE = 2 << 20
 
@@ -22,16 +22,16 @@ except (AttributeError, OSError):
 
 
 def contiguous_like(x: Tensor) -> Tensor:
-    """Memory of the shape, type and device of x, contiguous.
+    """An uninitialised contiguous tensor of the shape, type and device of x.
 
-    Large memory of the CPU is new in each call, and the kernel gives it page by page as it is first written: in pages of
-    4 KiB that takes longer than the work itself. Huge pages are asked for, which Linux gives by default to who asks.
+    A large CPU tensor gets fresh memory in each call, which Linux maps page by page on the first write. With pages of 4 KiB
+    that takes longer than the operator itself, so this function asks for huge pages with madvise.
     """
     made = torch.empty_like(x, memory_format=torch.contiguous_format)
     size = made.numel() * made.element_size()
     if _madvise is not None and size >= LEAST and not made.is_cuda and made.device.type == "cpu":
         start = -(-made.data_ptr() // HUGE) * HUGE
         end = (made.data_ptr() + size) // HUGE * HUGE
-        # Advice that is not taken changes nothing.
+        # A failure changes nothing but the speed.
         _madvise(start, end - start, _ADVICE)
     return made

@@ -1,7 +1,7 @@
-"""How the operators work on DTensors: each says how its outputs are placed where its inputs are.
+"""Registers the placements of the operators' outputs for each placement of their inputs, for DTensors.
 
-Sharded elements stay where they are. The gradient of a scalar beside a sharded x is Partial: each rank has the sum of its
-own elements, and DTensor adds them up where a replicated gradient is asked for.
+An output is sharded as x is. Beside a sharded x, the gradient of a scalar is Partial: each rank has the sum over its own
+elements, and DTensor adds the sums up when a replicated gradient is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _registered = False
 
 
 def ensure(x: Tensor) -> None:
-    """Registers the rules as soon as a DTensor comes; without one, torch.distributed.tensor is not imported."""
+    """Registers the placements when x is the first DTensor. Otherwise torch.distributed.tensor is not imported."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None or _registered:
         return
@@ -24,12 +24,12 @@ def ensure(x: Tensor) -> None:
 
 
 def refuse(what: str, value: Tensor) -> None:
-    """Refuses a DTensor: the loss's totals are not sums of those of its parts."""
+    """Raises TypeError for a DTensor, because a mean over all rows is not the sum of the ranks' means."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is not None and isinstance(value, module.DTensor):
         raise TypeError(
             f"{what} is a DTensor, which the loss does not take; give each rank whole rows with .to_local(), "
-            "and divide by the tokens of all ranks with normalizer"
+            "and set normalizer to the number of tokens of all ranks"
         )
 
 
@@ -44,7 +44,11 @@ def _register() -> None:
     everywhere = Replicate()
 
     def elements(x, tensors_in: int, scalars: int, others: int, tensors_out: int, sums: int, last: int):
-        """Placements of an operator on tensors of one shape; the last ``last`` dimensions are not sharded."""
+        """The placements of an elementwise operator: replicated, or sharded along any but the last ``last`` dimensions.
+
+        Inputs are ``tensors_in`` tensors, ``scalars`` scalars and ``others`` other arguments. Outputs are ``tensors_out``
+        tensors and ``sums`` gradients of scalars.
+        """
         rules = [
             (
                 [everywhere] * (tensors_out + sums),
@@ -96,7 +100,7 @@ def _register() -> None:
         def _(dy, x, v, alpha, order, sums):
             return elements(x, 3, 1, 2, 2, 1, 0)
 
-        # Both halves lie in the last dimension, which therefore stays whole.
+        # The last dimension has both halves, so it cannot be sharded.
         @register_sharding(getattr(ops, f"{name}_gated_packed").default)
         def _(xv, alpha, order, value_first):
             return elements(xv, 1, 1, 2, 1, 0, 1)

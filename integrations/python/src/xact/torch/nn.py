@@ -1,4 +1,4 @@
-"""Modules of the operators, whose parameters have the names and shapes of published checkpoints."""
+"""The operators as modules. Their parameters have the names and shapes of published checkpoints."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = [
 
 
 def _inverse_softplus(y: float) -> float:
-    """The raw parameter of an effective one; expm1 overflows where the two are the same number."""
+    """x with softplus(x) = y. log(expm1(y)) would overflow for large y, where x and y are equal."""
     if not y > 0:
-        raise ValueError(f"an effective parameter is {y}; softplus gives only what is above 0")
+        raise ValueError(f"an effective parameter is {y}; it must be above 0, since it is the result of softplus")
     return y + math.log(-math.expm1(-y))
 
 
 class XIELU(nn.Module):
-    """xIELU with trainable alpha_p and alpha_n, ``[1]`` each and raw, as Apertus' checkpoints have them.
+    """xIELU with trainable raw alpha_p and alpha_n, ``[1]`` each, as in Apertus' checkpoints.
 
     Args:
         alpha_p_init: The initial α_p.
         alpha_n_init: The initial α_n, above ``beta``.
         beta: The slope at 0.
-        eps: The clamp of transformers' formula, −1e-6 there, or None for the ideal function.
+        eps: The clamp of transformers' formula, which has −1e-6, or None for the ideal function.
         eps_gradient: See :func:`xact.torch.xielu`.
-        device: Where the parameters are made.
-        dtype: Their type: f32 beside any x, or that of x.
+        device: The device of the parameters.
+        dtype: The type of the parameters: f32, or the type of x.
 
-    The state dict has ``alpha_p``, ``alpha_n`` and the buffers ``beta`` and, unless it is None, ``eps``.
+    The state dict has the parameters ``alpha_p`` and ``alpha_n`` and the buffers ``beta`` and, unless it is None, ``eps``.
     """
 
     def __init__(
@@ -70,24 +70,24 @@ class XIELU(nn.Module):
 
     @staticmethod
     def _read_buffers(module: "XIELU", _: Any) -> None:
-        """The buffers are read when they are loaded, not in each call, which would wait for the device."""
+        """Reads the buffers after loading, because reading them in each call would wait for the device."""
         if module.beta.device.type != "meta":
             eps = module.eps
             module._numbers = (float(module.beta), None if eps is None else float(eps))
 
     def forward(self, x: Tensor) -> Tensor:
-        """y of the shape and type of x."""
+        """xIELU of x, of the shape and type of x."""
         beta, eps = self._numbers
         return functional.xielu(x, self.alpha_p, self.alpha_n, beta=beta, eps=eps, eps_gradient=self.eps_gradient)
 
     def extra_repr(self) -> str:
-        """What is no parameter."""
+        """beta and eps, for ``repr``."""
         beta, eps = self._numbers
         return f"beta={beta}, eps={eps}"
 
 
 class _Expanded(nn.Module):
-    """What the expanded gates share: one trainable scalar alpha, ``[1]``."""
+    """The base of the expanded activations, with a trainable alpha ``[1]``."""
 
     name = ""
 
@@ -96,12 +96,12 @@ class _Expanded(nn.Module):
         self.alpha = nn.Parameter(torch.full((1,), alpha_init, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """y of the shape and type of x."""
+        """The activation of x, of the shape and type of x."""
         return getattr(functional, self.name)(x, self.alpha)
 
 
 class _Gated(_Expanded):
-    """What their gated forms share."""
+    """The base of the gated activations, with a trainable alpha ``[1]``."""
 
     def __init__(
         self,
@@ -118,14 +118,14 @@ class _Gated(_Expanded):
         self.order, self.value_first = order, value_first
 
     def forward(self, x: Tensor, v: Optional[Tensor] = None) -> Tensor:
-        """y of gate and value; of x alone where that holds both, ``[..., 2n]`` to ``[..., n]``."""
+        """The gated activation of the gate x and the value v. Without v, x has both: ``[..., 2n]`` to ``[..., n]``."""
         function = getattr(functional, f"{self.name}_gated")
         if v is None:
             return function(packed=x, alpha=self.alpha, order=self.order, value_first=self.value_first)
         return function(x, v, self.alpha, order=self.order)
 
     def extra_repr(self) -> str:
-        """What is no parameter."""
+        """order and value_first, for ``repr``."""
         return f"order={self.order}, value_first={self.value_first}"
 
 
@@ -166,7 +166,7 @@ class XSiLUGated(_Gated):
 
 
 class CrossEntropyLoss(nn.Module):
-    """:func:`xact.torch.cross_entropy` with its options; see there."""
+    """:func:`xact.torch.cross_entropy` as a module; the arguments are documented there."""
 
     def __init__(
         self,
@@ -193,9 +193,10 @@ class CrossEntropyLoss(nn.Module):
         }
 
     def forward(self, logits: Tensor, labels: Tensor, **more: Any) -> Any:
-        """The loss of ``[..., V]`` logits; ``weights``, ``hash_ids``, ``cu_seqlens`` and options may be given too."""
+        """The loss of logits ``[..., V]`` and labels ``[...]``. ``more`` are further arguments of the function, such as
+        ``weights``, ``hash_ids`` and ``cu_seqlens``; they override the module's options."""
         return functional.cross_entropy(logits, labels, **(self.options | more))
 
     def extra_repr(self) -> str:
-        """The options that are set."""
+        """The options that are not None, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)

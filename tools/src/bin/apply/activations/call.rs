@@ -1,4 +1,4 @@
-//! An op on tensors, whoever computes.
+//! A call of an op on tensors, independent of the backend.
 
 use safetensors::tensor::{Dtype, TensorView};
 use xact::{Activation, AnyActivation, Gated, Halves, Order, Signature};
@@ -6,24 +6,24 @@ use xact::{Activation, AnyActivation, Gated, Halves, Order, Signature};
 use super::super::machine::Machine;
 use super::super::tensors::{Output, Tensors, each_element, elements, numbers};
 
-/// How an op gates.
+/// The gated form of a call.
 #[derive(Clone, Copy)]
 pub struct Gate {
     pub order: Order,
     pub halves: Halves,
     pub rows: usize,
-    /// Elements of a half of a row.
+    /// The number of elements of a half of a row.
     pub cols: usize,
 }
 
-/// An op on tensors.
+/// A call of an op on tensors.
 pub struct Call {
     pub op: AnyActivation,
     pub gate: Option<Gate>,
     pub params: Vec<f64>,
 }
 
-/// y or dx, and the gradients of the parameters.
+/// The results: y or dx, and the gradients of the parameters.
 pub struct Results<T> {
     pub out: Vec<T>,
     pub dparams: Vec<f64>,
@@ -59,7 +59,7 @@ impl Call {
         Ok(dy)
     }
 
-    /// What is to be written: y, or dx and the gradients of the parameters.
+    /// The tensors to write: y, or dx and the gradients of the parameters.
     pub fn outputs(
         &self,
         machine: Machine,
@@ -108,18 +108,18 @@ impl Call {
         Ok(outputs)
     }
 
-    /// The op as one that gates, if it is to.
+    /// The gated form of the op, if the call is gated.
     pub fn gated(&self) -> Option<(&dyn Gated, Gate)> {
         let gate = self.gate?;
         Some((self.op.as_gated().expect("checked before"), gate))
     }
 
-    /// The parameters as the backends take them, exactly: they are f32, or 16-bit.
+    /// The parameters as f32, which is exact, because they are f32 or 16-bit.
     pub fn params_f32(&self) -> Vec<f32> {
         self.params.iter().map(|&p| p as f32).collect()
     }
 
-    /// Elements of y or dx.
+    /// The number of elements of y or dx.
     pub fn len<T>(&self, x: &[T], dy: Option<&[T]>) -> usize {
         if dy.is_none() && self.gate.is_some() {
             return x.len() / 2;

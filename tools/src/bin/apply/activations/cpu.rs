@@ -1,4 +1,4 @@
-//! An op on the CPU backend.
+//! Calls an op on the CPU backend.
 
 use xact::{Element, Result, cpu};
 

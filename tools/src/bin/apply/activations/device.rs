@@ -1,4 +1,4 @@
-//! An op on a device.
+//! Calls an op on a device.
 
 use xact::cuda::{self, Gradients, Params};
 use xact::{Element, Queue, Result};

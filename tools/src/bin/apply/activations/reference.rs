@@ -1,11 +1,11 @@
-//! An op in f64.
+//! Calls an op of the f64 reference.
 
 use xact::{Activation, Gated, Halves, Result, reference};
 
 use super::call::{Call, Gate, Results};
 
 impl Call {
-    /// In f64, from the definition.
+    /// The results in f64, computed from the definition.
     pub fn reference(&self, x: &[f64], dy: Option<&[f64]>) -> Result<Results<f64>> {
         if let Some((op, gate)) = self.gated() {
             return Ok(self.gated_reference(op, gate, x, dy));

@@ -19,7 +19,7 @@ impl Inputs {
         let (weights, dloss) = (self.weights_f32(), self.dloss_f32());
         let [mut loss, mut z_loss, mut lse] = [(); 3].map(|()| vec![0.0; n]);
         let mut argmax = vec![-1; n];
-        // A macro, because each call is of a type of its own.
+        // This is a macro, because each call has another type.
         macro_rules! set_rows {
             ($call:expr) => {{
                 let mut call = $call;

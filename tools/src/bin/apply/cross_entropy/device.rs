@@ -32,7 +32,7 @@ impl Inputs {
         let mut lse = Buffer::zeros(queue, n)?;
         let mut argmax = Buffer::upload(queue, &vec![-1; n])?;
         let mut summary = Buffer::<CrossEntropySummary>::zeros(queue, 1)?;
-        // A macro, because each call is of a type of its own.
+        // This is a macro, because each call has another type.
         macro_rules! set_rows {
             ($call:expr) => {{
                 let mut call = $call;

@@ -1,4 +1,4 @@
-//! What is read of the file.
+//! The tensors that are read from the file.
 
 use std::ops::Range;
 
@@ -9,27 +9,27 @@ use super::super::goldfish::{Dropping, widened};
 use super::super::tensors::Tensors;
 use super::Arguments;
 
-/// What decides about the rows of logits, `[n, cols]`.
+/// The arguments that belong to the rows of logits, `[n, cols]`.
 pub struct Inputs {
     pub op: CrossEntropy,
     pub n: usize,
     pub cols: usize,
     pub classes: usize,
-    /// Ranks among which the classes are cut.
+    /// The number of ranks among which the classes are divided.
     pub shards: Option<usize>,
     pub weights: Option<Vec<f64>>,
     pub goldfish: Option<Dropping<i64>>,
-    /// What the mean is divided by, if the op does not say it.
+    /// The divisor of the mean, if it replaces the op's normalizer.
     pub divide_by: Option<f64>,
     pub with_argmax: bool,
-    /// Whether there is a backward, and what its gradients are multiplied with.
+    /// For a backward, the upstream gradients.
     pub is_backward: bool,
     pub dloss: Option<Vec<f64>>,
 }
 
-/// Columns of the logits, which are those of a rank if there are several.
+/// Columns of the logits: all, or those of a rank.
 pub struct Part {
-    /// With as many classes as the part has.
+    /// The op with the number of classes of this part.
     pub op: CrossEntropy,
     pub rows: Rows,
     pub shard: Option<Shard>,
@@ -76,7 +76,7 @@ impl Inputs {
         let lengths = [
             ("labels", Some(labels.shape().iter().product())),
             ("weights", weights.as_ref().map(Vec::len)),
-            // One is that of all rows.
+            // A single number is for all rows.
             (
                 "dloss",
                 dloss.as_ref().map(Vec::len).filter(|&len| len != 1),
@@ -106,7 +106,7 @@ impl Inputs {
         })
     }
 
-    /// The columns of each rank; all of them if there are no ranks.
+    /// The columns of each rank; all columns if there are no ranks.
     pub fn parts(&self) -> Vec<Part> {
         let part = |columns: Range<usize>, shard| {
             let rows = Rows::new(self.n, columns.len()).pitch(self.cols);
@@ -127,12 +127,12 @@ impl Inputs {
         (0..shards).map(of_rank).collect()
     }
 
-    /// That of a rank with columns from this class on.
+    /// The shard of a rank whose columns start at this class.
     pub fn shard(&self, first_class: usize) -> Shard {
         Shard::new(first_class as u64, self.classes as u64)
     }
 
-    /// Weights as the backends take them.
+    /// The weights as the backends take them.
     pub fn weights_f32(&self) -> Option<Vec<f32>> {
         self.weights.as_deref().map(narrow)
     }

@@ -1,4 +1,4 @@
-//! The loss in f64, row by row from its definition.
+//! Computes the loss in f64, row by row from the definition.
 
 use xact::Normalizer;
 use xact::loss::cross_entropy::RowStatus;
@@ -17,7 +17,7 @@ impl Inputs {
         };
         let weight = |row: usize| self.weights.as_ref().map_or(1.0, |weights| weights[row]);
         let status = |row: usize| {
-            // Of the weight, a status depends on whether it is 0.
+            // The status of a row depends only on whether the weight is 0.
             let weighs = f32::from(u8::from(weight(row) != 0.0));
             op.row_status(labels[row], weighs, !keep[row], self.classes as u64)
         };

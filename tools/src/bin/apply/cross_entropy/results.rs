@@ -1,8 +1,8 @@
-//! What comes out, whoever computes.
+//! The results of a loss, independent of the backend.
 
 use xact::CrossEntropySummary;
 
-/// Results of the rows, and what they become.
+/// The results of the rows, and the totals.
 pub struct Results {
     pub loss: Vec<f64>,
     pub z_loss: Vec<f64>,
@@ -12,7 +12,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Those of rows that are masked.
+    /// The results of masked rows.
     pub fn masked(n: usize) -> Results {
         Results {
             loss: vec![0.0; n],
@@ -24,12 +24,12 @@ impl Results {
     }
 }
 
-/// The same numbers.
+/// Converts the numbers to another type.
 pub fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v.into()).collect()
 }
 
-/// What the rows become.
+/// The totals over the rows.
 #[derive(Default)]
 pub struct Summary {
     pub mean: f64,
@@ -37,13 +37,13 @@ pub struct Summary {
     pub z_loss: f64,
     pub normalizer: f64,
     pub weight: f64,
-    /// Rows that are not ignored by their label.
+    /// The number of rows whose label is not ignored.
     pub labels: u64,
     pub kept: u64,
     pub dropped: u64,
-    /// If they are counted.
+    /// The number of correct rows, if it was counted.
     pub correct: Option<u64>,
-    /// Of the dropped rows, if it is computed.
+    /// The loss of the dropped rows, if it was computed.
     pub dropped_loss: Option<f64>,
     /// The first row whose label is no class.
     pub bad_row: Option<usize>,
@@ -52,7 +52,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of what the backends say; not all of it was asked for.
+    /// Converts a summary of a backend, some of whose numbers may not have been computed.
     pub fn of(summary: &CrossEntropySummary, with_argmax: bool, dropped_loss: bool) -> Summary {
         let row = |row: u64| (row != u64::MAX).then_some(row as usize);
         Summary {
@@ -71,7 +71,7 @@ impl Summary {
         }
     }
 
-    /// Says what the tensors do not.
+    /// Prints the totals, which are not in the output file.
     pub fn tell(&self, labels: &[i64]) {
         if let Some(row) = self.bad_row {
             eprintln!(
