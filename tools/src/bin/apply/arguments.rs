@@ -30,7 +30,7 @@ pub enum Op {
 #[derive(Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Loss {
-    /// Compute cross-entropy. Reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, if present,
+    /// Compute the cross entropy. Reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, if present,
     /// weights (f32, [N]) and normalizer (f32, one element); for backward also dloss (f32, [N] or one element); with
     /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish does.
     /// Writes loss and the results of --outputs, or dlogits
