@@ -497,6 +497,18 @@ impl Call<'_> {
             scratch: self.scratch(),
         })
     }
+
+    /// Launches a function of the loss, and restores the thread's current context.
+    unsafe fn launch<C>(
+        &self,
+        stream: *mut c_void,
+        function: unsafe fn(&Device, CUstream, &CrossEntropy, &C) -> xact::Result<()>,
+        call: &C,
+    ) -> Result<()> {
+        let _restored = Restored::new();
+        // SAFETY: the caller vouches for the buffers and the stream.
+        Ok(unsafe { function(self.device, stream as CUstream, &self.op, call) }?)
+    }
 }
 
 pub unsafe fn cross_entropy_forward(
@@ -509,13 +521,7 @@ pub unsafe fn cross_entropy_forward(
     unsafe {
         let call = Call::new(device, op, args)?;
         let forward = call.forward()?;
-        let _restored = Restored::new();
-        Ok(loss::forward(
-            call.device,
-            stream as CUstream,
-            &call.op,
-            &forward,
-        )?)
+        call.launch(stream, loss::forward, &forward)
     }
 }
 
@@ -533,13 +539,7 @@ pub unsafe fn cross_entropy_forward_with_gradient(
             upstream: call.upstream(),
             cluster: NonZeroU32::new(call.args.cluster),
         };
-        let _restored = Restored::new();
-        Ok(loss::forward_with_gradient(
-            call.device,
-            stream as CUstream,
-            &call.op,
-            &both,
-        )?)
+        call.launch(stream, loss::forward_with_gradient, &both)
     }
 }
 
@@ -561,13 +561,7 @@ pub unsafe fn cross_entropy_backward(
             normalizer: given(call.args.normalizer),
             upstream: call.upstream(),
         };
-        let _restored = Restored::new();
-        Ok(loss::backward(
-            call.device,
-            stream as CUstream,
-            &call.op,
-            &backward,
-        )?)
+        call.launch(stream, loss::backward, &backward)
     }
 }
 
@@ -587,13 +581,7 @@ pub unsafe fn cross_entropy_partial_stats(
             saved: address(call.args.saved),
             scratch: call.scratch(),
         };
-        let _restored = Restored::new();
-        Ok(loss::partial_stats(
-            call.device,
-            stream as CUstream,
-            &call.op,
-            &partial,
-        )?)
+        call.launch(stream, loss::partial_stats, &partial)
     }
 }
 
@@ -614,12 +602,6 @@ pub unsafe fn cross_entropy_finish(
             normalizer: given(call.args.normalizer),
             scratch: call.scratch(),
         };
-        let _restored = Restored::new();
-        Ok(loss::finish(
-            call.device,
-            stream as CUstream,
-            &call.op,
-            &finish,
-        )?)
+        call.launch(stream, loss::finish, &finish)
     }
 }
