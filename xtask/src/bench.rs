@@ -45,13 +45,10 @@ fn torch(folders: &Folders) -> anyhow::Result<OsString> {
 
 /// Builds candle's peer, an example of `integrations/candle`, and returns its command.
 fn candle_peer(folders: &Folders) -> anyhow::Result<OsString> {
-    let target = candle::target(folders);
     let mut build = Command::new(steps::cargo());
-    build.args(["build", "--release", "--locked", "--example", "peer"]);
-    build.arg("--manifest-path");
-    build.arg(folders.root.join("integrations/candle/Cargo.toml"));
-    steps::done(build.arg("--target-dir").arg(&target))?;
-    command(&[&target.join("release/examples/peer")])
+    build.args(["build", "--release", "--example", "peer"]);
+    steps::done(build.args(candle::own_options(folders)?))?;
+    command(&[&candle::target(folders).join("release/examples/peer")])
 }
 
 /// Joins the words of a command with blanks. The bench splits the command at blanks, so a word with a blank is an error.

@@ -14,28 +14,35 @@ pub fn target(folders: &Folders) -> PathBuf {
     folders.target.join("candle")
 }
 
-/// The steps that lint and test the crate on the CPU. With `full`, they also type-check the CUDA code. For that, candle's
-/// build compiles its own kernels, which takes minutes and needs an nvcc. The CUDA code is not linked, because that would
-/// need the CUDA libraries.
-pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
+/// The options with which cargo builds the package.
+pub fn own_options(folders: &Folders) -> anyhow::Result<[String; 5]> {
     let text = |path: PathBuf| {
         let text = path.to_str().map(str::to_owned);
         text.with_context(|| format!("{} is no UTF-8", path.display()))
     };
     let manifest = text(folders.root.join("integrations/candle/Cargo.toml"))?;
     let target = text(target(folders))?;
+    let word = str::to_owned;
+    Ok([
+        word("--locked"),
+        word("--manifest-path"),
+        manifest,
+        word("--target-dir"),
+        target,
+    ])
+}
+
+/// The steps that lint and test the crate on the CPU. With `full`, they also type-check the CUDA code. For that, candle's
+/// build compiles its own kernels, which takes minutes and needs an nvcc. The CUDA code is not linked, because that would
+/// need the CUDA libraries.
+pub fn steps(folders: &Folders, full: bool) -> anyhow::Result<Vec<Step>> {
+    let own = own_options(folders)?;
     let step = |line: &str| {
         let mut words: Vec<&str> = line.split_whitespace().collect();
-        let own = [
-            "--locked",
-            "--manifest-path",
-            &manifest,
-            "--target-dir",
-            &target,
-        ];
         // Cargo's own options must precede the `--`.
         let end = words.iter().position(|word| *word == "--");
-        words.splice(end.map_or(words.len()..words.len(), |at| at..at), own);
+        let at = end.unwrap_or(words.len());
+        words.splice(at..at, own.iter().map(String::as_str));
         Step::program(&steps::cargo(), words)
     };
     let clippy = |line: &str| step(line).needs("clippy", "clippy");
