@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ ROOT = HERE.parents[2]
 # Processes that a test starts find the modules in this folder.
 sys.path.insert(0, str(HERE))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+# PyTorch keeps compiled graphs, also between runs, and calls operators from them as they were declared then.
+_compiled = tempfile.TemporaryDirectory()
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 
 @pytest.fixture
