@@ -44,7 +44,7 @@ def samples():
     _, saved, summary, *_ = ops.cross_entropy(values((3, 8)), labels, None, None, None, None, None, *more, False, False)
     yield (
         "cross_entropy_backward",
-        (torch.ones(()), values((3, 8)), labels, None, None, None, None, saved, summary, None, *more),
+        (torch.ones(()), values((3, 8)), labels, None, None, None, saved, summary, None, *more),
     )
     yield "goldfish_mask", (torch.arange(40), torch.tensor([0, 13, 40], dtype=torch.int32), None, None, goldfish._key)
 

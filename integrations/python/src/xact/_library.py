@@ -177,7 +177,7 @@ def run_on_host(name: str, threads: int, *arguments: Any) -> None:
     if threads not in (0, _threads):
         check(library().xact_set_num_threads(threads))
         _threads = threads
-    check(getattr(library(), f"{name}_host")(*map(_argument, arguments)))
+    run(f"{name}_host", *arguments)
 
 
 @functools.lru_cache(maxsize=256)

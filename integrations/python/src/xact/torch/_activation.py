@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _library as native
 from . import _layout
 from ._check import name_of
-from ._device import Call, matrix
+from ._device import Call, matrix, no_second_derivative
 from ._memory import contiguous_like
 
 Scalars = Sequence[Tensor]
@@ -96,15 +96,6 @@ def _contiguous(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _no_second_derivative(name: str):
-    def refuse(ctx, *_):
-        raise RuntimeError(
-            f"xact has no second derivative of {name}; if you need it, compute {name} with PyTorch's own operations"
-        )
-
-    return refuse
-
-
 def _need(ctx, first: int, count: int) -> bool:
     """Whether any of ``count`` inputs of an operator, from ``first`` on, needs a gradient."""
     return any(ctx.needs_input_grad[first : first + count])
@@ -117,11 +108,15 @@ def _xielu(beta: float, eps: Optional[float], autograd: bool, effective: bool) -
     return native.activation("xielu", beta=beta, eps=eps, autograd=autograd, effective=effective)
 
 
-def _xielu_params(alpha_p: Tensor, alpha_n: Tensor, beta: Optional[Tensor]) -> Scalars:
+def _given(alpha_p: Tensor, alpha_n: Tensor, beta: Optional[Tensor]) -> Scalars:
+    """The scalars of a call."""
+    return [alpha_p, alpha_n] if beta is None else [alpha_p, alpha_n, beta]
+
+
+def _in_one_type(params: Scalars) -> Scalars:
     """The scalars in one type: their own if all have the same, else f32."""
-    params = [alpha_p, alpha_n] if beta is None else [alpha_p, alpha_n, beta]
     if len({param.dtype for param in params}) > 1:
-        params = [param.float() for param in params]
+        return [param.float() for param in params]
     return params
 
 
@@ -138,7 +133,7 @@ def xielu(
 ) -> Tensor:
     """xIELU of x. ``slope`` is β if ``beta`` is None."""
     y = contiguous_like(x)
-    forward_into(_xielu(slope, eps, autograd, effective), x, None, y, _xielu_params(alpha_p, alpha_n, beta))
+    forward_into(_xielu(slope, eps, autograd, effective), x, None, y, _in_one_type(_given(alpha_p, alpha_n, beta)))
     return y
 
 
@@ -154,7 +149,7 @@ def xielu_(
     effective: bool,
 ) -> None:
     """Overwrites x with xIELU of x."""
-    op, params = _xielu(slope, eps, autograd, effective), _xielu_params(alpha_p, alpha_n, beta)
+    op, params = _xielu(slope, eps, autograd, effective), _in_one_type(_given(alpha_p, alpha_n, beta))
     in_place(x, lambda y: forward_into(op, y, None, y, params))
 
 
@@ -173,9 +168,8 @@ def xielu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx and the gradients of alpha_p, alpha_n and beta; a gradient that is not computed is an empty tensor."""
     dx = contiguous_like(x)
-    op, params = _xielu(slope, eps, autograd, effective), _xielu_params(alpha_p, alpha_n, beta)
-    gradients = backward_into(op, x, None, dy, dx, None, params, sums)
-    given = [alpha_p, alpha_n] if beta is None else [alpha_p, alpha_n, beta]
+    op, given = _xielu(slope, eps, autograd, effective), _given(alpha_p, alpha_n, beta)
+    gradients = backward_into(op, x, None, dy, dx, None, _in_one_type(given), sums)
     gradients = [gradient.to(param.dtype) for gradient, param in zip(gradients, given)]
     gradients += [x.new_empty(0) for _ in range(3 - len(gradients))]
     return dx, *gradients
@@ -210,7 +204,7 @@ def _xielu_gradient(ctx, dy):
 
 
 xielu.register_autograd(_xielu_gradient, setup_context=_xielu_context)
-xielu_backward.register_autograd(_no_second_derivative("xielu"))
+xielu_backward.register_autograd(no_second_derivative("xielu"))
 
 
 def in_place(x: Tensor, work) -> None:
@@ -309,7 +303,7 @@ class Expanded:
                 return *gradients, dalpha if sums else None, *(None for _ in ctx.options)
 
             forward.register_autograd(gradient, setup_context=context)
-            backward.register_autograd(_no_second_derivative(name))
+            backward.register_autograd(no_second_derivative(name))
 
         differentiable(self.plain, self.plain_backward, 2)
         differentiable(self.gated, self.gated_backward, 3)

@@ -98,9 +98,5 @@ def scalar(what: str, value: object, x: Tensor) -> Tensor:
 
 def integers(what: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> Tensor:
     """Returns the tensor of ids or labels, which must have one of the types."""
-    if value.dtype not in allowed:
-        names = ", ".join(name_of(each) for each in allowed)
-        raise TypeError(
-            f"{what} is {name_of(value.dtype)}; it must be one of {names}: convert it, for example with .long()"
-        )
+    dtype(what, value, allowed, ": convert it, for example with .long()")
     return value

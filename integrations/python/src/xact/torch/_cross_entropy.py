@@ -9,22 +9,11 @@ from .. import _goldfish
 from .. import _library as native
 from . import _layout
 from ._check import name_of
-from ._device import Call, address
+from ._device import Call, address, no_second_derivative
 from ._memory import contiguous_like
 
 REDUCTIONS = ("mean", "sum", "none")
 NORMALIZERS = ("kept", "labels", "weight")
-
-
-def _op(
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: Optional[float],
-    vocab: Optional[int],
-    normalizer: str,
-) -> object:
-    return native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
 
 
 class _Rows:
@@ -128,7 +117,7 @@ def cross_entropy(
         losses, lse, z_losses: [N] f32 each; empty unless ``stats`` is set.
         argmax: [N] i32; empty unless ``stats`` is set.
     """
-    op = _op(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
+    op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
     rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
     call = native.struct("xact_cross_entropy_args")
     rows.set(call)
@@ -190,7 +179,7 @@ def _(
     new = logits.new_empty
     some = n if stats else 0
     # In compiled code ignore_index and vocab may be symbols. The size does not depend on them.
-    op = _op(0, label_smoothing, z_loss, softcap, None, normalizer)
+    op = native.cross_entropy(0, label_smoothing, z_loss, softcap, None, normalizer)
     return (
         new(n if per_row else (), dtype=torch.float32),
         new(n * native.query("xact_cross_entropy_saved_bytes", op, 1), dtype=torch.uint8),
@@ -202,43 +191,12 @@ def _(
     )
 
 
-def _backward_into(
-    dloss,
-    logits,
-    labels,
-    weights,
-    divisor,
-    hash_ids,
-    cu_seqlens,
-    saved,
-    summary,
-    dlogits,
-    goldfish,
-    *options,
-) -> None:
-    op = _op(*options)
-    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
-    if rows.rows == 0 or rows.cols == 0:
-        return
-    dloss = dloss.float()
-    if dloss.dim() and dloss.stride(0) != 0:
-        dloss = dloss.contiguous()
-    call = native.struct("xact_cross_entropy_args")
-    rows.set(call)
-    call.gathered, call.ranks = saved.data_ptr(), 1
-    call.dlogits = rows.matrix(dlogits)
-    call.normalizer = native.summary_address(summary, "normalizer")
-    call.dloss, call.dloss_stride = dloss.data_ptr(), dloss.stride(0) if dloss.dim() else 0
-    Call(logits, "xact_cross_entropy_backward")(op, call)
-
-
 @torch.library.custom_op("xact::cross_entropy_backward", mutates_args=())
 def cross_entropy_backward(
     dloss: Tensor,
     logits: Tensor,
     labels: Tensor,
     weights: Optional[Tensor],
-    divisor: Optional[Tensor],
     hash_ids: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     saved: Tensor,
@@ -253,10 +211,21 @@ def cross_entropy_backward(
 ) -> Tensor:
     """The gradient of the logits, of their shape and type."""
     dlogits = contiguous_like(logits)
-    _backward_into(
-        dloss, logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary, dlogits, goldfish,
-        ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer,
-    )  # fmt: skip
+    op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
+    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
+    if rows.rows == 0 or rows.cols == 0:
+        return dlogits
+    dloss = dloss.float()
+    if dloss.dim() and dloss.stride(0) != 0:
+        dloss = dloss.contiguous()
+    call = native.struct("xact_cross_entropy_args")
+    rows.set(call)
+    call.gathered, call.ranks = saved.data_ptr(), 1
+    call.dlogits = rows.matrix(dlogits)
+    # The forward wrote its divisor there, also one of the caller's.
+    call.normalizer = native.summary_address(summary, "normalizer")
+    call.dloss, call.dloss_stride = dloss.data_ptr(), dloss.stride(0) if dloss.dim() else 0
+    Call(logits, "xact_cross_entropy_backward")(op, call)
     return dlogits
 
 
@@ -266,9 +235,9 @@ def _(dloss, logits, *_):
 
 
 def _context(ctx, inputs, output):
-    logits, labels, weights, divisor, hash_ids, cu_seqlens, goldfish, *options = inputs
+    logits, labels, weights, _, hash_ids, cu_seqlens, goldfish, *options = inputs
     _, saved, summary, *_ = output
-    ctx.save_for_backward(logits, labels, weights, divisor, hash_ids, cu_seqlens, saved, summary)
+    ctx.save_for_backward(logits, labels, weights, hash_ids, cu_seqlens, saved, summary)
     ctx.options = (goldfish, *options[:6])
     # A strategy with a table of the caller cannot be made again from the key, so the object is kept alive.
     ctx.goldfish = None if goldfish is None else _goldfish.by_key(goldfish)
@@ -280,14 +249,8 @@ def _gradient(ctx, dloss, *_):
     return dlogits, *(None for _ in range(14))
 
 
-def _refuse(ctx, *_):
-    raise RuntimeError(
-        "xact has no second derivative of cross_entropy; if you need it, compute the loss with PyTorch's own operations"
-    )
-
-
 cross_entropy.register_autograd(_gradient, setup_context=_context)
-cross_entropy_backward.register_autograd(_refuse)
+cross_entropy_backward.register_autograd(no_second_derivative("cross_entropy"))
 
 
 @torch.library.custom_op("xact::goldfish_mask", mutates_args=())

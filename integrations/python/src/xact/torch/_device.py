@@ -50,3 +50,14 @@ class Call:
             native.run(self._name, native.device(index), stream, *arguments)
         else:
             native.run_on_host(self._name, torch.get_num_threads(), *arguments)
+
+
+def no_second_derivative(name: str):
+    """The derivative of a backward operator, which raises."""
+
+    def refuse(ctx, *_):
+        raise RuntimeError(
+            f"xact has no second derivative of {name}; if you need it, compute {name} with PyTorch's own operations"
+        )
+
+    return refuse
