@@ -7,8 +7,11 @@
 //! | result | bound |
 //! | --- | --- |
 //! | f32 y, dx | E = [`ULPS`] ulp of max(\|result\|, largest addend of the formula) |
-//! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E as for f32: an f32 result within its bound, rounded once |
-//! | parameter gradients | [`PARAM_GRADIENT_BOUND`] of Σ\|terms\| |
+//! | f16, bf16 y, dx | within \[round(exact − E), round(exact + E)\], E = max(ulp/64, 2⁻¹⁸ (f16) or 2⁻¹⁵ (bf16) of max(\|result\|, largest addend)), ulp of the type; never a wrong sign where \|exact\| exceeds 2⁻²⁰ (f16) or 2⁻¹⁷ (bf16) of the largest addend |
+//! | parameter gradients | [`PARAM_GRADIENT_BOUND`] of Σ\|terms\|; of f16 and bf16 tensors also 2⁻¹⁴ of the sum of the terms' addends |
+//!
+//! The bounds of the 16-bit types are those of their kernels: rounding to 16 bits hides errors far above those of f32
+//! formulas, and a GPU that is to read memory at its full speed has no instructions to spare for them.
 //!
 //! A product such as dx = dy·f′(x) has two f32 factors. Where f′(x) is subnormal in f32, an ulp is at least the spacing of
 //! subnormals times |dy|; where f′(x) overflows f32, the exact result counts as infinite.
@@ -17,8 +20,8 @@
 
 use std::fmt;
 
-use crate::activation::{Activation, Gated, MAX_PARAMS, Order, Term};
-use crate::dtype::Element;
+use crate::activation::{Activation, Evaluation, Gated, MAX_PARAMS, Order, Term};
+use crate::dtype::{Dtype, Element};
 use crate::error::{Result, check_length};
 
 /// The bound on y and dx in f32, in ulp of max(|result|, largest addend), when approximate instructions err by as much as
@@ -32,7 +35,8 @@ pub const ULPS_EXACT: f64 = 5.0;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bounds {
-    /// The error in ulp of max(|result|, largest addend): [`ULPS`], or a bound for your own kernel.
+    /// The error in f32 ulp of max(|result|, largest addend): [`ULPS`], or a bound for your own kernel. In f16 and bf16 it
+    /// counts only where it exceeds the bound of the type.
     pub ulps: f64,
     /// The relative error, in units of 2⁻²³, that the kernel may make when it computes the formula's parameters from the
     /// stored ones. The addends are proportional to these parameters.
@@ -57,8 +61,46 @@ impl Bounds {
     }
 }
 
-/// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|.
+/// The bound on a parameter gradient, relative to Σ|dy·∂f/∂p|. Of f16 and bf16 tensors it is the bound of the summation alone:
+/// each term may also err by 2⁻¹⁴ of its addends.
 pub const PARAM_GRADIENT_BOUND: f64 = 1e-6;
+
+/// The bound on a term of a parameter gradient of f16 and bf16 tensors, relative to the sum of the magnitudes of its addends.
+const TERM_BOUND: f64 = 1.0 / 16384.0;
+
+/// What an error of a result of type T may be, whatever the formula: relative to the larger of |result| and largest addend,
+/// and in ulp of the result.
+struct Visible {
+    relative: f64,
+    ulps: f64,
+}
+
+impl Visible {
+    /// In f32 every error is visible.
+    #[inline]
+    const fn of(dtype: Dtype) -> Visible {
+        let relative = match dtype {
+            Dtype::F32 => {
+                return Visible {
+                    relative: 0.0,
+                    ulps: 0.0,
+                };
+            }
+            Dtype::F16 => 1.0 / 262_144.0,
+            Dtype::Bf16 => 1.0 / 32768.0,
+        };
+        Visible {
+            relative,
+            ulps: 1.0 / 64.0,
+        }
+    }
+
+    /// The results that are smaller than this part of their largest addend may have the wrong sign.
+    #[inline]
+    const fn signed(&self) -> f64 {
+        self.relative / 4.0
+    }
+}
 
 /// Returns y = f(x) in f64, for x of an element type or f64. `params` are in the order of
 /// [`Signature::params`](crate::Signature::params), raw or effective as the options of the op say.
@@ -97,7 +139,7 @@ pub fn backward<A: Activation + ?Sized, T: Copy + Into<f64>>(
         .map(|(&x, &dy)| {
             let (x, dy): (f64, f64) = (x.into(), dy.into());
             let point = op.evaluate(params, x);
-            sums.add(x, dy, &point.dparams);
+            sums.add(x, dy, &point);
             dy * point.slope.value
         })
         .collect();
@@ -114,6 +156,8 @@ struct ParameterSum {
     /// The sum of the rounding errors of the additions to `sum`.
     rest: f64,
     magnitude: f64,
+    /// The same of the addends of the terms.
+    addends: f64,
 }
 
 /// The sums of all parameters.
@@ -121,13 +165,19 @@ struct ParameterSum {
 struct ParameterSums([ParameterSum; MAX_PARAMS]);
 
 impl ParameterSums {
-    /// Adds `upstream`·`terms` of the element x.
+    /// Adds `upstream`·∂f/∂p of the element x.
     #[inline]
-    fn add(&mut self, x: f64, upstream: f64, terms: &[f64; MAX_PARAMS]) {
+    fn add(&mut self, x: f64, upstream: f64, point: &Evaluation) {
         // With upstream = 0 and an x² that overflows f64, the product would be NaN.
         let nothing = upstream == 0.0 && x.is_finite();
-        for (total, term) in self.0.iter_mut().zip(terms) {
+        let terms = point.dparams.iter().zip(&point.dparam_addends);
+        for (total, (term, addends)) in self.0.iter_mut().zip(terms) {
             let v = if nothing { 0.0 } else { upstream * term };
+            total.addends += if nothing {
+                0.0
+            } else {
+                (upstream * addends).abs()
+            };
             let next = total.sum + v;
             let back = next - total.sum;
             total.rest += (total.sum - (next - back)) + (v - back);
@@ -160,7 +210,7 @@ pub struct Worst {
     /// The exact result.
     pub exact: f64,
     /// The error in ulp. For f32 it is in ulp of max(|exact|, largest addend), as the bound is. For f16 and bf16 it is in ulp
-    /// of the exact result, so that a correctly rounded result has at most ½, or in units of the f32 bound where that is
+    /// of the exact result, so that a correctly rounded result has at most ½, or in units of the bound where that is
     /// larger. It is infinite if only one of `got` and `exact` is NaN or infinite, or if a zero has the wrong sign.
     pub ulps: f64,
 }
@@ -195,7 +245,9 @@ pub struct ParameterReport {
     pub exact: f64,
     /// The relative error |got − exact| / Σ|terms|.
     pub error: f64,
-    /// Whether `error` is within [`PARAM_GRADIENT_BOUND`].
+    /// The bound on `error`: [`PARAM_GRADIENT_BOUND`], and what the terms may err by.
+    pub bound: f64,
+    /// Whether `error` is within `bound`.
     pub ok: bool,
 }
 
@@ -310,12 +362,12 @@ pub fn check_gradients<A: Activation + ?Sized, T: Element>(
     let exact = |i: usize| {
         let (x, dy) = (x[i].to_f64(), dy[i].to_f64());
         let point = op.evaluate(params, x);
-        sums.add(x, dy, &point.dparams);
+        sums.add(x, dy, &point);
         Product::new(point.slope, dy)
     };
     Ok(Report {
         tensors: vec![check_tensor("dx", x, dx, bounds, exact)],
-        parameters: check_parameters(op, params, sums, dparams),
+        parameters: check_parameters::<A, T>(op, params, sums, dparams),
     })
 }
 
@@ -386,18 +438,18 @@ pub fn check_gated_gradients<A: Gated + ?Sized, T: Element>(
     let exact_dv = |i: usize| Product::new(points[i].y, dy[i].to_f64());
     let mut sums = ParameterSums::default();
     for (i, point) in points.iter().enumerate() {
-        sums.add(x[i].to_f64(), upstream(i), &point.dparams);
+        sums.add(x[i].to_f64(), upstream(i), point);
     }
     Ok(Report {
         tensors: vec![
             check_tensor("dx", x, dx, bounds, exact_dx),
             check_tensor("dv", x, dv, bounds, exact_dv),
         ],
-        parameters: check_parameters(op, params, sums, dparams),
+        parameters: check_parameters::<A, T>(op, params, sums, dparams),
     })
 }
 
-fn check_parameters<A: Activation + ?Sized>(
+fn check_parameters<A: Activation + ?Sized, T: Element>(
     op: &A,
     params: &[f64],
     sums: ParameterSums,
@@ -409,6 +461,12 @@ fn check_parameters<A: Activation + ?Sized>(
         .map(|p| {
             let (exact, got) = (sums[p].sum * chain[p], dparams[p]);
             let magnitude = sums[p].magnitude * chain[p];
+            let terms = match T::DTYPE {
+                Dtype::F32 => 0.0,
+                Dtype::F16 | Dtype::Bf16 if magnitude == 0.0 => 0.0,
+                Dtype::F16 | Dtype::Bf16 => TERM_BOUND * sums[p].addends * chain[p] / magnitude,
+            };
+            let bound = PARAM_GRADIENT_BOUND + terms;
             let ok = |ok| if ok { 0.0 } else { f64::INFINITY };
             let error = if exact.is_nan() || got.is_nan() {
                 ok(exact.is_nan() && got.is_nan())
@@ -428,7 +486,8 @@ fn check_parameters<A: Activation + ?Sized>(
                 got,
                 exact,
                 error,
-                ok: error <= PARAM_GRADIENT_BOUND,
+                bound,
+                ok: error <= bound,
             }
         })
         .collect()
@@ -542,17 +601,21 @@ fn compare<T: Element>(got: f64, exact: Product, bounds: Bounds) -> (bool, f64) 
     // Where the addends of the formula overflow f32, the result may too.
     let largest = value.abs().max(largest_addend);
     let f32_unit = ulp::<f32>(largest).max(spacing);
-    let bound =
-        bounds.ulps * f32_unit + bounds.parameter_ulps * largest * power_of_2(f32::ULP_EXPONENT);
+    let visible = Visible::of(T::DTYPE);
+    let bound = (bounds.ulps * f32_unit)
+        .max(visible.ulps * ulp::<T>(value))
+        .max(visible.relative * largest)
+        + bounds.parameter_ulps * largest * power_of_2(f32::ULP_EXPONENT);
     let (low, high) = (
         T::from_f64(value - bound).to_f64(),
         T::from_f64(value + bound).to_f64(),
     );
-    let ok = low <= got && got <= high;
-    let unit = if T::DTYPE == crate::Dtype::F32 {
+    let opposite = got * value < 0.0 && value.abs() > visible.signed() * largest;
+    let ok = low <= got && got <= high && (T::DTYPE == Dtype::F32 || !opposite);
+    let unit = if T::DTYPE == Dtype::F32 {
         f32_unit
     } else {
-        // Near a root of f the f32 bound is larger than an ulp of the result.
+        // Near a root of f the bound is larger than an ulp of the result.
         ulp::<T>(value).max(bound)
     };
     let error = if got.is_infinite() && ok {

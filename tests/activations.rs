@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
 use half::{bf16, f16};
-use xact::activation::{Named, Registered, Sample, Visitor};
+use xact::activation::{Evaluation, Named, Registered, Sample, Visitor};
 use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
-use xact::{Element, Gated, Order, Xielu};
+use xact::{Dtype, Element, Gated, Order, Xielu};
 use xact_dev::check;
 use xact_dev::choose::Gpu;
 use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
@@ -57,6 +57,13 @@ impl Activations<'_> {
             true widths,
             false long_sums,
         ];
+        if size_of::<T>() == 2 {
+            tests![
+                false terms,
+                false mean_error_of_terms,
+                false sums_of_terms,
+            ];
+        }
     }
 }
 
@@ -97,6 +104,15 @@ impl Activations<'_> {
             self.0.add(name("places"), false, move |gpu, _| {
                 gated_places::<A, T>(gpu, order)
             });
+            if size_of::<T>() == 2 {
+                self.0.add(name("terms"), false, move |gpu, full| {
+                    terms_of::<A, T>(gpu, full, &|gpu, s| Terms::gated(gpu, order, s))
+                });
+                self.0
+                    .add(name("mean_error_of_terms"), false, move |gpu, _| {
+                        mean_error_of::<A, T>(gpu, &|gpu, s| Terms::gated(gpu, order, s))
+                    });
+            }
             self.0.add(name("schedules"), true, move |gpu, full| {
                 gated_schedules::<A, T>(gpu, full, order)
             });
@@ -132,6 +148,7 @@ fn gated_forward<A: Gated + Registered, T: Element>(
                 check::gated_forward(gpu, &s.op, order, &s.params, [&x, &v], ulps)
             });
             passed(&report, (settings, first, s))?;
+            rounded::<A, T>(&format!("gated{}", order as u8 + 1), &report, s)?;
         }
     }
     Ok(())
@@ -162,6 +179,7 @@ fn gated_backward<A: Gated + Registered, T: Element>(
             let mut report = backward(&x, firsts);
             report.parameters.clear();
             passed(&report, (settings, firsts, s))?;
+            rounded::<A, T>(&format!("gated{}", order as u8 + 1), &report, s)?;
         }
         for (name, x) in [("negative", &negative), ("positive", &positive)] {
             passed(&backward(x, [0, 0]), (settings, name, s))?;
@@ -293,6 +311,30 @@ fn modes(gpu: &Gpu) -> Vec<(Settings, f64)> {
     check::modes(gpu, &check::EVERY)
 }
 
+/// At the initial parameters and at those of a published model, at least 97 % of 16-bit results are correctly rounded, or the
+/// share of an f32 formula less one point, where that is lower.
+fn rounded<A: Registered, T: Element>(form: &str, report: &Report, s: &Sample<A>) -> Outcome {
+    if size_of::<T>() != 2 || !["initial", "apertus"].contains(&s.name) {
+        return Ok(());
+    }
+    for tensor in &report.tensors {
+        // The shares of the f32 formulas are of version 0.1.0 before its kernels had formulas for 16 bits.
+        let of_f32 = match (A::NAME, T::DTYPE, form, tensor.name) {
+            // xATLU's derivative in its tail cancels.
+            ("xatlu", Dtype::Bf16, "plain", "dx") => 80.28,
+            ("xatlu", Dtype::Bf16, "gated2", "dx") => 84.66,
+            // Subnormal products with v.
+            ("xgelu" | "xsilu", Dtype::Bf16, "gated2", "y") => 96.43,
+            _ => 98.0,
+        };
+        let share = 100.0 * tensor.correctly_rounded as f64 / tensor.len as f64;
+        if share < of_f32 - 1.0 {
+            return Err(format!("{s:?}, {form}: {share:.2} % of {}", tensor.name).into());
+        }
+    }
+    Ok(())
+}
+
 fn passed(report: &Report, context: impl std::fmt::Debug) -> Outcome {
     if report.ok() {
         Ok(())
@@ -339,6 +381,7 @@ fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
             check::forward(gpu, &s.op, &s.params, &x, ulps)
         });
         passed(&report, (settings, &s))?;
+        rounded::<A, T>("plain", &report, &s)?;
     }
     Ok(())
 }
@@ -355,6 +398,7 @@ fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> O
             // Inputs of 1e38 make every sum infinite.
             report.parameters.clear();
             passed(&report, (settings, "dy = 1", &s))?;
+            rounded::<A, T>("plain", &report, &s)?;
             let report = check::backward(
                 gpu,
                 &s.op,
@@ -720,7 +764,7 @@ fn widths<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
 fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     // The sums are f32 for every T, in a loop that all ops share. One op therefore represents all, unless XACT_FULL=1.
-    let n = if full || (A::NAME, T::DTYPE) == (Xielu::NAME, xact::Dtype::Bf16) {
+    let n = if full || (A::NAME, T::DTYPE) == (Xielu::NAME, Dtype::Bf16) {
         10_000_019
     } else {
         300_007
@@ -734,4 +778,180 @@ fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let how = How::default();
     let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
     are_gradients(&sample, [&x, &dy, &dx], &dparams, n)
+}
+
+/// The backward of a form of an op with v = 1, as the terms of its parameter gradients see it.
+struct Terms<'a, A, T> {
+    sample: &'a Sample<A>,
+    evaluate: Box<dyn Fn(f64) -> Evaluation + 'a>,
+    gradients: Box<dyn Fn(&[T], &[T]) -> xact::Result<Vec<f32>> + 'a>,
+}
+
+impl<'a, A: Registered, T: Element> Terms<'a, A, T> {
+    fn plain(gpu: &'a Gpu, sample: &'a Sample<A>) -> Self {
+        let (op, params) = (&sample.op, wide(&sample.params));
+        Terms {
+            sample,
+            evaluate: Box::new(move |x| op.evaluate(&params, x)),
+            gradients: Box::new(move |x, dy| {
+                let how = How::default();
+                Ok(run::backward(gpu, op, &sample.params, x, dy, &how)?.1)
+            }),
+        }
+    }
+
+    fn gated(gpu: &'a Gpu, order: Order, sample: &'a Sample<A>) -> Self
+    where
+        A: Gated,
+    {
+        let (op, params) = (&sample.op, wide(&sample.params));
+        Terms {
+            sample,
+            evaluate: Box::new(move |x| op.evaluate_order(order, &params, x)),
+            gradients: Box::new(move |x, dy| {
+                let v = vec![T::from_f64(1.0); x.len()];
+                let (params, how) = (&sample.params, How::default());
+                Ok(run::gated_backward(gpu, op, order, params, [x, &v, dy], &how)?.1)
+            }),
+        }
+    }
+
+    fn chain(&self) -> [f64; xact::activation::MAX_PARAMS] {
+        self.sample.op.chain(&wide(&self.sample.params))
+    }
+
+    /// The relative error of the chain factor, which is that of softplus.
+    fn chain_error(&self) -> f64 {
+        self.sample.op.parameter_ulps() * 2f64.powi(-23)
+    }
+}
+
+/// The terms of a form on a device.
+type Of<'f, A, T> = &'f dyn for<'a> Fn(&'a Gpu, &'a Sample<A>) -> Terms<'a, A, T>;
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Each term of a parameter gradient of a 16-bit tensor, alone in its sum, is within 2⁻¹⁴ of its addends.
+fn terms<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
+    terms_of::<A, T>(gpu, full, &|gpu, s| Terms::plain(gpu, s))
+}
+
+/// The values of x for which a kernel is launched alone: a few of each size, or all with XACT_FULL=1.
+fn some_of_each_size<T: Element>(full: bool) -> impl Iterator<Item = T> {
+    let step = if full { 1 } else { 211 };
+    let all = inputs::every_16_bit::<T>().into_iter().step_by(step);
+    all.filter(|x| x.to_f64().is_finite())
+}
+
+fn terms_of<A: Registered, T: Element>(gpu: &Gpu, full: bool, of: Of<'_, A, T>) -> Outcome {
+    /// The bound of README.md's section Accuracy.
+    const BOUND: f64 = 1.0 / 16384.0;
+    for s in A::samples() {
+        let terms = of(gpu, &s);
+        let (chain, slack) = (terms.chain(), terms.chain_error());
+        for (settings, _) in modes(gpu) {
+            for x in some_of_each_size::<T>(full) {
+                let exact = (terms.evaluate)(x.to_f64());
+                let run = || (terms.gradients)(&[x], &[T::from_f64(1.0)]);
+                let got = cuda_emulator::with_settings(settings, run)?;
+                for (p, &got) in got.iter().enumerate() {
+                    let value = exact.dparams[p] * chain[p];
+                    // The last rounding, also of a subnormal; and sums beyond f32 are infinite.
+                    let rounding = slack * value.abs() + reference::ulp::<f32>(value);
+                    let allowed = BOUND * exact.dparam_addends[p] * chain[p] + rounding;
+                    let error = (f64::from(got) - value).abs();
+                    if error > allowed && (exact.dparams[p] as f32).is_finite() {
+                        let what = (settings, &s, x, p);
+                        return Err(format!("{what:?}: {got:e}, exact {value:e}").into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The signed errors of the terms of 16-bit tensors, relative to their addends, have a mean of at most 2⁻¹⁸ over all inputs:
+/// what is left of them in a long sum.
+fn mean_error_of_terms<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    mean_error_of::<A, T>(gpu, &|gpu, s| Terms::plain(gpu, s))
+}
+
+/// One sum for each range of sizes of the addends gives the sum of the relative errors, with dy = 1/addends, rounded to T,
+/// times a power of two that keeps all numbers within the types. The rounding of dy changes the weight of an error by 2⁻⁸ at
+/// most, and the mean by that part of it.
+fn mean_error_of<A: Registered, T: Element>(gpu: &Gpu, of: Of<'_, A, T>) -> Outcome {
+    /// The bound of README.md's section Accuracy.
+    const BOUND: f64 = 1.0 / 262_144.0;
+    /// The powers of two in one range.
+    const RANGE: i32 = 12;
+    let all = inputs::every_16_bit::<T>();
+    for s in A::samples() {
+        let terms = of(gpu, &s);
+        let chain = terms.chain();
+        for (p, settings) in (0..s.params.len()).flat_map(|p| {
+            modes(gpu)
+                .into_iter()
+                .map(move |(settings, _)| (p, settings))
+        }) {
+            let mut ranges: BTreeMap<i32, Vec<(T, Evaluation)>> = BTreeMap::new();
+            for &x in all.iter().filter(|x| x.to_f64().is_finite()) {
+                let point = (terms.evaluate)(x.to_f64());
+                let addends = point.dparam_addends[p];
+                // Others are no normal f32 numbers, or not in an f32 sum of many.
+                if (2f64.powi(-126)..2f64.powi(108)).contains(&addends) {
+                    let range = (addends.log2().floor() as i32).div_euclid(RANGE);
+                    ranges.entry(range).or_default().push((x, point));
+                }
+            }
+            let (mut errors, mut count) = (0.0, 0);
+            for (range, points) in ranges {
+                // A product that is far from the limits of f32, with a factor that is within T.
+                let middle = range * RANGE + RANGE / 2;
+                let scale = 2f64.powi(if middle < -60 { middle + 60 } else { middle });
+                let dy = |point: &Evaluation| T::from_f64(scale / point.dparam_addends[p]);
+                let (x, dy): (Vec<T>, Vec<T>) = points.iter().map(|(x, e)| (*x, dy(e))).unzip();
+                let got = cuda_emulator::with_settings(settings, || (terms.gradients)(&x, &dy))?;
+                let exact = points.iter().zip(&dy);
+                let exact: f64 = exact.map(|((_, e), dy)| e.dparams[p] * dy.to_f64()).sum();
+                if chain[p] as f32 > 0.0 {
+                    errors += (f64::from(got[p]) / chain[p] - exact) / scale;
+                }
+                count += x.len();
+            }
+            let mean = errors / f64::from(count as u32);
+            if mean.abs() > BOUND + terms.chain_error() {
+                return Err(format!("{settings:?} {s:?}, gradient {p}: {mean:e}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A long sum of a few different terms is the sum of these terms as the kernel computes them alone, within the bound of the
+/// summation.
+fn sums_of_terms<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    let sample = A::samples().remove(0);
+    let terms = Terms::plain(gpu, &sample);
+    let x = Random(81).normal::<T>(37, 3.0);
+    let dy = Random(82).normal::<T>(41, 1.0);
+    let n = 300_007;
+    let pairs = x.len() * dy.len();
+    let alone: Vec<_> = (0..pairs)
+        .map(|i| (terms.gradients)(&[x[i % x.len()]], &[dy[i % dy.len()]]))
+        .collect::<Result<_, _>>()?;
+    let [x, dy] = [&x, &dy].map(|of| of.iter().copied().cycle().take(n).collect::<Vec<_>>());
+    let together = (terms.gradients)(&x, &dy)?;
+    for (p, &got) in together.iter().enumerate() {
+        let of = |i: usize| f64::from(alone[i % pairs][p]);
+        let sum: f64 = (0..n).map(of).sum();
+        let magnitude: f64 = (0..n).map(|i| of(i).abs()).sum();
+        let error = (f64::from(got) - sum).abs() / magnitude;
+        if error > reference::PARAM_GRADIENT_BOUND {
+            return Err(format!("gradient {p}: {got:e} for {sum:e}, {error:e}").into());
+        }
+    }
+    Ok(())
 }

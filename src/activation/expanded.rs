@@ -140,7 +140,9 @@ impl<G: Gate> Activation for G {
         Evaluation {
             y,
             slope,
+            // x·h = ±(u − 2·u·t)
             dparams: [u * h, 0.0, 0.0],
+            dparam_addends: [u + 2.0 * ut, 0.0, 0.0],
         }
     }
 
@@ -161,7 +163,9 @@ impl<G: Gate> Gated for G {
                 sum([1.0, alpha, -k * t])
             },
             slope: sum([k * density]),
+            // h = ±(1 − 2·t)
             dparams: [h.copysign(x), 0.0, 0.0],
+            dparam_addends: [1.0 + 2.0 * t, 0.0, 0.0],
         }
     }
 }

@@ -96,6 +96,8 @@ pub struct Evaluation {
     pub slope: Term,
     /// ∂f/∂p for each of [`Signature::params`], to be multiplied by [`Activation::chain`]. Unused places are 0.
     pub dparams: [f64; MAX_PARAMS],
+    /// The sum of the magnitudes of the addends of each of `dparams`, to which the errors of the kernels are proportional.
+    pub dparam_addends: [f64; MAX_PARAMS],
 }
 
 pub(crate) mod sealed {

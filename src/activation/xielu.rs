@@ -324,6 +324,7 @@ impl Activation for Xielu {
                     largest_addend: slope.abs(),
                 },
                 dparams: [x, 0.0, x],
+                dparam_addends: [x, 0.0, x],
             };
         }
         if x > 0.0 {
@@ -339,6 +340,7 @@ impl Activation for Xielu {
                     largest_addend: rise.abs().max(beta.abs()),
                 },
                 dparams: [x * x, 0.0, x],
+                dparam_addends: [x * x, 0.0, x],
             };
         }
         let eps = self.compat.map_or(f64::INFINITY, |c| f64::from(c.eps));
@@ -394,6 +396,7 @@ impl Activation for Xielu {
                 largest_addend: steep.abs().max(beta.abs()),
             },
             dparams: [0.0, q, dbeta],
+            dparam_addends: [0.0, expm1.abs() + x.abs(), dbeta.abs()],
         }
     }
 

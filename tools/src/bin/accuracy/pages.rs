@@ -228,7 +228,7 @@ fn page(gpu: &Gpu, rows: &[Row]) -> String {
         are the correctly rounded ones.\n\n\
         An ulp of an f32 result is that of max(|result|, largest addend of the formula), of which the bound is \
         {ULPS_EXACT} ({ULPS} with approximate instructions at the ends of their error); of an f16 or bf16 result \
-        that of the result (or the f32 bound, where that is larger), of which ½ is the least there is.\n\n\
+        that of the result (or its bound, where that is larger, as near a root), of which ½ is the least there is.\n\n\
         Inputs are all 65,536 values of f16 and bf16, and of f32 a sweep over all magnitudes with the neighbourhoods \
         of roots and switch-over points. The upstream gradient of the plain forms is random. `gated1` is y = G(x)·v, \
         `gated2` y = f(x)·v, with v of {values} and dy of {gradients} in turn.\n\n\
