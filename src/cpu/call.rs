@@ -36,12 +36,19 @@ impl<'a, T: Element, const GATED: bool> From<Call<'a, T, GATED>> for AnyCall<'a,
 }
 
 impl<const GATED: bool> AnyCall<'_, GATED> {
-    /// Runs the loops with `f`. `chain` has the factors that turn the sums into the gradients of the stored parameters.
-    pub fn run<F: Function>(self, f: F, chain: Gradients) -> Gradients {
+    /// Runs the loops with the function for the element type. `chain` has the factors that turn the sums into the gradients
+    /// of the stored parameters.
+    pub fn run(
+        self,
+        f32: impl Function,
+        f16: impl Function,
+        bf16: impl Function,
+        chain: Gradients,
+    ) -> Gradients {
         let sums = match self {
-            AnyCall::F32(call) => call.run(f),
-            AnyCall::F16(call) => call.run(f),
-            AnyCall::Bf16(call) => call.run(f),
+            AnyCall::F32(call) => call.run(f32),
+            AnyCall::F16(call) => call.run(f16),
+            AnyCall::Bf16(call) => call.run(bf16),
         };
         std::array::from_fn(|p| (f64::from(chain[p]) * sums[p]) as f32)
     }

@@ -83,9 +83,8 @@ impl<T: Tail> Function for Whole<T> {
         } else {
             c.mul_add(x.abs(), curved)
         };
-        let sign = x.to_bits() & (1 << 31);
         Point {
-            value: f32::from_bits(sum.to_bits() ^ sign),
+            value: with_sign(sum, x),
             slope: g.plus_v(c, kappa),
             // The product with h(u) ≤ 1 comes first: u·h(u) would be subnormal near 0, and upstream·u could overflow.
             terms: [upstream * g.h() * x.abs(), 0.0, 0.0],
@@ -122,17 +121,54 @@ pub fn gate_alone<T: Tail>(params: &[f32]) -> impl Function {
     GateAlone::<T>(Constants::new::<T>(params), PhantomData)
 }
 
-/// Implements the CPU backend of an op with this tail. This is a macro because a generic implementation would be compiled in
+/// a, negated if x is negative.
+#[inline(always)]
+pub fn with_sign(a: f32, x: f32) -> f32 {
+    f32::from_bits(a.to_bits() ^ (x.to_bits() & (1 << 31)))
+}
+
+/// The linear part of f at x, as a factor of |x|, and a bound on |x|, for the 16-bit formulas f = |x|·(c − (1 + 2α)·t). The
+/// bound is `far` where the linear part is absent, so that f(±inf) is the limit of the other part and not 0·inf.
+#[derive(Clone, Copy)]
+pub struct Sides {
+    pub negative: (f32, f32),
+    pub positive: (f32, f32),
+}
+
+impl Sides {
+    pub fn new(alpha: f32, far: f32) -> Sides {
+        let side = |c: f32| (c, if c == 0.0 { far } else { f32::INFINITY });
+        Sides {
+            // −0, so that c − 0 is −0, and f′(−inf) = +0.
+            negative: side(if alpha == 0.0 { -0.0 } else { alpha }),
+            positive: side(1.0 + alpha),
+        }
+    }
+
+    /// Chooses by the sign bit, which keeps f(−0) = −0.
+    #[inline(always)]
+    pub fn at(self, x: f32) -> (f32, f32) {
+        if x.is_sign_negative() {
+            self.negative
+        } else {
+            self.positive
+        }
+    }
+}
+
+/// Implements the CPU backend of an op with this tail and these 16-bit formulas. This is a macro because a generic implementation would be compiled in
 /// every crate that uses it.
 macro_rules! on_cpu {
-    ($Op:ident: $Tail:ident) => {
+    ($Op:ident: $Tail:ident, $Short:ident) => {
         use $crate::activation::MAX_PARAMS;
         use $crate::cpu::call::{AnyCall, Gradients};
         use $crate::cpu::expanded::{gate_alone, whole};
 
         impl $crate::cpu::on_cpu::OnCpu for $crate::$Op {
             fn on_cpu(&self, params: &[f32], call: AnyCall<'_, false>) -> Gradients {
-                call.run(whole::<$Tail>(params), [1.0; MAX_PARAMS])
+                let short = $Short::<half::f16, 2>::new(params);
+                let wide = $Short::<half::bf16, 2>::new(params);
+                call.run(whole::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
             }
         }
 
@@ -145,9 +181,15 @@ macro_rules! on_cpu {
             ) -> Gradients {
                 match order {
                     $crate::Order::First => {
-                        call.run(gate_alone::<$Tail>(params), [1.0; MAX_PARAMS])
+                        let short = $Short::<half::f16, 1>::new(params);
+                        let wide = $Short::<half::bf16, 1>::new(params);
+                        call.run(gate_alone::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
                     }
-                    $crate::Order::Second => call.run(whole::<$Tail>(params), [1.0; MAX_PARAMS]),
+                    $crate::Order::Second => {
+                        let short = $Short::<half::f16, 2>::new(params);
+                        let wide = $Short::<half::bf16, 2>::new(params);
+                        call.run(whole::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
+                    }
                 }
             }
         }

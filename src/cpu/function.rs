@@ -20,4 +20,10 @@ pub trait Function: Copy + Send + Sync {
 
     /// Evaluates the function at x.
     fn at(self, x: f32, upstream: f32) -> Point;
+
+    /// Evaluates g alone, which may take another formula with other rounding errors.
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        self.at(x, 0.0).value
+    }
 }

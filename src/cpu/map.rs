@@ -9,7 +9,7 @@
 //! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
 //! ```
 
-use super::block::{BLOCK, Block};
+use super::block::{BLOCK, Block, LANES};
 use super::function::Function;
 use super::segment::Segment;
 use super::simd::{InstructionSet, Task, prefetch};
@@ -24,9 +24,6 @@ pub const CHUNK: usize = 1 << 15;
 /// backward over 2²⁴ f32 elements takes half the time (Zen 5; 4 blocks ahead are as good, and non-temporal stores are no
 /// better).
 pub const AHEAD: usize = 2 * BLOCK;
-
-/// The number of independent sums: two registers of f64 in the widest instruction set.
-const LANES: usize = 16;
 
 /// The sum of the terms of each parameter.
 pub type Sums = [f64; MAX_PARAMS];
@@ -88,7 +85,7 @@ fn values<F: Function, const GATED: bool>(
     Block(y): &mut Block,
 ) {
     for i in 0..BLOCK {
-        let g = f.at(x[i], 0.0).value;
+        let g = f.value(x[i]);
         y[i] = if GATED { g * v[i] } else { g };
     }
 }
@@ -135,12 +132,8 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
         if GATED {
             dvs.store(&mut dv[range.clone()]);
         }
-        for (lanes, terms) in lanes.iter_mut().zip(&terms).take(F::PARAMS) {
-            for group in terms.0.as_chunks::<LANES>().0 {
-                for (lane, term) in lanes.iter_mut().zip(group) {
-                    *lane += f64::from(*term);
-                }
-            }
+        for (lanes, terms) in lanes.iter_mut().zip(&mut terms).take(F::PARAMS) {
+            terms.add_to(lanes);
         }
         if let Some(y) = &mut y {
             values::<F, GATED>(f, &xs, &vs, &mut dxs);

@@ -13,10 +13,10 @@ use crate::activation::xielu;
 pub const LOG2E: f32 = std::f32::consts::LOG2_E;
 
 /// 1.5·2²³. Adding this number rounds to an integer, whose value is then in the low bits; subtracting it gives the integer.
-const ROUND: f32 = 12_582_912.0;
+pub const ROUND: f32 = 12_582_912.0;
 
 /// The number of fraction bits of an f32, and below it the bias of the exponent.
-const FRACTION_BITS: u32 = 23;
+pub const FRACTION_BITS: u32 = 23;
 const BIAS: u32 = 127;
 
 /// 2^f for |f| ≤ ½: relative error 2⁻²⁸·³ before rounding, 1 at 0 exactly.
@@ -72,6 +72,12 @@ impl ScaledExp2 {
 #[inline(always)]
 pub fn min(a: f32, b: f32) -> f32 {
     if a > b { b } else { a }
+}
+
+/// `a` if it is above `b` or NaN, else `b`.
+#[inline(always)]
+pub fn max(a: f32, b: f32) -> f32 {
+    if a < b { b } else { a }
 }
 
 /// expm1(x) for x ≤ 0, and q(x) = expm1(x) − x, both without cancellation.

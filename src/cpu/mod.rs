@@ -39,6 +39,7 @@ mod map;
 mod math;
 mod on_cpu;
 mod segment;
+mod short;
 mod simd;
 mod tensor;
 

@@ -5,8 +5,13 @@
 //!   u·g′ = z/(π(1 + z²)) on both sides,  h = (2/π)·arctan(u)
 
 use std::f32::consts::FRAC_1_PI;
+use std::marker::PhantomData;
 
-use super::expanded::{Tail, on_cpu};
+use super::expanded::{Sides, Tail, on_cpu, with_sign};
+use super::function::{Function, Point};
+use super::math::min;
+use super::short::Short;
+use crate::activation::shared::polynomial;
 use crate::activation::xatlu::arctan;
 
 #[derive(Clone, Copy)]
@@ -38,7 +43,7 @@ impl Arctan {
     }
 }
 
-on_cpu!(Xatlu: Arctan);
+on_cpu!(Xatlu: Arctan, ShortArctan);
 
 impl Tail for Arctan {
     const UNIT: f32 = 1.0;
@@ -93,5 +98,109 @@ impl Tail for Arctan {
         } else {
             2.0 * angle
         }
+    }
+}
+
+/// The formulas for 16-bit types: G (ORDER 1) and f (ORDER 2).
+///
+/// With u = |x|, z = min(u, 1/u), y = z², w = arctan(z)/π, k = 1 + 2α, and c = 1 + α for x ≥ 0 and α for x < 0:
+///
+/// ```text
+///            f = |x|·(…)      G = ±(…)      f′ = ±(…)                      G′ = k·(…)        h = ±(…)
+/// u ≤ 1:     ±½ + k·w                       ±½ + k·(w + v)                 1/(π·(1 + y))     2w
+/// u > 1:      c − k·w                        c − k·(w − v)                 y/(π·(1 + y))     1 − 2w
+/// ```
+///
+/// with v = z/(π·(1 + y)) and ± the sign of x. For derivatives q is a polynomial, w = v·(1 + y·q), so that w − v = v·y·q does
+/// not cancel in the tail.
+#[derive(Clone, Copy)]
+pub struct ShortArctan<T, const ORDER: u8> {
+    sides: Sides,
+    k: f32,
+    element: PhantomData<T>,
+}
+
+impl<T: Short, const ORDER: u8> ShortArctan<T, ORDER> {
+    /// A bound on |x| where f has no linear part: it is ∓1/π there. G needs none.
+    const FAR: f32 = if ORDER == 1 { f32::INFINITY } else { 1.0e30 };
+
+    pub fn new(params: &[f32]) -> Self {
+        ShortArctan {
+            sides: Sides::new(params[0], Self::FAR),
+            k: 2f32.mul_add(params[0], 1.0),
+            element: PhantomData,
+        }
+    }
+
+    /// arctan(z)/z
+    #[inline(always)]
+    fn arctan(y: f32) -> f32 {
+        T::choose(
+            || polynomial!(y; 0.007_863_375, -0.037_013, 0.083_871_186, -0.134_871_92, 0.198_814_82, -0.333_265_16, 0.999_999_34),
+            || polynomial!(y; -0.013_480_47, 0.057_477_314, -0.121_239_074, 0.195_635_93, -0.332_994_6, 0.999_995_65),
+        )
+    }
+
+    /// q = ((1 + y)·arctan(z)/z − 1)/y: relative error 2⁻¹⁹·⁸ (f16), 2⁻¹⁶·⁹ (bf16).
+    #[inline(always)]
+    fn tail(y: f32) -> f32 {
+        T::choose(
+            || polynomial!(y; -0.002_614_687_2, 0.011_882_817, -0.028_296_979, 0.056_436_855, -0.133_278_25, 0.666_666),
+            || polynomial!(y; 0.005_379_238, -0.022_644_112, 0.054_436_293, -0.133_031_47, 0.666_661_14),
+        )
+    }
+
+    /// ±½ + k·near, or c − k·far beyond u = 1.
+    #[inline(always)]
+    fn sum(self, x: f32, c: f32, is_far: bool, near: f32, far: f32) -> f32 {
+        let (base, k, w) = if is_far {
+            (c, -self.k, far)
+        } else {
+            (0.5f32.copysign(x), self.k, near)
+        };
+        w.mul_add(k, base)
+    }
+}
+
+impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
+    const PARAMS: usize = 1;
+
+    #[inline(always)]
+    fn at(self, x: f32, upstream: f32) -> Point {
+        let (c, bound) = self.sides.at(x);
+        let u = min(x.abs(), bound);
+        let far = u > 1.0;
+        let z = if far { 1.0 / u } else { u };
+        let y = z * z;
+        let r = 1.0 / (1.0 + y);
+        let v = z * r * FRAC_1_PI;
+        let yq = y * Self::tail(y);
+        let w = v.mul_add(yq, v);
+        let value = self.sum(x, c, far, w, w);
+        let h = if far { (-2f32).mul_add(w, 1.0) } else { 2.0 * w };
+        if ORDER == 1 {
+            return Point {
+                value: with_sign(value, x),
+                slope: self.k * FRAC_1_PI * r * if far { y } else { 1.0 },
+                terms: [upstream * h.copysign(x), 0.0, 0.0],
+            };
+        }
+        let slope = self.sum(x, c, far, w + v, v * yq);
+        Point {
+            value: u * value,
+            slope: with_sign(slope, x),
+            terms: [upstream * h * x.abs(), 0.0, 0.0],
+        }
+    }
+
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        let (c, bound) = self.sides.at(x);
+        let u = min(x.abs(), bound);
+        let far = u > 1.0;
+        let z = if far { 1.0 / u } else { u };
+        let w = z * Self::arctan(z * z) * FRAC_1_PI;
+        let inner = self.sum(x, c, far, w, w);
+        if ORDER == 1 { with_sign(inner, x) } else { u * inner }
     }
 }

@@ -3,8 +3,13 @@
 //! With φ(u) = e^(−u²/2)/√(2π):  t = ½·erfc(u/√2) = φ(u)·R(u), g′ = φ,  h = erf(u/√2), where R falls slowly
 //! from √(π/2) to 1/u.
 
-use super::expanded::{Tail, on_cpu};
+use std::marker::PhantomData;
+
+use super::expanded::{Sides, Tail, on_cpu, with_sign};
+use super::function::{Function, Point};
 use super::math::{ScaledExp2, exp2_fraction, min};
+use super::short::Short;
+use crate::activation::shared::polynomial;
 use crate::activation::xgelu::{DRIFT, FAR, HALF_LOG2E, NEAR, mills_p, mills_s, near};
 
 /// √(2/π)
@@ -44,7 +49,7 @@ impl Normal {
     }
 }
 
-on_cpu!(Xgelu: Normal);
+on_cpu!(Xgelu: Normal, ShortNormal);
 
 impl Tail for Normal {
     const UNIT: f32 = 0.5 * ScaledExp2::TINY;
@@ -91,5 +96,81 @@ impl Tail for Normal {
     fn h(self) -> f32 {
         let (near, far) = (self.u * self.near(), self.plus_t(1.0, -2.0 * Self::UNIT));
         if self.u < NEAR { near } else { far }
+    }
+}
+
+/// The formulas for 16-bit types: G (ORDER 1) and f (ORDER 2).
+///
+/// ```text
+/// f = |x|·(c − k·t)    f′ = ±(c − k·(t − u·φ))    G = ±(c − k·t)    G′ = k·φ    h = ±(1 − 2t),   with the sign of x
+/// k = 1 + 2α,  c = 1 + α for x ≥ 0 and α for x < 0,  u = |x|
+/// ```
+///
+/// t = φ·R and t − u·φ = φ·(R − u), where R = v·p(v), v = 1/(u + const): relative error 2⁻²¹·⁹ (f16), 2⁻¹⁷·⁵ (bf16).
+#[derive(Clone, Copy)]
+pub struct ShortNormal<T, const ORDER: u8> {
+    sides: Sides,
+    /// k/SCALE
+    k: f32,
+    element: PhantomData<T>,
+}
+
+impl<T: Short, const ORDER: u8> ShortNormal<T, ORDER> {
+    /// For larger u, t and u·t are below the smallest subnormal, or vanish beside the linear part.
+    const FAR: f32 = if T::WIDE { 14.0 } else { 11.0 };
+
+    pub fn new(params: &[f32]) -> Self {
+        ShortNormal {
+            sides: Sides::new(params[0], Self::FAR),
+            k: 2f32.mul_add(params[0], 1.0) / T::SCALE,
+            element: PhantomData,
+        }
+    }
+
+    /// φ(u)·SCALE and R(u), for u ≤ FAR.
+    #[inline(always)]
+    fn factors(u: f32) -> (f32, f32) {
+        /// log2 √(2π)
+        const PEAK: f32 = 1.325_748_1;
+        let phi = T::exp2((u * -0.721_347_5).mul_add(u, T::SHIFT - PEAK));
+        let ratio = T::choose(
+            || {
+                let v = 1.0 / (u + 3.5);
+                v * polynomial!(v; -454.011_1, 444.119_9, -61.897_945, 24.130_007, 2.585_225_3, 1.026_707_8)
+            },
+            || {
+                let v = 1.0 / (u + 3.3);
+                v * polynomial!(v; -251.623_58, 205.204_38, -3.232_933_3, 12.866_492, 3.148_070_8, 1.003_059_9)
+            },
+        );
+        (phi, ratio)
+    }
+}
+
+impl<T: Short, const ORDER: u8> Function for ShortNormal<T, ORDER> {
+    const PARAMS: usize = 1;
+
+    #[inline(always)]
+    fn at(self, x: f32, upstream: f32) -> Point {
+        let u = x.abs();
+        let near_u = min(u, Self::FAR);
+        let (phi, ratio) = Self::factors(near_u);
+        let (c, bound) = self.sides.at(x);
+        let t = phi * ratio;
+        let inner = t.mul_add(-self.k, c);
+        let h = t.mul_add(-2.0 / T::SCALE, 1.0);
+        if ORDER == 1 {
+            return Point {
+                value: with_sign(inner, x),
+                slope: self.k * phi,
+                terms: [upstream * h.copysign(x), 0.0, 0.0],
+            };
+        }
+        let bend = phi * (ratio - near_u);
+        Point {
+            value: min(u, bound) * inner,
+            slope: with_sign(bend.mul_add(-self.k, c), x),
+            terms: [upstream * h * u, 0.0, 0.0],
+        }
     }
 }

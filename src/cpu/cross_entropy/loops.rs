@@ -1,7 +1,7 @@
 //! The loops over rows. One thread computes the stats of a row and then its gradient, so that the second read finds the row
 //! in the cache. Different rows go to different threads. All sums have a fixed order.
 
-use super::super::block::{BLOCK, Block};
+use super::super::block::{BLOCK, Block, LANES};
 use super::super::map::AHEAD;
 #[cfg(feature = "rayon")]
 use super::super::map::PARALLEL_FROM;
@@ -11,9 +11,6 @@ use super::row::{Base, NO_STATS, Options, RowGradient, Softcap, Target, rounded}
 use crate::blocks::RowStats;
 use crate::dtype::{Convert, Dtype, Element};
 use crate::loss::cross_entropy::RowStatus;
-
-/// The number of independent sums: a register of f32 in the widest instruction set.
-const LANES: usize = 16;
 
 /// A row of a call.
 pub struct Row<'a, T> {
@@ -158,25 +155,6 @@ fn max_of(Block(z): &Block) -> f32 {
     lanes[0]
 }
 
-/// Adds a block to the lanes. The 16 elements of a lane are first summed in f32 as a tree.
-#[inline(always)]
-fn add(lanes: &mut [f64; LANES], Block(v): &mut Block) {
-    #[inline(always)]
-    fn fold<const N: usize>(v: &mut [f32; BLOCK]) {
-        let (low, high) = v.split_at_mut(N);
-        for i in 0..N {
-            low[i] += high[i];
-        }
-    }
-    fold::<128>(v);
-    fold::<64>(v);
-    fold::<32>(v);
-    fold::<16>(v);
-    for (lane, v) in lanes.iter_mut().zip(&v[..LANES]) {
-        *lane += f64::from(*v);
-    }
-}
-
 /// The stats of a row.
 struct Stats<'a, T, const CAP: bool> {
     /// The logits of the classes.
@@ -245,10 +223,10 @@ impl<T: Element, const CAP: bool> Task for Stats<'_, T, CAP> {
                 }
             };
             without(&mut e);
-            add(&mut rest, &mut e);
+            e.add_to(&mut rest);
             if with_sum {
                 without(&mut z);
-                add(&mut sum, &mut z);
+                z.add_to(&mut sum);
             }
         }
         // NaN is ignored here too.
