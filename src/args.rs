@@ -27,7 +27,7 @@ kernel_args! {
     }
 
     /// The parameters of every kernel entry of an activation. Addresses are device addresses, and an output whose address
-    /// is 0 is not written. `src/geometry.rs` computes the tiles and chunks (`Tiling`).
+    /// is 0 is not written. `src/geometry.rs` computes the tiles and chunks (`Tiling`, `Chunks`).
     ActivationArgs {
         pub(crate) x: Matrix,
         /// The second input of a gated form.
@@ -38,14 +38,21 @@ kernel_args! {
         pub(crate) dv: Matrix,
         pub(crate) rows: u64,
         pub(crate) cols: u64,
-        pub(crate) tiles_per_row: u64,
-        pub(crate) tiles_per_chunk: u64,
+        pub(crate) packs_per_row: u64,
+        pub(crate) row_factor: u64,
         pub(crate) chunks: u64,
-        /// `[parameters, chunks]` pairs (sum, compensation) of f32.
+        /// Pairs (sum, compensation) of f32 for each parameter: one of each chunk and, if the second stage has several
+        /// blocks, one of each of them, and a counter of those that are done in place of a pair.
         pub(crate) partials: u64,
         pub(crate) params: [u64; 3],
         /// One f32 each.
         pub(crate) dparams: [u64; 3],
+        pub(crate) tiles_per_chunk: u32,
+        pub(crate) long_chunks: u32,
+        /// The number of blocks of the second stage for each parameter.
+        pub(crate) folds: u32,
+        /// 1: every pack is aligned to 16 bytes in all buffers.
+        pub(crate) aligned: u32,
         /// 1: the parameters are f32; 0: they are of the type of x.
         pub(crate) params_are_f32: u32,
         /// 1: add to dparams; 0: overwrite them.

@@ -45,11 +45,23 @@ pub const MAX_CLUSTER: u64 = 8;
 /// Bytes of the widest load and store.
 pub const VECTOR_BYTES: u64 = 16;
 
-/// The maximum number of chunks of a tensor. A chunk has one block, and one partial sum per parameter.
+/// The maximum number of chunks of a backward. A chunk has one block, and one partial sum per parameter.
 ///
-/// This is about four waves of blocks on an H100 (132 SMs × 8 blocks), enough for the hardware's scheduler to balance them.
-/// The second stage then reads at most 64 KiB, which takes one block a few µs.
-pub const MAX_CHUNKS: u64 = 4096;
+/// The blocks of the last wave leave multiprocessors idle for at most one chunk. With 2 to 4 blocks on each of 132 or 148
+/// SMs (the registers of the kernels allow no more), 16,384 chunks are at least 27 waves, so that this is below 4 % of the
+/// time. The second stage then reads 128 KiB for each parameter.
+pub const MAX_CHUNKS: u64 = 16_384;
+
+/// The maximum number of blocks of the second stage for each parameter.
+///
+/// A thread then reads [`MAX_CHUNKS`]/([`FOLDS`]·[`BLOCK`]) = 8 partial sums, all at once, and the last block the sums of 8
+/// blocks.
+pub const FOLDS: u64 = 8;
+
+/// The maximum number of chunks over which losses are summed, and of blocks that write a Goldfish mask.
+///
+/// One block adds the chunks up in 16 steps.
+pub const MAX_ROW_CHUNKS: u64 = 4096;
 
 /// If there are fewer rows of logits than this, the rows are split into parts, up to this number of parts in all.
 ///
@@ -59,59 +71,91 @@ pub const SPLIT_BLOCKS: u64 = 1024;
 
 /// The macros that nvcc gets, as `-D` options.
 #[allow(dead_code)] // read by build.rs, which includes this file
-pub const DEFINES: [(&str, u64); 8] = [
+pub const DEFINES: [(&str, u64); 10] = [
     ("XACT_BLOCK", BLOCK),
     ("XACT_BLOCKS_OF_1", BLOCKS_OF_1),
     ("XACT_BLOCKS_OF_2", BLOCKS_OF_2),
     ("XACT_BLOCKS_OF_3", BLOCKS_OF_3),
     ("XACT_BLOCKS_OF_ROWS", BLOCKS_OF_ROWS),
+    ("XACT_FOLDS", FOLDS),
+    ("XACT_MAX_CHUNKS", MAX_CHUNKS),
     ("XACT_MAX_CLUSTER", MAX_CLUSTER),
     ("XACT_PACKS", PACKS),
     ("XACT_ROW_PACKS", ROW_PACKS),
 ];
 
-/// How a tensor is divided into tiles, and tiles into chunks.
+/// How a tensor is divided into packs and tiles, and tiles into chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code)] // unused by build.rs, which includes this file
 pub struct Tiling {
-    /// The number of tiles (`BLOCK · PACKS` vectors) that cover a row of any alignment.
-    pub tiles_per_row: u64,
-    /// The number of consecutive tiles of one chunk.
-    pub tiles_per_chunk: u64,
-    /// The number of chunks of the tensor; 0 if it has no elements.
+    /// The number of packs (vectors) that a row has, or the most that one has if the rows begin differently.
+    pub packs_per_row: u64,
+    /// The factor of the division of a pack's number by `packs_per_row`: ⌊(2⁶⁴ − 1)/`packs_per_row`⌋.
+    pub row_factor: u64,
+    /// The number of tiles (`BLOCK · PACKS` packs) of the tensor; 0 if it has no elements.
+    pub tiles: u64,
+}
+
+/// How tiles are divided into the chunks of a backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // unused by build.rs, which includes this file
+pub struct Chunks {
+    /// The number of chunks.
     pub chunks: u64,
-    /// An upper bound on `chunks` that never decreases when the tensor grows.
-    pub chunks_bound: u64,
+    /// The number of consecutive tiles of one chunk.
+    pub tiles_per_chunk: u32,
+    /// The number of chunks that have a tile more. These are the first, so that the last blocks to run are the short ones.
+    pub long_chunks: u32,
 }
 
 #[allow(dead_code)] // unused by build.rs, which includes this file
 impl Tiling {
-    /// Divides a `[rows, cols]` tensor with elements of `element_bytes`. Returns `None` if the number of bytes does not fit
-    /// into 63 bits.
-    pub fn new(rows: u64, cols: u64, element_bytes: u64) -> Option<Tiling> {
+    /// Divides a `[rows, cols]` tensor with elements of `element_bytes`. No row begins more than `skew` elements past a
+    /// vector boundary, and all begin so if `skew` is less than the elements of a vector less one. Returns `None` if the
+    /// number of bytes does not fit into 63 bits, or that of a chunk's tiles into 31.
+    pub fn new(rows: u64, cols: u64, element_bytes: u64, skew: u64) -> Option<Tiling> {
         if rows == 0 || cols == 0 {
             return Some(Tiling {
-                tiles_per_row: 0,
-                tiles_per_chunk: 0,
-                chunks: 0,
-                chunks_bound: 0,
+                packs_per_row: 0,
+                row_factor: 0,
+                tiles: 0,
             });
         }
         let per_pack = VECTOR_BYTES / element_bytes;
         rows.checked_mul(cols)?
             .checked_mul(element_bytes)
             .filter(|&bytes| i64::try_from(bytes).is_ok())?;
-        // A row may begin up to `per_pack - 1` elements past a vector boundary.
-        let packs_per_row = (cols + per_pack - 1).div_ceil(per_pack);
-        let tiles_per_row = packs_per_row.div_ceil(BLOCK * PACKS);
-        let tiles = rows.checked_mul(tiles_per_row)?;
-        let tiles_per_chunk = tiles.div_ceil(MAX_CHUNKS);
-        Some(Tiling {
-            tiles_per_row,
-            tiles_per_chunk,
-            chunks: tiles.div_ceil(tiles_per_chunk),
-            chunks_bound: tiles.min(MAX_CHUNKS),
+        let packs_per_row = (cols + skew).div_ceil(per_pack);
+        let tiles = rows.checked_mul(packs_per_row)?.div_ceil(BLOCK * PACKS);
+        (tiles / MAX_CHUNKS < 1 << 31).then_some(Tiling {
+            packs_per_row,
+            row_factor: u64::MAX / packs_per_row,
+            tiles,
         })
+    }
+
+    /// The most elements that a row can begin past a vector boundary.
+    pub fn most_skew(element_bytes: u64) -> u64 {
+        VECTOR_BYTES / element_bytes - 1
+    }
+
+    /// The chunks of a backward. Their number never decreases with the number of tiles.
+    pub fn chunks(&self) -> Chunks {
+        let chunks = self.tiles.min(MAX_CHUNKS);
+        // Both fit: `new` has checked the quotient, and there are few chunks.
+        Chunks {
+            chunks,
+            tiles_per_chunk: self.tiles.checked_div(chunks).unwrap_or(0) as u32,
+            long_chunks: self.tiles.checked_rem(chunks).unwrap_or(0) as u32,
+        }
+    }
+}
+
+#[allow(dead_code)] // unused by build.rs, which includes this file
+impl Chunks {
+    /// The number of blocks of the second stage for each parameter. A block takes at least [`BLOCK`] chunks.
+    pub fn folds(&self) -> u64 {
+        self.chunks.div_ceil(BLOCK).clamp(1, FOLDS)
     }
 }
 
@@ -200,7 +244,7 @@ impl RowSplit {
 pub struct RowChunks {
     /// The number of rows of a chunk. The last chunk may have fewer.
     pub rows_per_chunk: u64,
-    /// The number of chunks, at most [`MAX_CHUNKS`].
+    /// The number of chunks, at most [`MAX_ROW_CHUNKS`].
     pub chunks: u64,
     /// An upper bound on `chunks` that never decreases with more rows.
     pub chunks_bound: u64,
@@ -210,11 +254,11 @@ pub struct RowChunks {
 impl RowChunks {
     /// Divides `rows` rows into chunks.
     pub fn new(rows: u64) -> RowChunks {
-        let rows_per_chunk = BLOCK * rows.div_ceil(BLOCK * MAX_CHUNKS).max(1);
+        let rows_per_chunk = BLOCK * rows.div_ceil(BLOCK * MAX_ROW_CHUNKS).max(1);
         RowChunks {
             rows_per_chunk,
             chunks: rows.div_ceil(rows_per_chunk),
-            chunks_bound: rows.div_ceil(BLOCK).min(MAX_CHUNKS),
+            chunks_bound: rows.div_ceil(BLOCK).min(MAX_ROW_CHUNKS),
         }
     }
 }
@@ -325,39 +369,130 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_covers_every_tile_exactly_once() {
+    fn tiles_cover_all_packs_and_chunks_all_tiles() {
         for bytes in [2, 4] {
             for rows in [1, 2, 3, 1000, 5000] {
                 for cols in [1, 7, 8, 9, 4095, 4096, 4097, 100_000, 50_000_000] {
-                    let tiling = Tiling::new(rows, cols, bytes).unwrap();
-                    let tiles = rows * tiling.tiles_per_row;
-                    assert!(tiling.chunks <= MAX_CHUNKS);
-                    assert!(tiling.chunks * tiling.tiles_per_chunk >= tiles);
-                    assert!((tiling.chunks - 1) * tiling.tiles_per_chunk < tiles);
-                    let worst_skew = VECTOR_BYTES / bytes - 1;
-                    let tile_elements = BLOCK * PACKS * VECTOR_BYTES / bytes;
-                    assert!(tiling.tiles_per_row * tile_elements >= cols + worst_skew);
+                    for skew in [0, 1, Tiling::most_skew(bytes)] {
+                        let tiling = Tiling::new(rows, cols, bytes, skew).unwrap();
+                        let elements = tiling.packs_per_row * VECTOR_BYTES / bytes;
+                        assert!(
+                            (cols + skew..cols + skew + VECTOR_BYTES / bytes).contains(&elements)
+                        );
+                        let packs = rows * tiling.packs_per_row;
+                        assert!(tiling.tiles * BLOCK * PACKS >= packs);
+                        assert!((tiling.tiles - 1) * BLOCK * PACKS < packs);
+                        let chunks = tiling.chunks();
+                        assert!(chunks.chunks <= MAX_CHUNKS);
+                        assert!(u64::from(chunks.long_chunks) < chunks.chunks);
+                        let of_all = chunks.chunks * u64::from(chunks.tiles_per_chunk);
+                        let tiles = of_all + u64::from(chunks.long_chunks);
+                        assert_eq!(tiles, tiling.tiles);
+                        assert!(chunks.folds() * BLOCK * 8 >= chunks.chunks);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The division of `kernels/common/map.cuh`.
+    #[test]
+    fn a_pack_finds_its_row() {
+        for per_row in [1, 2, 3, 7, 513, 1000, (1 << 20) + 1, (1 << 32) - 1, 1 << 40] {
+            let factor = u64::MAX / per_row;
+            for row in [0, 1, 2, 999, (1 << 20) - 1] {
+                for pack in [0, 1, per_row / 2, per_row - 1] {
+                    let pack = row * per_row + pack.min(per_row - 1);
+                    let product = u128::from(pack) * u128::from(factor);
+                    let mut quotient = (product >> 64) as u64;
+                    assert!(quotient == row || quotient + 1 == row, "{pack} / {per_row}");
+                    if pack - quotient * per_row >= per_row {
+                        quotient += 1;
+                    }
+                    assert_eq!(quotient, row, "{pack} / {per_row}");
+                }
+            }
+        }
+    }
+
+    /// A block that is done takes the next chunk. The time of the whole, beside the time of blocks that are all busy.
+    fn tail(tiling: Tiling, blocks: u64) -> f64 {
+        let Chunks {
+            chunks,
+            tiles_per_chunk,
+            long_chunks,
+        } = tiling.chunks();
+        let mut done =
+            std::collections::BinaryHeap::from(vec![std::cmp::Reverse(0); blocks as usize]);
+        let mut last = 0;
+        for chunk in 0..chunks {
+            let std::cmp::Reverse(start) = done.pop().expect("blocks");
+            let is_long = chunk < u64::from(long_chunks);
+            let end = start + u64::from(tiles_per_chunk) + u64::from(is_long);
+            done.push(std::cmp::Reverse(end));
+            last = last.max(end);
+        }
+        last as f64 * blocks as f64 / tiling.tiles as f64 - 1.0
+    }
+
+    #[test]
+    fn the_last_wave_of_a_backward_takes_at_most_a_twentieth() {
+        for multiprocessors in [132, 148] {
+            for of_one in [BLOCKS_OF_3, BLOCKS_OF_2, 4] {
+                let blocks = multiprocessors * of_one;
+                // Fewer tiles than 20 waves cannot be divided more finely.
+                let many = MAX_CHUNKS * 2;
+                let counts = (20 * blocks..many).step_by(97).chain([
+                    MAX_CHUNKS - 1,
+                    MAX_CHUNKS,
+                    MAX_CHUNKS + 1,
+                    many - 1,
+                    many,
+                    many + 1,
+                    many + 600,
+                    5 * MAX_CHUNKS / 2,
+                    100_000,
+                    1_000_001,
+                ]);
+                for tiles in counts {
+                    let tiling = Tiling::new(1, tiles * BLOCK * PACKS * 8, 2, 0).unwrap();
+                    assert_eq!(tiling.tiles, tiles);
+                    let tail = tail(tiling, blocks);
+                    assert!(tail <= 0.05, "{tiles} tiles on {blocks} blocks: {tail:.3}");
                 }
             }
         }
     }
 
     #[test]
-    fn the_bound_grows_with_the_tensor() {
+    fn chunks_grow_with_the_tensor() {
         let mut last = 0;
-        for cols in (0..60_000_000).step_by(30_011) {
-            let tiling = Tiling::new(1, cols, 4).unwrap();
-            assert!(tiling.chunks <= tiling.chunks_bound && last <= tiling.chunks_bound);
-            last = tiling.chunks_bound;
+        for cols in (0..200_000_000).step_by(100_011) {
+            let chunks = Tiling::new(1, cols, 4, 3).unwrap().chunks().chunks;
+            assert!(last <= chunks);
+            last = chunks;
+        }
+        // Rows with a skew have at least as many as the contiguous tensor.
+        for (rows, cols) in [(1, 5), (7, 1), (3, 2048), (1000, 9)] {
+            let chunks = |tiling: Option<Tiling>| tiling.unwrap().chunks().chunks;
+            let dense = chunks(Tiling::new(1, rows * cols, 2, 7));
+            assert!(chunks(Tiling::new(rows, cols, 2, 7)) >= dense);
         }
     }
 
     #[test]
     fn empty_and_huge_shapes() {
-        assert_eq!(Tiling::new(0, 5, 2).unwrap().chunks, 0);
-        assert_eq!(Tiling::new(5, 0, 2).unwrap().chunks, 0);
-        assert!(Tiling::new(1, 1 << 36, 2).unwrap().chunks <= MAX_CHUNKS);
-        assert_eq!(Tiling::new(u64::MAX, 2, 2), None);
-        assert_eq!(Tiling::new(1, u64::MAX / 2, 4), None);
+        for (rows, cols) in [(0, 5), (5, 0)] {
+            let tiling = Tiling::new(rows, cols, 2, 0).unwrap();
+            assert_eq!((tiling.tiles, tiling.chunks().chunks), (0, 0));
+            assert_eq!(tiling.chunks().folds(), 1);
+        }
+        assert_eq!(
+            Tiling::new(1, 1 << 36, 2, 0).unwrap().chunks().chunks,
+            MAX_CHUNKS
+        );
+        assert_eq!(Tiling::new(u64::MAX, 2, 2, 0), None);
+        assert_eq!(Tiling::new(1, u64::MAX / 2, 4, 0), None);
+        assert_eq!(Tiling::new(1, 1 << 60, 4, 0), None);
     }
 }

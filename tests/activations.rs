@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
 use half::{bf16, f16};
+use libtest_mimic::Failed;
 use xact::activation::{Evaluation, Named, Registered, Sample, Visitor};
 use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
@@ -118,6 +119,9 @@ impl Activations<'_> {
             });
             self.0.add(name("traffic"), true, move |gpu, _| {
                 gated_traffic::<A, T>(gpu, order)
+            });
+            self.0.add(name("narrow_rows"), true, move |gpu, _| {
+                gated_narrow_rows::<A, T>(gpu, order)
             });
         }
     }
@@ -300,6 +304,58 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
                 - sum(|b| b.loads.minimum_sectors + b.stores.minimum_sectors);
             if (narrow, extra) != (0, 0) {
                 return Err(format!("{}: {narrow} narrow, {extra} sectors", launch.kernel).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Short rows share the work of a block: they cost at most twice the instructions of long ones, if they are aligned, and
+/// each byte is moved once; otherwise at most 8 times as many.
+fn gated_narrow_rows<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
+    let sample = A::samples().remove(1);
+    let n = 12 * 4096;
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
+    let bytes = (n * size_of::<T>()) as u64;
+    let odd = |offset| Place { offset, gap: 1 };
+    // The instructions per element of the forward and of the backward.
+    let instructions = |cols: usize, aligned: bool| -> Result<[f64; 2], Failed> {
+        let mut how = How {
+            halves: true,
+            rows: n / cols,
+            ..How::default()
+        };
+        if !aligned {
+            (how.x, how.dy, how.out) = (odd(1), odd(2), odd(3));
+        }
+        let (y, forward) = cuda_emulator::record(|| {
+            run::gated_forward(gpu, &sample.op, order, &sample.params, [&x, &v], &how)
+        });
+        y?;
+        let (gradients, backward) = cuda_emulator::record(|| {
+            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
+        });
+        gradients?;
+        for (launch, moved) in [(&forward[0], 3), (&backward[0], 5)] {
+            let tensors = run::tensors(launch).filter(|b| b.len >= bytes);
+            let sum: u64 = tensors.map(|b| b.bytes_read + b.bytes_written).sum();
+            if sum != moved * bytes {
+                return Err(format!("{}, {cols} columns: {sum} bytes", launch.kernel).into());
+            }
+        }
+        Ok([&forward[0], &backward[0]].map(|launch| launch.instructions as f64 / n as f64))
+    };
+    let long = instructions(4096, true)?;
+    for cols in [16, 64, 96, 256] {
+        for (aligned, most) in [(true, 2.0), (false, 8.0)] {
+            let short = instructions(cols, aligned)?;
+            for (short, long) in short.into_iter().zip(long) {
+                if short > most * long {
+                    let what = format!("{cols} columns, aligned: {aligned}");
+                    return Err(
+                        format!("{what}: {short:.1} per element, {long:.1} in long rows").into(),
+                    );
+                }
             }
         }
     }
@@ -618,7 +674,12 @@ fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Ou
 /// unwritten memory or an access outside a buffer.
 fn same_bits_under_any_schedule<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
-    let n = 9_001;
+    // For one op enough chunks that two blocks add up the sums of each parameter, of which any may be the last.
+    let n = if (A::NAME, T::DTYPE) == (Xielu::NAME, xact::Dtype::F32) {
+        300 * 2048
+    } else {
+        9_001
+    };
     let x = Random(31).normal::<T>(n, 2.0);
     let dy = Random(32).normal::<T>(n, 1.0);
     let how = How {

@@ -61,7 +61,7 @@ const N: usize = 1000;
 /// The value of outputs before a call that must not write.
 const BEFORE: f32 = 77.0;
 
-/// The buffers of a forward and a backward over N elements.
+/// The buffers of a forward and a backward, over N elements unless given.
 struct Buffers<T: Element> {
     x: CudaSlice<T>,
     dy: CudaSlice<T>,
@@ -74,15 +74,19 @@ struct Buffers<T: Element> {
 
 impl<T: Element> Buffers<T> {
     fn new(stream: &Arc<CudaStream>) -> Buffers<T> {
+        Self::of_len(stream, N)
+    }
+
+    fn of_len(stream: &Arc<CudaStream>, len: usize) -> Buffers<T> {
         let upload = |values: Vec<f64>| {
             let values: Vec<T> = values.into_iter().map(T::from_f64).collect();
             stream.clone_htod(&values).unwrap()
         };
         let scalar = |v: f32| stream.clone_htod(&[v]).unwrap();
         Buffers {
-            x: upload((0..N).map(|i| i as f64 / 100.0 - 5.0).collect()),
-            dy: upload((0..N).map(|i| (i as f64).sin()).collect()),
-            out: upload(vec![f64::from(BEFORE); N]),
+            x: upload((0..len).map(|i| (i % N) as f64 / 100.0 - 5.0).collect()),
+            dy: upload((0..len).map(|i| (i as f64).sin()).collect()),
+            out: upload(vec![f64::from(BEFORE); len]),
             alpha_p: scalar(0.2),
             alpha_n: scalar(-1.0),
             dalpha_p: scalar(BEFORE),
@@ -1343,27 +1347,33 @@ fn forward_and_backward_can_be_captured_and_replayed() {
     // SAFETY: everything below runs on one stream.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().unwrap();
-    let mut expected = Buffers::<f32>::new(&stream);
     let mut queue = Queue::new(&stream).unwrap();
-    queue.reserve(1 << 10).unwrap();
-    expected.backward(&mut queue).unwrap();
-    let expected = expected.results(&stream);
+    queue.reserve(1 << 13).unwrap();
+    // The second has 300 chunks, so that two blocks add up the sums of each parameter and count themselves.
+    for len in [N, 300 * 2048] {
+        let mut expected = Buffers::<f32>::of_len(&stream, len);
+        expected.backward(&mut queue).unwrap();
+        let expected = expected.results(&stream);
 
-    let mut b = Buffers::<f32>::new(&stream);
-    stream.synchronize().unwrap();
-    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    stream.begin_capture(mode).unwrap();
-    b.forward(&mut queue).unwrap();
-    b.backward(&mut queue).unwrap();
-    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = stream
-        .end_capture(flags)
-        .unwrap()
-        .expect("a graph with launches");
-    b.assert_unwritten(&stream);
-    for _ in 0..2 {
-        graph.launch().unwrap();
-        assert_eq!(b.results(&stream), expected);
+        let mut b = Buffers::<f32>::of_len(&stream, len);
+        stream.synchronize().unwrap();
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).unwrap();
+        b.forward(&mut queue).unwrap();
+        b.backward(&mut queue).unwrap();
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream
+            .end_capture(flags)
+            .unwrap()
+            .expect("a graph with launches");
+        b.assert_unwritten(&stream);
+        for _ in 0..2 {
+            graph.launch().unwrap();
+            assert!(b.results(&stream) == expected, "{len} elements");
+            for scalar in [&mut b.dalpha_p, &mut b.dalpha_n] {
+                stream.memcpy_htod(&[BEFORE], scalar).unwrap();
+            }
+        }
     }
 }
 

@@ -26,6 +26,7 @@ namespace xact {
 
 struct XieluParams {
     static constexpr int kParams = 3;
+    static constexpr int kUsual = 2;  // β is rarely trained
 
     float alpha_p, alpha_n, s_n, beta, eps;
     float chain[kParams];
@@ -43,6 +44,8 @@ struct XieluParams {
 
 // The usual case: no clamp, α_p and s_n not 0.
 struct XieluIdeal : XieluParams {
+    static constexpr u64 kName = loop_name("ideal");
+
     __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         const Expm1 e(x);
         const bool positive = x > 0.0f;
@@ -64,6 +67,8 @@ struct XieluIdeal : XieluParams {
 
 // All other cases: the clamp, and α_p or s_n of 0, where 0·inf would give NaN.
 struct XieluGeneral : XieluParams {
+    static constexpr u64 kName = loop_name("general");
+
     __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
         Point<kParams> p;
         if (x > 0.0f) {

@@ -25,6 +25,14 @@ __device__ inline float element<__nv_bfloat16>(const unsigned (&vector)[4], int 
     return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000);
 }
 
+// Taken out as a half of a register, which the conversion can read; a 16-bit access would be a shift.
+template <>
+__device__ inline float element<__half>(const unsigned (&vector)[4], int i) {
+    unsigned short lo, hi;
+    asm("mov.b32 {%0, %1}, %2;" : "=h"(lo), "=h"(hi) : "r"(vector[i / 2]));
+    return __half2float(__ushort_as_half(i % 2 == 0 ? lo : hi));
+}
+
 __device__ inline void from_float(float v, float& out) { out = v; }
 __device__ inline void from_float(float v, __half& out) { out = __float2half_rn(v); }
 __device__ inline void from_float(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }

@@ -38,6 +38,12 @@ __device__ inline void store_vector(uint2* p, uint2 v) {
                  : "memory");
 }
 
+// Bytes of the widest vector that can be accessed at an address: 16, 8, 4 or 2.
+__device__ inline unsigned width_at(const void* p) {
+    const unsigned at = static_cast<unsigned>(reinterpret_cast<unsigned long long>(p)) | 16u;
+    return at & (0u - at);
+}
+
 template <class T>
 struct alignas(16) Pack {
     static constexpr int N = 16 / sizeof(T);
@@ -69,11 +75,67 @@ struct alignas(16) Pack {
         }
     }
 
-    // Hides from the compiler that the bits are unchanged. Otherwise it would keep a hundred registers of
-    // values computed from them for a second use.
-    __device__ void forget() {
+    // From and to memory, with accesses of `width` bytes.
+    __device__ void load(const T* at, unsigned width) {
+        if (width >= 16) {
+            set(load_vector(reinterpret_cast<const uint4*>(at)));
+        } else if (width >= 8) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(v4[i]));
+            for (int i = 0; i < 2; ++i) {
+                const uint2 v = load_vector(reinterpret_cast<const uint2*>(at) + i);
+                v4[2 * i] = v.x;
+                v4[2 * i + 1] = v.y;
+            }
+        } else if (sizeof(T) == 4 || width >= 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v4[i] = reinterpret_cast<const unsigned*>(at)[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const unsigned short* pair = reinterpret_cast<const unsigned short*>(at) + 2 * i;
+                v4[i] = __byte_perm(pair[0], pair[1], 0x5410);
+            }
+        }
+    }
+    __device__ void store(T* at, unsigned width) const {
+        if (width >= 16) {
+            store_vector(reinterpret_cast<uint4*>(at), v16);
+        } else if (width >= 8) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) store_vector(reinterpret_cast<uint2*>(at) + i, v8[i]);
+        } else if (sizeof(T) == 4 || width >= 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(at)[i] = v4[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) reinterpret_cast<unsigned short*>(at)[i] = v2[i];
+        }
+    }
+
+    // The same for the elements [begin, end) alone, one by one; a load gives the others as 0.
+    __device__ void load_some(const T* at, long long begin, long long end) {
+        set(make_uint4(0, 0, 0, 0));
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            if (i < begin || i >= end) continue;
+            if constexpr (sizeof(T) == 4) {
+                v4[i] = reinterpret_cast<const unsigned*>(at)[i];
+            } else {
+                v4[i / 2] |= static_cast<unsigned>(reinterpret_cast<const unsigned short*>(at)[i])
+                             << i % 2 * 16;
+            }
+        }
+    }
+    __device__ void store_some(T* at, long long begin, long long end) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            if (i < begin || i >= end) continue;
+            if constexpr (sizeof(T) == 4) {
+                reinterpret_cast<unsigned*>(at)[i] = v4[i];
+            } else {
+                reinterpret_cast<unsigned short*>(at)[i] = v2[i];
+            }
+        }
     }
 
     // The elements as f32, exactly.
@@ -90,9 +152,6 @@ struct Row {
     T* base;         // the row's first element; null if there is no such buffer
     unsigned width;  // bytes of the widest vector usable at every pack: 16, 8, 4 or 2
     int skew;        // elements by which pack 0 begins before the row
-
-    // No buffer.
-    __device__ Row() : base(nullptr), width(16), skew(0) {}
 
     __device__ Row(const Matrix& matrix, unsigned long long row, unsigned anchor_phase)
         : base(matrix.ptr == 0 ? nullptr : reinterpret_cast<T*>(matrix.ptr) + row * matrix.pitch),
@@ -114,34 +173,7 @@ struct Row {
         return w;
     }
 
-    // A pack whose N elements all lie in the row; `first` is its first element.
-    __device__ Pack<T> load(long long first) const {
-        Pack<T> p;
-        const T* at = base + first;
-        const unsigned width = opaque_width();
-        if (width >= 16) {
-            p.set(load_vector(reinterpret_cast<const uint4*>(at)));
-        } else if (width >= 8) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const uint2 v = load_vector(reinterpret_cast<const uint2*>(at) + i);
-                p.v4[2 * i] = v.x;
-                p.v4[2 * i + 1] = v.y;
-            }
-        } else if (sizeof(T) == 4 || width >= 4) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) p.v4[i] = reinterpret_cast<const unsigned*>(at)[i];
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const unsigned short* pair = reinterpret_cast<const unsigned short*>(at) + 2 * i;
-                p.v4[i] = __byte_perm(pair[0], pair[1], 0x5410);
-            }
-        }
-        return p;
-    }
-
-    // The same for the anchor's own row, whose width is 16 by construction.
+    // A pack of the anchor's own row, whose width is 16 by construction; `first` is its first element.
     __device__ Pack<T> load_aligned(long long first) const {
         Pack<T> p;
         p.set(load_vector(reinterpret_cast<const uint4*>(base + first)));
@@ -151,22 +183,8 @@ struct Row {
         store_vector(reinterpret_cast<uint4*>(base + first), p.v16);
     }
 
-    __device__ void store(long long first, const Pack<T>& p) const {
-        T* at = base + first;
-        const unsigned width = opaque_width();
-        if (width >= 16) {
-            store_vector(reinterpret_cast<uint4*>(at), p.v16);
-        } else if (width >= 8) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) store_vector(reinterpret_cast<uint2*>(at) + i, p.v8[i]);
-        } else if (sizeof(T) == 4 || width >= 4) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) reinterpret_cast<unsigned*>(at)[i] = p.v4[i];
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) reinterpret_cast<unsigned short*>(at)[i] = p.v2[i];
-        }
-    }
+    // A pack whose N elements all lie in the row.
+    __device__ void store(long long first, const Pack<T>& p) const { p.store(base + first, opaque_width()); }
 };
 
 }  // namespace xact

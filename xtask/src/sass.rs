@@ -1,11 +1,12 @@
-//! Measures the costs of the kernels' machine code: registers and spills, and for the main loop the bytes in flight and the
-//! instructions per element. Compares them with the budget of memory-bound work and with a golden file.
+//! Measures the costs of the kernels' machine code: registers and spills, and for the main loops the bytes in flight and the
+//! instructions per element. Compares them with the budgets and with a golden file.
 
 #[path = "../../build/cubin.rs"]
 #[allow(dead_code)] // of the build script's own use
 mod cubin;
 mod flow;
 mod listing;
+mod mark;
 mod path;
 mod table;
 
@@ -25,7 +26,9 @@ use crate::folders::Folders;
 use crate::mutants::compile;
 use crate::toolkit::{self, Toolkit, discovery};
 use crate::{cargo_messages, steps};
-use table::{Entry, Row};
+use listing::Function;
+use mark::{Label, Mark};
+use table::{Entry, Loop, Row};
 
 /// The architectures whose instructions are counted: A100, H100 and H200, B200. For the other architectures with embedded
 /// machine code, only the resources are checked: registers and spills.
@@ -48,8 +51,8 @@ pub struct Options {
 /// Prints the table, and compares it with the golden file or writes that.
 ///
 /// # Errors
-/// The main loop of an entry is not found, an entry spills or has too few bytes in flight, a bf16 entry exceeds the budget,
-/// or a figure differs from the golden file.
+/// The main loop of an entry is not found, an entry spills or has too few bytes in flight, an entry exceeds its budget, or a
+/// figure differs from the golden file.
 pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     let toolkit = toolkit::ensure(folders)?;
     eprintln!("{}", toolkit.describe());
@@ -86,6 +89,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
         eprintln!("{} is written.", golden.display());
     }
     problems.extend(rows.iter().flat_map(|row| row.problems()));
+    problems.extend(table::not_above(&rows));
     match read_golden(&folders.root)? {
         None => problems.push(format!(
             "{} does not exist: run `cargo xtask sass --golden-update`",
@@ -108,7 +112,7 @@ pub fn run(folders: &Folders, options: &Options) -> anyhow::Result<ExitCode> {
     }
     if problems.is_empty() {
         eprintln!(
-            "No entry spills, no load waits for another, and every bf16 entry is within the budget of the H100."
+            "No entry spills, no load waits for another, and every loop is within its budget."
         );
         Ok(ExitCode::SUCCESS)
     } else {
@@ -252,44 +256,100 @@ fn look_at(
             architecture,
             resources,
             main_loop: None,
+            loops: Vec::new(),
         });
         return Ok((rows.collect(), Vec::new()));
     }
-    // nvdisasm also prints warnings that do not matter here.
-    let (text, _) = output(Command::new(nvdisasm).arg("-c").arg(&cubin))?;
-    fs::write(cubin.with_extension("sass"), &text).context("the listing cannot be written")?;
-    let functions = listing::parse(&text).with_context(|| cubin.display().to_string())?;
+    let functions = disassemble(nvdisasm, &cubin, &["-c"])?;
+    let ptx_text = fs::read_to_string(ptx).with_context(|| ptx.display().to_string())?;
+    let marks = mark::marks(&ptx_text).with_context(|| ptx.display().to_string())?;
+    let functions = if marks.is_empty() {
+        functions
+    } else {
+        let lines = work.join(format!("{stem}.sm_{architecture}.lines.cubin"));
+        output(compile::assembler(nvcc, ptx, &lines, architecture).arg("-Xptxas=-lineinfo"))?;
+        let with_lines = disassemble(nvdisasm, &lines, &["-c", "-gp"])?;
+        check_same(&functions, &with_lines)?;
+        with_lines
+    };
     let functions: HashMap<_, _> = functions.iter().map(|f| (f.name.as_str(), f)).collect();
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
     for (name, resources) in resources {
         let function = functions.get(name.as_str());
         let function = function.with_context(|| format!("{name}: no machine code"))?;
         let entry = Entry::parse(&name);
-        let path = match entry
-            .as_ref()
-            .map(|entry| path::main_loop(function, entry.work()))
-        {
-            None => None,
-            Some(Ok(path)) => {
-                let file = work.join(format!("{name}.sm_{architecture}.path"));
-                fs::write(file, path.text(function)).context("the path cannot be written")?;
-                Some(path.counts)
-            }
-            Some(Err(error)) => {
-                problems.push(format!(
-                    "{name} for sm_{architecture}: no main loop: {error:#}"
-                ));
-                None
-            }
+        let marks: Vec<&Mark> = marks.iter().filter(|mark| mark.entry == name).collect();
+        let loops = match &entry {
+            None => Ok(Vec::new()),
+            Some(entry) => loops_of(function, entry, &marks, work, architecture),
         };
+        let mut loops = loops.unwrap_or_else(|error| {
+            problems.push(format!(
+                "{name} for sm_{architecture}: no main loop: {error:#}"
+            ));
+            Vec::new()
+        });
+        loops.sort_by(|a, b| a.label.cmp(&b.label));
         rows.push(Row {
             entry: name,
             architecture,
             resources,
-            main_loop: entry.zip(path),
+            main_loop: entry.and_then(|entry| entry.main_loop(&loops)),
+            loops: if marks.is_empty() { Vec::new() } else { loops },
         });
     }
     Ok((rows, problems))
+}
+
+/// Reads the machine code of a file, and keeps the listing beside it.
+fn disassemble(nvdisasm: &Path, cubin: &Path, options: &[&str]) -> anyhow::Result<Vec<Function>> {
+    // nvdisasm also prints warnings that do not matter here.
+    let (text, _) = output(Command::new(nvdisasm).args(options).arg(cubin))?;
+    fs::write(cubin.with_extension("sass"), &text).context("the listing cannot be written")?;
+    listing::parse(&text).with_context(|| cubin.display().to_string())
+}
+
+/// Fails unless ptxas made the same code with line numbers as without.
+fn check_same(without: &[Function], with: &[Function]) -> anyhow::Result<()> {
+    for (function, other) in without.iter().zip(with) {
+        let text = |f: &Function| f.code.iter().map(|i| format!("{i}\n")).collect::<String>();
+        if function.name != other.name || text(function) != text(other) {
+            bail!("{}: -lineinfo changes the code", function.name);
+        }
+    }
+    Ok(())
+}
+
+/// The main loops of an entry: those with marks, or the one that is found without.
+fn loops_of(
+    function: &Function,
+    entry: &Entry,
+    marks: &[&Mark],
+    folder: &Path,
+    architecture: u32,
+) -> anyhow::Result<Vec<Loop>> {
+    let (labels, paths) = if marks.is_empty() {
+        let path = path::main_loop(function, entry.work())?;
+        (vec![Label::default()], vec![path])
+    } else {
+        let works = marks.iter().map(|mark| {
+            let work = entry.with_y(mark.label.with_y).work();
+            (mark.load, work)
+        });
+        let paths = path::marked_loops(function, &works.collect::<Vec<_>>())?;
+        (marks.iter().map(|mark| mark.label.clone()).collect(), paths)
+    };
+    let mut loops = Vec::new();
+    for (label, path) in labels.into_iter().zip(paths) {
+        let name = format!("{}{}.sm_{architecture}.path", function.name, label.suffix());
+        let file = folder.join(name.replace(' ', "."));
+        fs::write(file, path.text(function)).context("the path cannot be written")?;
+        loops.push(Loop {
+            label,
+            counts: path.counts,
+        });
+    }
+    Ok(loops)
 }
 
 /// The size in bytes of the assembled kernel files as `XACT_CUDA_ARCHS=all` embeds them.

@@ -13,7 +13,7 @@ use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::geometry::Tiling;
+use crate::geometry::{Chunks, FOLDS, Tiling, VECTOR_BYTES};
 use crate::span::Span;
 
 /// The form of an activation: plain, or gated with an order.
@@ -185,15 +185,24 @@ pub fn workspace_bytes<A: Activation + ?Sized>(
     rows: u64,
     cols: u64,
 ) -> Result<u64> {
-    let chunks = |pitch| Shape::new(dtype, rows, cols, &[pitch]).map(|s| s.tiling.chunks_bound);
-    let most = chunks(cols)?.max(chunks(u64::MAX)?);
-    Ok(most * op.signature().params.len() as u64 * PARTIAL_BYTES)
+    let size = dtype.size();
+    let tiling = Tiling::new(rows, cols, size, Tiling::most_skew(size));
+    // Of all pitches and alignments, these have the most chunks.
+    let tiling = tiling.ok_or(Error::TooLarge { rows, cols })?;
+    Ok(pairs_of_parameter(tiling.chunks()) * op.signature().params.len() as u64 * PARTIAL_BYTES)
 }
 
-/// The number of partial sums per parameter that a backward of a contiguous tensor writes.
+/// The pairs of the workspace for each parameter: one of each chunk and, if the second stage has several blocks, one of each
+/// of them, and their counter in place of one.
+fn pairs_of_parameter(chunks: Chunks) -> u64 {
+    chunks.chunks + if chunks.folds() > 1 { FOLDS + 1 } else { 0 }
+}
+
+/// The number of partial sums per parameter that a backward of a contiguous, aligned tensor writes.
 #[doc(hidden)]
 pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
-    Shape::new(dtype, 1, len, &[len]).map(|shape| shape.tiling.chunks)
+    let x = Matrix::contiguous(0, len);
+    Shape::new(dtype, 1, len, &[x]).map(|shape| shape.tiling.chunks().chunks)
 }
 
 /// Launches the forward of `op` on `stream`.
@@ -267,6 +276,7 @@ pub unsafe fn backward<A: Activation + ?Sized>(
         outputs: &[("dx", Some(call.dx)), ("y", call.y)],
     };
     let mut plan = Plan::new(op, &call.common, &buffers)?;
+    plan.divide();
     let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
     (plan.args.x, plan.args.dy, plan.args.dx) = (call.x, call.dy, call.dx);
     plan.args.y = call.y.unwrap_or_default();
@@ -292,6 +302,7 @@ pub unsafe fn gated_backward<A: Gated + ?Sized>(
         outputs: &[("dx", Some(call.dx)), ("dv", Some(call.dv)), ("y", call.y)],
     };
     let mut plan = Plan::new(op, &call.common, &buffers)?;
+    plan.divide();
     let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
     (plan.args.x, plan.args.v, plan.args.dy) = (call.x, call.v, call.dy);
     (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
@@ -344,9 +355,9 @@ impl Plan {
                 .filter_map(|&(name, m)| Some((name, m?)))
         };
         let matrices = buffers.inputs.iter().copied().chain(outputs());
-        let pitches: ArrayVec<_, { 2 * MAX_MATRICES }> =
-            matrices.map(|(_, matrix)| matrix.pitch).collect();
-        let shape = Shape::new(dtype, rows, cols, &pitches)?;
+        let matrices: ArrayVec<_, { 2 * MAX_MATRICES }> =
+            matrices.map(|(_, matrix)| matrix).collect();
+        let shape = Shape::new(dtype, rows, cols, &matrices)?;
         signature.check_params(params.len())?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
@@ -376,9 +387,12 @@ impl Plan {
         let mut args = ActivationArgs {
             rows: shape.rows,
             cols: shape.cols,
-            tiles_per_row: shape.tiling.tiles_per_row,
-            tiles_per_chunk: shape.tiling.tiles_per_chunk,
-            chunks: shape.tiling.chunks,
+            packs_per_row: shape.tiling.packs_per_row,
+            row_factor: shape.tiling.row_factor,
+            aligned: u32::from(shape.aligned),
+            // Of a forward; a backward divides the tiles otherwise.
+            tiles_per_chunk: 1,
+            chunks: shape.tiling.tiles,
             params_are_f32: u32::from(param_dtype == Dtype::F32),
             ..ActivationArgs::default()
         };
@@ -394,6 +408,14 @@ impl Plan {
         })
     }
 
+    /// Divides the tiles into the chunks of a backward.
+    fn divide(&mut self) {
+        let chunks = self.shape.tiling.chunks();
+        self.args.chunks = chunks.chunks;
+        self.args.tiles_per_chunk = chunks.tiles_per_chunk;
+        self.args.long_chunks = chunks.long_chunks;
+    }
+
     /// Checks and sets the parameter gradients, if there are any. Returns the task of their second stage.
     fn add_dparams<A: Activation + ?Sized>(
         &mut self,
@@ -406,7 +428,7 @@ impl Plan {
         };
         let signature = op.signature();
         signature.check_gradients(common.params.len(), dparams.out.len())?;
-        let pairs = self.shape.tiling.chunks * dparams.out.len() as u64;
+        let pairs = pairs_of_parameter(self.shape.tiling.chunks()) * dparams.out.len() as u64;
         let needed = workspace_bytes(op, common.dtype, common.rows, common.cols)?;
         if dparams.workspace_bytes < needed {
             return Err(Error::Workspace {
@@ -431,6 +453,7 @@ impl Plan {
         }
         self.args.dparams[..dparams.out.len()].copy_from_slice(dparams.out);
         self.args.partials = dparams.workspace;
+        self.args.folds = self.shape.tiling.chunks().folds() as u32;
         self.args.accumulate = u32::from(dparams.accumulate);
         Ok(Some(DPARAMS))
     }
@@ -449,7 +472,7 @@ impl Plan {
         let load = |task| device.function(Entry::new(self.stem, task, Some(self.shape.dtype)));
         // Both kernels are loaded before anything is launched, so that a failure to load writes nothing.
         let (task, sums) = (load(task)?, sums.map(load).transpose()?);
-        let chunks = self.shape.tiling.chunks;
+        let chunks = self.args.chunks;
         if chunks > 0 {
             let grid = self
                 .blocks
@@ -459,8 +482,8 @@ impl Plan {
             unsafe { launch(device, stream, &task, grid, &self.args) }?;
         }
         if let Some(sums) = sums {
-            // One block for each parameter; blocks of parameters without a gradient do nothing.
-            let blocks = self.args.dparams.len() as u32;
+            // Blocks of parameters without a gradient do nothing.
+            let blocks = self.args.dparams.len() as u32 * self.args.folds;
             // SAFETY: as above; the stream orders it after the pass that writes the partials, of which
             // it reads none if there are no chunks.
             unsafe { launch(device, stream, &sums, Grid::of_blocks(blocks), &self.args) }?;
@@ -485,22 +508,35 @@ struct Shape {
     rows: u64,
     cols: u64,
     tiling: Tiling,
+    /// Whether every pack is aligned to 16 bytes in all matrices.
+    aligned: bool,
 }
 
 impl Shape {
-    fn new(dtype: Dtype, rows: u64, cols: u64, pitches: &[u64]) -> Result<Shape> {
+    /// `matrices` has x first.
+    fn new(dtype: Dtype, rows: u64, cols: u64, matrices: &[Matrix]) -> Result<Shape> {
         let too_large = || Error::TooLarge { rows, cols };
-        let (rows, cols) = if pitches.iter().all(|&pitch| pitch == cols) {
+        let (rows, cols) = if matrices.iter().all(|matrix| matrix.pitch == cols) {
             (1, rows.checked_mul(cols).ok_or_else(too_large)?)
         } else {
             (rows, cols)
         };
-        let tiling = Tiling::new(rows, cols, dtype.size()).ok_or_else(too_large)?;
+        let size = dtype.size();
+        // The bytes that a row begins past a vector boundary; `None` if the rows differ.
+        let phase = |matrix: &Matrix| {
+            let pitch = matrix.pitch % VECTOR_BYTES * size;
+            let is_same = rows <= 1 || pitch.is_multiple_of(VECTOR_BYTES);
+            is_same.then_some(matrix.ptr % VECTOR_BYTES)
+        };
+        let of_x = phase(&matrices[0]);
+        let skew = of_x.map_or(Tiling::most_skew(size), |bytes| bytes / size);
+        let tiling = Tiling::new(rows, cols, size, skew).ok_or_else(too_large)?;
         Ok(Shape {
             dtype,
             rows,
             cols,
             tiling,
+            aligned: of_x.is_some() && matrices.iter().all(|matrix| phase(matrix) == of_x),
         })
     }
 

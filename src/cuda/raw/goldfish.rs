@@ -11,7 +11,7 @@ use crate::cuda::entry::Entry;
 use crate::cuda::grid::Grid;
 use crate::cuda::launch::launch;
 use crate::error::{Error, Result};
-use crate::geometry::{BLOCK, MAX_CHUNKS};
+use crate::geometry::{BLOCK, MAX_ROW_CHUNKS};
 use crate::loss::Goldfish;
 use crate::loss::goldfish::{TokenId, halo_len, rows};
 use crate::span::Span;
@@ -239,7 +239,7 @@ pub struct Mask<'a> {
 
 /// The number of blocks of the mask kernel.
 fn blocks(labels: u64) -> u64 {
-    labels.div_ceil(BLOCK).min(MAX_CHUNKS)
+    labels.div_ceil(BLOCK).min(MAX_ROW_CHUNKS)
 }
 
 /// Returns the bytes of workspace that the counts of `labels` labels need. More labels never need less.

@@ -21,6 +21,8 @@ pub struct Instruction {
     pub operands: Vec<String>,
     /// The indices of the instructions that may execute next.
     pub next: Vec<usize>,
+    /// The line of the PTX that it comes from, counted from 1; 0 if the listing does not say.
+    pub line: u32,
 }
 
 impl Instruction {
@@ -108,10 +110,19 @@ struct Reader {
     labels: HashMap<String, usize>,
     /// The labels that each indirect jump may go to.
     indirect: HashMap<usize, Vec<String>>,
+    /// The line of the PTX that the next instruction comes from.
+    source: u32,
 }
+
+/// What nvdisasm prints before the instructions of a line of the PTX, which ptxas stores in a section of this name.
+const SOURCE: &str = "//## File \".nv_debug_ptx_txt\", line ";
 
 impl Reader {
     fn line(&mut self, line: &str) -> anyhow::Result<()> {
+        if let Some(number) = line.trim_start().strip_prefix(SOURCE) {
+            self.source = number.trim_end().parse().context("no line number")?;
+            return Ok(());
+        }
         if let Some(label) = line.strip_suffix(':')
             && !line.starts_with(char::is_whitespace)
         {
@@ -162,6 +173,7 @@ impl Reader {
                 .filter(|operand| !operand.is_empty())
                 .collect(),
             next: Vec::new(),
+            line: self.source,
         });
         Ok(())
     }
@@ -280,6 +292,16 @@ mod tests {
         assert_eq!(load.base(), "LDG");
         assert!(load.is("128") && !load.is("64"));
         assert_eq!(load.operands, ["R4", "desc[UR10][R2.64+0x10]"]);
+    }
+
+    #[test]
+    fn instructions_know_their_lines() {
+        let function = one(
+            "  /*0000*/ NOP ;\n\t//## File \".nv_debug_ptx_txt\", line 81\n  /*0010*/ NOP ;\n  /*0020*/ EXIT ;\n",
+        )
+        .expect("readable");
+        let lines: Vec<u32> = function.code.iter().map(|i| i.line).collect();
+        assert_eq!(lines, [0, 81, 81]);
     }
 
     #[test]

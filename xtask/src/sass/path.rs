@@ -13,6 +13,7 @@
 //!    beside the path, up to where it is reached again, except those that access global memory. This is an upper bound.
 //! 5. Of several candidates, the one with the fewest instructions counts, which is the fast variant of the op. Only the
 //!    loads in flight are the minimum over all candidates. A candidate without such a path is an error.
+//! 6. Where the kernel marks its loops (mark.rs), every marked loop is counted, and no other.
 //!
 //! All instructions on the path count, including predicated ones and those that control the loop.
 
@@ -130,6 +131,45 @@ pub fn main_loop(function: &Function, work: Work) -> anyhow::Result<HotPath> {
     Ok(main)
 }
 
+/// Finds the hot paths of the loops that are marked by the lines of their first loads, each with its work. ptxas may copy the
+/// loads before the loop, which is the innermost one around any of them. If it has copied the whole loop, the copy with the
+/// most instructions counts.
+///
+/// # Errors
+/// A marked loop is not in the code, or no path in it satisfies the rules above.
+pub fn marked_loops(function: &Function, marks: &[(u32, Work)]) -> anyhow::Result<Vec<HotPath>> {
+    let code = &function.code;
+    let loops = loops(code);
+    let of_mark = |&(line, work): &(u32, Work)| {
+        let loads = (0..code.len()).filter(|&node| code[node].line == line && is_load(&code[node]));
+        let around = |node: usize| {
+            let around = loops.iter().filter(move |body| body.nodes.contains(&node));
+            around.min_by_key(|body| body.nodes.len())
+        };
+        let found: Vec<&Loop> = loads.filter_map(around).collect();
+        let is_innermost = |body: &&Loop| {
+            let inner = |other: &&Loop| other.nodes.len() < body.nodes.len();
+            !found
+                .iter()
+                .any(|other| inner(other) && other.nodes.is_subset(&body.nodes))
+        };
+        let paths = found.iter().copied().filter(is_innermost).map(|body| {
+            hot_path(code, body, work).with_context(|| {
+                format!(
+                    "no way round the loop at {:#06x} executes {work:?}, one pack after the other",
+                    code[body.header].address
+                )
+            })
+        });
+        let paths = paths.collect::<anyhow::Result<Vec<_>>>()?;
+        let worst = paths
+            .into_iter()
+            .max_by_key(|path| path.counts.instructions);
+        worst.with_context(|| format!("no loop has the load of line {line} of the PTX"))
+    };
+    marks.iter().map(of_mark).collect()
+}
+
 fn is_load(instruction: &Instruction) -> bool {
     instruction.base() == "LDG" && instruction.is("128")
 }
@@ -242,8 +282,14 @@ fn hot_path(code: &[Instruction], body: &Loop, work: Work) -> Option<HotPath> {
             way.push(state.0);
         }
         way.reverse();
-        if let Some((branches, in_flight)) = follow(code, &way, work) {
-            return Some(count(code, body, way, &branches, in_flight));
+        // ptxas may put the loads of the next tile at the end.
+        let first_load = way.iter().position(|&node| is_load(&code[node]));
+        let mut turned = way.clone();
+        turned.rotate_left(first_load.unwrap_or(0));
+        for way in [way, turned] {
+            if let Some((branches, in_flight)) = follow(code, &way, work) {
+                return Some(count(code, body, way, &branches, in_flight));
+            }
         }
     }
     None
@@ -437,6 +483,56 @@ mod tests {
         });
         let path = main_loop(&function, WORK).expect("found");
         assert_eq!(path.counts.in_flight, 1);
+    }
+
+    #[test]
+    fn a_marked_loop_is_found_by_the_line_of_its_load() {
+        let note = "\t//## File \".nv_debug_ptx_txt\", line 7\n        /*0110*/";
+        let function = fixture(|text| text.replace("        /*0110*/", note));
+        let expected = main_loop(&function, WORK).expect("found").counts;
+        let found = marked_loops(&function, &[(7, WORK)]).expect("found");
+        assert_eq!(found[0].counts, expected);
+        let fails = |line, work| {
+            let error = marked_loops(&function, &[(line, work)]).expect_err("no loop");
+            error.to_string()
+        };
+        assert!(fails(8, WORK).contains("no loop has the load of line 8"));
+        assert!(fails(7, Work { inputs: 2, ..WORK }).contains("no way round"));
+    }
+
+    /// ptxas loads the first tile before the loop, and the next one at its end.
+    #[test]
+    fn a_turned_loop_is_found_behind_the_loads_before_it() {
+        let load = |at: u32| {
+            format!(
+                "\t//## File \".nv_debug_ptx_txt\", line 7\n \
+                 /*{at:04x}*/ LDG.E.128 R4, [R2.64] ;\n \
+                 /*{:04x}*/ LDG.E.128 R8, [R2.64+0x1000] ;\n\
+                 \t//## File \".nv_debug_ptx_txt\", line 9\n",
+                at + 0x10
+            )
+        };
+        let text = format!(
+            ".text.f:\n.L_x_0:\n{}.L_x_1:\n \
+             /*0020*/ FADD R4, R4, R4 ;\n \
+             /*0030*/ STG.E.128 [R40.64], R4 ;\n \
+             /*0040*/ STG.E.128 [R40.64+0x1000], R8 ;\n \
+             /*0050*/ @!P6 BRA `(.L_x_2) ;\n{} \
+             /*0080*/ BRA `(.L_x_1) ;\n.L_x_2:\n \
+             /*0090*/ @P5 BRA `(.L_x_0) ;\n \
+             /*00a0*/ EXIT ;\n",
+            load(0),
+            load(0x60)
+        );
+        let function = listing::parse(&text).expect("readable").remove(0);
+        let paths = marked_loops(&function, &[(7, WORK)]).expect("found");
+        let addresses: Vec<u64> = paths[0]
+            .way
+            .iter()
+            .map(|n| function.code[*n].address)
+            .collect();
+        assert_eq!(addresses, [0x60, 0x70, 0x80, 0x20, 0x30, 0x40, 0x50]);
+        assert_eq!(paths[0].counts.in_flight, 2);
     }
 
     #[test]

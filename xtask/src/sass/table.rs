@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Context, bail};
 
 use super::geometry;
+use super::mark::Label;
 use super::path::{Counts, Work};
 
 /// The resources of an entry as ptxas reports them, in bytes except for the registers.
@@ -25,12 +26,14 @@ pub struct Resources {
 
 /// An entry whose main loop is counted. The name is `<op>_[gated1_|gated2_]{forward,backward}_{f32,f16,bf16}`, or that of
 /// cross-entropy's `stats` and `gradient`. `fused` and `cluster` have both loops of those, of which the first is counted.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     packs: u64,
     inputs: usize,
     outputs: usize,
     dtype: &'static str,
+    /// The maximum of instructions per element on sm_90.
+    budget: Option<f64>,
 }
 
 impl Entry {
@@ -42,14 +45,19 @@ impl Entry {
             .find(|known| *known == dtype)?;
         let (op, task) = rest.rsplit_once('_')?;
         let gated = usize::from(op.ends_with("_gated1") || op.ends_with("_gated2"));
-        let (packs, inputs, outputs) = match task {
+        let (packs, inputs, outputs, budget) = match task {
             // Reads x and, in gated forms, v; writes y.
-            "forward" => (geometry::PACKS, 1 + gated, 1),
+            "forward" => (geometry::PACKS, 1 + gated, 1, Some([20.0, 24.0][gated])),
             // Reads dy too; writes dx and, in gated forms, dv.
-            "backward" => (geometry::PACKS, 2 + gated, 1 + gated),
-            "stats" => (geometry::ROW_PACKS, 1, 0),
-            "gradient" => (geometry::ROW_PACKS, 1, 1),
-            "fused" | "cluster" => (geometry::ROW_PACKS, 1, 0),
+            "backward" => (
+                geometry::PACKS,
+                2 + gated,
+                1 + gated,
+                Some([33.0, 41.0][gated]),
+            ),
+            "stats" => (geometry::ROW_PACKS, 1, 0, None),
+            "gradient" => (geometry::ROW_PACKS, 1, 1, None),
+            "fused" | "cluster" => (geometry::ROW_PACKS, 1, 0, None),
             _ => return None,
         };
         Some(Self {
@@ -57,7 +65,40 @@ impl Entry {
             inputs,
             outputs,
             dtype,
+            budget: budget.filter(|_| dtype != "f32"),
         })
+    }
+
+    /// The entry as it is if it writes y too. The budget grows with the bytes.
+    pub fn with_y(&self, with_y: bool) -> Self {
+        if !with_y {
+            return self.clone();
+        }
+        let outputs = self.outputs + 1;
+        let longer = Self {
+            outputs,
+            ..self.clone()
+        };
+        let share = longer.traffic() as f64 / self.traffic() as f64;
+        Self {
+            budget: self.budget.map(|budget| budget * share),
+            ..longer
+        }
+    }
+
+    /// The loop of the table of entries: of those that do not write y, the one with the fewest instructions. In flight is
+    /// what all of them have.
+    pub fn main_loop(self, loops: &[Loop]) -> Option<(Self, Counts)> {
+        let plain = loops.iter().filter(|l| !l.label.with_y);
+        let fewest = plain.map(|l| l.counts).min_by_key(|c| c.instructions)?;
+        let in_flight = loops.iter().map(|l| l.counts.in_flight).min()?;
+        Some((
+            self,
+            Counts {
+                in_flight,
+                ..fewest
+            },
+        ))
     }
 
     fn element_bytes(&self) -> u64 {
@@ -122,26 +163,44 @@ struct Figures {
     traffic: u64,
 }
 
-/// A device of sm_90.
+/// A device, with the figures of its data sheet.
 struct Device {
     name: &'static str,
+    architecture: u32,
+    multiprocessors: f64,
+    hertz: f64,
     bytes_per_second: f64,
 }
 
 const H100: Device = Device {
     name: "H100",
+    architecture: 90,
+    multiprocessors: 132.0,
+    hertz: 1.755e9,
     bytes_per_second: 3.35e12,
 };
 
 const H200: Device = Device {
     name: "H200",
     bytes_per_second: 4.8e12,
+    ..H100
 };
 
+const B200: Device = Device {
+    name: "B200",
+    architecture: 100,
+    multiprocessors: 148.0,
+    hertz: 1.965e9,
+    bytes_per_second: 8.0e12,
+};
+
+/// The devices of the table, in the order of its columns.
+const DEVICES: [Device; 3] = [H100, H200, B200];
+
 impl Device {
-    /// The clocks per SM that memory needs for `bytes`, times the number of SMs: 132 SMs at 1.755 GHz.
+    /// The clocks per SM that memory needs for `bytes`, times the number of SMs.
     fn sm_clocks(&self, bytes: u64) -> f64 {
-        132.0 * 1.755e9 / self.bytes_per_second * bytes as f64
+        self.multiprocessors * self.hertz / self.bytes_per_second * bytes as f64
     }
 
     /// The shares of the budget that the instructions (128 lanes per clock) and MUFU (16 per clock) take. 1 is the time
@@ -165,9 +224,115 @@ pub struct Row {
     pub resources: Resources,
     /// The counts of the main loop, if the entry has one that is counted.
     pub main_loop: Option<(Entry, Counts)>,
+    /// The marked loops.
+    pub loops: Vec<Loop>,
+}
+
+/// A marked loop of an entry.
+pub struct Loop {
+    /// What the mark says.
+    pub label: Label,
+    /// The instructions on the hot path.
+    pub counts: Counts,
+}
+
+/// Loops that exceed the budget, with the least that was found and why it is not less.
+struct Above {
+    /// The op and the functor, which is empty if there is one only.
+    op: &'static str,
+    functor: &'static str,
+    /// The maximum of instructions per element of the forward and the backward, and of the gated ones.
+    limits: [f64; 4],
+    reason: &'static str,
+}
+
+/// What all entries of [`ABOVE`] have in common for now.
+const FORMULAS_OF_F32: &str = "16-bit types have the formulas of f32";
+
+const ABOVE: [Above; 5] = [
+    Above {
+        op: "xatlu",
+        functor: "",
+        limits: [33.0, 48.0, 35.0, 56.0],
+        reason: FORMULAS_OF_F32,
+    },
+    Above {
+        op: "xgelu",
+        functor: "",
+        limits: [36.0, 55.0, 38.0, 64.0],
+        reason: FORMULAS_OF_F32,
+    },
+    Above {
+        op: "xsilu",
+        functor: "",
+        limits: [23.0, 44.0, 25.0, 50.0],
+        reason: FORMULAS_OF_F32,
+    },
+    Above {
+        op: "xielu",
+        functor: "ideal",
+        limits: [21.0, 55.0, 0.0, 0.0],
+        reason: FORMULAS_OF_F32,
+    },
+    Above {
+        op: "xielu",
+        functor: "general",
+        limits: [60.0, 100.0, 0.0, 0.0],
+        reason: FORMULAS_OF_F32,
+    },
+];
+
+impl Above {
+    fn is_of(&self, entry: &str, label: &Label) -> bool {
+        let of_op = entry
+            .strip_prefix(self.op)
+            .is_some_and(|rest| rest.starts_with('_'));
+        of_op && label.functor == self.functor
+    }
+
+    fn limit(&self, entry: &str) -> f64 {
+        let gated = entry.contains("_gated");
+        let backward = entry.contains("_backward_");
+        self.limits[usize::from(backward) + 2 * usize::from(gated)]
+    }
+}
+
+/// The entries of [`ABOVE`] whose loops are all within the budget.
+pub fn not_above(rows: &[Row]) -> Vec<String> {
+    let is_needed = |above: &Above| {
+        let mut loops = rows
+            .iter()
+            .flat_map(|row| row.loops.iter().map(move |l| (row, l)));
+        // With an op alone, the others have no rows.
+        let mut any = false;
+        let exceeds = loops.any(|(row, l)| {
+            let is_of = above.is_of(&row.entry, &l.label);
+            any |= is_of;
+            is_of && row.excess(l).is_some()
+        });
+        exceeds || !any
+    };
+    let needless = ABOVE.iter().filter(|above| !is_needed(above));
+    let text = |above: &Above| {
+        let (op, functor) = (above.op, above.functor);
+        format!("{op} {functor}: every loop is within the budget, so table.rs needs no reason")
+    };
+    needless.map(text).collect()
 }
 
 impl Row {
+    /// The instructions per element of a loop that exceeds the budget, and the budget.
+    fn excess(&self, of: &Loop) -> Option<[f64; 2]> {
+        let (entry, _) = self
+            .main_loop
+            .as_ref()
+            .filter(|_| self.architecture == 90)?;
+        let entry = entry.with_y(of.label.with_y);
+        let instructions = entry.figures(of.counts).instructions;
+        let budget = entry.budget?;
+        (instructions > budget).then_some([instructions, budget])
+    }
+
     /// Whether the entry belongs to this op.
     pub fn is_of(&self, op: &str) -> bool {
         self.entry
@@ -189,11 +354,13 @@ impl Row {
         Some([of_thread, of_thread * self.threads()])
     }
 
-    /// The shares of each device's budget. Only for sm_90.
-    fn shares(&self) -> Option<[[f64; 2]; 2]> {
-        let (entry, counts) = self.main_loop.as_ref()?;
-        let figures = entry.figures(*counts);
-        (self.architecture == 90).then(|| [H100.shares(&figures), H200.shares(&figures)])
+    /// The shares of each device's budget, if the code is for it.
+    fn shares(&self) -> [Option<[f64; 2]>; 3] {
+        DEVICES.map(|device| {
+            let (entry, counts) = self.main_loop.as_ref()?;
+            (self.architecture == device.architecture)
+                .then(|| device.shares(&entry.figures(*counts)))
+        })
     }
 
     /// The violations of the limits, as texts.
@@ -224,7 +391,23 @@ impl Row {
             .main_loop
             .as_ref()
             .is_some_and(|(entry, _)| entry.dtype == "bf16");
-        if is_bf16 && let Some([h100, _]) = self.shares() {
+        for l in &self.loops {
+            let Some([instructions, budget]) = self.excess(l) else {
+                continue;
+            };
+            let above = ABOVE
+                .iter()
+                .find(|above| above.is_of(&self.entry, &l.label));
+            let limit = above.map_or(budget, |above| above.limit(&self.entry));
+            if instructions > limit {
+                let reason = above.map_or("", |above| above.reason);
+                problems.push(format!(
+                    "{at}{}: {instructions:.2} instructions per element, more than {limit} {reason}",
+                    l.label.suffix()
+                ));
+            }
+        }
+        if is_bf16 && let [Some(h100), ..] = self.shares() {
             for (share, what) in h100.into_iter().zip(["instructions", "MUFU"]) {
                 if share > 1.0 {
                     problems.push(format!(
@@ -259,11 +442,10 @@ impl Row {
             None => vec![String::new(); 4],
             Some((entry, counts)) => {
                 let figures = entry.figures(*counts);
-                let bound = if counts.beside > 0 { "≤ " } else { "" };
                 vec![
-                    format!("{bound}{:.2}", figures.instructions),
-                    format!("{bound}{:.2}", figures.mufu),
-                    format!("{bound}{:.2}", figures.conversions),
+                    bounded(*counts, figures.instructions),
+                    bounded(*counts, figures.mufu),
+                    bounded(*counts, figures.conversions),
                     figures.traffic.to_string(),
                 ]
             }
@@ -271,28 +453,72 @@ impl Row {
         for (cell, width) in cells.into_iter().zip([7, 6, 6, 5]) {
             let _ = write!(line, " {cell:>width$} |");
         }
-        let shares = self.shares();
-        for device in 0..2 {
-            let cell = shares.map_or(String::new(), |shares| {
-                let [instructions, mufu] = shares[device].map(|share| share * 100.0);
+        for share in self.shares() {
+            let cell = share.map_or(String::new(), |share| {
+                let [instructions, mufu] = share.map(|share| share * 100.0);
                 format!("{instructions:.0}/{mufu:.0}")
             });
             let _ = write!(line, " {cell:>7} |");
         }
         line
     }
+
+    /// The lines of the table of loops. Only for the architectures of [`DEVICES`].
+    fn loop_lines(&self) -> impl Iterator<Item = String> {
+        let main_loop = self.main_loop.as_ref();
+        let devices: Vec<_> = [H200, B200]
+            .into_iter()
+            .filter(|device| device.architecture == self.architecture)
+            .collect();
+        devices.into_iter().flat_map(move |device| {
+            self.loops.iter().filter_map(move |l| {
+                let entry = main_loop?.0.with_y(l.label.with_y);
+                let figures = entry.figures(l.counts);
+                let budget = entry.budget.filter(|_| device.architecture == 90);
+                Some(format!(
+                    "| {:<44} | sm_{:<4} | {:>4} | {:>6} | {:>7} | {:>6} | {:>6} | {:>4} | {:>4} | {:>5} |",
+                    format!("{}{}", self.entry, l.label.suffix()),
+                    self.architecture,
+                    l.label.sums,
+                    l.counts.in_flight as u64 * geometry::VECTOR_BYTES,
+                    bounded(l.counts, figures.instructions),
+                    bounded(l.counts, figures.mufu),
+                    budget.map_or(String::new(), |budget| format!("{budget:.1}")),
+                    device.name,
+                    format!("{:.0}", device.shares(&figures)[0] * 100.0),
+                    figures.traffic,
+                ))
+            })
+        })
+    }
+}
+
+/// A figure per element, with a sign if it is a bound.
+fn bounded(counts: Counts, figure: f64) -> String {
+    let bound = if counts.beside > 0 { "≤ " } else { "" };
+    format!("{bound}{figure:.2}")
 }
 
 const HEAD: &str = "\
-| entry                        | arch    | regs | shared | stack | spills | flight | KiB/SM | instr/e | MUFU/e | conv/e | B/e   | H100 %  | H200 %  |
-| ---------------------------- | ------- | ---: | -----: | ----: | -----: | -----: | -----: | ------: | -----: | -----: | ----: | ------: | ------: |
+| entry                        | arch    | regs | shared | stack | spills | flight | KiB/SM | instr/e | MUFU/e | conv/e | B/e   | H100 %  | H200 %  | B200 %  |
+| ---------------------------- | ------- | ---: | -----: | ----: | -----: | -----: | -----: | ------: | -----: | -----: | ----: | ------: | ------: | ------: |
 ";
 
-/// The table with its head.
+const LOOPS_HEAD: &str = "\
+| loop                                         | arch    | sums | flight | instr/e | MUFU/e | budget | of   |    % | B/e   |
+| -------------------------------------------- | ------- | ---: | -----: | ------: | -----: | -----: | ---- | ---: | ----: |
+";
+
+/// The tables of entries and of loops, with their heads.
 pub fn text(rows: &[Row]) -> String {
     let mut text = HEAD.to_owned();
     for row in rows {
         let _ = writeln!(text, "{}", row.line());
+    }
+    text.push('\n');
+    text.push_str(LOOPS_HEAD);
+    for line in rows.iter().flat_map(Row::loop_lines) {
+        let _ = writeln!(text, "{line}");
     }
     text
 }
@@ -314,12 +540,16 @@ pub fn golden(rows: &[Row], version: &str) -> String {
          - flight: bytes that a thread has asked for before the first instruction that waits for some of them, in \
          the main loop below; KiB/SM: the same of all threads of a multiprocessor that the registers allow\n\
          - instr/e, MUFU/e, conv/e: instructions per element that a thread issues in the main loop, on the way \
-         of whole, 16-byte aligned packs through the variant of the op with the fewest; all of them, those of \
-         the special-function unit, and conversions. ≤: with both sides of branches on data\n\
+         of whole, 16-byte aligned packs through the variant of the op with the fewest, in a backward with the \
+         sums of the parameter gradients; all of them, those of the special-function unit, and conversions. \
+         ≤: with both sides of branches on data\n\
          - B/e: bytes per element, each input and output once; of cross-entropy's fused and cluster, these and the \
          figures before are of the loop that reads the logits\n\
-         - H100 %, H200 %: share of the time that memory needs for these bytes at its full speed, \
+         - H100 %, H200 %, B200 %: share of the time that memory needs for these bytes at its full speed, \
          instructions/MUFU\n\
+         - the second table has every main loop of the activations: the functor, if the op has several; y, if a \
+         backward writes y again; sums: the parameter gradients that are summed; budget: the maximum of instr/e; \
+         of, %: the share of that device's issue slots\n\
          \n\
          {}",
         text(rows)
@@ -341,13 +571,17 @@ pub fn differences(golden: &str, rows: &[Row], op: Option<&str>) -> Vec<String> 
         None => true,
         Some(op) => line.starts_with(&format!("| {op}_")),
     };
-    let head = HEAD.lines().count();
+    let is_head = |line: &&str| {
+        [HEAD, LOOPS_HEAD]
+            .iter()
+            .any(|head| head.lines().any(|l| l == *line))
+    };
     let table = golden
         .lines()
-        .filter(|line| line.starts_with('|'))
-        .skip(head);
+        .filter(|line| line.starts_with('|') && !is_head(line));
     let before: Vec<&str> = table.filter(counts).collect();
-    let now: Vec<String> = rows.iter().map(Row::line).collect();
+    let of_loops = rows.iter().flat_map(Row::loop_lines);
+    let now: Vec<String> = rows.iter().map(Row::line).chain(of_loops).collect();
     let known: BTreeSet<&str> = before.iter().copied().collect();
     let new: BTreeSet<&str> = now.iter().map(String::as_str).collect();
     let key = |line: &str| line.split('|').take(3).collect::<String>();
@@ -460,13 +694,92 @@ mod tests {
                 };
                 (entry, counts)
             }),
+            loops: Vec::new(),
         }
+    }
+
+    fn with_loop(instructions: usize, functor: &str, with_y: bool) -> Row {
+        let mut row = row(instructions, 0);
+        row.loops.push(Loop {
+            label: Label {
+                functor: functor.to_owned(),
+                sums: 2,
+                with_y,
+            },
+            counts: row.main_loop.as_ref().expect("a loop").1,
+        });
+        row
+    }
+
+    #[test]
+    fn a_loop_above_its_budget_is_a_problem_unless_there_is_a_reason() {
+        assert_eq!(
+            with_loop(16 * 20, "", false).problems(),
+            Vec::<String>::new()
+        );
+        let problems = with_loop(16 * 20 + 1, "", false).problems();
+        assert!(
+            problems.len() == 1 && problems[0].contains("20.06"),
+            "{problems:?}"
+        );
+        // y again makes 6 bytes of 4.
+        assert_eq!(
+            with_loop(16 * 30, "", true).problems(),
+            Vec::<String>::new()
+        );
+        assert_eq!(with_loop(16 * 30 + 1, "", true).problems().len(), 1);
+        // The reason of the functor allows more, but not everything.
+        let above = ABOVE
+            .iter()
+            .find(|above| above.functor == "ideal")
+            .expect("one");
+        let most = (above.limits[0] * 16.0) as usize;
+        assert_eq!(
+            with_loop(most, "ideal", false).problems(),
+            Vec::<String>::new()
+        );
+        let problems = with_loop(most + 1, "ideal", false).problems();
+        assert!(problems[0].contains(above.reason), "{problems:?}");
+        // A reason that is not needed is a problem.
+        assert_eq!(
+            not_above(&[with_loop(most, "ideal", false)]),
+            Vec::<String>::new()
+        );
+        assert_eq!(not_above(&[with_loop(16 * 20, "ideal", false)]).len(), 1);
+    }
+
+    #[test]
+    fn the_table_of_loops_shows_every_loop() {
+        let row = with_loop(16 * 20, "ideal", true);
+        let lines: Vec<String> = row.loop_lines().collect();
+        assert_eq!(lines.len(), 1);
+        for cell in [
+            "xielu_forward_bf16 ideal y",
+            " 20.00 ",
+            " 30.0 ",
+            " H200 ",
+            "|   54 |",
+            "|     6 |",
+        ] {
+            assert!(lines[0].contains(cell), "{cell}: {}", lines[0]);
+        }
+        let golden = golden(&[row], "13.0.88");
+        assert_eq!(
+            differences(&golden, &[with_loop(16 * 20, "ideal", true)], None),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            differences(&golden, &[with_loop(16 * 20, "ideal", false)], None).len(),
+            2
+        );
     }
 
     /// 4 bytes per element: 35.4 instructions and 4.43 MUFU on the H100, 24.7 and 3.09 on the H200.
     #[test]
     fn the_budget_is_that_of_the_bytes() {
-        let [h100, h200] = row(16 * 20, 0).shares().expect("sm_90");
+        let [Some(h100), Some(h200), None] = row(16 * 20, 0).shares() else {
+            panic!("those of sm_90");
+        };
         for (share, expected) in [
             (h100, [20.0 / 35.4, 1.0 / 4.43]),
             (h200, [20.0 / 24.7, 1.0 / 3.09]),
