@@ -15,7 +15,7 @@
 // A functor Op provides
 //   kParams                  number of trainable scalars
 //   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
-//   op.at(Order<1 or 2>, x, upstream)
+//   op.at(Order<1 or 2, what is used of the Point>, x, upstream)
 //                            a Point of G or f; the compiler removes fields that are not used
 //   op.chain[i]              factor from the i-th sum to the gradient of the parameter
 #pragma once
@@ -37,8 +37,11 @@ enum class Form { Plain, Gated1, Gated2 };
 __host__ __device__ constexpr bool is_gated(Form form) { return form != Form::Plain; }
 __host__ __device__ constexpr int order(Form form) { return form == Form::Gated1 ? 1 : 2; }
 
+// What a caller uses of a Point: the forward its value, the plain backward all but its value.
+enum class Use { Value, Derivatives, All };
+
 // Chooses between the overloads of at().
-template <int kOrder>
+template <int kOrder, Use kUse>
 struct Order {};
 
 // A function g at one x: g, g', and upstream·∂g/∂p for each parameter. A functor multiplies in an order in
@@ -174,7 +177,7 @@ struct Forward {
     __device__ void operator()(const float (&in)[kInputs][W], float (&out)[kOutputs][W]) const {
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            const float g = op.at(Order<order(kForm)>(), in[0][i], 0.0f).value;
+            const float g = op.at(Order<order(kForm), Use::Value>(), in[0][i], 0.0f).value;
             out[0][i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
         }
     }
@@ -190,6 +193,7 @@ struct Backward {
     static constexpr int kInputs = is_gated(kForm) ? 3 : 2;
     static constexpr int kOutputs = is_gated(kForm) ? 2 : 1;
     static constexpr int P = Functor::kParams;
+    static constexpr Use kUse = is_gated(kForm) ? Use::All : Use::Derivatives;
 
     const Functor& op;
     const ActivationArgs& args;
@@ -202,7 +206,7 @@ struct Backward {
         for (int i = 0; i < W; ++i) {
             const float dy = in[1][i];
             const float dg = is_gated(kForm) ? dy * in[kInputs - 1][i] : dy;
-            const Point<P> g = op.at(Order<order(kForm)>(), in[0][i], dg);
+            const Point<P> g = op.at(Order<order(kForm), kUse>(), in[0][i], dg);
             out[0][i] = dg * g.slope;
             if (is_gated(kForm)) out[kOutputs - 1][i] = dy * g.value;
 #pragma unroll
@@ -218,7 +222,7 @@ struct Backward {
     __device__ void again(const float (&in)[kInputs][W], float (&y)[W]) const {
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            const float g = op.at(Order<order(kForm)>(), in[0][i], 0.0f).value;
+            const float g = op.at(Order<order(kForm), Use::Value>(), in[0][i], 0.0f).value;
             y[i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
         }
     }

@@ -3,11 +3,13 @@
 //! With z = min(u, 1/u):  u ≤ 1: t = ½ − arctan(z)/π;  u > 1: t = arctan(z)/π, which keeps the digits
 //! of the tail, and u·t = (arctan(z)/z)/π without forming u·z = 1.
 //!   u·g′ = z/(π(1 + z²)) on both sides,  h = (2/π)·arctan(u)
+//! t − u·g′ falls as u⁻³ and its addends only as u⁻¹: beyond SERIES it is a series in z, which keeps its digits, and from
+//! DIFFERENCE to there a polynomial in u.
 
 use std::f32::consts::FRAC_1_PI;
 
 use super::expanded::{Tail, on_cpu};
-use crate::activation::xatlu::arctan;
+use crate::activation::xatlu::{DIFFERENCE, MIDDLE, SERIES, arctan, slope_middle, slope_tail};
 
 #[derive(Clone, Copy)]
 pub struct Arctan {
@@ -71,8 +73,16 @@ impl Tail for Arctan {
 
     #[inline(always)]
     fn plus_v(self, a: f32, k: f32) -> f32 {
-        let v = (-FRAC_1_PI * self.z).mul_add(1.0 / (1.0 + self.y), self.t());
-        k.mul_add(v, a)
+        let near = (-FRAC_1_PI * self.z).mul_add(1.0 / (1.0 + self.y), self.t());
+        let middle = slope_middle(self.u - MIDDLE);
+        let inner = if self.u > DIFFERENCE { middle } else { near };
+        let tail = self.y * slope_tail(self.y);
+        // The last product of the tail is fused, which saves a rounding.
+        if self.u > SERIES {
+            (k * self.z).mul_add(tail, a)
+        } else {
+            k.mul_add(inner, a)
+        }
     }
 
     #[inline(always)]
