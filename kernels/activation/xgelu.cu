@@ -8,7 +8,6 @@
 
 namespace xact {
 
-template <class T>
 struct NormalGate {
     static constexpr float kUnit = 0.5f * ScaledExp2::kTiny;
 
@@ -26,10 +25,8 @@ struct NormalGate {
           near_u(min_nan(u, xgelu::kFar)),
           square(near_u * near_u),
           e(xgelu::kHalfLog2e, square, [this](float f) {
-              // The 11 digits or fewer of a 16-bit x make the square exact.
-              if constexpr (sizeof(T) > 2) {
-                  f = fmaf(xgelu::kHalfLog2e, fmaf(near_u, near_u, -square), f);
-              }
+              // The rounding error of the square.
+              f = fmaf(xgelu::kHalfLog2e, fmaf(near_u, near_u, -square), f);
               return f + kOffset;
           }) {}
 
@@ -63,7 +60,97 @@ struct NormalGate {
     __device__ float near() const { return xgelu::near(square); }
 };
 
+// 16-bit tensors. t is one power of two in the forward, t = 2^P(u). The backward needs φ too, from which both
+// follow:
+//
+//   φ = 2^(kHalfLog2e·u² - log2 √(2π))    t = φ·R    S = t - u·φ = φ·(R - u)    R = v·p(v), v = 1/(u + c)
+//
+// R - u cancels only where S does. In bf16, whose range is that of f32, φ and t carry a factor 1/kUnit =
+// 2^64, which is a term of the exponents and keeps them above the subnormals that ex2 flushes; in f16 that
+// would round the exponent too coarsely. At kFar ex2 gives 0 (bf16), or t vanishes beside every α and rounds
+// to 0 with any v (f16).
+template <class T, Alpha kAlpha>
+struct NormalShort : ShortGate<kAlpha> {
+    using Base = ShortGate<kAlpha>;
+    static constexpr bool kScaled = kIsWide<T>;
+    static constexpr float kUnit = kScaled ? 0x1p-64f : 1.0f;
+    static constexpr float kFarOfValue = kScaled ? 16.2f : 7.7f;
+    static constexpr float kFarOfSlope = kScaled ? 16.2f : 11.0f;
+
+    float k;  // (1 + 2α)·kUnit
+
+    __device__ explicit NormalShort(float alpha = 0.0f) : Base(alpha), k(kUnit * fmaf(2.0f, alpha, 1.0f)) {}
+
+    // φ/kUnit, R and t/kUnit at u ≤ kFarOfSlope.
+    struct Density {
+        float phi, r, t;
+    };
+    template <Use kUse>
+    __device__ static Density density(float u) {
+        Density d;
+        d.phi = exp2_approx(
+            fmaf(u * xgelu::kHalfLog2e, u, kScaled ? xgelu::kLog2DensityBf16 : xgelu::kLog2DensityF16));
+        if constexpr (kScaled && kUse == Use::Derivatives) {
+            const float v = rcp_approx(u + xgelu::kShiftSlopeBf16);
+            d.r = v * xgelu::ratio_slope_bf16(v);
+        } else if constexpr (kScaled) {
+            const float v = rcp_approx(u + xgelu::kShiftBf16);
+            d.r = v * xgelu::ratio_bf16(v);
+        } else if constexpr (kUse == Use::Derivatives) {
+            const float v = rcp_approx(u + xgelu::kShiftSlopeF16);
+            d.r = v * xgelu::ratio_slope_f16(v);
+        } else {
+            const float v = rcp_approx(u + xgelu::kShiftF16);
+            d.r = v * xgelu::ratio_f16(v);
+        }
+        d.t = d.phi * d.r;
+        return d;
+    }
+
+    // t/kUnit at u ≤ kFarOfValue.
+    __device__ static float tail(float u) {
+        return exp2_approx(kScaled ? xgelu::log2_tail_bf16(u) : xgelu::log2_tail_f16(u));
+    }
+
+    __device__ static float h(float t) { return fmaf(-2.0f * kUnit, t, 1.0f); }
+
+    template <Use kUse>
+    __device__ Point<1> at(Order<2, kUse>, float x, float upstream) const {
+        Point<1> p;
+        if constexpr (kUse == Use::Value) {
+            const float u = min_nan(fabsf(x), kFarOfValue);
+            p.value = this->value(x, u, tail(u), k, kUnit);
+        } else {
+            const float u = min_nan(fabsf(x), kFarOfSlope);
+            const Density d = density<kUse>(u);
+            p.value = this->value(x, u, d.t, k, kUnit);
+            p.slope = with_sign_of(x, fmaf(-k, d.phi * (d.r - u), this->c(x)));
+            p.terms[0] = upstream * h(d.t) * fabsf(x);
+        }
+        return p;
+    }
+
+    template <Use kUse>
+    __device__ Point<1> at(Order<1, kUse>, float x, float upstream) const {
+        Point<1> p;
+        if constexpr (kUse == Use::Value) {
+            const float t = tail(min_nan(fabsf(x), kFarOfValue));
+            p.value = with_sign_of(x, fmaf(-k, t, this->c(x)));
+        } else {
+            const Density d = density<kUse>(min_nan(fabsf(x), kFarOfSlope));
+            p.value = with_sign_of(x, fmaf(-k, d.t, this->c(x)));
+            p.slope = k * d.phi;
+            p.terms[0] = upstream * with_sign_of(x, h(d.t));
+        }
+        return p;
+    }
+};
+
+template <class T>
+using NormalByAlpha = ByAlpha<T, NormalShort>;
+using Xgelu = Expanded<NormalGate, NormalByAlpha>;
+
 }  // namespace xact
 
-XACT_ACTIVATION(xgelu, xact::Expanded<xact::NormalGate>)
-XACT_GATED(xgelu, xact::Expanded<xact::NormalGate>)
+XACT_ACTIVATION(xgelu, xact::Xgelu)
+XACT_GATED(xgelu, xact::Xgelu)

@@ -46,7 +46,8 @@ struct XieluParams {
 struct XieluIdeal : XieluParams {
     static constexpr u64 kName = loop_name("ideal");
 
-    __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
+    template <Use kUse>
+    __device__ Point<kParams> at(Order<2, kUse>, float x, float upstream) const {
         const Expm1 e(x);
         const bool positive = x > 0.0f;
         Point<kParams> p;
@@ -69,7 +70,8 @@ struct XieluIdeal : XieluParams {
 struct XieluGeneral : XieluParams {
     static constexpr u64 kName = loop_name("general");
 
-    __device__ Point<kParams> at(Order<2>, float x, float upstream) const {
+    template <Use kUse>
+    __device__ Point<kParams> at(Order<2, kUse>, float x, float upstream) const {
         Point<kParams> p;
         if (x > 0.0f) {
             p.value = x * ((alpha_p == 0.0f ? 0.0f : alpha_p * x) + beta);
@@ -103,6 +105,130 @@ struct XieluGeneral : XieluParams {
     }
 };
 
+// 16-bit tensors.
+//
+//   x > τ:  f = x·(m·x + β),  m = α_p for x > 0, else α_n·r(x),  q(x) = x²·r(x)
+//   x ≤ τ:  f = α_n·e^x - s_n·x - α_n
+//
+//   n = min(x, 0), p = max(x, 0):    f' = α_n·expm1(n) + 2·α_p·p + β    ∂f/∂α_n = expm1(n) - n
+//
+// n and p say which side it is without a select. r is short, because the errors of the second form vanish
+// from τ on: those of e^x beside the x² of q, so that τ lies near 0.
+template <class T>
+struct XieluShort : XieluParams {
+    static constexpr int kDegree = kIsWide<T> ? 2 : 3;
+    static constexpr float kNear = kIsWide<T> ? xielu::kNearBf16 : xielu::kNearF16;  // τ
+
+    __device__ explicit XieluShort(const XieluParams& params) : XieluParams(params) {}
+
+    // The coefficient of x^i in r.
+    __device__ static constexpr float coefficient(int i) {
+        if (kIsWide<T>) return i == 0 ? xielu::kR0Bf16 : i == 1 ? xielu::kR1Bf16 : xielu::kR2Bf16;
+        return i == 0 ? xielu::kR0F16 : i == 1 ? xielu::kR1F16 : i == 2 ? xielu::kR2F16 : xielu::kR3F16;
+    }
+
+    // scale·r(x); the products of the coefficients do not depend on x.
+    __device__ static float r(float scale, float x) {
+        float sum = scale * coefficient(kDegree);
+#pragma unroll
+        for (int i = kDegree - 1; i >= 0; --i) sum = fmaf(sum, x, scale * coefficient(i));
+        return sum;
+    }
+
+    // near where x > τ, else far.
+    __device__ static float choose(float x, float near, float far) {
+        compute_both(near, far);
+        return x > kNear ? near : far;
+    }
+
+    __device__ static float exp(float x) { return exp2_approx(x * 1.44269504f); }
+
+    // expm1(n)
+    __device__ static float expm1(float n) { return choose(n, n * fmaf(n, r(1.0f, n), 1.0f), exp(n) - 1.0f); }
+};
+
+// The usual case: no clamp, α_p and s_n not 0.
+template <class T>
+struct XieluShortIdeal : XieluShort<T> {
+    using Base = XieluShort<T>;
+    static constexpr int kParams = XieluParams::kParams;
+    static constexpr u64 kName = loop_name("ideal");
+
+    __device__ explicit XieluShortIdeal(const XieluParams& params) : Base(params) {}
+
+    template <Use kUse>
+    __device__ Point<kParams> at(Order<2, kUse>, float x, float upstream) const {
+        Point<kParams> point;
+        if constexpr (kUse == Use::Value) {
+            const float m = x > 0.0f ? this->alpha_p : Base::r(this->alpha_n, x);
+            const float near = x * fmaf(x, m, this->beta);
+            const float far = fmaf(this->alpha_n, Base::exp(x), fmaf(-this->s_n, x, -this->alpha_n));
+            point.value = Base::choose(x, near, far);
+        } else {
+            const float n = min_nan(x, 0.0f);
+            const float p = fmaxf(x, 0.0f);
+            const float e = Base::exp(n);
+            const float small = n * fmaf(n, Base::r(1.0f, n), 1.0f);
+            const float expm1 = Base::choose(n, small, e - 1.0f);
+            // f' tends to -s_n, which may be far below the digits of α_n and β.
+            const float rise = fmaf(2.0f * this->alpha_p, p, this->beta);
+            point.slope =
+                fmaf(this->alpha_n, n > Base::kNear ? small : e, n > Base::kNear ? rise : -this->s_n);
+            point.terms[0] = upstream * p * p;
+            point.terms[1] = upstream * (expm1 - n);
+            point.terms[2] = upstream * (p + (this->raw ? expm1 : n));
+        }
+        return point;
+    }
+};
+
+// The clamp at eps ≤ 0, with α_p and s_n not 0. With c = x for x > 0, else min(x, eps):
+//
+//   c > τ:  f = c·(m·c + β) - s_n·(x - c)        c ≤ τ:  f = α_n·e^c - s_n·x - α_n
+//
+// which keeps the sign of -0 for eps = 0. For x ≥ eps, x ≤ 0 the part of f' with α_n is a constant: that of
+// eps with the analytic gradient, -1 with autograd, and half of both at the tie.
+template <class T>
+struct XieluShortClamped : XieluShort<T> {
+    using Base = XieluShort<T>;
+    static constexpr int kParams = XieluParams::kParams;
+    static constexpr u64 kName = loop_name("clamped");
+
+    float tie, above;  // this constant at eps, and above
+
+    __device__ explicit XieluShortClamped(const XieluParams& params) : Base(params) {
+        const float at_eps = Base::expm1(params.eps);
+        tie = params.autograd ? 0.5f * at_eps - 0.5f : at_eps;
+        above = params.autograd ? -1.0f : at_eps;
+    }
+
+    template <Use kUse>
+    __device__ Point<kParams> at(Order<2, kUse>, float x, float upstream) const {
+        Point<kParams> point{};
+        const bool positive = x > 0.0f;
+        const float n = min_nan(x, this->eps);
+        if constexpr (kUse == Use::Value) {
+            const float c = positive ? x : n;
+            const float m = positive ? this->alpha_p : Base::r(this->alpha_n, c);
+            // fmaxf drops the NaN of inf - inf.
+            const float near = fmaf(-this->s_n, fmaxf(x - c, 0.0f), c * fmaf(c, m, this->beta));
+            const float far = fmaf(this->alpha_n, Base::exp(n), fmaf(-this->s_n, x, -this->alpha_n));
+            point.value = Base::choose(c, near, far);
+        } else {
+            const float p = fmaxf(x, 0.0f);
+            const float negative = min_nan(x, 0.0f);
+            const float expm1 = positive ? 0.0f : Base::expm1(n);
+            float slope = !(x >= this->eps) ? expm1 : x > this->eps ? above : tie;
+            slope = positive ? 0.0f : slope;
+            point.slope = fmaf(this->alpha_n, slope, fmaf(2.0f * this->alpha_p, p, this->beta));
+            point.terms[0] = upstream * p * p;
+            point.terms[1] = upstream * (expm1 - negative);
+            point.terms[2] = upstream * (p + (this->raw ? expm1 : negative));
+        }
+        return point;
+    }
+};
+
 struct Xielu {
     static constexpr int kParams = XieluParams::kParams;
 
@@ -130,7 +256,17 @@ struct Xielu {
             p.chain[1] = 1.0f;
         }
         p.chain[2] = 1.0f;
-        if (p.eps == INFINITY && p.alpha_p != 0.0f && p.s_n != 0.0f) {
+        const bool usual = p.alpha_p != 0.0f && p.s_n != 0.0f;
+        if constexpr (kIsShort<T>) {
+            // A positive eps has no effect.
+            if (!usual) {
+                f(XieluGeneral{p});
+            } else if (p.eps > 0.0f) {
+                f(XieluShortIdeal<T>(p));
+            } else {
+                f(XieluShortClamped<T>(p));
+            }
+        } else if (p.eps == INFINITY && usual) {
             f(XieluIdeal{p});
         } else {
             f(XieluGeneral{p});

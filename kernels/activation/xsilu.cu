@@ -6,7 +6,6 @@
 
 namespace xact {
 
-template <class>
 struct LogisticGate {
     static constexpr float kUnit = ScaledExp2::kTiny;
 
@@ -34,7 +33,93 @@ struct LogisticGate {
     __device__ float near() const { return xsilu::near(near_u * near_u); }
 };
 
+// 16-bit tensors. The logistic function itself is evaluated on the side on which it is the smaller part, so
+// that there are no selects: with ρ = -1 for α < -½, else 1,
+//
+//   K = ρ·(1 + 2α) ≥ 0    C = -α, or 1 + α for α < -½    σ = 1/(1 + e^(-ρx))
+//   G = K·σ + C    f' = K·σ·(1 + ρx·(1 - σ)) + C    G' = ρK·σ·(1 - σ)    h = ρ·(2σ - 1)
+//
+// The power of two is E = s·e^(-ρx), and r = 1/(E + s) = σ/s. In bf16, whose range is that of f32, s = 2^-64
+// keeps both within f32 down to the smallest result, and z is the half of the exponent, because x·log2 e
+// overflows; in f16 s = 1, and z is the whole. Beyond z_far all results of the tail round to 0 or to C, and
+// f, whose z is not bounded on the other side, is z·(K·σ + C)/a.
+template <class T>
+struct LogisticShort {
+    static constexpr int kParams = 1;
+    static constexpr bool kHalf = kIsWide<T>;  // whether z is half of the exponent
+    static constexpr float kS = kHalf ? 0x1p-64f : 1.0f;
+    // ρx = -z·kPerZ
+    static constexpr float kPerZ = kHalf ? 2.0f * xsilu::kLn2 : xsilu::kLn2;
+    static constexpr float kFarOfValue = kHalf ? 80.0f : 60.0f;
+    // 1 - σ is formed by a subtraction, in which smaller numbers vanish.
+    static constexpr float kFarOfSlope = kHalf ? 80.0f : 42.0f;
+    static constexpr float kFarOfGate = kHalf ? 48.0f : 60.0f;
+
+    float a;  // z = a·x
+    float rho;
+    float c;    // C
+    float ks;   // K·s
+    float c_a;  // C/a
+    float ks_a;
+    float far;  // the bound on z in f
+    float chain[1];
+
+    template <class F>
+    __device__ static void with_alpha(float alpha, F f) {
+        LogisticShort op;
+        const bool mirrored = alpha < -0.5f;
+        op.rho = mirrored ? -1.0f : 1.0f;
+        op.a = op.rho * (kHalf ? -0.5f * xsilu::kLog2eHi : -xsilu::kLog2eHi);
+        op.c = mirrored ? 1.0f + alpha : -alpha;
+        op.ks = op.rho * kS * fmaf(2.0f, alpha, 1.0f);
+        op.ks_a = op.ks / op.a;
+        // f(±inf) is the limit of the part with K, and has its sign.
+        op.c_a = op.c == 0.0f ? copysignf(0.0f, op.ks_a) : op.c / op.a;
+        op.far = op.c == 0.0f ? kFarOfValue : INFINITY;
+        op.chain[0] = 1.0f;
+        f(op);
+    }
+
+    // σ/s
+    __device__ float r(float z) const {
+        return rcp_approx(exp2_approx(kHalf ? fmaf(2.0f, z, -64.0f) : z) + kS);
+    }
+    __device__ float h(float r) const { return fmaf(r, 2.0f * kS * rho, -rho); }
+
+    template <Use kUse>
+    __device__ Point<1> at(Order<2, kUse>, float x, float upstream) const {
+        Point<1> p;
+        float z = a * x;
+        if (kUse != Use::Derivatives) z = min_nan(z, far);
+        if (kUse == Use::Value) {
+            p.value = z * fmaf(r(z), ks_a, c_a);
+            return p;
+        }
+        const float bounded = max_nan(min_nan(z, kFarOfSlope), -kFarOfSlope);
+        const float r = this->r(bounded);
+        p.value = z * fmaf(r, ks_a, c_a);
+        const float one_minus = fmaf(r, kPerZ * kS, -kPerZ);  // -kPerZ·(1 - σ)
+        p.slope = fmaf(r * fmaf(bounded, one_minus, 1.0f), ks, c);
+        p.terms[0] = upstream * h(r) * x;
+        return p;
+    }
+
+    // Here e is the root of E in bf16, so that the product of two factors e·r is as small as G' may be.
+    template <Use kUse>
+    __device__ Point<1> at(Order<1, kUse>, float x, float upstream) const {
+        const float e = exp2_approx(min_nan(kHalf ? fmaf(a, x, -32.0f) : a * x, kFarOfGate));
+        const float r = rcp_approx(kHalf ? fmaf(e, e, kS) : e + kS);
+        Point<1> p;
+        p.value = fmaf(r, ks, c);
+        p.slope = (kHalf ? rho * ks * (e * r) : rho * ks * r) * (e * r);
+        p.terms[0] = upstream * h(r);
+        return p;
+    }
+};
+
+using Xsilu = Expanded<LogisticGate, LogisticShort>;
+
 }  // namespace xact
 
-XACT_ACTIVATION(xsilu, xact::Expanded<xact::LogisticGate>)
-XACT_GATED(xsilu, xact::Expanded<xact::LogisticGate>)
+XACT_ACTIVATION(xsilu, xact::Xsilu)
+XACT_GATED(xsilu, xact::Xsilu)

@@ -9,6 +9,14 @@
 
 namespace xact {
 
+// Whether T is a 16-bit type, and whether it has the range of f32.
+template <class T>
+inline constexpr bool kIsShort = sizeof(T) == 2;
+template <class T>
+inline constexpr bool kIsWide = true;
+template <>
+inline constexpr bool kIsWide<__half> = false;
+
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }

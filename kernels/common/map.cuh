@@ -22,7 +22,7 @@
 //                            others too take any_tile. All of them, unless the functor says otherwise
 //   kName                    loop_name("..."), if the op has several functors
 //   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
-//   op.at(Order<1 or 2>, x, upstream)
+//   op.at(Order<1 or 2, what is used of the Point>, x, upstream)
 //                            a Point of G or f; the compiler removes fields that are not used
 //   op.chain[i]              factor from the i-th sum to the gradient of the parameter
 #pragma once
@@ -51,8 +51,11 @@ enum class Form { Plain, Gated1, Gated2 };
 __host__ __device__ constexpr bool is_gated(Form form) { return form != Form::Plain; }
 __host__ __device__ constexpr int order(Form form) { return form == Form::Gated1 ? 1 : 2; }
 
+// What a caller uses of a Point: the forward its value, the plain backward all but its value.
+enum class Use { Value, Derivatives, All };
+
 // Chooses between the overloads of at().
-template <int kOrder>
+template <int kOrder, Use kUse>
 struct Order {};
 
 // A function g at one x: g, g', and upstream·∂g/∂p for each parameter. A functor multiplies in an order in
@@ -278,7 +281,7 @@ struct Forward {
     __device__ void operator()(const float (&in)[kInputs][N], float (&out)[kOutputs][N]) const {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            const float g = op.at(Order<order(kForm)>(), in[0][i], 0.0f).value;
+            const float g = op.at(Order<order(kForm), Use::Value>(), in[0][i], 0.0f).value;
             out[0][i] = is_gated(kForm) ? g * in[kInputs - 1][i] : g;
         }
     }
@@ -291,6 +294,7 @@ struct Backward {
     static constexpr int kInputs = is_gated(kForm) ? 3 : 2;
     static constexpr int kOutputs = (is_gated(kForm) ? 2 : 1) + kWithY;
     static constexpr int P = Functor::kParams;
+    static constexpr Use kUse = is_gated(kForm) ? Use::All : Use::Derivatives;
 
     const Functor& op;
     Sum (&sums)[P];
@@ -304,8 +308,10 @@ struct Backward {
         for (int i = 0; i < N; ++i) {
             const float dy = in[1][i];
             const float dg = is_gated(kForm) ? dy * in[kInputs - 1][i] : dy;
-            const Point<P> g = op.at(Order<order(kForm)>(), in[0][i], dg);
-            if (kWithY) out[kOutputs - 1][i] = is_gated(kForm) ? g.value * in[kInputs - 1][i] : g.value;
+            const Point<P> g = op.at(Order<order(kForm), kUse>(), in[0][i], dg);
+            // With the formula of the forward, so that y has its bits.
+            const float value = op.at(Order<order(kForm), Use::Value>(), in[0][i], 0.0f).value;
+            if (kWithY) out[kOutputs - 1][i] = is_gated(kForm) ? value * in[kInputs - 1][i] : value;
             if (is_gated(kForm)) out[kGated][i] = dy * g.value;
             out[0][i] = dg * g.slope;
 #pragma unroll

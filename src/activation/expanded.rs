@@ -103,7 +103,10 @@ impl<G: Gate> Activation for G {
         let alpha = alpha(params);
         let k = 1.0 + 2.0 * alpha;
         let u = x.abs();
-        let Tail { t, ut, density, h } = G::tail(u);
+        let tail = G::tail(u);
+        let Tail {
+            t, ut, density, h, ..
+        } = tail;
         let bend = if u.is_infinite() {
             0.0
         } else {
@@ -133,6 +136,12 @@ impl<G: Gate> Activation for G {
         if x == 0.0 {
             y.value = x;
         }
+        // The same sum, of which only k·curve is left where α or 1 + α is 0.
+        slope.value = if x < 0.0 {
+            -alpha + k * tail.curve
+        } else {
+            1.0 + alpha - k * tail.curve
+        };
         // Where the tail underflows f64, the slope keeps the sign of −k·u·g′.
         if slope.value == 0.0 && t == 0.0 && ut == 0.0 {
             slope.value = k * 0f64.copysign(x);

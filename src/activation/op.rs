@@ -187,6 +187,8 @@ pub struct Tail {
     pub ut: f64,
     /// g′(u).
     pub density: f64,
+    /// g(−u) − u·g′(u), which keeps its digits where both fall alike.
+    pub curve: f64,
     /// 2·g(u) − 1, computed without cancellation.
     pub h: f64,
 }

@@ -422,4 +422,23 @@ shared! {
     /// r = ½ + x·R(x) with R of degree 5, minimax for the relative error of q: 2⁻²⁸·⁵ before rounding, below 3·2⁻²⁴
     /// after.
     polynomial q_over_square: 1.545_181_5e-5, 0.000_183_806_39, 0.001_377_116_1, 0.008_328_428_5, 0.041_665_714, 0.166_666_6, 0.5;
+    // Of 16-bit tensors: r(x) = q(x)/x² for NEAR ≤ x ≤ 0, minimax for the error that q may have there.
+    /// τ of bf16.
+    constant NEAR_BF16: -0.25;
+    /// r of bf16: 2⁻¹⁷·⁰.
+    constant R0_BF16: 0.499_996_1;
+    /// The next coefficient.
+    constant R1_BF16: 0.166_388_23;
+    /// The last.
+    constant R2_BF16: 0.038_673_345;
+    /// τ of f16.
+    constant NEAR_F16: -0.5;
+    /// r of f16: 2⁻¹⁹·⁶.
+    constant R0_F16: 0.499_999_37;
+    /// The next coefficient.
+    constant R1_F16: 0.166_627_94;
+    /// The next.
+    constant R2_F16: 0.041_279_25;
+    /// The last.
+    constant R3_F16: 0.007_064_877;
 }

@@ -21,6 +21,11 @@ impl Gate for Xsilu {
             t,
             ut: if e == 0.0 { 0.0 } else { u * t },
             density: t / (1.0 + e),
+            curve: if e == 0.0 {
+                0.0
+            } else {
+                t - u * (t / (1.0 + e))
+            },
             h: (u / 2.0).tanh(),
         }
     }
@@ -33,6 +38,8 @@ shared! {
     constant LOG2E_HI: 1.442_695;
     /// The rounding error of LOG2E_HI.
     constant LOG2E_LO: 1.925_963e-8;
+    /// The natural logarithm of 2.
+    constant LN2: 0.693_147_2;
     /// tanh(u/2)/u for u < 1, minimax in u²: relative error 2⁻³¹·⁵ before rounding.
     polynomial near: -3.229_212_8e-6, 4.155_216_4e-5, -0.000_421_042_32, 0.004_166_532, -0.041_666_657, 0.5;
 }

@@ -28,12 +28,6 @@ pub trait Short: Copy + Send + Sync {
         // Adds the integer, which is in the low bits of `rounded`, to the exponent. Those of a NaN are 0, as in its element.
         f32::from_bits(m.to_bits().wrapping_add(rounded.to_bits() << FRACTION_BITS))
     }
-
-    /// One polynomial for f16, another, with fewer terms, for bf16.
-    #[inline(always)]
-    fn choose(f16: impl FnOnce() -> f32, bf16: impl FnOnce() -> f32) -> f32 {
-        if Self::WIDE { bf16() } else { f16() }
-    }
 }
 
 impl Short for half::f16 {

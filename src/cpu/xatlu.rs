@@ -3,6 +3,8 @@
 //! With z = min(u, 1/u):  u ≤ 1: t = ½ − arctan(z)/π;  u > 1: t = arctan(z)/π, which keeps the digits
 //! of the tail, and u·t = (arctan(z)/z)/π without forming u·z = 1.
 //!   u·g′ = z/(π(1 + z²)) on both sides,  h = (2/π)·arctan(u)
+//! t − u·g′ falls as u⁻³ and its addends only as u⁻¹: beyond SERIES it is a series in z, which keeps its digits, and from
+//! DIFFERENCE to there a polynomial in u.
 
 use std::f32::consts::FRAC_1_PI;
 use std::marker::PhantomData;
@@ -12,7 +14,7 @@ use super::function::{Function, Point};
 use super::math::min;
 use super::short::Short;
 use crate::activation::shared::polynomial;
-use crate::activation::xatlu::arctan;
+use crate::activation::xatlu::{DIFFERENCE, MIDDLE, SERIES, arctan, arctan_bf16, arctan_f16, slope_middle, slope_tail};
 
 #[derive(Clone, Copy)]
 pub struct Arctan {
@@ -76,8 +78,16 @@ impl Tail for Arctan {
 
     #[inline(always)]
     fn plus_v(self, a: f32, k: f32) -> f32 {
-        let v = (-FRAC_1_PI * self.z).mul_add(1.0 / (1.0 + self.y), self.t());
-        k.mul_add(v, a)
+        let near = (-FRAC_1_PI * self.z).mul_add(1.0 / (1.0 + self.y), self.t());
+        let middle = slope_middle(self.u - MIDDLE);
+        let inner = if self.u > DIFFERENCE { middle } else { near };
+        let tail = self.y * slope_tail(self.y);
+        // The last product of the tail is fused, which saves a rounding.
+        if self.u > SERIES {
+            (k * self.z).mul_add(tail, a)
+        } else {
+            k.mul_add(inner, a)
+        }
     }
 
     #[inline(always)]
@@ -135,19 +145,17 @@ impl<T: Short, const ORDER: u8> ShortArctan<T, ORDER> {
     /// arctan(z)/z
     #[inline(always)]
     fn arctan(y: f32) -> f32 {
-        T::choose(
-            || polynomial!(y; 0.007_863_375, -0.037_013, 0.083_871_186, -0.134_871_92, 0.198_814_82, -0.333_265_16, 0.999_999_34),
-            || polynomial!(y; -0.013_480_47, 0.057_477_314, -0.121_239_074, 0.195_635_93, -0.332_994_6, 0.999_995_65),
-        )
+        if T::WIDE { arctan_bf16(y) } else { arctan_f16(y) }
     }
 
     /// q = ((1 + y)·arctan(z)/z − 1)/y: relative error 2⁻¹⁹·⁸ (f16), 2⁻¹⁶·⁹ (bf16).
     #[inline(always)]
     fn tail(y: f32) -> f32 {
-        T::choose(
-            || polynomial!(y; -0.002_614_687_2, 0.011_882_817, -0.028_296_979, 0.056_436_855, -0.133_278_25, 0.666_666),
-            || polynomial!(y; 0.005_379_238, -0.022_644_112, 0.054_436_293, -0.133_031_47, 0.666_661_14),
-        )
+        if T::WIDE {
+            polynomial!(y; 0.005_379_238, -0.022_644_112, 0.054_436_293, -0.133_031_47, 0.666_661_14)
+        } else {
+            polynomial!(y; -0.002_614_687_2, 0.011_882_817, -0.028_296_979, 0.056_436_855, -0.133_278_25, 0.666_666)
+        }
     }
 
     /// ±½ + k·near, or c − k·far beyond u = 1.

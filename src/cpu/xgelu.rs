@@ -9,8 +9,10 @@ use super::expanded::{Sides, Tail, on_cpu, with_sign};
 use super::function::{Function, Point};
 use super::math::{ScaledExp2, exp2_fraction, min};
 use super::short::Short;
-use crate::activation::shared::polynomial;
-use crate::activation::xgelu::{DRIFT, FAR, HALF_LOG2E, NEAR, mills_p, mills_s, near};
+use crate::activation::xgelu::{
+    DRIFT, FAR, HALF_LOG2E, LOG2_DENSITY_BF16, LOG2_DENSITY_F16, NEAR, SHIFT_BF16, SHIFT_F16,
+    mills_p, mills_s, near, ratio_bf16, ratio_f16,
+};
 
 /// √(2/π)
 const TWICE_PEAK: f32 = 0.797_884_6;
@@ -106,7 +108,7 @@ impl Tail for Normal {
 /// k = 1 + 2α,  c = 1 + α for x ≥ 0 and α for x < 0,  u = |x|
 /// ```
 ///
-/// t = φ·R and t − u·φ = φ·(R − u), where R = v·p(v), v = 1/(u + const): relative error 2⁻²¹·⁹ (f16), 2⁻¹⁷·⁵ (bf16).
+/// t = φ·R and t − u·φ = φ·(R − u), where R = v·p(v), v = 1/(u + const).
 #[derive(Clone, Copy)]
 pub struct ShortNormal<T, const ORDER: u8> {
     sides: Sides,
@@ -130,20 +132,14 @@ impl<T: Short, const ORDER: u8> ShortNormal<T, ORDER> {
     /// φ(u)·SCALE and R(u), for u ≤ FAR.
     #[inline(always)]
     fn factors(u: f32) -> (f32, f32) {
-        /// log2 √(2π)
-        const PEAK: f32 = 1.325_748_1;
-        let phi = T::exp2((u * -0.721_347_5).mul_add(u, T::SHIFT - PEAK));
-        let ratio = T::choose(
-            || {
-                let v = 1.0 / (u + 3.5);
-                v * polynomial!(v; -454.011_1, 444.119_9, -61.897_945, 24.130_007, 2.585_225_3, 1.026_707_8)
-            },
-            || {
-                let v = 1.0 / (u + 3.3);
-                v * polynomial!(v; -251.623_58, 205.204_38, -3.232_933_3, 12.866_492, 3.148_070_8, 1.003_059_9)
-            },
-        );
-        (phi, ratio)
+        let (exponent, ratio) = if T::WIDE {
+            let v = 1.0 / (u + SHIFT_BF16);
+            (LOG2_DENSITY_BF16, v * ratio_bf16(v))
+        } else {
+            let v = 1.0 / (u + SHIFT_F16);
+            (LOG2_DENSITY_F16, v * ratio_f16(v))
+        };
+        (T::exp2((u * HALF_LOG2E).mul_add(u, exponent)), ratio)
     }
 }
 

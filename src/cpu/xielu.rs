@@ -13,6 +13,9 @@ use super::math::{Expm1, LOG2E, max, min, softplus};
 use super::on_cpu::OnCpu;
 use super::short::Short;
 use crate::activation::shared::polynomial;
+use crate::activation::xielu::{
+    NEAR_BF16, NEAR_F16, R0_BF16, R0_F16, R1_BF16, R1_F16, R2_BF16, R2_F16, R3_F16,
+};
 use crate::activation::{EpsGradient, Parameters, Xielu};
 
 /// The values that do not depend on x.
@@ -169,15 +172,16 @@ struct ShortIdeal<T, const PARAMS: usize>(Constants, PhantomData<T>);
 
 impl<T: Short, const PARAMS: usize> ShortIdeal<T, PARAMS> {
     /// τ
-    const NEAR: f32 = if T::WIDE { -0.25 } else { -0.5 };
+    const NEAR: f32 = if T::WIDE { NEAR_BF16 } else { NEAR_F16 };
 
-    /// r for NEAR < x ≤ 0: relative error 2⁻¹⁹·⁶ (f16), 2⁻¹⁷ (bf16).
+    /// r for NEAR < x ≤ 0.
     #[inline(always)]
     fn r(x: f32) -> f32 {
-        T::choose(
-            || polynomial!(x; 0.007_064_877, 0.041_279_25, 0.166_627_94, 0.499_999_37),
-            || polynomial!(x; 0.038_673_345, 0.166_388_23, 0.499_996_1),
-        )
+        if T::WIDE {
+            polynomial!(x; R2_BF16, R1_BF16, R0_BF16)
+        } else {
+            polynomial!(x; R3_F16, R2_F16, R1_F16, R0_F16)
+        }
     }
 }
 
