@@ -675,7 +675,7 @@ fn same_bits_on_any_grid<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Ou
 fn same_bits_under_any_schedule<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     let sample = A::samples().remove(0);
     // For one op enough chunks that two blocks add up the sums of each parameter, of which any may be the last.
-    let n = if (A::NAME, T::DTYPE) == (Xielu::NAME, xact::Dtype::F32) {
+    let n = if (A::NAME, T::DTYPE) == (Xielu::NAME, Dtype::F32) {
         300 * 2048
     } else {
         9_001
