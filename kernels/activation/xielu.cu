@@ -26,7 +26,6 @@ namespace xact {
 
 struct XieluParams {
     static constexpr int kParams = 3;
-    static constexpr int kUsual = 2;  // β is rarely trained
 
     float alpha_p, alpha_n, s_n, beta, eps;
     float chain[kParams];
@@ -231,6 +230,7 @@ struct XieluShortClamped : XieluShort<T> {
 
 struct Xielu {
     static constexpr int kParams = XieluParams::kParams;
+    static constexpr int kUsual = 2;  // β is rarely trained
 
     template <class T, class F>
     __device__ static void with(const ActivationArgs& args, F f) {

@@ -19,13 +19,15 @@
 // A functor Op provides
 //   kParams                  number of trainable scalars
 //   kUsual                   the first kUsual of them are summed in whole_tiles; calls that want the sums of
-//                            others too take any_tile. All of them, unless the functor says otherwise
-//   kName                    loop_name("..."), if the op has several functors
+//                            others too take any_tile. All of them, unless the op says otherwise
 //   Op::with<T>(args, f)     reads the parameters, calls f with the functor of this launch
 //   op.at(Order<1 or 2, what is used of the Point>, x, upstream)
 //                            a Point of G or f; the compiler removes fields that are not used
 //   op.chain[i]              factor from the i-th sum to the gradient of the parameter
+//   op.kName                 loop_name("..."), if the op has several functors
 #pragma once
+
+#include <type_traits>
 
 #include "args.cuh"
 #include "pack.cuh"
@@ -86,10 +88,10 @@ __host__ __device__ constexpr u64 name_of() {
     if constexpr (requires { Functor::kName; }) return Functor::kName;
     return 0;
 }
-template <class Functor>
+template <class Op>
 __host__ __device__ constexpr int usual_sums() {
-    if constexpr (requires { Functor::kUsual; }) return Functor::kUsual;
-    return Functor::kParams;
+    if constexpr (requires { Op::kUsual; }) return Op::kUsual;
+    return Op::kParams;
 }
 
 // A pack: its row, and its first element in the row, which is negative in pack 0 of a row with a skew.
@@ -129,28 +131,23 @@ __device__ inline void after_loads(unsigned aligned) {
     asm volatile("{.reg .pred p; setp.eq.u32 p, %0, 0; @p exit;}" ::"r"(aligned));
 }
 
-// The work of a thread on tiles that lie in one row, from the pack `spot` on, with all buffers aligned like
-// x.
-template <class T, int kInputs, int kOutputs, class Compute>
-__device__ inline void whole_tiles(const Matrix* const (&in)[kInputs], const Matrix* const (&out)[kOutputs],
-                                   Spot spot, unsigned tiles, unsigned aligned, const Compute& compute) {
-    constexpr int N = Pack<T>::N;
-    spot.first += static_cast<int>(threadIdx.x) * N;
-    const uint4* from[kInputs];
-    uint4* to[kOutputs];
-#pragma unroll
-    for (int i = 0; i < kInputs; ++i) from[i] = at<const uint4, T>(*in[i], spot);
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) to[o] = at<uint4, T>(*out[o], spot);
-#pragma unroll 1
-    for (; tiles > 0; --tiles) {
-        compute.mark();
-        Pack<T> packs[XACT_PACKS][kInputs];
+// The packs of a thread in a tile.
+template <class T, int kInputs>
+struct Packs {
+    Pack<T> packs[XACT_PACKS][kInputs];
+
+    // `from` are the first ones of each input.
+    __device__ void load(const uint4* const (&from)[kInputs]) {
 #pragma unroll
         for (int k = 0; k < XACT_PACKS; ++k) {
 #pragma unroll
             for (int i = 0; i < kInputs; ++i) packs[k][i].set(load_vector(from[i] + k * XACT_BLOCK));
         }
+    }
+
+    template <int kOutputs, class Compute>
+    __device__ void process(uint4* const (&to)[kOutputs], unsigned aligned, const Compute& compute) const {
+        constexpr int N = Pack<T>::N;
 #pragma unroll
         for (int k = 0; k < XACT_PACKS; ++k) {
             after_loads(aligned);
@@ -163,10 +160,63 @@ __device__ inline void whole_tiles(const Matrix* const (&in)[kInputs], const Mat
                 store_vector(to[o] + k * XACT_BLOCK, Pack<T>(result[o]).v16);
             }
         }
+    }
+};
+
+// The next tiles of a block.
+template <class T>
+struct Ahead {
+    Spot spot;       // of the thread's first pack
+    unsigned tiles;  // how many lie in one row, where all buffers are aligned; if 0, any_tile takes the first
+
+    // Looks at the `left` tiles from `tile` on. Without `fast`, any_tile takes all.
+    __device__ Ahead(const ActivationArgs& args, bool fast, u64 tile, unsigned left) : tiles(0) {
+        constexpr int N = Pack<T>::N;
+        if (!fast) return;
+        spot = spot_of<T>(args, tile * kTile);
+        const long long ahead = args.cols - spot.first;
+        if (spot.first < 0 || ahead < kTile * N) return;
+        const u64 in_row = static_cast<u64>(ahead) / (kTile * N);
+        tiles = in_row < left ? static_cast<unsigned>(in_row) : left;
+        spot.first += static_cast<int>(threadIdx.x) * N;
+    }
+
+    // The places of the first packs in the matrices.
+    template <class As, int kCount>
+    __device__ void places(const Matrix* const (&matrices)[kCount], As* (&places)[kCount]) const {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) places[i] = at<As, T>(*matrices[i], spot);
+    }
+};
+
+// The work of a thread on whole tiles of one row. `first` has the packs of the first tile, or is null.
+template <class T, int kInputs, int kOutputs, class Compute>
+__device__ inline void whole_tiles(const Matrix* const (&in)[kInputs], const Matrix* const (&out)[kOutputs],
+                                   const Ahead<T>& ahead, const Packs<T, kInputs>* first, unsigned aligned,
+                                   const Compute& compute) {
+    const uint4* from[kInputs];
+    uint4* to[kOutputs];
+    ahead.places(in, from);
+    ahead.places(out, to);
+    const auto advance = [&] {
 #pragma unroll
         for (int i = 0; i < kInputs; ++i) from[i] += kTile;
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) to[o] += kTile;
+    };
+    unsigned left = ahead.tiles;
+    if (first != nullptr) {
+        first->process(to, aligned, compute);
+        advance();
+        --left;
+    }
+#pragma unroll 1
+    for (; left > 0; --left) {
+        compute.mark();
+        Packs<T, kInputs> tile;
+        tile.load(from);
+        tile.process(to, aligned, compute);
+        advance();
     }
 }
 
@@ -241,32 +291,6 @@ __device__ inline void any_tile(const ActivationArgs& args, const Matrix* const 
     }
 }
 
-// Calls whole(spot, tiles) and any(tile) for the `left` tiles before end(). Without `fast`, any takes all.
-template <class T, class End, class Whole, class Any>
-__device__ inline void for_each_tile(const ActivationArgs& args, unsigned left, End end, bool fast,
-                                     Whole whole, Any any) {
-    while (left > 0) {
-        const u64 tile = end() - left;
-        Spot spot;
-        unsigned tiles = 0;
-        if (fast) {
-            spot = spot_of<T>(args, tile * kTile);
-            const long long ahead = args.cols - spot.first;
-            if (spot.first >= 0 && ahead > 0) {
-                const u64 in_row = static_cast<u64>(ahead) / (kTile * Pack<T>::N);
-                tiles = in_row < left ? static_cast<unsigned>(in_row) : left;
-            }
-        }
-        if (tiles > 0) {
-            left -= tiles;
-            whole(spot, tiles);
-        } else {
-            --left;
-            any(tile);
-        }
-    }
-}
-
 // Inputs x (, v); output y.
 template <class Functor, Form kForm>
 struct Forward {
@@ -312,7 +336,7 @@ struct Backward {
             // With the formula of the forward, so that y has its bits.
             const float value = op.at(Order<order(kForm), Use::Value>(), in[0][i], 0.0f).value;
             if (kWithY) out[kOutputs - 1][i] = is_gated(kForm) ? value * in[kInputs - 1][i] : value;
-            if (is_gated(kForm)) out[kGated][i] = dy * g.value;
+            if (is_gated(kForm)) out[kOfV][i] = dy * g.value;
             out[0][i] = dg * g.slope;
 #pragma unroll
             for (int p = 0; p < kSums; ++p) terms[p].add(i, g.terms[p]);
@@ -321,40 +345,30 @@ struct Backward {
         for (int p = 0; p < kSums; ++p) sums[p].add(terms[p].value());
     }
 
-    // The place of dv among the outputs.
-    static constexpr int kGated = is_gated(kForm) ? 1 : 0;
+    // The place of dv among the outputs; without dv, that of dx.
+    static constexpr int kOfV = is_gated(kForm) ? 1 : 0;
 };
 
-template <class T, Form kForm, class Functor>
-__device__ inline void run_forward(const ActivationArgs& args, const Functor& op) {
-    const Forward<Functor, kForm> compute{op};
-    const Matrix* in[compute.kInputs];
-    in[compute.kInputs - 1] = &args.v;
-    in[0] = &args.x;
-    const Matrix* const out[1] = {&args.y};
-    const auto whole = [&](Spot spot, unsigned tiles) {
-        whole_tiles<T>(in, out, spot, tiles, args.aligned, compute);
-    };
-    const auto any = [&](u64 tile) { any_tile<T>(args, in, out, tile, compute); };
-    // A chunk is a tile.
-    for (u64 tile = blockIdx.x; tile < args.chunks; tile += gridDim.x) {
-        for_each_tile<T>(args, 1, [=] { return tile + 1; }, args.aligned != 0, whole, any);
+// The matrices that a backward reads and writes, in the order of Backward.
+template <Form kForm>
+struct Inputs {
+    static constexpr int kCount = is_gated(kForm) ? 3 : 2;
+    const Matrix* matrices[kCount];
+
+    __device__ explicit Inputs(const ActivationArgs& args) {
+        matrices[kCount - 1] = &args.v;
+        matrices[0] = &args.x;
+        matrices[1] = &args.dy;
     }
-}
+};
+template <class Compute>
+struct Outputs {
+    const Matrix* matrices[Compute::kOutputs];
 
-// The matrices of a backward, in the order of Backward.
-template <class Compute, Form kForm>
-struct Operands {
-    const Matrix* in[Compute::kInputs];
-    const Matrix* out[Compute::kOutputs];
-
-    __device__ explicit Operands(const ActivationArgs& args) {
-        in[Compute::kInputs - 1] = &args.v;
-        in[0] = &args.x;
-        in[1] = &args.dy;
-        out[Compute::kOutputs - 1] = &args.y;
-        out[Compute::kGated] = &args.dv;
-        out[0] = &args.dx;
+    __device__ explicit Outputs(const ActivationArgs& args) {
+        matrices[Compute::kOutputs - 1] = &args.y;
+        matrices[Compute::kOfV] = &args.dv;
+        matrices[0] = &args.dx;
     }
 };
 
@@ -368,63 +382,103 @@ __device__ inline unsigned* counter_of(const ActivationArgs& args, int p) {
     return reinterpret_cast<unsigned*>(partials_of(args, p) + args.chunks + XACT_FOLDS);
 }
 
-template <class T, Form kForm, class Functor, int P>
-__device__ inline void run_backward(const ActivationArgs& args, const Functor& op,
-                                    float2 (&scratch)[P][XACT_BLOCK / 32]) {
-    using Usual = Backward<Functor, kForm, usual_sums<Functor>(), false>;
-    using UsualWithY = Backward<Functor, kForm, usual_sums<Functor>(), true>;
-    using All = Backward<Functor, kForm, P, true>;
-    Sum sums[P];
-    bool fast = args.aligned != 0;
-#pragma unroll
-    for (int p = usual_sums<Functor>(); p < P; ++p) fast = fast && args.dparams[p] == 0;
-    const auto whole = [&](Spot spot, unsigned tiles) {
-        if (args.y.ptr == 0) {
-            const Operands<Usual, kForm> operands(args);
-            whole_tiles<T>(operands.in, operands.out, spot, tiles, args.aligned, Usual{op, sums});
-        } else {
-            const Operands<UsualWithY, kForm> operands(args);
-            whole_tiles<T>(operands.in, operands.out, spot, tiles, args.aligned, UsualWithY{op, sums});
-        }
-    };
-    const auto any = [&](u64 tile) {
-        const Operands<All, kForm> operands(args);
-        any_tile<T>(args, operands.in, operands.out, tile, All{op, sums});
-    };
-    for (unsigned chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
-        // The first long_chunks chunks have a tile more. The end is computed each time, from a number that
-        // the compiler does not know to be the same, so that no registers keep it.
-        const auto end = [&] {
-            unsigned next = chunk + 1;
-            asm volatile("" : "+r"(next));
-            return static_cast<u64>(next) * args.tiles_per_chunk + min(next, args.long_chunks);
-        };
-        const unsigned tiles = args.tiles_per_chunk + (chunk < args.long_chunks);
-        for_each_tile<T>(args, tiles, end, fast, whole, any);
-        if (chunk != blockIdx.x) __syncthreads();  // thread 0 may still be reading scratch
-#pragma unroll
-        for (int p = 0; p < P; ++p) {
-            if (args.dparams[p] == 0) continue;
-            const Sum total = block_sum<XACT_BLOCK>(sums[p], scratch[p]);
-            if (threadIdx.x == 0) {
-                partials_of(args, p)[chunk] = make_float2(total.sum, total.comp);
-                if (chunk == 0 && args.folds > 1) *counter_of(args, p) = 0;
-            }
-            sums[p] = Sum();
-        }
-    }
-}
-
 template <class Op, class T, Form kForm>
 __device__ inline void forward(const ActivationArgs& args) {
-    Op::template with<T>(args, [&](const auto& op) { run_forward<T, kForm>(args, op); });
+    constexpr int kInputs = is_gated(kForm) ? 2 : 1;
+    const Matrix* in[kInputs];
+    in[kInputs - 1] = &args.v;
+    in[0] = &args.x;
+    const Matrix* const out[1] = {&args.y};
+    // A chunk is a tile.
+    u64 tile = blockIdx.x;
+    Ahead<T> ahead(args, args.aligned != 0, tile, 1);
+    // The first packs are loaded before the parameters are read, so that the block does not wait for the one
+    // and then for the other.
+    Packs<T, kInputs> first;
+    const uint4* from[kInputs];
+    if (ahead.tiles > 0) {
+        ahead.places(in, from);
+        first.load(from);
+    }
+    Op::template with<T>(args, [&](const auto& op) {
+        const Forward<std::decay_t<decltype(op)>, kForm> compute{op};
+        while (true) {
+            if (ahead.tiles > 0) {
+                whole_tiles<T>(in, out, ahead, &first, args.aligned, compute);
+            } else {
+                any_tile<T>(args, in, out, tile, compute);
+            }
+            tile += gridDim.x;
+            if (tile >= args.chunks) break;
+            ahead = Ahead<T>(args, args.aligned != 0, tile, 1);
+            if (ahead.tiles > 0) {
+                ahead.places(in, from);
+                first.load(from);
+            }
+        }
+    });
+}
+
+// The tile behind a chunk; the first long_chunks chunks have a tile more than the others. It is computed each
+// time, from a number that the compiler does not know to be the same, so that no registers keep it.
+__device__ inline u64 end_of(const ActivationArgs& args, unsigned chunk) {
+    unsigned next = chunk + 1;
+    asm volatile("" : "+r"(next));
+    return static_cast<u64>(next) * args.tiles_per_chunk + min(next, args.long_chunks);
 }
 
 // Writes dx (and dv), y if it has a buffer, and one partial Sum per parameter and chunk.
 template <class Op, class T, Form kForm>
 __device__ inline void backward(const ActivationArgs& args) {
-    __shared__ float2 scratch[Op::kParams][XACT_BLOCK / 32];
-    Op::template with<T>(args, [&](const auto& op) { run_backward<T, kForm>(args, op, scratch); });
+    constexpr int P = Op::kParams;
+    constexpr int kUsual = usual_sums<Op>();
+    __shared__ float2 scratch[P][XACT_BLOCK / 32];
+    bool fast = args.aligned != 0;
+#pragma unroll
+    for (int p = kUsual; p < P; ++p) fast = fast && args.dparams[p] == 0;
+    const Inputs<kForm> in(args);
+    Op::template with<T>(args, [&](const auto& op) {
+        using Functor = std::decay_t<decltype(op)>;
+        using Usual = Backward<Functor, kForm, kUsual, false>;
+        using UsualWithY = Backward<Functor, kForm, kUsual, true>;
+        using All = Backward<Functor, kForm, P, true>;
+        // Loaded before the parameters are read, the packs would take registers that spill.
+        const Packs<T, in.kCount>* const none = nullptr;
+        Sum sums[P];
+        for (unsigned chunk = blockIdx.x; chunk < args.chunks; chunk += gridDim.x) {
+            unsigned left = args.tiles_per_chunk + (chunk < args.long_chunks);
+            while (left > 0) {
+                const u64 tile = end_of(args, chunk) - left;
+                const Ahead<T> ahead(args, fast, tile, left);
+                if (ahead.tiles == 0) {
+                    --left;
+                    const Outputs<All> out(args);
+                    any_tile<T>(args, in.matrices, out.matrices, tile, All{op, sums});
+                    continue;
+                }
+                left -= ahead.tiles;
+                if (args.y.ptr == 0) {
+                    const Outputs<Usual> out(args);
+                    whole_tiles<T>(in.matrices, out.matrices, ahead, none, args.aligned, Usual{op, sums});
+                } else {
+                    const Outputs<UsualWithY> out(args);
+                    whole_tiles<T>(in.matrices, out.matrices, ahead, none, args.aligned,
+                                   UsualWithY{op, sums});
+                }
+            }
+            if (chunk != blockIdx.x) __syncthreads();  // thread 0 may still be reading scratch
+#pragma unroll
+            for (int p = 0; p < P; ++p) {
+                if (args.dparams[p] == 0) continue;
+                const Sum total = block_sum<XACT_BLOCK>(sums[p], scratch[p]);
+                if (threadIdx.x == 0) {
+                    partials_of(args, p)[chunk] = make_float2(total.sum, total.comp);
+                    if (chunk == 0 && args.folds > 1) *counter_of(args, p) = 0;
+                }
+                sums[p] = Sum();
+            }
+        }
+    });
 }
 
 // The second stage, of args.folds blocks for each parameter. A block adds its share of the partial sums, all
