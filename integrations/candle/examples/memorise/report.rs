@@ -202,7 +202,7 @@ fn masks(config: &Config, groups: &[Group]) -> String {
         "one in k",
         "longest run without a dropped label",
         "windows with the commonest key",
-        "canaries without a dropped label after the prompt",
+        "passages without a dropped label after the prompt",
     ];
     let mut table = xact_dev::table::table(&heads, &heads[1..]);
     for group in groups {
@@ -407,6 +407,10 @@ fn page(config: &Config, groups: &[Group]) -> Result<String> {
     let often = often.unwrap_or(most);
     let of = |group: &Group, figure: Figure, decimals| cell(&group.seeds(most, figure), decimals);
     let validation = |group: &Group| cell(&group.over_seeds(|outcome| outcome.validation), 3);
+    let validation_of =
+        |group: &Group| mean_and_deviation(&group.over_seeds(|outcome| outcome.validation)).0;
+    let minutes = |group: &Group| group.over_seeds(|outcome| outcome.cpu_seconds / 60.0);
+    let cpu_minutes: Vec<f64> = groups.iter().flat_map(minutes).collect();
     let mask = |group: &Group| group.mask().context("a strategy has no mask");
     let percent =
         |part: usize, whole: usize| format!("{:.1} %", 100.0 * part as f64 / whole as f64);
@@ -476,6 +480,18 @@ fn page(config: &Config, groups: &[Group]) -> Result<String> {
         ("chance", cell(&never, 2)),
         ("plain_validation", validation(plain)),
         ("paper_validation", validation(paper)),
+        (
+            "validation_rise",
+            format!(
+                "{:.1} %",
+                100.0 * (validation_of(paper) / validation_of(plain) - 1.0)
+            ),
+        ),
+        (
+            "cpu_minutes",
+            format!("{:.0}", cpu_minutes.iter().sum::<f64>()),
+        ),
+        ("paper_dropped", of(paper, dropped_loss, 2)),
         ("paper_exact", count(&paper_canaries)),
         ("paper_verbatim", of(paper, verbatim, 1)),
         ("paper_rouge", of(paper, rouge_l, 2)),
