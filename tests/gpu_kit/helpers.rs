@@ -79,9 +79,39 @@ fn the_labels_of_an_axis_are_round_numbers() {
         &["10⁻¹²", "1", "10¹²", "Title", "A note.", "A panel"],
     );
     has(
+        axis(Scale::Log2, 0.9, 140.0),
+        &["1", "2", "4", "8", "16", "32", "64", "128"],
+    );
+    has(
         axis(Scale::Log, 1e-12, 1e12),
         &["x &lt; 1 &amp; y", "a", "name", "one"],
     );
+}
+
+#[test]
+fn a_line_without_a_name_is_drawn_and_not_in_the_legend() {
+    let panel = |name: &str| {
+        let line = Line {
+            name: name.to_owned(),
+            colour: colour::BLUE,
+            points: vec![(0.0, 0.5), (1.0, 2.0)],
+        };
+        let axis = axis(Scale::Linear, 0.0, 3.0);
+        let text = plot::svg(&Plot {
+            title: "Title".to_owned(),
+            notes: Vec::new(),
+            panels: vec![Panel {
+                title: "A panel".to_owned(),
+                x: axis.clone(),
+                y: axis,
+                lines: vec![line],
+                level: (1.0, "one".to_owned()),
+            }],
+        });
+        text.matches("#0072B2").count()
+    };
+    // The line, and its sample in the legend.
+    assert_eq!((panel("a name"), panel("")), (2, 1));
 }
 
 #[test]

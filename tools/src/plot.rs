@@ -30,7 +30,8 @@ pub struct Panel {
     pub level: (f64, String),
 }
 
-/// A line with its name in the legend, which ` / ` breaks into rows. A line of one point is a dot with its name beside it.
+/// A line with its name in the legend, which ` / ` breaks into rows. A line without a name is not in the legend. A line of one
+/// point is a dot with its name beside it.
 #[derive(Clone)]
 pub struct Line {
     /// The name in the legend.
@@ -61,6 +62,8 @@ pub enum Scale {
     Linear,
     /// A logarithmic scale; all values are positive.
     Log,
+    /// The same with labels at powers of 2.
+    Log2,
     /// A logarithmic scale of the magnitude on both sides of 0, and linear from `-linear` to `linear`, which takes as much
     /// room as a decade on either side.
     SymmetricLog {
@@ -130,6 +133,7 @@ impl Axis {
         match self.scale {
             Scale::Linear => value,
             Scale::Log => value.log10(),
+            Scale::Log2 => value.log2(),
             Scale::SymmetricLog { linear } if value.abs() <= linear => value / linear,
             Scale::SymmetricLog { linear } => {
                 (1.0 + (value.abs() / linear).log10()).copysign(value)
@@ -159,6 +163,10 @@ impl Axis {
                 (ends[0]..=ends[1]).map(value).collect()
             }
             Scale::Log => powers.collect(),
+            Scale::Log2 => (-1074..=1023)
+                .filter(|n| n % (sparsity + 1) == 0)
+                .map(|n| 2f64.powi(n))
+                .collect(),
             Scale::SymmetricLog { linear } => {
                 // Rounding may put the end of the linear part on either side.
                 let positive: Vec<_> = powers.filter(|v| *v > 0.99 * linear).collect();
@@ -342,7 +350,8 @@ fn draw_legend<'a>(
     const GAP: i32 = 8;
     let mut y = 56;
     let (_, level) = &panel.level;
-    let lines = panel.lines.iter().filter(|line| line.points.len() != 1);
+    let has_entry = |line: &&Line| line.points.len() != 1 && !line.name.is_empty();
+    let lines = panel.lines.iter().filter(has_entry);
     let lines = lines.map(|line| (&line.name, line.colour, 3));
     for (name, colour, width) in lines.chain([(level, INK, 1)]) {
         let stroke = colour.stroke_width(width);
