@@ -376,9 +376,6 @@ fn rounded<A: Registered, T: Element>(form: &str, report: &Report, s: &Sample<A>
     for tensor in &report.tensors {
         // The shares of the f32 formulas are of version 0.1.0 before its kernels had formulas for 16 bits.
         let of_f32 = match (A::NAME, T::DTYPE, form, tensor.name) {
-            // xATLU's derivative in its tail cancels.
-            ("xatlu", Dtype::Bf16, "plain", "dx") => 80.28,
-            ("xatlu", Dtype::Bf16, "gated2", "dx") => 84.66,
             // Subnormal products with v.
             ("xgelu" | "xsilu", Dtype::Bf16, "gated2", "y") => 96.43,
             _ => 98.0,
