@@ -33,7 +33,7 @@ pub fn subject(op: &str) -> Subject {
     let axis = |scale, min, max| Axis {
         label: match scale {
             Scale::SymmetricLog { .. } => "x (logarithmic on both sides of 0)",
-            Scale::Linear | Scale::Log => "x",
+            Scale::Linear | Scale::Log | Scale::Log2 => "x",
         }
         .to_owned(),
         scale,
