@@ -157,7 +157,10 @@ struct ArctanShort : ShortGate<kAlpha> {
         float inverse = kBounded ? 0.25f * rcp_approx(-0.25f * x) : rcp_approx(-x);
         compute_both(near, inverse);
         g.w = arctan(g.far ? inverse : near);
-        g.value = fmaf(k, g.w, g.far ? (x < 0.0f ? -this->alpha : this->one_plus) : 0.5f);
+        float outside = x < 0.0f ? -this->alpha : this->one_plus;
+        float inside = 0.5f;
+        compute_both(outside, inside);
+        g.value = fmaf(k, g.w, g.far ? outside : inside);
         return g;
     }
 

@@ -216,9 +216,14 @@ struct XieluShortClamped : XieluShort<T> {
         } else {
             const float p = fmaxf(x, 0.0f);
             const float negative = min_nan(x, 0.0f);
-            const float expm1 = positive ? 0.0f : Base::expm1(n);
-            float slope = !(x >= this->eps) ? expm1 : x > this->eps ? above : tie;
-            slope = positive ? 0.0f : slope;
+            // Computed for every x, as `choose` is.
+            const float of_n = Base::expm1(n);
+            const float expm1 = positive ? 0.0f : of_n;
+            float ideal = expm1;
+            float clamped = x > this->eps ? above : tie;
+            compute_both(ideal, clamped);
+            clamped = positive ? 0.0f : clamped;
+            const float slope = x >= this->eps ? clamped : ideal;
             point.slope = fmaf(this->alpha_n, slope, fmaf(2.0f * this->alpha_p, p, this->beta));
             point.terms[0] = upstream * p * p;
             point.terms[1] = upstream * (expm1 - negative);

@@ -246,39 +246,59 @@ struct Above {
     reason: &'static str,
 }
 
-/// What all entries of [`ABOVE`] have in common for now.
-const FORMULAS_OF_F32: &str = "16-bit types have the formulas of f32";
+/// Why loops that write y again exceed the budget.
+const TWO_FORMULAS: &str =
+    "y has the bits of a forward, so its formula is computed beside that of the derivative";
 
-const ABOVE: [Above; 5] = [
+/// Why the clamped functor of xIELU exceeds the budget.
+const CLAMPED: &str =
+    "y again as in other ops; without it f16 takes 33.25, of which the tie at eps is one select";
+
+/// Why the general functor of xIELU exceeds the budget.
+const RARE: &str = "for an α_p or s_n of exactly 0 alone, with the formulas of f32 for every type";
+
+const ABOVE: [Above; 7] = [
     Above {
         op: "xatlu",
-        functor: "",
-        limits: [33.0, 48.0, 35.0, 56.0],
-        reason: FORMULAS_OF_F32,
+        functor: "any",
+        limits: [0.0, 47.0, 0.0, 54.1],
+        reason: TWO_FORMULAS,
+    },
+    Above {
+        op: "xatlu",
+        functor: "zero",
+        limits: [0.0, 45.8, 0.0, 52.7],
+        reason: TWO_FORMULAS,
+    },
+    Above {
+        op: "xatlu",
+        functor: "minusone",
+        limits: [0.0, 47.6, 0.0, 55.9],
+        reason: TWO_FORMULAS,
     },
     Above {
         op: "xgelu",
-        functor: "",
-        limits: [36.0, 55.0, 38.0, 64.0],
-        reason: FORMULAS_OF_F32,
+        functor: "zero",
+        limits: [0.0, 0.0, 0.0, 49.7],
+        reason: TWO_FORMULAS,
     },
     Above {
-        op: "xsilu",
-        functor: "",
-        limits: [23.0, 44.0, 25.0, 50.0],
-        reason: FORMULAS_OF_F32,
+        op: "xgelu",
+        functor: "minusone",
+        limits: [0.0, 0.0, 0.0, 52.9],
+        reason: TWO_FORMULAS,
     },
     Above {
         op: "xielu",
-        functor: "ideal",
-        limits: [21.0, 55.0, 0.0, 0.0],
-        reason: FORMULAS_OF_F32,
+        functor: "clamped",
+        limits: [0.0, 50.2, 0.0, 0.0],
+        reason: CLAMPED,
     },
     Above {
         op: "xielu",
         functor: "general",
-        limits: [60.0, 100.0, 0.0, 0.0],
-        reason: FORMULAS_OF_F32,
+        limits: [60.0, 114.0, 0.0, 0.0],
+        reason: RARE,
     },
 ];
 
@@ -731,21 +751,21 @@ mod tests {
         // The reason of the functor allows more, but not everything.
         let above = ABOVE
             .iter()
-            .find(|above| above.functor == "ideal")
+            .find(|above| above.functor == "general")
             .expect("one");
         let most = (above.limits[0] * 16.0) as usize;
         assert_eq!(
-            with_loop(most, "ideal", false).problems(),
+            with_loop(most, "general", false).problems(),
             Vec::<String>::new()
         );
-        let problems = with_loop(most + 1, "ideal", false).problems();
+        let problems = with_loop(most + 1, "general", false).problems();
         assert!(problems[0].contains(above.reason), "{problems:?}");
         // A reason that is not needed is a problem.
         assert_eq!(
-            not_above(&[with_loop(most, "ideal", false)]),
+            not_above(&[with_loop(most, "general", false)]),
             Vec::<String>::new()
         );
-        assert_eq!(not_above(&[with_loop(16 * 20, "ideal", false)]).len(), 1);
+        assert_eq!(not_above(&[with_loop(16 * 20, "general", false)]).len(), 1);
     }
 
     #[test]
