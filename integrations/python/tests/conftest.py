@@ -52,13 +52,16 @@ if torch is not None:
         small = torch.rand(shape, generator=generator) < 0.1
         return torch.where(small, x * 1e-5, x).to(dtype)
 
+    # The error of a 16-bit result before it is rounded, relative to its largest term: what the type can show.
+    VISIBLE = {torch.float32: 0.0, torch.float16: 2.0**-18, torch.bfloat16: 2.0**-15}
+
     def bound(exact, terms, dtype, f32_ulps=8):
-        """The allowed error: half a step of the type, plus some steps of f32 of the largest term."""
+        """The allowed error: half a step of the type, what it can show, and some steps of f32 of the largest term."""
         scale = torch.maximum(exact.abs(), terms.abs())
         step = torch.finfo(dtype)
         return (
             exact.abs() * step.eps / 2
-            + scale * torch.finfo(torch.float32).eps * f32_ulps
+            + scale * max(torch.finfo(torch.float32).eps * f32_ulps, VISIBLE[dtype])
             + step.smallest_normal * step.eps
         )
 
