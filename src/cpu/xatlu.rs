@@ -14,7 +14,9 @@ use super::function::{Function, Point};
 use super::math::min;
 use super::short::Short;
 use crate::activation::shared::polynomial;
-use crate::activation::xatlu::{DIFFERENCE, MIDDLE, SERIES, arctan, arctan_bf16, arctan_f16, slope_middle, slope_tail};
+use crate::activation::xatlu::{
+    DIFFERENCE, MIDDLE, SERIES, arctan, arctan_bf16, arctan_f16, slope_middle, slope_tail,
+};
 
 #[derive(Clone, Copy)]
 pub struct Arctan {
@@ -145,7 +147,11 @@ impl<T: Short, const ORDER: u8> ShortArctan<T, ORDER> {
     /// arctan(z)/z
     #[inline(always)]
     fn arctan(y: f32) -> f32 {
-        if T::WIDE { arctan_bf16(y) } else { arctan_f16(y) }
+        if T::WIDE {
+            arctan_bf16(y)
+        } else {
+            arctan_f16(y)
+        }
     }
 
     /// q = ((1 + y)·arctan(z)/z − 1)/y: relative error 2⁻¹⁹·⁸ (f16), 2⁻¹⁶·⁹ (bf16).
@@ -185,7 +191,11 @@ impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
         let yq = y * Self::tail(y);
         let w = v.mul_add(yq, v);
         let value = self.sum(x, c, far, w, w);
-        let h = if far { (-2f32).mul_add(w, 1.0) } else { 2.0 * w };
+        let h = if far {
+            (-2f32).mul_add(w, 1.0)
+        } else {
+            2.0 * w
+        };
         if ORDER == 1 {
             return Point {
                 value: with_sign(value, x),
@@ -209,6 +219,10 @@ impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
         let z = if far { 1.0 / u } else { u };
         let w = z * Self::arctan(z * z) * FRAC_1_PI;
         let inner = self.sum(x, c, far, w, w);
-        if ORDER == 1 { with_sign(inner, x) } else { u * inner }
+        if ORDER == 1 {
+            with_sign(inner, x)
+        } else {
+            u * inner
+        }
     }
 }

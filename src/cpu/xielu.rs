@@ -194,7 +194,11 @@ impl<T: Short, const PARAMS: usize> Function for ShortIdeal<T, PARAMS> {
         let positive = if x > 0.0 { x } else { 0.0 };
         let n = min(x, 0.0);
         let near = (n * Self::r(n)).mul_add(n, n);
-        let expm1 = if n > Self::NEAR { near } else { f16::exp2(max(n * LOG2E, -126.0)) - 1.0 };
+        let expm1 = if n > Self::NEAR {
+            near
+        } else {
+            f16::exp2(max(n * LOG2E, -126.0)) - 1.0
+        };
         let rise = (2.0 * p.alpha_p).mul_add(positive, p.beta);
         Point {
             value: self.value(x),
@@ -210,9 +214,16 @@ impl<T: Short, const PARAMS: usize> Function for ShortIdeal<T, PARAMS> {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
         let ShortIdeal(p, _) = self;
-        let m = if x > 0.0 { p.alpha_p } else { p.alpha_n * Self::r(x) };
+        let m = if x > 0.0 {
+            p.alpha_p
+        } else {
+            p.alpha_n * Self::r(x)
+        };
         let near = x * x.mul_add(m, p.beta);
-        let far = p.alpha_n.mul_add(f16::exp2(max(x * LOG2E, -126.0)), (-p.s_n).mul_add(x, -p.alpha_n));
+        let far = p.alpha_n.mul_add(
+            f16::exp2(max(x * LOG2E, -126.0)),
+            (-p.s_n).mul_add(x, -p.alpha_n),
+        );
         if x > Self::NEAR { near } else { far }
     }
 }

@@ -128,7 +128,11 @@ impl<T: Short, const ORDER: u8> ShortLogistic<T, ORDER> {
             c,
             k_over_a: k / a,
             // A zero with the sign of K/a, so that the sum is not +0 at −inf.
-            c_over_a: if c == 0.0 { 0f32.copysign(k / a) } else { c / a },
+            c_over_a: if c == 0.0 {
+                0f32.copysign(k / a)
+            } else {
+                c / a
+            },
             far: if c == 0.0 { Self::FAR } else { f32::INFINITY },
             element: PhantomData,
         }
