@@ -838,11 +838,14 @@ fn long_sums<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> Outcome {
     are_gradients(&sample, [&x, &dy, &dx], &dparams, n)
 }
 
+/// From x and dy to the parameter gradients.
+type ParameterGradients<'a, T> = dyn Fn(&[T], &[T]) -> xact::Result<Vec<f32>> + 'a;
+
 /// The backward of a form of an op with v = 1, as the terms of its parameter gradients see it.
 struct Terms<'a, A, T> {
     sample: &'a Sample<A>,
     evaluate: Box<dyn Fn(f64) -> Evaluation + 'a>,
-    gradients: Box<dyn Fn(&[T], &[T]) -> xact::Result<Vec<f32>> + 'a>,
+    gradients: Box<ParameterGradients<'a, T>>,
 }
 
 impl<'a, A: Registered, T: Element> Terms<'a, A, T> {
