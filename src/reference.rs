@@ -461,12 +461,16 @@ fn check_parameters<A: Activation + ?Sized, T: Element>(
         .map(|p| {
             let (exact, got) = (sums[p].sum * chain[p], dparams[p]);
             let magnitude = sums[p].magnitude * chain[p];
-            let terms = match T::DTYPE {
-                Dtype::F32 => 0.0,
-                Dtype::F16 | Dtype::Bf16 if magnitude == 0.0 => 0.0,
-                Dtype::F16 | Dtype::Bf16 => TERM_BOUND * sums[p].addends * chain[p] / magnitude,
+            let addends = sums[p].addends * chain[p];
+            // If all terms are 0, such as those of a gate at x = 0, their addends need not be.
+            let (scale, bound) = match T::DTYPE {
+                Dtype::F32 => (magnitude, PARAM_GRADIENT_BOUND),
+                Dtype::F16 | Dtype::Bf16 if magnitude == 0.0 => (addends, TERM_BOUND),
+                Dtype::F16 | Dtype::Bf16 => {
+                    let terms = TERM_BOUND * addends / magnitude;
+                    (magnitude, PARAM_GRADIENT_BOUND + terms)
+                }
             };
-            let bound = PARAM_GRADIENT_BOUND + terms;
             let ok = |ok| if ok { 0.0 } else { f64::INFINITY };
             let error = if exact.is_nan() || got.is_nan() {
                 ok(exact.is_nan() && got.is_nan())
@@ -475,11 +479,7 @@ fn check_parameters<A: Activation + ?Sized, T: Element>(
             } else {
                 // The rounding of a subnormal f32 does not count as an error of the sum.
                 let beyond = ((got - exact).abs() - ulp::<f32>(0.0)).max(0.0);
-                if beyond == 0.0 {
-                    0.0
-                } else {
-                    beyond / magnitude
-                }
+                if beyond == 0.0 { 0.0 } else { beyond / scale }
             };
             ParameterReport {
                 name: op.signature().gradients[p],

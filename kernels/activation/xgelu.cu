@@ -60,8 +60,7 @@ struct NormalGate {
     __device__ float near() const { return xgelu::near(square); }
 };
 
-// 16-bit tensors. t is one power of two in the forward, t = 2^P(u). The backward needs φ too, from which both
-// follow:
+// 16-bit tensors. In bf16 t is one power of two in the forward, t = 2^P(u). Elsewhere both follow from φ:
 //
 //   φ = 2^(kHalfLog2e·u² - log2 √(2π))    t = φ·R    S = t - u·φ = φ·(R - u)    R = v·p(v), v = 1/(u + c)
 //
@@ -74,7 +73,7 @@ struct NormalShort : ShortGate<kAlpha> {
     using Base = ShortGate<kAlpha>;
     static constexpr bool kScaled = kIsWide<T>;
     static constexpr float kUnit = kScaled ? 0x1p-64f : 1.0f;
-    static constexpr float kFarOfValue = kScaled ? 16.2f : 7.7f;
+    static constexpr float kFarOfValue = kScaled ? 16.2f : 11.0f;
     static constexpr float kFarOfSlope = kScaled ? 16.2f : 11.0f;
 
     float k;  // (1 + 2α)·kUnit
@@ -107,9 +106,10 @@ struct NormalShort : ShortGate<kAlpha> {
         return d;
     }
 
-    // t/kUnit at u ≤ kFarOfValue.
+    // t/kUnit at u ≤ kFarOfValue. In f16 P(u) has no digits left where v, up to 65504, still shows u·t.
     __device__ static float tail(float u) {
-        return exp2_approx(kScaled ? xgelu::log2_tail_bf16(u) : xgelu::log2_tail_f16(u));
+        if constexpr (kScaled) return exp2_approx(xgelu::log2_tail_bf16(u));
+        return density<Use::All>(u).t;
     }
 
     __device__ static float h(float t) { return fmaf(-2.0f * kUnit, t, 1.0f); }

@@ -50,9 +50,10 @@ struct LogisticShort {
     static constexpr float kS = kHalf ? 0x1p-64f : 1.0f;
     // ρx = -z·kPerZ
     static constexpr float kPerZ = kHalf ? 2.0f * xsilu::kLn2 : xsilu::kLn2;
-    static constexpr float kFarOfValue = kHalf ? 80.0f : 60.0f;
+    // The tail σ at these z vanishes also if v and dy are the largest numbers of the type.
+    static constexpr float kFar = 80.0f;
     // 1 - σ is formed by a subtraction, in which smaller numbers vanish.
-    static constexpr float kFarOfSlope = kHalf ? 80.0f : 42.0f;
+    static constexpr float kNear = kHalf ? -80.0f : -42.0f;
     static constexpr float kFarOfGate = kHalf ? 48.0f : 60.0f;
 
     float a;  // z = a·x
@@ -75,7 +76,7 @@ struct LogisticShort {
         op.ks_a = op.ks / op.a;
         // f(±inf) is the limit of the part with K, and has its sign.
         op.c_a = op.c == 0.0f ? copysignf(0.0f, op.ks_a) : op.c / op.a;
-        op.far = op.c == 0.0f ? kFarOfValue : INFINITY;
+        op.far = op.c == 0.0f ? kFar : INFINITY;
         op.chain[0] = 1.0f;
         f(op);
     }
@@ -95,7 +96,7 @@ struct LogisticShort {
             p.value = z * fmaf(r(z), ks_a, c_a);
             return p;
         }
-        const float bounded = max_nan(min_nan(z, kFarOfSlope), -kFarOfSlope);
+        const float bounded = max_nan(min_nan(z, kFar), kNear);
         const float r = this->r(bounded);
         p.value = z * fmaf(r, ks_a, c_a);
         const float one_minus = fmaf(r, kPerZ * kS, -kPerZ);  // -kPerZ·(1 - σ)

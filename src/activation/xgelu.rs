@@ -62,8 +62,6 @@ shared! {
     /// converges by a factor of 2.4 per degree. Beyond, where u·t is subnormal and has fewer digits than the error leaves,
     /// it goes on falling: below −190 at 16.2.
     polynomial log2_tail_bf16: -1.993_739_4e-9, 1.442_550_4e-7, -4.593_567e-6, 8.523_601e-5, -0.001_032_280_7, 0.008_714_374, -0.054_067_686, -0.458_661_53, -1.151_039_4, 62.999_973;
-    /// log2 t for u ≤ 7.7: minimax, error of t 0.46·2⁻¹⁸.
-    polynomial log2_tail_f16: -7.533_767e-7, 4.562_177_5e-5, -0.000_838_755_46, 0.008_249_933, -0.053_594_16, -0.458_706_05, -1.151_192_9, -0.999_997_5;
     /// 64 − log2 √(2π).
     constant LOG2_DENSITY_BF16: 62.674_25;
     /// −log2 √(2π).

@@ -119,7 +119,7 @@ pub struct ShortNormal<T, const ORDER: u8> {
 
 impl<T: Short, const ORDER: u8> ShortNormal<T, ORDER> {
     /// For larger u, t and u·t are below the smallest subnormal, or vanish beside the linear part.
-    const FAR: f32 = if T::WIDE { 14.0 } else { 11.0 };
+    const FAR: f32 = if T::WIDE { 16.0 } else { 11.0 };
 
     pub fn new(params: &[f32]) -> Self {
         ShortNormal {

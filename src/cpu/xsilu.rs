@@ -110,9 +110,10 @@ pub struct ShortLogistic<T, const ORDER: u8> {
 impl<T: Short, const ORDER: u8> ShortLogistic<T, ORDER> {
     /// The units of z in one of the exponent.
     const UNITS: f32 = if T::WIDE { 2.0 } else { 1.0 };
-    /// Beyond these z, σ is taken to be constant.
+    /// Beyond these z, σ is taken to be constant. The tail at FAR vanishes also if v and dy are the largest numbers of the
+    /// type.
     const NEAR: f32 = if T::WIDE { -31.0 } else { -42.0 };
-    const FAR: f32 = if T::WIDE { 80.0 } else { 42.0 };
+    const FAR: f32 = 80.0;
 
     pub fn new(params: &[f32]) -> Self {
         let alpha = params[0];

@@ -744,3 +744,54 @@ fn groups_that_cannot_be() {
     ));
     assert!(matches!(refused(6, 0, 24), Error::Length { .. }));
 }
+
+/// A gate in its tail, times a large v or dy: 16-bit formulas must have the digits of the tail, or 0.
+#[test]
+fn tails_times_large_numbers() {
+    let gpu = gpu();
+    let f16 = |v: f64| half::f16::from_f64(v);
+    // x·Φ(x)·v at x = −5.15625 and v = 128, and at x = −6.1953125 and v = 65504.
+    for (x, v, exact) in [
+        (-5.15625, 128.0, -8.3142e-5),
+        (-6.1953125, 65504.0, -1.18031e-4),
+    ] {
+        let (x, v) = ([f16(x)], [f16(v)]);
+        let mut by_cpu = [f16(f64::NAN)];
+        let call = cpu::gated_forward(&Xgelu, Order::Second, (&x, &v), &[0.0], &mut by_cpu);
+        call.run().unwrap();
+        let how = How::default();
+        let by_device = run::gated_forward(&gpu, &Xgelu, Order::Second, &[0.0], [&x, &v], &how);
+        for got in [by_cpu[0], by_device.unwrap()[0]] {
+            let got = f64::from(got);
+            assert!(
+                (got - exact).abs() < 1.2e-7,
+                "{x:?}·{v:?}: {got:e}, exact {exact:e}"
+            );
+        }
+    }
+    // xSiLU's f′ is below 1e-36 there.
+    let (x, dy) = ([f16(-100.0), f16(-65504.0)], [f16(65504.0); 2]);
+    let mut by_cpu = [f16(f64::NAN); 2];
+    let call = cpu::backward(&Xsilu, &x, &dy, &[0.0], &mut by_cpu);
+    call.run().unwrap();
+    let (by_device, _) = run::backward(&gpu, &Xsilu, &[0.0], &x, &dy, &How::default()).unwrap();
+    for got in by_cpu.iter().chain(&by_device) {
+        assert_eq!(got.to_f64(), 0.0, "{got:?}");
+    }
+    // Terms of 0 have addends that are not: the gate of order 1 at x = 0.
+    let one = [f16(1.0)];
+    let tensors = reference::GatedGradients {
+        x: &[f16(0.0)],
+        v: &one,
+        dy: &one,
+        dx: &[f16(0.39894228)],
+        dv: &[f16(0.5)],
+    };
+    let bounds = reference::Bounds::of(&Xgelu);
+    let order = Order::First;
+    for (dalpha, ok) in [(1e-5, true), (1e-3, false)] {
+        let report =
+            reference::check_gated_gradients(&Xgelu, order, &[0.0], &tensors, &[dalpha], bounds);
+        assert_eq!(report.unwrap().ok(), ok, "{dalpha}");
+    }
+}
