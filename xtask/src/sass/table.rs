@@ -754,12 +754,14 @@ mod tests {
             .find(|above| above.functor == "general")
             .expect("one");
         let most = (above.limits[0] * 16.0) as usize;
-        assert_eq!(
-            with_loop(most, "general", false).problems(),
-            Vec::<String>::new()
-        );
-        let problems = with_loop(most + 1, "general", false).problems();
-        assert!(problems[0].contains(above.reason), "{problems:?}");
+        // So many instructions also exceed what an H100 has time for.
+        let excess = |instructions| {
+            let problems = with_loop(instructions, "general", false).problems();
+            problems.into_iter().find(|p| p.contains("per element"))
+        };
+        assert_eq!(excess(most), None);
+        let problem = excess(most + 1).expect("a problem");
+        assert!(problem.contains(above.reason), "{problem}");
         // A reason that is not needed is a problem.
         assert_eq!(
             not_above(&[with_loop(most, "general", false)]),
