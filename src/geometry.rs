@@ -1,8 +1,8 @@
 //! The launch geometry: block sizes, and how a tensor is divided into tiles and chunks.
 //!
 //! These numbers stand only here. `build.rs` includes this file and passes [`DEFINES`] to nvcc. Any values give correct
-//! results and only change speed. The division depends on the shape alone and never on the device, so that the parameter
-//! gradients are reproducible to the bit.
+//! results and only change speed. The division depends on the shape, the pitches and the alignment of x, and never on the
+//! device, so that the parameter gradients are reproducible to the bit.
 
 /// Threads per block.
 ///

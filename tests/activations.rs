@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
 
-use cuda_emulator::{Approx, BufferTraffic, Schedule, Settings};
+use cuda_emulator::{Approx, BufferTraffic, LaunchReport, Schedule, Settings};
 use half::{bf16, f16};
 use libtest_mimic::Failed;
 use xact::activation::{Evaluation, Named, Registered, Sample, Visitor};
@@ -267,6 +267,26 @@ fn gated_schedules<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
+/// What the emulator counted in a forward and a backward of a gated form.
+fn gated_launches<A: Gated + Registered, T: Element>(
+    gpu: &Gpu,
+    order: Order,
+    s: &Sample<A>,
+    [x, v, dy]: [&[T]; 3],
+    how: &How,
+) -> Result<[LaunchReport; 2], Failed> {
+    let (y, forward) =
+        cuda_emulator::record(|| run::gated_forward(gpu, &s.op, order, &s.params, [x, v], how));
+    y?;
+    let (gradients, backward) = cuda_emulator::record(|| {
+        run::gated_backward(gpu, &s.op, order, &s.params, [x, v, dy], how)
+    });
+    gradients?;
+    // The launch of the second stage follows that of the backward.
+    let first = |launches: Vec<LaunchReport>| launches.into_iter().next().ok_or("no launch");
+    Ok([first(forward)?, first(backward)?])
+}
+
 /// Each byte is moved once: 3 tensors in the forward, 5 in the backward.
 fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
@@ -278,16 +298,9 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
             rows: 8,
             ..How::default()
         };
-        let (y, forward) = cuda_emulator::record(|| {
-            run::gated_forward(gpu, &sample.op, order, &sample.params, [&x, &v], &how)
-        });
-        y?;
-        let (gradients, backward) = cuda_emulator::record(|| {
-            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
-        });
-        gradients?;
+        let launches = gated_launches(gpu, order, &sample, [&x, &v, &dy], &how)?;
         let bytes = (n * size_of::<T>()) as u64;
-        for (launch, read, written) in [(&forward[0], 2, 1), (&backward[0], 3, 2)] {
+        for (launch, (read, written)) in launches.iter().zip([(2, 1), (3, 2)]) {
             let tensors = || run::tensors(launch).filter(|b| b.len >= bytes);
             let sum = |of: fn(&BufferTraffic) -> u64| tensors().map(of).sum::<u64>();
             let counted = (sum(|b| b.bytes_read), sum(|b| b.bytes_written));
@@ -328,22 +341,15 @@ fn gated_narrow_rows<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order)
         if !aligned {
             (how.x, how.dy, how.out) = (odd(1), odd(2), odd(3));
         }
-        let (y, forward) = cuda_emulator::record(|| {
-            run::gated_forward(gpu, &sample.op, order, &sample.params, [&x, &v], &how)
-        });
-        y?;
-        let (gradients, backward) = cuda_emulator::record(|| {
-            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
-        });
-        gradients?;
-        for (launch, moved) in [(&forward[0], 3), (&backward[0], 5)] {
+        let launches = gated_launches(gpu, order, &sample, [&x, &v, &dy], &how)?;
+        for (launch, moved) in launches.iter().zip([3, 5]) {
             let tensors = run::tensors(launch).filter(|b| b.len >= bytes);
             let sum: u64 = tensors.map(|b| b.bytes_read + b.bytes_written).sum();
             if sum != moved * bytes {
                 return Err(format!("{}, {cols} columns: {sum} bytes", launch.kernel).into());
             }
         }
-        Ok([&forward[0], &backward[0]].map(|launch| launch.instructions as f64 / n as f64))
+        Ok(launches.map(|launch| launch.instructions as f64 / n as f64))
     };
     let long = instructions(4096, true)?;
     for cols in [16, 64, 96, 256] {

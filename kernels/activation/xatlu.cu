@@ -97,9 +97,9 @@ struct ArctanShort : ShortGate<kAlpha> {
         }
     }
 
-    // u·r², S·π and θ.
+    // S·π and θ.
     struct Angle {
-        float bend, s, theta;
+        float s, theta;
     };
     __device__ static Angle angles(float u) {
         const float square = fmaf(u, u, 1.0f);

@@ -73,14 +73,13 @@ struct NormalShort : ShortGate<kAlpha> {
     using Base = ShortGate<kAlpha>;
     static constexpr bool kScaled = kIsWide<T>;
     static constexpr float kUnit = kScaled ? 0x1p-64f : 1.0f;
-    static constexpr float kFarOfValue = kScaled ? 16.2f : 11.0f;
-    static constexpr float kFarOfSlope = kScaled ? 16.2f : 11.0f;
+    static constexpr float kFar = kScaled ? 16.2f : 11.0f;
 
     float k;  // (1 + 2α)·kUnit
 
     __device__ explicit NormalShort(float alpha = 0.0f) : Base(alpha), k(kUnit * fmaf(2.0f, alpha, 1.0f)) {}
 
-    // φ/kUnit, R and t/kUnit at u ≤ kFarOfSlope.
+    // φ/kUnit, R and t/kUnit at u ≤ kFar.
     struct Density {
         float phi, r, t;
     };
@@ -106,7 +105,7 @@ struct NormalShort : ShortGate<kAlpha> {
         return d;
     }
 
-    // t/kUnit at u ≤ kFarOfValue. In f16 P(u) has no digits left where v, up to 65504, still shows u·t.
+    // t/kUnit at u ≤ kFar. In f16 P(u) has no digits left where v, up to 65504, still shows u·t.
     __device__ static float tail(float u) {
         if constexpr (kScaled) return exp2_approx(xgelu::log2_tail_bf16(u));
         return density<Use::All>(u).t;
@@ -117,11 +116,10 @@ struct NormalShort : ShortGate<kAlpha> {
     template <Use kUse>
     __device__ Point<1> at(Order<2, kUse>, float x, float upstream) const {
         Point<1> p;
+        const float u = min_nan(fabsf(x), kFar);
         if constexpr (kUse == Use::Value) {
-            const float u = min_nan(fabsf(x), kFarOfValue);
             p.value = this->value(x, u, tail(u), k, kUnit);
         } else {
-            const float u = min_nan(fabsf(x), kFarOfSlope);
             const Density d = density<kUse>(u);
             p.value = this->value(x, u, d.t, k, kUnit);
             p.slope = with_sign_of(x, fmaf(-k, d.phi * (d.r - u), this->c(x)));
@@ -133,11 +131,11 @@ struct NormalShort : ShortGate<kAlpha> {
     template <Use kUse>
     __device__ Point<1> at(Order<1, kUse>, float x, float upstream) const {
         Point<1> p;
+        const float u = min_nan(fabsf(x), kFar);
         if constexpr (kUse == Use::Value) {
-            const float t = tail(min_nan(fabsf(x), kFarOfValue));
-            p.value = with_sign_of(x, fmaf(-k, t, this->c(x)));
+            p.value = with_sign_of(x, fmaf(-k, tail(u), this->c(x)));
         } else {
-            const Density d = density<kUse>(min_nan(fabsf(x), kFarOfSlope));
+            const Density d = density<kUse>(u);
             p.value = with_sign_of(x, fmaf(-k, d.t, this->c(x)));
             p.slope = k * d.phi;
             p.terms[0] = upstream * with_sign_of(x, h(d.t));

@@ -4,8 +4,8 @@
 // (pack.cuh, anchored at x) are numbered row by row, `packs_per_row` in each, and XACT_BLOCK·XACT_PACKS
 // consecutive ones are a tile, so that several short rows share a tile. A block takes one chunk of tiles, or
 // several in a grid-stride loop if the grid is smaller, and a chunk gives one partial sum per parameter. The
-// division depends on the shape and on the alignment of x alone (src/geometry.rs), so the sums have the same
-// bits on any grid.
+// division depends on the shape, the pitches and the alignment of x alone (src/geometry.rs), so the sums have
+// the same bits on any grid.
 //
 // There are two loops. whole_tiles takes the tiles that lie in one row where all buffers are aligned alike;
 // it is what training runs, and has no branch. any_tile takes the others.

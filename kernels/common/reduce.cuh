@@ -2,7 +2,7 @@
 //
 // A Sum is an unevaluated pair: `sum` is the running f32 sum and `comp` collects exactly what each
 // addition rounded away (Knuth's TwoSum), so that sum + comp carries about twice the digits. The
-// order of additions is fixed by the code and by the shape alone.
+// order of additions is fixed by the code, and by the shape and the alignment of the tensors.
 #pragma once
 
 namespace xact {

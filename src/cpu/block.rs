@@ -44,6 +44,7 @@ impl Block {
             }
         }
     }
+
     /// Adds the block to the lanes. The 16 elements of a lane are first summed in f32 as a tree, in the block itself.
     #[inline(always)]
     pub fn add_to(&mut self, lanes: &mut [f64; LANES]) {

@@ -156,19 +156,24 @@ impl Sides {
     }
 }
 
-/// Implements the CPU backend of an op with this tail and these 16-bit formulas. This is a macro because a generic implementation would be compiled in
-/// every crate that uses it.
+/// Implements the CPU backend of an op with this tail and these 16-bit formulas. This is a macro because a generic
+/// implementation would be compiled in every crate that uses it.
 macro_rules! on_cpu {
     ($Op:ident: $Tail:ident, $Short:ident) => {
         use $crate::activation::MAX_PARAMS;
         use $crate::cpu::call::{AnyCall, Gradients};
         use $crate::cpu::expanded::{gate_alone, whole};
 
+        /// Runs a call with f, plain or gated.
+        fn run_whole<const GATED: bool>(params: &[f32], call: AnyCall<'_, GATED>) -> Gradients {
+            let short = $Short::<half::f16, 2>::new(params);
+            let wide = $Short::<half::bf16, 2>::new(params);
+            call.run(whole::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
+        }
+
         impl $crate::cpu::on_cpu::OnCpu for $crate::$Op {
             fn on_cpu(&self, params: &[f32], call: AnyCall<'_, false>) -> Gradients {
-                let short = $Short::<half::f16, 2>::new(params);
-                let wide = $Short::<half::bf16, 2>::new(params);
-                call.run(whole::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
+                run_whole(params, call)
             }
         }
 
@@ -185,11 +190,7 @@ macro_rules! on_cpu {
                         let wide = $Short::<half::bf16, 1>::new(params);
                         call.run(gate_alone::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
                     }
-                    $crate::Order::Second => {
-                        let short = $Short::<half::f16, 2>::new(params);
-                        let wide = $Short::<half::bf16, 2>::new(params);
-                        call.run(whole::<$Tail>(params), short, wide, [1.0; MAX_PARAMS])
-                    }
+                    $crate::Order::Second => run_whole(params, call),
                 }
             }
         }

@@ -132,6 +132,14 @@ pub struct ShortArctan<T, const ORDER: u8> {
     element: PhantomData<T>,
 }
 
+/// c, u (bounded where c is 0), u > 1 and z at an x.
+struct Folded {
+    c: f32,
+    u: f32,
+    far: bool,
+    z: f32,
+}
+
 impl<T: Short, const ORDER: u8> ShortArctan<T, ORDER> {
     /// A bound on |x| where f has no linear part: it is ∓1/π there. G needs none.
     const FAR: f32 = if ORDER == 1 { f32::INFINITY } else { 1.0e30 };
@@ -142,6 +150,15 @@ impl<T: Short, const ORDER: u8> ShortArctan<T, ORDER> {
             k: 2f32.mul_add(params[0], 1.0),
             element: PhantomData,
         }
+    }
+
+    #[inline(always)]
+    fn fold(self, x: f32) -> Folded {
+        let (c, bound) = self.sides.at(x);
+        let u = min(x.abs(), bound);
+        let far = u > 1.0;
+        let z = if far { 1.0 / u } else { u };
+        Folded { c, u, far, z }
     }
 
     /// arctan(z)/z
@@ -181,10 +198,7 @@ impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
 
     #[inline(always)]
     fn at(self, x: f32, upstream: f32) -> Point {
-        let (c, bound) = self.sides.at(x);
-        let u = min(x.abs(), bound);
-        let far = u > 1.0;
-        let z = if far { 1.0 / u } else { u };
+        let Folded { c, u, far, z } = self.fold(x);
         let y = z * z;
         let r = 1.0 / (1.0 + y);
         let v = z * r * FRAC_1_PI;
@@ -213,10 +227,7 @@ impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
 
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
-        let (c, bound) = self.sides.at(x);
-        let u = min(x.abs(), bound);
-        let far = u > 1.0;
-        let z = if far { 1.0 / u } else { u };
+        let Folded { c, u, far, z } = self.fold(x);
         let w = z * Self::arctan(z * z) * FRAC_1_PI;
         let inner = self.sum(x, c, far, w, w);
         if ORDER == 1 {
