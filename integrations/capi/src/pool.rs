@@ -73,6 +73,9 @@ fn pool() -> Result<&'static ThreadPool> {
         let text = format!("the threads of the host functions could not be started: {e}");
         Failure::new(XACT_ERROR_THREADS, text)
     })?;
+    // Every thread runs something once. A thread that still starts may hold a lock of the loader, the allocator or a sanitizer;
+    // if the process forked then, the lock would stay locked in the child, whose first thread would wait forever.
+    pool.broadcast(|_| ());
     let link = Box::into_raw(Box::new(Link {
         process,
         threads,
