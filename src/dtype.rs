@@ -90,12 +90,13 @@ impl Convert for bf16 {
     fn narrow(value: f32) -> bf16 {
         let bits = value.to_bits();
         // Rounds up if the lower half is above the midpoint, or at the midpoint and the upper half is odd.
-        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
-        bf16::from_bits(if value.is_nan() {
-            0x7fc0
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        let bits = if value.is_nan() {
+            f32::NAN.to_bits()
         } else {
-            rounded as u16
-        })
+            rounded
+        };
+        bf16::from_bits((bits >> 16) as u16)
     }
 }
 
@@ -150,11 +151,8 @@ impl Convert for f16 {
             result
         };
         let result = result | (bits >> 16 & 0x8000);
-        f16::from_bits(if value.is_nan() {
-            0x7e00
-        } else {
-            result as u16
-        })
+        let result = if value.is_nan() { 0x7e00 } else { result };
+        f16::from_bits(result as u16)
     }
 }
 

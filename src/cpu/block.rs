@@ -9,9 +9,16 @@ pub const BLOCK: usize = 256;
 pub const LANES: usize = 16;
 
 /// A block on the stack. It is aligned to a cache line, because a vector that straddles two lines costs twice as much.
+///
+/// Its order is that of [`Block::load`]: elements of 16 bits are read in pairs, as words, whose first elements fill the first
+/// half of the block and whose second elements fill the second half. That takes one instruction for each vector, and keeping
+/// the order of the tensor takes two to widen and four to narrow. All tensors of a call have the same order.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub struct Block(pub [f32; BLOCK]);
+
+/// The number of pairs in a block.
+const PAIRS: usize = BLOCK / 2;
 
 impl Block {
     pub const ZERO: Block = Block([0.0; BLOCK]);
@@ -19,30 +26,55 @@ impl Block {
     /// Converts the elements of `from`, at most a block, to f32. The rest of the block becomes 0.
     #[inline(always)]
     pub fn load<T: Element>(&mut self, from: &[T]) {
-        if let Ok(from) = <&[T; BLOCK]>::try_from(from) {
+        match from.try_into() {
+            Ok(whole) => self.load_whole(whole),
+            Err(_) => self.load_whole(&padded(from, T::zeroed())),
+        }
+    }
+
+    /// Converts a block to f32.
+    #[inline(always)]
+    pub fn load_whole<T: Element>(&mut self, from: &[T; BLOCK]) {
+        if size_of::<T>() == 4 {
             for (to, from) in self.0.iter_mut().zip(from) {
                 *to = from.widen();
             }
-        } else {
-            self.0 = [0.0; BLOCK];
-            for (to, from) in self.0.iter_mut().zip(from) {
-                *to = from.widen();
-            }
+            return;
+        }
+        let words: [u32; PAIRS] = bytemuck::pod_read_unaligned(bytemuck::cast_slice(from));
+        let (first, second) = self.0.split_at_mut(PAIRS);
+        for ((first, second), word) in first.iter_mut().zip(second).zip(words) {
+            let [a, b]: [T; 2] = bytemuck::cast(word);
+            (*first, *second) = (a.widen(), b.widen());
         }
     }
 
     /// Fills `to`, at most a block, with elements rounded to T.
     #[inline(always)]
     pub fn store<T: Element>(&self, to: &mut [T]) {
-        if let Ok(to) = <&mut [T; BLOCK]>::try_from(&mut *to) {
-            for (to, from) in to.iter_mut().zip(&self.0) {
-                *to = T::narrow(*from);
-            }
+        if let Ok(whole) = <&mut [T; BLOCK]>::try_from(&mut *to) {
+            self.store_whole(whole);
         } else {
+            let mut whole = [T::zeroed(); BLOCK];
+            self.store_whole(&mut whole);
+            to.copy_from_slice(&whole[..to.len()]);
+        }
+    }
+
+    #[inline(always)]
+    fn store_whole<T: Element>(&self, to: &mut [T; BLOCK]) {
+        if size_of::<T>() == 4 {
             for (to, from) in to.iter_mut().zip(&self.0) {
                 *to = T::narrow(*from);
             }
+            return;
         }
+        let mut words = [0; PAIRS];
+        let (first, second) = self.0.split_at(PAIRS);
+        for ((first, second), word) in first.iter().zip(second).zip(&mut words) {
+            *word = bytemuck::cast([T::narrow(*first), T::narrow(*second)]);
+        }
+        to.copy_from_slice(bytemuck::cast_slice(&words));
     }
 
     /// Adds the block to the lanes. The 16 elements of a lane are first summed in f32 as a tree, in the block itself.
@@ -64,4 +96,12 @@ impl Block {
             *lane += f64::from(*v);
         }
     }
+}
+
+/// The elements, and then copies of `pad`.
+#[inline(always)]
+pub fn padded<T: Element>(elements: &[T], pad: T) -> [T; BLOCK] {
+    let mut block = [pad; BLOCK];
+    block[..elements.len()].copy_from_slice(elements);
+    block
 }

@@ -1,8 +1,9 @@
 //! Cross-entropy on the CPU: the formulas, options and special values of [`CrossEntropy`], for slices.
 //!
-//! Each row is computed by one thread. It is read once for its statistics and once more, from the cache, for its
-//! gradient, so the memory traffic is one read and one write. Arithmetic on elements and the statistics of rows are f32;
-//! arithmetic on the few numbers of a row is f64.
+//! Each row is computed by one thread, unless there are fewer rows than threads can share: then all threads compute parts of
+//! rows. A row is read once for its statistics and once more, from the cache, for its gradient, so the memory traffic is one
+//! read and one write. Arithmetic on elements and the statistics of rows are f32; arithmetic on the few numbers of a row is
+//! f64.
 //!
 //! ```
 //! use xact::CrossEntropy;
@@ -31,7 +32,7 @@ use crate::loss::cross_entropy::{CrossEntropy, Label, Normalizer, RowStatus, Sha
 use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
 use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
-use row::{NO_STATS, Options, RowLoss, Target, merged, rounded};
+use row::{NO_STATS, Options, PartStats, RowLoss, Target, merged, rounded};
 
 /// The inputs that decide which rows are kept.
 struct Rows<'a, L> {
@@ -687,7 +688,10 @@ impl Plan {
         let stats = saved.as_chunks().0;
         let row = |row| {
             let of_ranks = stats.iter().skip(row).step_by(n).map(RowStats::from_bytes);
-            merged(self.options.cap, of_ranks)
+            merged(
+                self.options.cap,
+                &of_ranks.map(PartStats::from).collect::<Vec<_>>(),
+            )
         };
         Ok((0..n).map(row).collect())
     }

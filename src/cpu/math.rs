@@ -17,7 +17,7 @@ pub const ROUND: f32 = 12_582_912.0;
 
 /// The number of fraction bits of an f32, and below it the bias of the exponent.
 pub const FRACTION_BITS: u32 = 23;
-const BIAS: u32 = 127;
+pub const BIAS: u32 = 127;
 
 /// 2^f for |f| ≤ ½: relative error 2⁻²⁸·³ before rounding, 1 at 0 exactly.
 #[inline(always)]

@@ -13,7 +13,7 @@ use crate::loss::cross_entropy::RowStatus;
 /// the sum of two f32, because one f32 cannot hold all integers beyond 2²⁴.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
-    hi: f32,
+    pub hi: f32,
     lo: f32,
 }
 
@@ -93,10 +93,32 @@ pub fn rounded(value: f64) -> f32 {
     f32::narrow(value as f32)
 }
 
+/// The stats of a part of a row. The sums of a rank are rounded to f32, and those of the parts within a row are not.
+#[derive(Clone, Copy, Debug)]
+pub struct PartStats {
+    pub max: f32,
+    pub rest: f64,
+    pub target: f32,
+    pub sum: f64,
+    pub argmax: u32,
+}
+
+impl From<RowStats> for PartStats {
+    fn from(of_rank: RowStats) -> PartStats {
+        PartStats {
+            max: of_rank.max,
+            rest: of_rank.rest.into(),
+            target: of_rank.target,
+            sum: of_rank.sum.into(),
+            argmax: of_rank.argmax,
+        }
+    }
+}
+
 /// The stats of a row, merged from those of its parts in their order.
-pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = RowStats> + Clone) -> RowStats {
+pub fn merged(cap: Option<Softcap>, parts: &[PartStats]) -> RowStats {
     let mut all = NO_STATS;
-    for part in parts.clone() {
+    for part in parts {
         if part.max > all.max || (part.max == all.max && part.argmax < all.argmax) {
             (all.max, all.argmax) = (part.max, part.argmax);
         }
@@ -109,8 +131,8 @@ pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = RowStats> + Clon
     let base = base_of(all.max);
     let (mut rest, mut sum) = (0.0, 0.0);
     for part in parts {
-        rest += f64::from(part.rest) * base_of(part.max).factor_to(base);
-        sum += f64::from(part.sum);
+        rest += part.rest * base_of(part.max).factor_to(base);
+        sum += part.sum;
     }
     (all.rest, all.sum) = (rounded(rest), rounded(sum));
     all
