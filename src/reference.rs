@@ -14,7 +14,8 @@
 //! formulas, and a GPU that is to read memory at its full speed has no instructions to spare for them.
 //!
 //! A product such as dx = dy·f′(x) has two f32 factors. Where f′(x) is subnormal in f32, an ulp is at least the spacing of
-//! subnormals times |dy|; where f′(x) overflows f32, the exact result counts as infinite.
+//! subnormals times |dy|; where f′(x) overflows f32, the exact result counts as infinite. In a gated backward dy·v is one of
+//! the factors of dx, and the bounds hold where it does not overflow f32.
 //!
 //! [`finite_differences`] checks the derivatives of the reference against its values.
 

@@ -57,6 +57,7 @@ impl Activations<'_> {
             true traffic,
             true widths,
             false long_sums,
+            false limits,
         ];
         if size_of::<T>() == 2 {
             tests![
@@ -137,7 +138,7 @@ fn turns(full: bool, settings: Settings, all: usize) -> usize {
     }
 }
 
-/// Every 16-bit gate and a dense sweep of f32, each with every one of VALUES.
+/// Every 16-bit gate and a dense sweep of f32, each with every one of VALUES and of the large values.
 fn gated_forward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
@@ -154,11 +155,18 @@ fn gated_forward<A: Gated + Registered, T: Element>(
             passed(&report, (settings, first, s))?;
             rounded::<A, T>(&format!("gated{}", order as u8 + 1), &report, s)?;
         }
+        for [v, _] in inputs::large::<T>() {
+            let all = inputs::cycle::<T>(&[v], 0, x.len());
+            let report = cuda_emulator::with_settings(settings, || {
+                check::gated_forward(gpu, &s.op, order, &s.params, [&x, &all], ulps)
+            });
+            passed(&report, (settings, v, s))?;
+        }
     }
     Ok(())
 }
 
-/// The same for dx and dv, also with every one of GRADIENTS. dα is tested over inputs whose sums are finite, separately for
+/// The same for dx and dv, also with every one of GRADIENTS and of the large gradients. dα is tested over inputs whose sums are finite, separately for
 /// each sign: ∂G/∂α is odd, so over both signs the errors of a wrong factor would cancel.
 fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
@@ -170,23 +178,30 @@ fn gated_backward<A: Gated + Registered, T: Element>(
     let (negative, positive): (Vec<T>, Vec<T>) = inputs::summable(&x)
         .into_iter()
         .partition(|x| x.to_f64() < 0.0);
+    let cycles = |[v, dy]: [usize; 2], len: usize| {
+        [(&VALUES[..], v), (&GRADIENTS, dy)].map(|(of, first)| inputs::cycle::<T>(of, first, len))
+    };
     for (settings, ulps) in modes(gpu) {
-        let backward = |x: &[T], [v, dy]: [usize; 2]| {
-            let v = inputs::cycle::<T>(&VALUES, v, x.len());
-            let dy = inputs::cycle::<T>(&GRADIENTS, dy, x.len());
+        let backward = |x: &[T], [v, dy]: [Vec<T>; 2]| {
             cuda_emulator::with_settings(settings, || {
                 check::gated_backward(gpu, &s.op, order, &s.params, [x, &v, &dy], ulps)
             })
         };
         for first in 0..turns(full, settings, VALUES.len() * GRADIENTS.len()) {
             let firsts = [first % VALUES.len(), first % GRADIENTS.len()];
-            let mut report = backward(&x, firsts);
+            let mut report = backward(&x, cycles(firsts, x.len()));
             report.parameters.clear();
             passed(&report, (settings, firsts, s))?;
             rounded::<A, T>(&format!("gated{}", order as u8 + 1), &report, s)?;
         }
+        for pair in inputs::large::<T>() {
+            let all = pair.map(|v| inputs::cycle::<T>(&[v], 0, x.len()));
+            let mut report = backward(&x, all);
+            report.parameters.clear();
+            passed(&report, (settings, pair, s))?;
+        }
         for (name, x) in [("negative", &negative), ("positive", &positive)] {
-            passed(&backward(x, [0, 0]), (settings, name, s))?;
+            passed(&backward(x, cycles([0, 0], x.len())), (settings, name, s))?;
         }
     }
     Ok(())
@@ -445,7 +460,7 @@ fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
     Ok(())
 }
 
-/// The same for dx, with dy = 1 and random dy, and for the parameter gradients over inputs whose sums are finite.
+/// The same for dx, with a dy of 1, random ones and large ones, and for the parameter gradients over inputs whose sums are finite.
 fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     let finite = inputs::summable(&x);
@@ -458,6 +473,12 @@ fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> O
             report.parameters.clear();
             passed(&report, (settings, "dy = 1", &s))?;
             rounded::<A, T>("plain", &report, &s)?;
+            for [_, dy] in inputs::large::<T>() {
+                let all = inputs::cycle::<T>(&[dy], 0, x.len());
+                let mut report = check::backward(gpu, &s.op, &s.params, &x, &all, ulps);
+                report.parameters.clear();
+                passed(&report, (settings, dy, &s))?;
+            }
             let report = check::backward(
                 gpu,
                 &s.op,
@@ -544,9 +565,10 @@ fn lengths_and_alignments<A: Registered, T: Element>(gpu: &Gpu, full: bool) -> O
                 out: offset(),
                 ..whole
             };
-            for in_place in [false, true] {
+            for (in_place, over_x) in [(false, false), (true, false), (false, true)] {
                 let how = How {
                     in_place,
+                    over_x,
                     emit_y: round % 2 == 1,
                     ..how
                 };
@@ -573,7 +595,7 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
         (5, 4096),
         (4, 4099),
         (300, 5),
-        // There are more tiles than chunks, so that a chunk takes several rows, and the last one fewer than the others.
+        // Several tiles of many rows each.
         (4201, 3),
     ] {
         let x = random.normal::<T>(rows * cols, 2.0);
@@ -601,6 +623,20 @@ fn rows_with_a_pitch<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outco
             let (dx, dparams) = run::backward(gpu, &sample.op, &sample.params, &x, &dy, &how)?;
             equal(&format!("dx, {what}"), &dx, &dx_dense)?;
             are_gradients(&sample, [&x, &dy, &dx], &dparams, what)?;
+        }
+    }
+    Ok(())
+}
+
+/// f at ±0, and f and f′ at ±inf.
+fn limits<A: Registered, T: Element>(gpu: &Gpu, _full: bool) -> Outcome {
+    for s in A::samples() {
+        for (settings, _) in modes(gpu) {
+            for params in inputs::parameters_and_tiny_ones(&s) {
+                cuda_emulator::with_settings(settings, || {
+                    check::limits::<A, T>(gpu, &s.op, &params)
+                })?;
+            }
         }
     }
     Ok(())
@@ -973,6 +1009,10 @@ fn mean_error_of<A: Registered, T: Element>(gpu: &Gpu, of: Of<'_, A, T>) -> Outc
                     ranges.entry(range).or_default().push((x, point));
                 }
             }
+            // A factor that is 0 in f32 leaves no errors; `terms` sees that the gradient is 0.
+            if chain[p] as f32 == 0.0 {
+                continue;
+            }
             let (mut errors, mut count) = (0.0, 0);
             for (range, points) in ranges {
                 // A product that is far from the limits of f32, with a factor that is within T.
@@ -983,9 +1023,7 @@ fn mean_error_of<A: Registered, T: Element>(gpu: &Gpu, of: Of<'_, A, T>) -> Outc
                 let got = cuda_emulator::with_settings(settings, || (terms.gradients)(&x, &dy))?;
                 let exact = points.iter().zip(&dy);
                 let exact: f64 = exact.map(|((_, e), dy)| e.dparams[p] * dy.to_f64()).sum();
-                if chain[p] as f32 > 0.0 {
-                    errors += (f64::from(got[p]) / chain[p] - exact) / scale;
-                }
+                errors += (f64::from(got[p]) / chain[p] - exact) / scale;
                 count += x.len();
             }
             let mean = errors / f64::from(count as u32);

@@ -169,8 +169,8 @@ struct ArctanShort : ShortGate<kAlpha> {
         const Gate g = gate(x);
         Point<1> p;
         p.value = g.value;
-        // 1/(1 + x²); in bf16 scaled, so that the reciprocal is flushed only where G' is.
-        constexpr float kScale = kBounded ? 0x1p-8f : 1.0f;
+        // 1/(1 + x²); in bf16 scaled, so that the reciprocal is flushed only where G' is, for large α too.
+        constexpr float kScale = kBounded ? 0x1p-32f : 1.0f;
         const float w = x * kScale;
         p.slope = k * kScale * kScale * rcp_approx(fmaf(w, w, kScale * kScale));
         p.terms[0] = upstream * fmaf(2.0f * kInvPi, g.w, g.far ? copysignf(1.0f, x) : 0.0f);

@@ -60,20 +60,21 @@ struct NormalGate {
     __device__ float near() const { return xgelu::near(square); }
 };
 
-// 16-bit tensors. In bf16 t is one power of two in the forward, t = 2^P(u). Elsewhere both follow from φ:
+// 16-bit tensors. All follows from φ:
 //
 //   φ = 2^(kHalfLog2e·u² - log2 √(2π))    t = φ·R    S = t - u·φ = φ·(R - u)    R = v·p(v), v = 1/(u + c)
 //
-// R - u cancels only where S does. In bf16, whose range is that of f32, φ and t carry a factor 1/kUnit =
-// 2^64, which is a term of the exponents and keeps them above the subnormals that ex2 flushes; in f16 that
-// would round the exponent too coarsely. At kFar ex2 gives 0 (bf16), or t vanishes beside every α and rounds
-// to 0 with any v (f16).
+// R - u cancels only where S does. u² is exact: u has at most 11 bits. In bf16, whose range is that of f32, φ
+// and t carry a factor 1/kUnit = 2^64, which is a term of the exponents and keeps them above the subnormals
+// that ex2 flushes; in f16 that would round the exponent too coarsely. At kFar ex2 gives 0. (One polynomial
+// for log2 t is an instruction shorter in the forward, but takes degree 10 for the digits of the tail that a
+// large v shows.)
 template <class T, Alpha kAlpha>
 struct NormalShort : ShortGate<kAlpha> {
     using Base = ShortGate<kAlpha>;
     static constexpr bool kScaled = kIsWide<T>;
     static constexpr float kUnit = kScaled ? 0x1p-64f : 1.0f;
-    static constexpr float kFar = kScaled ? 16.2f : 11.0f;
+    static constexpr float kFar = 16.2f;
 
     float k;  // (1 + 2α)·kUnit
 
@@ -87,7 +88,7 @@ struct NormalShort : ShortGate<kAlpha> {
     __device__ static Density density(float u) {
         Density d;
         d.phi = exp2_approx(
-            fmaf(u * xgelu::kHalfLog2e, u, kScaled ? xgelu::kLog2DensityBf16 : xgelu::kLog2DensityF16));
+            fmaf(u * u, xgelu::kHalfLog2e, kScaled ? xgelu::kLog2DensityBf16 : xgelu::kLog2DensityF16));
         if constexpr (kScaled && kUse == Use::Derivatives) {
             const float v = rcp_approx(u + xgelu::kShiftSlopeBf16);
             d.r = v * xgelu::ratio_slope_bf16(v);
@@ -105,26 +106,16 @@ struct NormalShort : ShortGate<kAlpha> {
         return d;
     }
 
-    // t/kUnit at u ≤ kFar. In f16 P(u) has no digits left where v, up to 65504, still shows u·t.
-    __device__ static float tail(float u) {
-        if constexpr (kScaled) return exp2_approx(xgelu::log2_tail_bf16(u));
-        return density<Use::All>(u).t;
-    }
-
     __device__ static float h(float t) { return fmaf(-2.0f * kUnit, t, 1.0f); }
 
     template <Use kUse>
     __device__ Point<1> at(Order<2, kUse>, float x, float upstream) const {
         Point<1> p;
         const float u = min_nan(fabsf(x), kFar);
-        if constexpr (kUse == Use::Value) {
-            p.value = this->value(x, u, tail(u), k, kUnit);
-        } else {
-            const Density d = density<kUse>(u);
-            p.value = this->value(x, u, d.t, k, kUnit);
-            p.slope = with_sign_of(x, fmaf(-k, d.phi * (d.r - u), this->c(x)));
-            p.terms[0] = upstream * h(d.t) * fabsf(x);
-        }
+        const Density d = density<kUse>(u);
+        p.value = this->value(x, u, d.t, k, kUnit);
+        p.slope = with_sign_of(x, fmaf(-k, d.phi * (d.r - u), this->c(x)));
+        p.terms[0] = upstream * h(d.t) * fabsf(x);
         return p;
     }
 
@@ -132,14 +123,10 @@ struct NormalShort : ShortGate<kAlpha> {
     __device__ Point<1> at(Order<1, kUse>, float x, float upstream) const {
         Point<1> p;
         const float u = min_nan(fabsf(x), kFar);
-        if constexpr (kUse == Use::Value) {
-            p.value = with_sign_of(x, fmaf(-k, tail(u), this->c(x)));
-        } else {
-            const Density d = density<kUse>(u);
-            p.value = with_sign_of(x, fmaf(-k, d.t, this->c(x)));
-            p.slope = k * d.phi;
-            p.terms[0] = upstream * with_sign_of(x, h(d.t));
-        }
+        const Density d = density<kUse>(u);
+        p.value = with_sign_of(x, fmaf(-k, d.t, this->c(x)));
+        p.slope = k * d.phi;
+        p.terms[0] = upstream * with_sign_of(x, h(d.t));
         return p;
     }
 };

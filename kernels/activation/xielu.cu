@@ -65,7 +65,8 @@ struct XieluIdeal : XieluParams {
     }
 };
 
-// All other cases: the clamp, and α_p or s_n of 0, where 0·inf would give NaN.
+// All other cases: the clamp, α_p or s_n of 0, where 0·inf would give NaN, and the rare parameters that the
+// functors for 16-bit tensors leave out.
 struct XieluGeneral : XieluParams {
     static constexpr u64 kName = loop_name("general");
 
@@ -181,7 +182,7 @@ struct XieluShortIdeal : XieluShort<T> {
     }
 };
 
-// The clamp at eps ≤ 0, with α_p and s_n not 0. With c = x for x > 0, else min(x, eps):
+// The clamp at eps ≤ 0, with s_n > 0 not far below β, and α_p not 0. With c = x for x > 0, else min(x, eps):
 //
 //   c > τ:  f = c·(m·c + β) - s_n·(x - c)        c ≤ τ:  f = α_n·e^c - s_n·x - α_n
 //
@@ -261,8 +262,12 @@ struct Xielu {
             p.chain[1] = 1.0f;
         }
         p.chain[2] = 1.0f;
-        const bool usual = p.alpha_p != 0.0f && p.s_n != 0.0f;
+        bool usual = p.alpha_p != 0.0f && p.s_n != 0.0f;
         if constexpr (kIsShort<T>) {
+            // The backward multiplies the parameters of one side by 0 on the other.
+            usual = usual && fabsf(p.alpha_p) < 0x1p127f && fabsf(p.alpha_n) < INFINITY;
+            // XieluShortClamped forms f'(-inf) = -s_n as -α_n + β, and f(-0) with -s_n·0 as an addend.
+            usual = usual && (p.eps > 0.0f || p.s_n > 0x1p-12f * fabsf(p.beta));
             // A positive eps has no effect.
             if (!usual) {
                 f(XieluGeneral{p});

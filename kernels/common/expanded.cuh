@@ -100,8 +100,8 @@ enum class Alpha { Any, Zero, MinusOne };
 //
 //   f = u·(c' - k·t)    G = ±(c' - k·t)    f' = ±(c' - k·S)    h = ±(1 - 2·t)    with the sign of x
 //
-// The sign bit, not x < 0, keeps f(-0) = -0. u is the last factor, so that k·t may be subnormal. Where c is 0
-// on one side, with u bounded by a number for which u·t is the limit of f:
+// The sign bit, not x < 0, keeps f(-0) = -0. Where c is not 0, u is the last factor, so that k·t may be
+// subnormal. Where c is 0 on one side, with u bounded by a number for which u·t is the limit of f:
 //
 //   α = 0:   f = max(x, -0) - u·t          α = -1:  f(x; -1) = -f(-x; 0)
 template <Alpha kAlpha>
@@ -128,8 +128,14 @@ struct ShortGate {
     __device__ float value(float x, float u, float t, float k, float unit) const {
         if constexpr (kAlpha == Alpha::Any) return fabsf(x) * fmaf(-k, t, c(x));
         // max.f32 drops a NaN, but t is NaN too.
-        if constexpr (kAlpha == Alpha::Zero) return fmaf(-unit * t, u, max_of_zeros(x, -0.0f));
-        if constexpr (kAlpha == Alpha::MinusOne) return -fmaf(-unit * t, u, max_of_zeros(-x, -0.0f));
+        if constexpr (kAlpha == Alpha::Zero) return minus_ut(t, u, unit, max_of_zeros(x, -0.0f));
+        if constexpr (kAlpha == Alpha::MinusOne) return -minus_ut(t, u, unit, max_of_zeros(-x, -0.0f));
+    }
+
+    // a - u·t·unit. A power of two that keeps t from being subnormal goes last: t may be subnormal where u·t
+    // still has digits that a large v shows.
+    __device__ static float minus_ut(float t, float u, float unit, float a) {
+        return unit < 0x1p-32f ? fmaf(-unit, t * u, a) : fmaf(-unit * t, u, a);
     }
 };
 

@@ -58,28 +58,26 @@ shared! {
     polynomial near: -0.002_201_635_2, 0.019_905_329, -0.132_977_5, 0.797_884_5;
     // Of 16-bit tensors. Fitted to the error that their results may have, 2⁻¹⁵ (bf16) or 2⁻¹⁸ (f16) of t; one degree less
     // is not enough.
-    /// log2 t for u ≤ 13.62, and 64: minimax, error of t 0.60·2⁻¹⁵. t decreases by 2¹⁴⁰ over this range, and the series
-    /// converges by a factor of 2.4 per degree. Beyond, where u·t is subnormal and has fewer digits than the error leaves,
-    /// it goes on falling: below −190 at 16.2.
-    polynomial log2_tail_bf16: -1.993_739_4e-9, 1.442_550_4e-7, -4.593_567e-6, 8.523_601e-5, -0.001_032_280_7, 0.008_714_374, -0.054_067_686, -0.458_661_53, -1.151_039_4, 62.999_973;
     /// 64 − log2 √(2π).
     constant LOG2_DENSITY_BF16: 62.674_25;
     /// −log2 √(2π).
     constant LOG2_DENSITY_F16: -1.325_748_1;
     /// c of v = 1/(u + c) for R = t/φ(u) = v·p(v).
     constant SHIFT_BF16: 3.3;
-    /// p: minimax with the error 0 at u = 0, where bf16 has most of its numbers: 0.18·2⁻¹⁵ of t.
+    /// p: minimax with the error 0 at u = 0, where bf16 has most of its numbers: 0.18·2⁻¹⁵ of t up to u = 13, and 0.6·2⁻¹⁵
+    /// where u·t reaches the smallest subnormal f32.
     polynomial ratio_bf16: -251.623_58, 205.204_38, -3.232_933_3, 12.866_492, 3.148_070_8, 1.003_059_9;
     /// c where only t − u·φ and h are needed.
     constant SHIFT_SLOPE_BF16: 2.8;
     /// p there: 0.17·2⁻¹⁵ of the larger addend of t − u·φ.
     polynomial ratio_slope_bf16: -40.631_9, 38.123_74, 2.512_066_1, 3.144_297_4, 0.990_264_36;
     /// c of f16.
-    constant SHIFT_F16: 3.5;
-    /// p of f16: 0.06·2⁻¹⁸ of t.
-    polynomial ratio_f16: -454.011_1, 444.119_9, -61.897_945, 24.130_007, 2.585_225_3, 1.026_707_8;
+    constant SHIFT_F16: 3.4;
+    /// p of f16: minimax with the error 0 at u = 0, 0.22·2⁻¹⁸ of t as far as u·t is a normal f16 number times 65504, and
+    /// that part of the spacing of subnormals beyond.
+    polynomial ratio_f16: -342.089_84, 307.735_78, -26.543_314, 17.364_279, 2.969_873_2, 1.011_091_7;
     /// c of f16 where only t − u·φ and h are needed.
     constant SHIFT_SLOPE_F16: 2.9;
-    /// p there: 0.86·2⁻¹⁸.
-    polynomial ratio_slope_f16: -52.588_39, 53.886_547, -0.674_574_4, 3.715_168_5, 0.967_797_3;
+    /// p there, in the same way: 0.65·2⁻¹⁸ of the larger addend of t − u·φ.
+    polynomial ratio_slope_f16: -51.638_847, 52.877_33, -0.280_357_48, 3.648_29, 0.971_939;
 }

@@ -211,9 +211,11 @@ impl<T: Short, const ORDER: u8> Function for ShortArctan<T, ORDER> {
             2.0 * w
         };
         if ORDER == 1 {
+            // y may be subnormal, and is not formed.
+            let z = if far { z } else { 1.0 };
             return Point {
                 value: with_sign(value, x),
-                slope: self.k * FRAC_1_PI * r * if far { y } else { 1.0 },
+                slope: self.k * FRAC_1_PI * r * z * z,
                 terms: [upstream * h.copysign(x), 0.0, 0.0],
             };
         }

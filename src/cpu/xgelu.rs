@@ -118,8 +118,8 @@ pub struct ShortNormal<T, const ORDER: u8> {
 }
 
 impl<T: Short, const ORDER: u8> ShortNormal<T, ORDER> {
-    /// For larger u, t and u·t are below the smallest subnormal, or vanish beside the linear part.
-    const FAR: f32 = if T::WIDE { 16.0 } else { 11.0 };
+    /// For larger u, t and u·t are below the smallest subnormal. In f16, t is 2⁻¹²⁷ there.
+    const FAR: f32 = if T::WIDE { 16.0 } else { 13.0 };
 
     pub fn new(params: &[f32]) -> Self {
         ShortNormal {
@@ -139,7 +139,8 @@ impl<T: Short, const ORDER: u8> ShortNormal<T, ORDER> {
             let v = 1.0 / (u + SHIFT_F16);
             (LOG2_DENSITY_F16, v * ratio_f16(v))
         };
-        (T::exp2((u * HALF_LOG2E).mul_add(u, exponent)), ratio)
+        // u² is exact: u has at most 11 bits.
+        (T::exp2((u * u).mul_add(HALF_LOG2E, exponent)), ratio)
     }
 }
 
@@ -163,8 +164,11 @@ impl<T: Short, const ORDER: u8> Function for ShortNormal<T, ORDER> {
             };
         }
         let bend = phi * (ratio - near_u);
+        // Where c is 0, k·t would be subnormal before f is.
+        let curved = t * near_u * -self.k;
+        let whole = min(u, bound) * inner;
         Point {
-            value: min(u, bound) * inner,
+            value: if c == 0.0 { curved } else { whole },
             slope: with_sign(bend.mul_add(-self.k, c), x),
             terms: [upstream * h * u, 0.0, 0.0],
         }

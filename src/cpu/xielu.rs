@@ -193,16 +193,16 @@ impl<T: Short, const PARAMS: usize> Function for ShortIdeal<T, PARAMS> {
         let ShortIdeal(p, _) = self;
         let positive = if x > 0.0 { x } else { 0.0 };
         let n = min(x, 0.0);
-        let near = (n * Self::r(n)).mul_add(n, n);
-        let expm1 = if n > Self::NEAR {
-            near
-        } else {
-            f16::exp2(max(n * LOG2E, -126.0)) - 1.0
-        };
+        let small = (n * Self::r(n)).mul_add(n, n);
+        let exp = f16::exp2(max(n * LOG2E, -126.0));
+        let near = n > Self::NEAR;
+        let expm1 = if near { small } else { exp - 1.0 };
         let rise = (2.0 * p.alpha_p).mul_add(positive, p.beta);
+        // f′ tends to −s_n, which may be far below the digits of α_n and β.
+        let (curve, line) = if near { (small, rise) } else { (exp, -p.s_n) };
         Point {
             value: self.value(x),
-            slope: p.alpha_n.mul_add(expm1, rise),
+            slope: p.alpha_n.mul_add(curve, line),
             terms: [
                 upstream * positive * positive,
                 upstream * (expm1 - n),
@@ -260,7 +260,9 @@ impl OnCpu for Xielu {
                 .is_some_and(|c| c.gradient == EpsGradient::Autograd),
         };
         let chain = [chain_p, chain_n, 1.0];
-        if constants.eps != f32::INFINITY || alpha_p == 0.0 || s_n == 0.0 {
+        // The ideal backward multiplies the parameters of one side by 0 on the other.
+        let finite = (2.0 * alpha_p).is_finite() && constants.alpha_n.is_finite();
+        if constants.eps != f32::INFINITY || alpha_p == 0.0 || s_n == 0.0 || !finite {
             let general = General(constants);
             call.run(general, general, general, chain)
         } else if params.len() == 2 {

@@ -2,7 +2,6 @@
 //!
 //! With e = e⁻ᵘ:  t = e/(1 + e),  g′ = t·(1 − t),  h = tanh(u/2).
 
-use std::f32::consts::LN_2;
 use std::marker::PhantomData;
 
 use super::expanded::{Tail, on_cpu};
@@ -88,32 +87,33 @@ impl Tail for Logistic {
 /// f = x·G           f′ = K·σ(ρx)·(1 + ρx·(1 − σ(ρx))) + C           h = ρ·(2σ(ρx) − 1)
 /// ```
 ///
-/// On the side where the linear part C can be 0, σ(ρx) is the small tail, so that its digits are kept. With e = 2^z,
-/// z = −ρx·log2 e, σ = 1/(e + 1). In bf16, e and σ are scaled by 2^∓64 to reach 2⁻¹⁴⁰, and z is halved, because it would
-/// overflow at 2.4·10³⁸.
+/// On the side where the linear part C can be 0, σ(ρx) is the small tail, so that its digits are kept. With e = e^(−ρx),
+/// σ = 1/(e + 1). In bf16, e and σ are scaled by 2^∓64 to reach 2⁻¹⁷³. With w = −ρx/256, exact for every 16-bit x, f is
+/// w·(−256·ρG), in which the second factor becomes subnormal only where f vanishes.
 #[derive(Clone, Copy)]
 pub struct ShortLogistic<T, const ORDER: u8> {
     rho: f32,
-    /// z = a·x, or half of it
-    a: f32,
+    /// w = b·x
+    b: f32,
     /// K/SCALE
     k: f32,
     c: f32,
-    /// K/(SCALE·a) and C/a, for f = z·(…)
-    k_over_a: f32,
-    c_over_a: f32,
-    /// The bound on z in f: finite if C is 0, where f(−inf) is the limit −0.
+    /// K/(SCALE·b) and C/b, for f = w·(…)
+    k_over_b: f32,
+    c_over_b: f32,
+    /// The bound on w in f: finite if C is 0, where f(−inf) is the limit −0.
     far: f32,
     element: PhantomData<T>,
 }
 
 impl<T: Short, const ORDER: u8> ShortLogistic<T, ORDER> {
-    /// The units of z in one of the exponent.
-    const UNITS: f32 = if T::WIDE { 2.0 } else { 1.0 };
-    /// Beyond these z, σ is taken to be constant. The tail at FAR vanishes also if v and dy are the largest numbers of the
-    /// type.
-    const NEAR: f32 = if T::WIDE { -31.0 } else { -42.0 };
-    const FAR: f32 = 80.0;
+    /// ρx = −w·PER_W
+    const PER_W: f32 = 256.0;
+    /// The exponent of e for each w.
+    const LOG2: f32 = Self::PER_W * LOG2E;
+    /// Beyond these w, σ is taken to be constant. At FAR, σ is 2⁻¹⁷³ in bf16, and 2⁻¹²⁵·⁵ in f16.
+    const NEAR: f32 = if T::WIDE { -42.0 } else { -29.0 } / Self::PER_W;
+    const FAR: f32 = if T::WIDE { 120.0 } else { 87.0 } / Self::PER_W;
 
     pub fn new(params: &[f32]) -> Self {
         let alpha = params[0];
@@ -121,18 +121,18 @@ impl<T: Short, const ORDER: u8> ShortLogistic<T, ORDER> {
         let rho = if mirrored { -1.0 } else { 1.0 };
         let k = rho * 2f32.mul_add(alpha, 1.0) / T::SCALE;
         let c = if mirrored { 1.0 + alpha } else { -alpha };
-        let a = -rho * LOG2E / Self::UNITS;
+        let b = -rho / Self::PER_W;
         ShortLogistic {
             rho,
-            a,
+            b,
             k,
             c,
-            k_over_a: k / a,
-            // A zero with the sign of K/a, so that the sum is not +0 at −inf.
-            c_over_a: if c == 0.0 {
-                0f32.copysign(k / a)
+            k_over_b: k / b,
+            // A zero with the sign of K/b, so that the sum is not +0 at −inf.
+            c_over_b: if c == 0.0 {
+                0f32.copysign(k / b)
             } else {
-                c / a
+                c / b
             },
             far: if c == 0.0 { Self::FAR } else { f32::INFINITY },
             element: PhantomData,
@@ -151,11 +151,11 @@ impl<T: Short, const ORDER: u8> Function for ShortLogistic<T, ORDER> {
 
     #[inline(always)]
     fn at(self, x: f32, upstream: f32) -> Point {
-        let z = self.a * x;
+        let w = self.b * x;
         if ORDER == 1 {
             // The root of e, so that both tails of G′ = ρK·σ·(1 − σ) keep their digits.
-            let half = (0.5 * Self::UNITS).mul_add(z, -0.5 * T::SHIFT);
-            let root = T::exp2(max(min(half, 48.0), -126.0));
+            let half = (0.5 * Self::LOG2).mul_add(w, -0.5 * T::SHIFT);
+            let root = T::exp2(max(min(half, 63.0), -126.0));
             let sigma = 1.0 / root.mul_add(root, 1.0 / T::SCALE);
             let root = root * sigma;
             return Point {
@@ -164,13 +164,13 @@ impl<T: Short, const ORDER: u8> Function for ShortLogistic<T, ORDER> {
                 terms: [upstream * self.h(sigma), 0.0, 0.0],
             };
         }
-        let near = max(min(z, Self::FAR), Self::NEAR);
-        let e = T::exp2(Self::UNITS.mul_add(near, -T::SHIFT));
+        let near = max(min(w, Self::FAR), Self::NEAR);
+        let e = T::exp2(Self::LOG2.mul_add(near, -T::SHIFT));
         let sigma = 1.0 / (e + 1.0 / T::SCALE);
-        let q = Self::UNITS * LN_2;
-        let bend = near.mul_add(sigma.mul_add(q / T::SCALE, -q), 1.0);
+        let one_minus = sigma.mul_add(Self::PER_W / T::SCALE, -Self::PER_W);
+        let bend = near.mul_add(one_minus, 1.0);
         Point {
-            value: min(z, self.far) * sigma.mul_add(self.k_over_a, self.c_over_a),
+            value: min(w, self.far) * sigma.mul_add(self.k_over_b, self.c_over_b),
             slope: (sigma * bend).mul_add(self.k, self.c),
             terms: [upstream * self.h(sigma) * x, 0.0, 0.0],
         }

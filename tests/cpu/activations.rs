@@ -10,7 +10,9 @@ use xact::{
     AnyActivation, Compat, Element, EpsGradient, Error, Gated, Halves, Order, Parameters, Rows,
     Xgelu, Xielu, Xsilu,
 };
+use xact_dev::check;
 use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
+use xact_dev::machine::Machine;
 
 /// Adds the trials of each op, and those that all ops share.
 pub(crate) fn add_to(table: &mut Table) {
@@ -36,6 +38,7 @@ impl Table {
             self.add(name("backward"), move || backward::<A, T>(&b));
             self.add(name("same_bits"), move || same_bits::<A, T>(&c));
         }
+        self.add(name("limits"), limits::<A, T>);
         self.add(name("lengths"), lengths::<A, T>);
         self.add(name("long_sums"), long_sums::<A, T>);
     }
@@ -150,8 +153,9 @@ fn forward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
 /// The same for dx, and for the parameter gradients over inputs whose sums are finite, separately for each sign.
 fn backward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
-    for first in 0..GRADIENTS.len() {
-        let dy = inputs::cycle::<T>(&GRADIENTS, first, x.len());
+    let cycles = (0..GRADIENTS.len()).map(|first| inputs::cycle(&GRADIENTS, first, x.len()));
+    let large = inputs::large::<T>().into_iter();
+    for dy in cycles.chain(large.map(|[_, dy]| inputs::cycle(&[dy], 0, x.len()))) {
         let (dx, y, dparams) = run_backward(s, &x, &dy);
         let dparams = to_f64(&dparams);
         let mut report =
@@ -177,11 +181,12 @@ fn backward<A: Registered, T: Element>(s: &Sample<A>) -> Outcome {
     Ok(())
 }
 
-/// Every gate with every one of VALUES.
+/// Every gate with every one of VALUES and of the large values.
 fn gated_forward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
-    for first in 0..VALUES.len() {
-        let v = inputs::cycle::<T>(&VALUES, first, x.len());
+    let cycles = (0..VALUES.len()).map(|first| inputs::cycle::<T>(&VALUES, first, x.len()));
+    let large = inputs::large::<T>().into_iter();
+    for v in cycles.chain(large.map(|[v, _]| inputs::cycle(&[v], 0, x.len()))) {
         let mut y = nan::<T>(x.len());
         cpu::gated_forward(&s.op, order, (&x, &v), &s.params, &mut y).run()?;
         let report = reference::check_gated_forward(&s.op, order, &stored(s), &x, &v, &y, BOUNDS)?;
@@ -190,12 +195,13 @@ fn gated_forward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>)
     Ok(())
 }
 
-/// The same for dx and dv, also with every one of GRADIENTS; dα as in [`backward`].
+/// The same for dx and dv, also with every one of GRADIENTS and of the large gradients; dα as in [`backward`].
 fn gated_backward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(s, points());
-    let check = |x: &[T], first: usize| {
-        let v = inputs::cycle::<T>(&VALUES, first % VALUES.len(), x.len());
-        let dy = inputs::cycle::<T>(&GRADIENTS, first % GRADIENTS.len(), x.len());
+    let cycles = |x: &[T], first: usize| {
+        [&VALUES[..], &GRADIENTS].map(|of| inputs::cycle::<T>(of, first % of.len(), x.len()))
+    };
+    let check = |x: &[T], [v, dy]: [Vec<T>; 2]| {
         let ([dx, dv, y], dparams) = run_gated_backward(order, s, [x, &v, &dy]);
         let mut expected = nan::<T>(x.len());
         let call = cpu::gated_forward(&s.op, order, (x, &v), &s.params, &mut expected);
@@ -212,15 +218,20 @@ fn gated_backward<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A>
         reference::check_gated_gradients(&s.op, order, &stored(s), &tensors, &dparams, BOUNDS)
     };
     for first in 0..VALUES.len() * GRADIENTS.len() {
-        let mut report = check(&x, first)?;
+        let mut report = check(&x, cycles(&x, first))?;
         report.parameters.clear();
         passed(&report, (first, s))?;
+    }
+    for pair in inputs::large::<T>() {
+        let mut report = check(&x, pair.map(|v| inputs::cycle(&[v], 0, x.len())))?;
+        report.parameters.clear();
+        passed(&report, (pair, s))?;
     }
     let (negative, positive): (Vec<T>, Vec<T>) = inputs::summable(&x)
         .into_iter()
         .partition(|x| x.to_f64() < 0.0);
-    passed(&check(&negative, 0)?, s)?;
-    passed(&check(&positive, 0)?, s)
+    passed(&check(&negative, cycles(&negative, 0))?, s)?;
+    passed(&check(&positive, cycles(&positive, 0))?, s)
 }
 
 fn equal<T: bytemuck::Pod + std::fmt::Debug>(what: &str, got: &[T], expected: &[T]) -> Outcome {
@@ -317,6 +328,16 @@ fn gated_same_bits<A: Gated + Registered, T: Element>(order: Order, s: &Sample<A
         }
         equal(&format!("dparams, {what}"), &dparams_again, &dparams)
     })
+}
+
+/// f at ±0, and f and f′ at ±inf.
+fn limits<A: Registered, T: Element>() -> Outcome {
+    for s in A::samples() {
+        for params in inputs::parameters_and_tiny_ones(&s) {
+            check::limits::<A, T>(Machine::Cpu, &s.op, &params)?;
+        }
+    }
+    Ok(())
 }
 
 /// In tensors of any length, out of place and in place, an element has the same bits as alone. Parameter gradients are

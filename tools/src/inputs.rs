@@ -1,7 +1,7 @@
 //! Inputs for tests.
 
-use xact::Element;
 use xact::activation::{Registered, Sample};
+use xact::{Dtype, Element};
 
 /// All 65,536 values of a 16-bit type.
 pub fn every_16_bit<T: Element>() -> Vec<T> {
@@ -137,6 +137,27 @@ pub const VALUES: [f64; 5] = [1.0, -0.75, 3.0, -1e-3, 0.0];
 
 /// The upstream gradients. Their number differs, so that every value meets every gradient.
 pub const GRADIENTS: [f64; 3] = [1.0, -2.5, 0.125];
+
+/// Pairs of a value and an upstream gradient of which one or both are large for T: times them, a result shows the digits
+/// that it has far below the numbers of T. Their products are f32 numbers, as dx needs them to be.
+pub fn large<T: Element>() -> Vec<[f64; 2]> {
+    let numbers: &[f64] = if T::DTYPE == Dtype::F16 {
+        &[512.0, 4096.0, 65504.0]
+    } else {
+        &[1e3, 1e6, 1e18, 1e30]
+    };
+    let pairs = numbers.iter().flat_map(|&n| [[n, 1.0], [-1.0, n], [n, -n]]);
+    pairs
+        .filter(|[v, dy]| ((v * dy) as f32).is_finite())
+        .collect()
+}
+
+/// The parameters of `s`; and if it is the α of a gate, numbers so near 0 that a tail must have vanished beside them.
+pub fn parameters_and_tiny_ones<A: Registered>(s: &Sample<A>) -> Vec<Vec<f32>> {
+    let tiny = A::gate(0.0).map_or(&[][..], |_| &[1e-30, -1e-30]);
+    let tiny = tiny.iter().map(|&alpha| vec![alpha]);
+    tiny.chain([s.params.clone()]).collect()
+}
 
 /// `len` elements that repeat `values`, starting at index `first`. If `first` takes every index, every element meets every
 /// value.

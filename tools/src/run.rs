@@ -42,6 +42,8 @@ pub struct How {
     pub halves: bool,
     /// Whether y overwrites x, or dx overwrites dy.
     pub in_place: bool,
+    /// Whether dx overwrites x.
+    pub over_x: bool,
     /// Whether the gradients of parameters are added to the values in their buffers.
     pub accumulate: bool,
     /// Whether the backward writes y again, which is compared with that of the forward.
@@ -60,6 +62,7 @@ impl Default for How {
             out: Place::default(),
             halves: false,
             in_place: false,
+            over_x: false,
             accumulate: false,
             emit_y: false,
             blocks: Blocks::All,
@@ -244,8 +247,12 @@ pub fn backward<A: Registered, T: Element, P: Element>(
     let input = Tensor::upload(gpu, x, how.rows, how.x);
     let gradient = Tensor::upload(gpu, dy, how.rows, how.dy);
     let blank = vec![T::from_f64(f64::NAN); x.len()];
-    let output = (!how.in_place).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
-    let output = output.as_ref().unwrap_or(&gradient);
+    let elsewhere = Tensor::upload(gpu, &blank, how.rows, how.out);
+    let output = match (how.in_place, how.over_x) {
+        (true, _) => &gradient,
+        (false, true) => &input,
+        (false, false) => &elsewhere,
+    };
     let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.out));
     let needed = workspace_bytes(op, T::DTYPE, how.rows, input.cols);
     let sums = Sums::new(gpu, params.len(), needed);
@@ -263,8 +270,10 @@ pub fn backward<A: Registered, T: Element, P: Element>(
     })?;
     let (dx, intact) = output.download(gpu);
     assert!(intact, "the backward wrote outside dx");
-    let (after, intact) = input.download::<T>(gpu);
-    assert!(intact && bits(&after) == bits(x), "the backward changed x");
+    if !how.over_x {
+        let (after, intact) = input.download::<T>(gpu);
+        assert!(intact && bits(&after) == bits(x), "the backward changed x");
+    }
     if !how.in_place {
         let (after, intact) = gradient.download::<T>(gpu);
         assert!(
