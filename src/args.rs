@@ -51,7 +51,7 @@ kernel_args! {
         pub(crate) long_chunks: u32,
         /// The number of blocks of the second stage for each parameter.
         pub(crate) folds: u32,
-        /// 1: every pack is aligned to 16 bytes in all buffers.
+        /// 1: every pack is aligned to 16 bytes in all buffers, and no columns alternate.
         pub(crate) aligned: u32,
         /// 1: the parameters are f32; 0: they are of the type of x.
         pub(crate) params_are_f32: u32,
@@ -65,6 +65,15 @@ kernel_args! {
         pub(crate) beta: f32,
         /// xIELU: the bound of the clamp; +inf if there is no clamp.
         pub(crate) eps: f32,
+        /// 0: x and v are matrices of their own. -B: their columns alternate in blocks of B, in rows of 2·cols elements. x and
+        /// v point to their first blocks; with B = 1, to the first and the second vector of 16 bytes.
+        pub(crate) xv_blocks: i64,
+        /// The same for dx and dv.
+        pub(crate) dxv_blocks: i64,
+        /// 1: x and v alternate one by one, and v is first.
+        pub(crate) v_first: u32,
+        /// The same for dx and dv.
+        pub(crate) dv_first: u32,
     }
 
     /// The Goldfish decision: which labels are dropped. `src/cuda/raw/goldfish.rs` fills this in, and

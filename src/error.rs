@@ -103,6 +103,14 @@ pub enum Error {
         /// The number of rows that were given.
         rows: u64,
     },
+    /// The columns of gate and value cannot alternate in blocks of this length: it is neither 1 nor a power of two from 8 to
+    /// 256, or it does not divide their columns.
+    Block {
+        /// The columns of a block.
+        block: u64,
+        /// The columns of the gate, and of the value.
+        cols: u64,
+    },
     /// Rows in groups (see [`Rows::groups`](crate::Rows::groups)) were given for a tensor other than logits or dlogits.
     Groups {
         /// The name of the argument.
@@ -258,6 +266,11 @@ impl fmt::Display for Error {
             Error::Halves { len, rows } => write!(
                 f,
                 "{len} elements do not split into {rows} rows with a gate and a value half of equal length"
+            ),
+            Error::Block { block, cols } => write!(
+                f,
+                "a gate and a value of {cols} columns cannot alternate in blocks of {block}; a block is 1 column, or a power \
+                 of two from 8 to 256, and divides the columns"
             ),
             Error::Groups { what } => write!(
                 f,

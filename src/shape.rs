@@ -1,4 +1,4 @@
-//! [`Rows`] and [`Halves`]: how a tensor lies in a buffer, for slices and for device memory.
+//! [`Rows`], [`Halves`] and [`Interleaving`]: how a tensor lies in a buffer, for slices and for device memory.
 
 use std::ops::Range;
 
@@ -143,13 +143,18 @@ impl Rows {
         })
     }
 
+    /// The shape of the gate, if these are rows of gate and value.
+    pub(crate) fn of_gate(self) -> Rows {
+        Rows::new(self.rows, self.cols / 2)
+    }
+
     /// Whether the rows are contiguous.
     pub(crate) fn is_dense(&self) -> bool {
         self.groups.is_none() && (self.rows <= 1 || self.pitch == self.cols)
     }
 }
 
-/// Which half of each row of a `[rows, 2·n]` tensor is the gate.
+/// Which half of each row of a `[rows, 2·n]` tensor is the gate, or which of two columns or blocks of columns that alternate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Halves {
     /// The first half is the gate, the second the value.
@@ -177,6 +182,32 @@ impl Halves {
     }
 }
 
+/// Columns of gate and value that alternate in blocks in each row of a `[rows, 2·n]` tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Interleaving {
+    /// The number of columns of a block: 1, or a power of two from 8 to 256.
+    pub(crate) block: usize,
+    pub(crate) order: Halves,
+}
+
+impl Interleaving {
+    /// The largest block. The loops of the CPU backend take so many elements at a time.
+    pub(crate) const MOST: usize = 256;
+
+    /// The blocks of a gate and a value of `cols` columns each.
+    pub(crate) fn new(cols: usize, order: Halves, block: usize) -> Result<Interleaving> {
+        let is_known =
+            block == 1 || block.is_power_of_two() && (8..=Interleaving::MOST).contains(&block);
+        if !is_known || !cols.is_multiple_of(block) {
+            return Err(Error::Block {
+                block: block as u64,
+                cols: cols as u64,
+            });
+        }
+        Ok(Interleaving { block, order })
+    }
+}
+
 /// The shape of a call. It is the shape of the first tensor that is given as [`Rows`], or one row if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -191,6 +222,14 @@ impl Shape {
             rows: rows.rows,
             cols: rows.cols,
         })
+    }
+
+    /// The shape of a tensor that has gate and value of this shape in its columns.
+    pub(crate) fn of_both(self) -> Shape {
+        Shape {
+            cols: self.cols.saturating_mul(2),
+            ..self
+        }
     }
 
     /// The shape of logits: the given one, or else one row for each label.

@@ -14,11 +14,11 @@ use libtest_mimic::Failed;
 use xact::activation::{Evaluation, Named, Registered, Sample, Visitor};
 use xact::raw::Blocks;
 use xact::reference::{self, Bounds, Report};
-use xact::{Dtype, Element, Gated, Order, Xielu};
+use xact::{Dtype, Element, Gated, Halves, Order, Xielu};
 use xact_dev::check;
 use xact_dev::choose::Gpu;
 use xact_dev::inputs::{self, GRADIENTS, Random, VALUES};
-use xact_dev::run::{self, DPARAMS_BEFORE, How, Place};
+use xact_dev::run::{self, DPARAMS_BEFORE, How, Layout, Place};
 use xact_dev::same::bits;
 use xact_dev::trials::{self, Outcome, Table};
 
@@ -207,12 +207,37 @@ fn gated_backward<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
-/// Separate tensors and halves of one tensor, of any alignment and pitch, give the same bits as aligned tensors without
-/// gaps.
+/// The layouts of a gate and a value, of which the blocks divide `cols` columns.
+fn layouts(cols: usize) -> Vec<Layout> {
+    let blocks = [1, 8, 16, 32, 256].into_iter();
+    let blocks = blocks.filter(|&block| cols.is_multiple_of(block));
+    let in_turn = blocks.flat_map(|block| {
+        [Halves::GateFirst, Halves::ValueFirst].map(|order| Layout::Blocks(order, block))
+    });
+    [Layout::Separate, Layout::Halves]
+        .into_iter()
+        .chain(in_turn)
+        .collect()
+}
+
+/// Gate and value in any layout, of any alignment and pitch, give the same bits as aligned tensors without gaps. The
+/// gradients of the parameters are within their bounds of those.
 fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let mut random = Random(61);
-    for (rows, cols) in [(1, 1), (1, 40), (3, 7), (5, 64), (2, 4100), (6, 33)] {
+    for (rows, cols) in [
+        (1, 1),
+        (1, 40),
+        (3, 7),
+        (5, 64),
+        (2, 4100),
+        (6, 33),
+        (40, 16),
+        (9, 3),
+        (3, 256),
+        (0, 32),
+        (4, 0),
+    ] {
         let n = rows * cols;
         let [x, v, dy] = [2.0, 1.0, 1.0].map(|scale| random.normal::<T>(n, scale));
         let forward =
@@ -220,29 +245,51 @@ fn gated_places<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> O
         let backward = |how: &How| {
             run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], how)
         };
-        let dense = How::default();
-        let y = forward(&dense)?;
-        let ([dx, dv], _) = backward(&dense)?;
-        let mut place = || Place {
-            offset: random.bits() as usize % 8,
-            gap: random.bits() as usize % 9,
+        let dense = How {
+            rows: rows.min(1),
+            ..How::default()
         };
-        for round in 0..8 {
-            let how = How {
-                rows,
-                x: place(),
-                v: place(),
-                dy: place(),
-                out: place(),
-                halves: round % 2 == 1,
-                emit_y: round % 3 == 0,
-                ..dense
-            };
-            let what = format!("{rows} x {cols}, {how:?}");
-            equal(&format!("y, {what}"), &forward(&how)?, &y)?;
-            let ([dx_again, dv_again], _) = backward(&how)?;
-            equal(&format!("dx, {what}"), &dx_again, &dx)?;
-            equal(&format!("dv, {what}"), &dv_again, &dv)?;
+        let y = forward(&dense)?;
+        let ([dx, dv], dparams) = backward(&dense)?;
+        for layout in layouts(cols) {
+            for round in 0..4 {
+                // The first round is contiguous, and the second has the alignment of one element.
+                let mut place = || match round {
+                    0 => Place::default(),
+                    1 => Place { offset: 1, gap: 0 },
+                    _ => Place {
+                        offset: random.bits() as usize % 8,
+                        gap: random.bits() as usize % 9,
+                    },
+                };
+                let how = How {
+                    rows,
+                    x: place(),
+                    v: place(),
+                    dy: place(),
+                    out: place(),
+                    layout,
+                    in_place: round == 2,
+                    emit_y: round == 3,
+                    ..dense
+                };
+                let what = format!("{rows} x {cols}, {how:?}");
+                equal(&format!("y, {what}"), &forward(&how)?, &y)?;
+                let ([dx_again, dv_again], dparams_again) = backward(&how)?;
+                equal(&format!("dx, {what}"), &dx_again, &dx)?;
+                equal(&format!("dv, {what}"), &dv_again, &dv)?;
+                for (again, of_dense) in dparams_again.iter().zip(&dparams) {
+                    // The same terms in another order.
+                    let terms = x.iter().zip(&v).zip(&dy).map(|((x, v), dy)| {
+                        let upstream = dy.to_f64() * v.to_f64();
+                        (upstream * (1.0 + x.to_f64())).abs()
+                    });
+                    let most = 1e-6 * terms.sum::<f64>();
+                    if (f64::from(*again) - f64::from(*of_dense)).abs() > most {
+                        return Err(format!("{what}: {again:e}, dense {of_dense:e}").into());
+                    }
+                }
+            }
         }
     }
     Ok(())
@@ -255,29 +302,39 @@ fn gated_schedules<A: Gated + Registered, T: Element>(
     order: Order,
 ) -> Outcome {
     let sample = A::samples().remove(1);
-    let n = 9_001;
+    let n = 9_008;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
-    let run = |blocks| {
-        let how = How {
-            blocks,
-            ..How::default()
+    let interleaved = |block| Layout::Blocks(Halves::ValueFirst, block);
+    for (layout, in_place) in [
+        (Layout::Separate, false),
+        (interleaved(1), true),
+        (interleaved(16), true),
+    ] {
+        let run = |blocks| {
+            let how = How {
+                blocks,
+                layout,
+                in_place,
+                ..How::default()
+            };
+            run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
         };
-        run::gated_backward(gpu, &sample.op, order, &sample.params, [&x, &v, &dy], &how)
-    };
-    let ([dx, dv], dparams) = run(Blocks::All)?;
-    let seeds = if full { 20 } else { 2 };
-    let in_order = [Schedule::InOrder, Schedule::Reversed].into_iter();
-    let schedules = in_order.chain((0..seeds).map(Schedule::Seeded));
-    for (blocks, schedule) in schedules.enumerate() {
-        let settings = Settings {
-            schedule,
-            ..Settings::default()
-        };
-        let blocks = NonZeroU32::new(blocks as u32).into();
-        let ([dx_again, dv_again], again) = cuda_emulator::with_settings(settings, || run(blocks))?;
-        equal("dx", &dx_again, &dx)?;
-        equal("dv", &dv_again, &dv)?;
-        equal("dparams", &again, &dparams)?;
+        let ([dx, dv], dparams) = run(Blocks::All)?;
+        let seeds = if full { 20 } else { 2 };
+        let in_order = [Schedule::InOrder, Schedule::Reversed].into_iter();
+        let schedules = in_order.chain((0..seeds).map(Schedule::Seeded));
+        for (blocks, schedule) in schedules.enumerate() {
+            let settings = Settings {
+                schedule,
+                ..Settings::default()
+            };
+            let blocks = NonZeroU32::new(blocks as u32).into();
+            let ([dx_again, dv_again], again) =
+                cuda_emulator::with_settings(settings, || run(blocks))?;
+            equal("dx", &dx_again, &dx)?;
+            equal("dv", &dv_again, &dv)?;
+            equal("dparams", &again, &dparams)?;
+        }
     }
     Ok(())
 }
@@ -302,14 +359,15 @@ fn gated_launches<A: Gated + Registered, T: Element>(
     Ok([first(forward)?, first(backward)?])
 }
 
-/// Each byte is moved once: 3 tensors in the forward, 5 in the backward.
+/// Each byte is moved once, in vectors of 16 bytes: 3 tensors in the forward, 5 in the backward. Of gate and value that
+/// alternate one by one, a vector has half a sector.
 fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 1 << 15;
     let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 1.5));
-    for halves in [false, true] {
+    for layout in layouts(n / 8) {
         let how = How {
-            halves,
+            layout,
             rows: 8,
             ..How::default()
         };
@@ -320,7 +378,7 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
             let sum = |of: fn(&BufferTraffic) -> u64| tensors().map(of).sum::<u64>();
             let counted = (sum(|b| b.bytes_read), sum(|b| b.bytes_written));
             if counted != (read * bytes, written * bytes) {
-                return Err(format!("{}, halves {halves}: {counted:?}", launch.kernel).into());
+                return Err(format!("{}, {layout:?}: {counted:?}", launch.kernel).into());
             }
             let narrow = sum(|b| {
                 b.loads.by_width[..4]
@@ -330,8 +388,16 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
             });
             let extra = sum(|b| b.loads.sectors + b.stores.sectors)
                 - sum(|b| b.loads.minimum_sectors + b.stores.minimum_sectors);
-            if (narrow, extra) != (0, 0) {
-                return Err(format!("{}: {narrow} narrow, {extra} sectors", launch.kernel).into());
+            let most = match layout {
+                Layout::Blocks(_, block) if block * size_of::<T>() < 32 => sum(|b| {
+                    let transfers = [&b.loads, &b.stores];
+                    transfers.map(|of| of.minimum_sectors).iter().sum()
+                }),
+                _ => 0,
+            };
+            if narrow > 0 || extra > most {
+                let what = format!("{}, {layout:?}", launch.kernel);
+                return Err(format!("{what}: {narrow} narrow, {extra} sectors").into());
             }
         }
     }
@@ -339,7 +405,8 @@ fn gated_traffic<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> 
 }
 
 /// Short rows share the work of a block: they cost at most twice the instructions of long ones, if they are aligned, and
-/// each byte is moved once; otherwise at most 8 times as many.
+/// each byte is moved once; otherwise at most 8 times as many. Where gate and value alternate, rows of any length cost at
+/// most 3 times the instructions of long rows of halves.
 fn gated_narrow_rows<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order) -> Outcome {
     let sample = A::samples().remove(1);
     let n = 12 * 4096;
@@ -347,9 +414,9 @@ fn gated_narrow_rows<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order)
     let bytes = (n * size_of::<T>()) as u64;
     let odd = |offset| Place { offset, gap: 1 };
     // The instructions per element of the forward and of the backward.
-    let instructions = |cols: usize, aligned: bool| -> Result<[f64; 2], Failed> {
+    let instructions = |layout, cols: usize, aligned: bool| -> Result<[f64; 2], Failed> {
         let mut how = How {
-            halves: true,
+            layout,
             rows: n / cols,
             ..How::default()
         };
@@ -361,18 +428,24 @@ fn gated_narrow_rows<A: Gated + Registered, T: Element>(gpu: &Gpu, order: Order)
             let tensors = run::tensors(launch).filter(|b| b.len >= bytes);
             let sum: u64 = tensors.map(|b| b.bytes_read + b.bytes_written).sum();
             if sum != moved * bytes {
-                return Err(format!("{}, {cols} columns: {sum} bytes", launch.kernel).into());
+                let what = format!("{}, {layout:?}, {cols} columns", launch.kernel);
+                return Err(format!("{what}: {sum} bytes").into());
             }
         }
         Ok(launches.map(|launch| launch.instructions as f64 / n as f64))
     };
-    let long = instructions(4096, true)?;
-    for cols in [16, 64, 96, 256] {
-        for (aligned, most) in [(true, 2.0), (false, 8.0)] {
-            let short = instructions(cols, aligned)?;
+    let long = instructions(Layout::Halves, 4096, true)?;
+    for cols in [16, 64, 96, 256, 4096] {
+        let gate_first = |layout: &Layout| matches!(layout, Layout::Blocks(Halves::GateFirst, _));
+        let in_turn = layouts(cols).into_iter().filter(gate_first);
+        let in_turn = in_turn.map(|layout| (layout, true, 3.0));
+        let halves = [(true, 2.0), (false, 8.0)];
+        let halves = halves.map(|(aligned, most)| (Layout::Halves, aligned, most));
+        for (layout, aligned, most) in halves.into_iter().chain(in_turn) {
+            let short = instructions(layout, cols, aligned)?;
             for (short, long) in short.into_iter().zip(long) {
                 if short > most * long {
-                    let what = format!("{cols} columns, aligned: {aligned}");
+                    let what = format!("{layout:?}, {cols} columns, aligned: {aligned}");
                     return Err(
                         format!("{what}: {short:.1} per element, {long:.1} in long rows").into(),
                     );

@@ -13,7 +13,7 @@ use xact::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use xact::raw::{self, Matrix};
 use xact::{
     AnyActivation, Device, Dtype, Element, Error, Goldfish, Halves, Order, Queue, Rows, Strategy,
-    Xgelu, Xielu, Xsilu,
+    Xatlu, Xgelu, Xielu, Xsilu,
 };
 use xact_dev::choose::{Gpu, gpu};
 use xact_dev::inputs::Random;
@@ -41,11 +41,13 @@ fn main() -> ExitCode {
                 an_op_by_name_is_that_op,
                 value_first_halves,
                 rows_and_halves_are_the_same_as_dense,
+                interleaved_pairs_are_the_same_as_separate,
                 gated_in_place_is_the_same_as_apart,
                 raw_calls_refuse_what_can_be_seen,
                 resident_blocks_of_another_thread,
                 raw_backward_refuses_what_can_be_seen,
                 raw_gated_calls_refuse_outputs_that_overlap,
+                raw_interleaved_calls_refuse_outputs_that_overlap,
                 gated_calls_refuse_what_is_no_gate_and_value,
                 rows_that_are_not_in_their_buffer_are_refused,
                 shapes_that_differ_are_refused,
@@ -743,6 +745,93 @@ fn rows_and_halves_are_the_same_as_dense() {
     }
 }
 
+/// Gate and value that alternate in one tensor, contiguous or of rows with gaps, through the safe calls: the bits are those
+/// of separate tensors, in place too, and from one layout to another.
+fn interleaved_pairs_are_the_same_as_separate() {
+    const COLS: usize = 64;
+    let (mut queue, stream) = queue();
+    let n = ROWS * COLS;
+    let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<bf16>(n, 2.0));
+    let there = |values: &[bf16]| stream.clone_htod(values).unwrap();
+    let host = |buffer: &CudaSlice<bf16>| stream.clone_dtoh(buffer).unwrap();
+    let blank = |len| there(&vec![bf16::from_f32(BEFORE); len]);
+    let alpha = upload::<f32>(&stream, &[0.3]);
+    let params = || Xatlu::params::<f32>(&alpha);
+    let (x_there, v_there, dy_there) = (there(&x), there(&v), there(&dy));
+    for order in Order::ALL {
+        let [mut y, mut dx, mut dv] = [(); 3].map(|()| blank(n));
+        let mut dalpha = upload::<f32>(&stream, &[0.0]);
+        let pair = || Pair::new(&x_there, &v_there);
+        cuda::gated_forward(&Xatlu, order, pair(), params(), &mut y)
+            .launch(&mut queue)
+            .unwrap();
+        let dxv = (&mut dx, &mut dv);
+        cuda::gated_backward(&Xatlu, order, pair(), &dy_there, params(), dxv)
+            .gradients(Xatlu::gradients(&mut dalpha))
+            .launch(&mut queue)
+            .unwrap();
+        for (first, block) in [
+            (Halves::GateFirst, 1),
+            (Halves::ValueFirst, 1),
+            (Halves::GateFirst, 16),
+            (Halves::ValueFirst, 32),
+        ] {
+            let join = |gate: &[bf16], value: &[bf16]| -> Vec<bf16> {
+                let blocks = gate.chunks(block).zip(value.chunks(block));
+                let blocks = blocks.flat_map(|(gate, value)| match first {
+                    Halves::GateFirst => [gate, value].concat(),
+                    Halves::ValueFirst => [value, gate].concat(),
+                });
+                blocks.collect()
+            };
+            let xv = there(&join(&x, &v));
+            let expected = join(&host(&dx), &host(&dv));
+            let interleaved = || Pair::interleaved(&xv, first, block);
+            let (mut got, mut again) = (blank(n), blank(n));
+            cuda::gated_forward(&Xatlu, order, interleaved(), params(), &mut got)
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!(host(&got), host(&y));
+            let (mut dxv, mut sum) = (blank(2 * n), upload::<f32>(&stream, &[0.0]));
+            let gradient = PairMut::interleaved(&mut dxv, first, block);
+            cuda::gated_backward(&Xatlu, order, interleaved(), &dy_there, params(), gradient)
+                .y(&mut again)
+                .gradients(Xatlu::gradients(&mut sum))
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!((host(&dxv), host(&again)), (expected.clone(), host(&y)));
+            let [got, of_separate] = [&sum, &dalpha].map(|sum| stream.clone_dtoh(sum).unwrap()[0]);
+            assert!((got - of_separate).abs() < 1e-4, "{got}, {of_separate}");
+            // In place, in rows with gaps.
+            let gap = [bf16::from_f32(BEFORE); 3];
+            let spread = |both: &[bf16]| {
+                let rows = both.chunks(2 * COLS).flat_map(|row| [row, &gap].concat());
+                rows.collect::<Vec<_>>()
+            };
+            let mut both = there(&spread(&join(&x, &v)));
+            let rows = Rows::new(ROWS, 2 * COLS).pitch(2 * COLS + gap.len());
+            let place = PairMut::interleaved(Output::rows(&mut both, rows), first, block);
+            cuda::gated_backward_in_place(&Xatlu, order, place, &dy_there, params())
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!(host(&both), spread(&expected));
+            // From one tensor to two, and from two to one.
+            let [mut dx_apart, mut dv_apart] = [(); 2].map(|()| blank(n));
+            let apart = (&mut dx_apart, &mut dv_apart);
+            cuda::gated_backward(&Xatlu, order, interleaved(), &dy_there, params(), apart)
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!((host(&dx_apart), host(&dv_apart)), (host(&dx), host(&dv)));
+            let mut dxv = blank(2 * n);
+            let gradient = PairMut::interleaved(&mut dxv, first, block);
+            cuda::gated_backward(&Xatlu, order, pair(), &dy_there, params(), gradient)
+                .launch(&mut queue)
+                .unwrap();
+            assert_eq!(host(&dxv), expected);
+        }
+    }
+}
+
 /// Gradients that overwrite gate and value have the same bits as separate ones: for two tensors, and for the halves of one.
 fn gated_in_place_is_the_same_as_apart() {
     let (mut queue, stream) = queue();
@@ -1070,7 +1159,15 @@ const ROWS: usize = 4;
 const COLS: usize = 10;
 
 fn raw_gated_calls_refuse_outputs_that_overlap() {
-    type Change<'a> = &'a dyn Fn(&mut raw::GatedBackward<'_>);
+    struct At {
+        x: Matrix,
+        v: Matrix,
+        dy: Matrix,
+        dx: Matrix,
+        dv: Matrix,
+        y: Matrix,
+    }
+    type Change<'a> = &'a dyn Fn(&mut At);
     let Gpu { device, stream, .. } = gpu();
     let halves = |buffer: &CudaSlice<f32>| {
         let (ptr, pitch) = (buffer.device_ptr(&stream).0, 2 * COLS as u64);
@@ -1104,15 +1201,24 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         |buffer: &CudaSlice<f32>| Matrix::contiguous(buffer.device_ptr(&stream).0, COLS as u64);
     let backward = |change: Change<'_>| {
         let ([x, v], [dx, dv]) = (halves(&input), halves(&gradient));
-        let mut call = raw::GatedBackward {
-            common,
-            order: Order::Second,
+        let (dy, y) = (dense(&dy), dense(&y));
+        let mut at = At {
             x,
             v,
-            dy: dense(&dy),
+            dy,
             dx,
             dv,
-            y: Some(dense(&y)),
+            y,
+        };
+        change(&mut at);
+        let pair = |x, v| raw::Pair::Separate { x, v };
+        let call = raw::GatedBackward {
+            common,
+            order: Order::Second,
+            xv: pair(at.x, at.v),
+            dy: at.dy,
+            dxv: pair(at.dx, at.dv),
+            y: Some(at.y),
             dparams: Some(raw::Dparams {
                 out: &dparams,
                 accumulate: false,
@@ -1120,7 +1226,6 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
                 workspace_bytes: bytes,
             }),
         };
-        change(&mut call);
         // SAFETY: as in raw_forward.
         unsafe { raw::gated_backward(&device, stream.cu_stream(), &Xsilu, &call) }
     };
@@ -1137,7 +1242,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
                 ..at.dy
             }
         }),
-        (overlap("y", "dv"), &|at| at.y = Some(at.dv)),
+        (overlap("y", "dv"), &|at| at.y = at.dv),
         (null("v"), &|at| at.v.ptr = 0),
         (null("dv"), &|at| at.dv.ptr = 0),
         (pitch("dv"), &|at| at.dv.pitch = 9),
@@ -1158,8 +1263,7 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
         let call = raw::GatedForward {
             common,
             order: Order::First,
-            x,
-            v,
+            xv: raw::Pair::Separate { x, v },
             y,
         };
         // SAFETY: as in raw_forward.
@@ -1173,6 +1277,94 @@ fn raw_gated_calls_refuse_outputs_that_overlap() {
     // The last column of v is followed by the next row of x.
     assert_eq!(forward(beside), Err(overlap("y", "x")));
     forward(x).unwrap();
+}
+
+/// An output of an interleaved pair is exactly the input of the same blocks, or apart from all inputs.
+fn raw_interleaved_calls_refuse_outputs_that_overlap() {
+    const COLS: u64 = 16;
+    let Gpu { device, stream, .. } = gpu();
+    let n = ROWS * COLS as usize;
+    let there = |value: f32, len| stream.clone_htod(&vec![value; len]).unwrap();
+    let (both, dy, alpha) = (there(1.0, 2 * n), there(1.0, n), there(0.3, 1));
+    let (gradient, y) = (there(BEFORE, 2 * n), there(BEFORE, n));
+    let at = |buffer: &CudaSlice<f32>| buffer.device_ptr(&stream).0;
+    let params = [at(&alpha)];
+    let pair = |ptr, pitch, block| raw::Pair::Interleaved {
+        xv: Matrix { ptr, pitch },
+        order: Halves::GateFirst,
+        block,
+    };
+    let half = |ptr| Matrix {
+        ptr,
+        pitch: 2 * COLS,
+    };
+    let backward = |xv, dxv, y: Matrix| {
+        let call = raw::GatedBackward {
+            common: raw::Common {
+                dtype: Dtype::F32,
+                rows: ROWS as u64,
+                cols: COLS,
+                params: &params,
+                param_dtype: Dtype::F32,
+                blocks: raw::Blocks::All,
+            },
+            order: Order::Second,
+            xv,
+            dy: Matrix::contiguous(at(&dy), COLS),
+            dxv,
+            y: Some(y),
+            dparams: None,
+        };
+        // SAFETY: as in raw_forward.
+        unsafe { raw::gated_backward(&device, stream.cu_stream(), &Xsilu, &call) }
+    };
+    let xv = |block| pair(at(&both), 2 * COLS, block);
+    let dxv = |block| pair(at(&gradient), 2 * COLS, block);
+    let (dense_y, dense_dy) = (
+        Matrix::contiguous(at(&y), COLS),
+        Matrix::contiguous(at(&dy), COLS),
+    );
+    let separate = raw::Pair::Separate {
+        x: half(at(&both)),
+        v: half(at(&both) + 4 * COLS),
+    };
+    let refused = |got, expected: Error| assert_eq!(got, Err(expected));
+    refused(backward(xv(1), xv(16), dense_y), overlap("dx", "x"));
+    refused(backward(xv(16), separate, dense_y), overlap("dx", "x"));
+    refused(backward(separate, xv(1), dense_y), overlap("dx", "x"));
+    refused(
+        backward(xv(1), pair(at(&both) + 4, 2 * COLS, 1), dense_y),
+        overlap("dx", "x"),
+    );
+    refused(
+        backward(xv(1), pair(at(&dy), 2 * COLS, 1), dense_y),
+        overlap("dx", "dy"),
+    );
+    refused(backward(xv(1), dxv(1), half(at(&both))), overlap("y", "x"));
+    refused(
+        backward(xv(1), dxv(1), half(at(&gradient))),
+        overlap("y", "dx"),
+    );
+    refused(backward(xv(1), pair(0, 2 * COLS, 1), dense_y), null("dx"));
+    refused(
+        backward(pair(at(&both), 2 * COLS - 1, 1), dxv(1), dense_y),
+        Error::Pitch {
+            what: "x",
+            pitch: 2 * COLS - 1,
+            cols: 2 * COLS,
+        },
+    );
+    for block in [0, 2, 12, 32, 1 << 40] {
+        refused(
+            backward(xv(block), dxv(1), dense_y),
+            Error::Block { block, cols: COLS },
+        );
+    }
+    for (buffer, len) in [(&gradient, 2 * n), (&y, n)] {
+        assert_eq!(stream.clone_dtoh(buffer).unwrap(), vec![BEFORE; len]);
+    }
+    backward(xv(16), dxv(1), dense_dy).unwrap();
+    backward(xv(16), xv(16), dense_y).unwrap();
 }
 
 fn gated_calls_refuse_what_is_no_gate_and_value() {

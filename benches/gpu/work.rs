@@ -286,8 +286,10 @@ impl<'a> Maker<'_, 'a> {
                 let call_ = raw::GatedForward {
                     common: call.common(),
                     order,
-                    x: at(x, turn),
-                    v: at(v, turn),
+                    xv: raw::Pair::Separate {
+                        x: at(x, turn),
+                        v: at(v, turn),
+                    },
                     y: at(y, turn),
                 };
                 let stream = gpu.stream.cu_stream();
@@ -307,11 +309,15 @@ impl<'a> Maker<'_, 'a> {
             let call_ = raw::GatedBackward {
                 common: call.common(),
                 order,
-                x: at(x, turn),
-                v: at(v, turn),
+                xv: raw::Pair::Separate {
+                    x: at(x, turn),
+                    v: at(v, turn),
+                },
                 dy: at(dy, turn),
-                dx: at(dx, turn),
-                dv: at(dv, turn),
+                dxv: raw::Pair::Separate {
+                    x: at(dx, turn),
+                    v: at(dv, turn),
+                },
                 y: y.map(|y| at(y, turn)),
                 dparams: Some(sums.dparams()),
             };

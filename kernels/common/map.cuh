@@ -10,6 +10,9 @@
 // There are two loops. whole_tiles takes the tiles that lie in one row where all buffers are aligned alike;
 // it is what training runs, and has no branch. any_tile takes the others.
 //
+// The columns of x and v, or of dx and dv, may alternate in blocks: of one, or of whole packs. Packs are then
+// anchored at the start of a row.
+//
 // An activation f(x) = x·G(x) is used plain, y = f(x), or gated by a second input v:
 //
 //   order 1:  y = G(x)·v        order 2:  y = f(x)·v
@@ -106,8 +109,9 @@ __device__ inline As* at(const Matrix& matrix, Spot spot) {
     return reinterpret_cast<As*>(reinterpret_cast<T*>(matrix.ptr) + (spot.row * matrix.pitch + spot.first));
 }
 
+// Pack 0 begins before the row by `skew_bits` of the address of the row of x.
 template <class T>
-__device__ inline Spot spot_of(const ActivationArgs& args, u64 pack) {
+__device__ inline Spot spot_of(const ActivationArgs& args, u64 pack, unsigned skew_bits = 15) {
     u64 row = 0;
     if (args.rows > 1) {
         // With row_factor = ⌊(2^64 − 1)/packs_per_row⌋ the quotient is exact or 1 too small.
@@ -118,8 +122,23 @@ __device__ inline Spot spot_of(const ActivationArgs& args, u64 pack) {
             pack -= args.packs_per_row;
         }
     }
-    const int skew = Row<T>::phase(args.x, row) / sizeof(T);
+    const unsigned x = static_cast<unsigned>(args.x.ptr + row * args.x.pitch * sizeof(T));
+    const int skew = (x & skew_bits) / sizeof(T);
     return {row, static_cast<long long>(pack * Pack<T>::N) - skew};
+}
+
+// The place of a pack in one of two matrices whose columns alternate in blocks of -blocks; without blocks,
+// the same place.
+__device__ inline Spot among(Spot spot, long long blocks) {
+    spot.first += spot.first & blocks;
+    return spot;
+}
+
+// A number that the compiler does not know to be the same at every tile, so that no registers keep what
+// follows from it.
+__device__ inline long long not_kept(long long number) {
+    asm volatile("" : "+l"(number));
+    return number;
 }
 
 // The packs of a tile.
@@ -227,6 +246,31 @@ __device__ inline void any_tile(const ActivationArgs& args, const Matrix* const 
                                 const Matrix* const (&out)[kOutputs], u64 tile, const Compute& compute) {
     constexpr int N = Pack<T>::N;
     constexpr int K = XACT_PACKS;
+    constexpr int kOfV = Compute::kOfV;
+    long long xv_blocks = Compute::kGated ? args.xv_blocks : 0;
+    long long dxv_blocks = 0;
+    if (kOfV > 0) {
+        xv_blocks = not_kept(xv_blocks);
+        dxv_blocks = not_kept(args.dxv_blocks);
+    }
+    // Whether these alternate one by one.
+    const bool xv_by_one = xv_blocks == -1;
+    const bool dxv_by_one = dxv_blocks == -1;
+    const auto input = [&](int i, Spot spot) {
+        const bool of_pair = Compute::kGated && (i == 0 || i == kInputs - 1);
+        return at<T>(*in[i], of_pair ? among(spot, xv_blocks) : spot);
+    };
+    const auto output = [&](int o, Spot spot) {
+        const bool of_pair = kOfV > 0 && o <= kOfV;
+        return at<T>(*out[o], of_pair ? among(spot, dxv_blocks) : spot);
+    };
+    // The end of a row, seen from the place of a pack. If x and v alternate one by one, a pack of x and one
+    // of v hold the 2·N elements from twice the place on.
+    const auto end = [&](Spot spot, bool by_one, bool of_v) {
+        const long long left = args.cols - spot.first;
+        return by_one ? 2 * left - (of_v ? N : 0) : left;
+    };
+    const unsigned skew_bits = (xv_blocks | dxv_blocks) == 0 ? 15 : 0;
     Pack<T> packs[K][kInputs];
     Spot spots[K];
     bool whole[K];
@@ -235,31 +279,35 @@ __device__ inline void any_tile(const ActivationArgs& args, const Matrix* const 
     bool straight = true;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-        spots[k] = spot_of<T>(args, tile * kTile + k * XACT_BLOCK + threadIdx.x);
+        spots[k] = spot_of<T>(args, tile * kTile + k * XACT_BLOCK + threadIdx.x, skew_bits);
         // Packs beyond the last row have no elements.
         if (spots[k].row >= args.rows) spots[k].first = args.cols;
         whole[k] = spots[k].first >= 0 && spots[k].first + N <= args.cols;
         straight = straight && whole[k];
+        // A plain x is the anchor.
 #pragma unroll
-        for (int i = 1; i < kInputs; ++i) straight = straight && width_at(at<T>(*in[i], spots[k])) == 16;
+        for (int i = Compute::kGated ? 0 : 1; i < kInputs; ++i)
+            straight = straight && width_at(input(i, spots[k])) == 16;
     }
     if (straight) {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
 #pragma unroll
             for (int i = 0; i < kInputs; ++i)
-                packs[k][i].set(load_vector(at<const uint4, T>(*in[i], spots[k])));
+                packs[k][i].set(load_vector(reinterpret_cast<const uint4*>(input(i, spots[k]))));
         }
     } else {
 #pragma unroll
         for (int k = 0; k < K; ++k) {
 #pragma unroll
             for (int i = 0; i < kInputs; ++i) {
-                const T* from = at<T>(*in[i], spots[k]);
+                const T* from = input(i, spots[k]);
                 if (whole[k]) {
                     packs[k][i].load(from, width_at(from));
                 } else {
-                    packs[k][i].load_some(from, -spots[k].first, args.cols - spots[k].first);
+                    const bool of_v = i == kInputs - 1;
+                    const bool by_one = xv_by_one && (i == 0 || of_v);
+                    packs[k][i].load_some(from, -spots[k].first, end(spots[k], by_one, of_v));
                 }
             }
         }
@@ -268,17 +316,26 @@ __device__ inline void any_tile(const ActivationArgs& args, const Matrix* const 
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
         float v[kInputs][N], result[kOutputs][N];
+        if (xv_by_one) split(packs[0][0], packs[0][kInputs - 1], args.v_first != 0);
 #pragma unroll
         for (int i = 0; i < kInputs; ++i) packs[0][i].unpack(v[i]);
         compute(v, result);
+        Pack<T> gradients[2];
+        if (kOfV > 0) {
+            gradients[0] = Pack<T>(result[0]);
+            gradients[1] = Pack<T>(result[kOfV]);
+            if (dxv_by_one) weave(gradients[0], gradients[1], args.dv_first != 0);
+        }
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) {
             if (out[o]->ptr == 0) continue;
-            T* to = at<T>(*out[o], spots[0]);
+            const bool of_pair = kOfV > 0 && o <= kOfV;
+            const auto pack = [&] { return of_pair ? gradients[o] : Pack<T>(result[o]); };
+            T* to = output(o, spots[0]);
             if (whole[0]) {
-                Pack<T>(result[o]).store(to, width_at(to));
+                pack().store(to, width_at(to));
             } else {
-                Pack<T>(result[o]).store_some(to, -spots[0].first, args.cols - spots[0].first);
+                pack().store_some(to, -spots[0].first, end(spots[0], dxv_by_one && of_pair, o == kOfV));
             }
         }
 #pragma unroll
@@ -294,8 +351,10 @@ __device__ inline void any_tile(const ActivationArgs& args, const Matrix* const 
 // Inputs x (, v); output y.
 template <class Functor, Form kForm>
 struct Forward {
-    static constexpr int kInputs = is_gated(kForm) ? 2 : 1;
+    static constexpr bool kGated = is_gated(kForm);
+    static constexpr int kInputs = kGated ? 2 : 1;
     static constexpr int kOutputs = 1;
+    static constexpr int kOfV = 0;
 
     const Functor& op;
 
@@ -315,8 +374,9 @@ struct Forward {
 // gradients.
 template <class Functor, Form kForm, int kSums, bool kWithY>
 struct Backward {
-    static constexpr int kInputs = is_gated(kForm) ? 3 : 2;
-    static constexpr int kOutputs = (is_gated(kForm) ? 2 : 1) + kWithY;
+    static constexpr bool kGated = is_gated(kForm);
+    static constexpr int kInputs = kGated ? 3 : 2;
+    static constexpr int kOutputs = (kGated ? 2 : 1) + kWithY;
     static constexpr int P = Functor::kParams;
     static constexpr Use kUse = is_gated(kForm) ? Use::All : Use::Derivatives;
 
@@ -346,7 +406,7 @@ struct Backward {
     }
 
     // The place of dv among the outputs; without dv, that of dx.
-    static constexpr int kOfV = is_gated(kForm) ? 1 : 0;
+    static constexpr int kOfV = kGated ? 1 : 0;
 };
 
 // The matrices that a backward reads and writes, in the order of Backward.

@@ -145,6 +145,41 @@ struct alignas(16) Pack {
     }
 };
 
+// Two packs that hold elements of two matrices in turn, beginning with one of x, or with one of v if v_first:
+// split makes a pack of each matrix of them, and weave undoes it.
+template <class T>
+struct InTurn {
+    // The first element of each pair in two words, or the second.
+    static constexpr unsigned kFirst = sizeof(T) == 4 ? 0x3210 : 0x5410;
+    static constexpr unsigned kSecond = sizeof(T) == 4 ? 0x7654 : 0x7632;
+};
+template <class T>
+__device__ inline void split(Pack<T>& x, Pack<T>& v, bool v_first) {
+    const unsigned of_x = v_first ? InTurn<T>::kSecond : InTurn<T>::kFirst;
+    const unsigned of_v = v_first ? InTurn<T>::kFirst : InTurn<T>::kSecond;
+    const Pack<T> both[2] = {x, v};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const unsigned* pairs = both[i / 2].v4 + i % 2 * 2;
+        x.v4[i] = __byte_perm(pairs[0], pairs[1], of_x);
+        v.v4[i] = __byte_perm(pairs[0], pairs[1], of_v);
+    }
+}
+template <class T>
+__device__ inline void weave(Pack<T>& x, Pack<T>& v, bool v_first) {
+    // Exchanges the operands.
+    const unsigned exchange = v_first ? 0x4444 : 0;
+    Pack<T> both[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        unsigned* pairs = both[i / 2].v4 + i % 2 * 2;
+        pairs[0] = __byte_perm(x.v4[i], v.v4[i], InTurn<T>::kFirst ^ exchange);
+        pairs[1] = __byte_perm(x.v4[i], v.v4[i], InTurn<T>::kSecond ^ exchange);
+    }
+    x = both[0];
+    v = both[1];
+}
+
 // One row of one buffer, seen from the packs of the anchor, whose row starts `anchor_phase` bytes past
 // a multiple of 16.
 template <class T>

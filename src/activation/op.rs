@@ -155,7 +155,7 @@ pub trait Activation: sealed::Op + Debug + Send + Sync {
 }
 
 /// An activation f(x) = x·G(x) with gated forms: y = G(x)·v (order 1) and y = f(x)·v (order 2). x is the gate and v the
-/// value. They are two tensors, or the halves of one `[rows, 2·n]` tensor, in either order.
+/// value. They are two tensors, or in one `[rows, 2·n]` tensor as its halves or in turn, in either order.
 ///
 /// G(x), f(x) and dy·v are computed in f32: where |f(x)| exceeds 3.4e38, y is ±inf (NaN if v = 0), even if the product
 /// would fit into the type.

@@ -111,6 +111,7 @@ impl<A: Activation + ?Sized, T: Element> Forward<'_, A, T> {
         let tensors = Tensors {
             x: x.map(|x| x.check_rows("x", shape)).transpose()?,
             v: None,
+            xv: None,
             dy: None,
             out: Out::Plain(y.check_rows(written, shape)?),
             y: None,
@@ -263,6 +264,7 @@ impl<'a, A: Activation + ?Sized, T: Element> Backward<'a, A, T> {
         let tensors = Tensors {
             x: Some(x.check_rows("x", shape)?),
             v: None,
+            xv: None,
             dy: dy.map(|dy| dy.check_rows("dy", shape)).transpose()?,
             out: Out::Plain(dx.check_rows(in_place, shape)?),
             y: y.map(|y| y.check_rows("y", shape)).transpose()?,
@@ -314,15 +316,17 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
         let GatedForward {
             op,
             order,
-            xv: Pair { x, v },
+            xv,
             params,
             y,
         } = self;
         op.signature().check_params(params.len())?;
-        let shape = Shape::of(x.len(), &[x.given(), v.given(), y.given()]);
+        let shape = Shape::of(xv.len(), &[xv.given(), y.given()]);
+        let xv = xv.check(shape)?;
         let tensors = Tensors {
-            x: Some(x.check_rows("x", shape)?),
-            v: Some(v.check_rows("v", shape)?),
+            x: Some(xv.x),
+            v: xv.v,
+            xv: xv.interleaving,
             dy: None,
             out: Out::Plain(y.check_rows("y", shape)?),
             y: None,
@@ -413,25 +417,27 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
             dparams,
             accumulate,
         } = optional;
-        let (x, v) = xv.map(|Pair { x, v }| (x, v)).unzip();
         let shape = Shape::of(
-            x.as_ref().map_or(dxv.len(), Input::len),
+            xv.as_ref().map_or(dxv.len(), Pair::len),
             &[
-                x.as_ref().and_then(Input::given),
-                v.as_ref().and_then(Input::given),
+                xv.as_ref().and_then(Pair::given),
                 dxv.given(),
                 dy.given(),
                 y.as_ref().and_then(Output::given),
             ],
         );
-        let names = if x.is_some() {
+        let names = if xv.is_some() {
             ["dx", "dv"]
         } else {
             ["x", "v"]
         };
+        let xv = xv.map(|xv| xv.check(shape)).transpose()?;
+        let interleaving = xv.as_ref().and_then(|xv| xv.interleaving);
+        let (x, v) = xv.map(|xv| (xv.x, xv.v)).unzip();
         let tensors = Tensors {
-            x: x.map(|x| x.check_rows("x", shape)).transpose()?,
-            v: v.map(|v| v.check_rows("v", shape)).transpose()?,
+            x,
+            v: v.flatten(),
+            xv: interleaving,
             dy: Some(dy.check_rows("dy", shape)?),
             out: Out::Pair(dxv.check(names, shape)?),
             y: y.map(|y| y.check_rows("y", shape)).transpose()?,

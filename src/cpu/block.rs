@@ -1,12 +1,16 @@
 //! [`Block`]: up to [`BLOCK`] elements of a tensor, converted to f32.
 
 use crate::dtype::Element;
+use crate::shape::{Halves, Interleaving};
 
 /// The number of elements of a block. The arrays of a backward then fit into the L1 cache.
 pub const BLOCK: usize = 256;
 
 /// The number of independent sums: a register of f32 in the widest instruction set.
 pub const LANES: usize = 16;
+
+// Two blocks hold whole blocks of columns of gate and value.
+const _: () = assert!(BLOCK.is_multiple_of(Interleaving::MOST));
 
 /// A block on the stack. It is aligned to a cache line, because a vector that straddles two lines costs twice as much.
 ///
@@ -61,8 +65,9 @@ impl Block {
         }
     }
 
+    /// Fills `to` with the block, rounded to T.
     #[inline(always)]
-    fn store_whole<T: Element>(&self, to: &mut [T; BLOCK]) {
+    pub fn store_whole<T: Element>(&self, to: &mut [T; BLOCK]) {
         if size_of::<T>() == 4 {
             for (to, from) in to.iter_mut().zip(&self.0) {
                 *to = T::narrow(*from);
@@ -104,4 +109,63 @@ pub fn padded<T: Element>(elements: &[T], pad: T) -> [T; BLOCK] {
     let mut block = [pad; BLOCK];
     block[..elements.len()].copy_from_slice(elements);
     block
+}
+
+/// Divides elements in which gate and value alternate, at most two blocks, into those of the gate and those of the value, with
+/// zeros after them.
+#[inline(always)]
+pub fn split<T: Element>(
+    elements: &[T],
+    Interleaving { block, order }: Interleaving,
+) -> [[T; BLOCK]; 2] {
+    let mut both = [[T::zeroed(); BLOCK]; 2];
+    both.as_flattened_mut()[..elements.len()].copy_from_slice(elements);
+    let [mut first, mut second] = [[T::zeroed(); BLOCK]; 2];
+    if block == 1 {
+        let pairs = both.as_flattened().as_chunks::<2>().0;
+        for ((first, second), pair) in first.iter_mut().zip(&mut second).zip(pairs) {
+            (*first, *second) = (pair[0], pair[1]);
+        }
+    } else {
+        let sides = first
+            .chunks_exact_mut(block)
+            .zip(second.chunks_exact_mut(block));
+        for ((first, second), pair) in sides.zip(both.as_flattened().chunks_exact(2 * block)) {
+            first.copy_from_slice(&pair[..block]);
+            second.copy_from_slice(&pair[block..]);
+        }
+    }
+    match order {
+        Halves::GateFirst => [first, second],
+        Halves::ValueFirst => [second, first],
+    }
+}
+
+/// The reverse of [`split`]: fills `elements`, at most two blocks.
+#[inline(always)]
+pub fn weave<T: Element>(
+    x: &[T; BLOCK],
+    v: &[T; BLOCK],
+    Interleaving { block, order }: Interleaving,
+    elements: &mut [T],
+) {
+    let (first, second) = match order {
+        Halves::GateFirst => (x, v),
+        Halves::ValueFirst => (v, x),
+    };
+    let mut both = [[T::zeroed(); BLOCK]; 2];
+    if block == 1 {
+        let pairs = both.as_flattened_mut().as_chunks_mut::<2>().0;
+        for ((first, second), pair) in first.iter().zip(second).zip(pairs) {
+            *pair = [*first, *second];
+        }
+    } else {
+        let sides = first.chunks_exact(block).zip(second.chunks_exact(block));
+        let pairs = both.as_flattened_mut().chunks_exact_mut(2 * block);
+        for ((first, second), pair) in sides.zip(pairs) {
+            pair[..block].copy_from_slice(first);
+            pair[block..].copy_from_slice(second);
+        }
+    }
+    elements.copy_from_slice(&both.as_flattened()[..elements.len()]);
 }

@@ -65,6 +65,8 @@ impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
             out: cast_slice_mut(row.out),
             dv: cast_slice_mut(row.dv),
             y: row.y.map(cast_slice_mut),
+            xv: row.xv,
+            dxv: row.dxv,
         };
         Call {
             backward: self.backward,
@@ -74,7 +76,7 @@ impl<'a, T: Element, const GATED: bool> Call<'a, T, GATED> {
 
     fn run<F: Function>(self, f: F) -> Sums {
         let Call { backward, rows } = self;
-        let len = rows.iter().map(|row| row.out.len()).sum();
+        let len = rows.iter().map(Segment::len).sum();
         let work = |segments: Vec<Segment<'a, T>>| map::Work::<F, T, GATED> {
             f,
             backward,
@@ -109,12 +111,12 @@ impl<'a, T> Iterator for Chunks<'a, T> {
                 break;
             };
             // A long row begins a new chunk, so that it is divided as if it were the only row.
-            if row.out.len() > room && !chunk.is_empty() {
+            if row.len() > room && !chunk.is_empty() {
                 self.rest = Some(row);
                 break;
             }
             let first = row.take(room);
-            room -= first.out.len();
+            room -= first.len();
             if !first.out.is_empty() {
                 chunk.push(first);
             }

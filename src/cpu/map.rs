@@ -9,12 +9,15 @@
 //! y = g(x)·v      dx = dy·v·g′(x)    dv = dy·g(x)    dp = Σ dy·v·∂g/∂p    with v = 1 if plain
 //! ```
 
-use super::block::{BLOCK, Block, LANES};
+use std::ops::Range;
+
+use super::block::{BLOCK, Block, LANES, split, weave};
 use super::function::Function;
 use super::segment::Segment;
 use super::simd::{InstructionSet, Task, prefetch};
 use crate::activation::MAX_PARAMS;
 use crate::dtype::Element;
+use crate::shape::Interleaving;
 
 /// The number of elements of a chunk: a multiple of 64 bytes in every type, and large compared with the cost of handing a
 /// chunk to another thread.
@@ -57,20 +60,45 @@ impl<F: Function, T: Element, const GATED: bool> Task for Work<'_, F, T, GATED> 
     }
 }
 
+/// Loads a block of x and v from elements in which they alternate.
+#[inline(always)]
+fn load_pair<T: Element>(
+    from: &[T],
+    range: Range<usize>,
+    interleaving: Interleaving,
+    x: &mut Block,
+    v: &mut Block,
+) {
+    prefetch(from, 2 * (range.start + AHEAD));
+    prefetch(from, 2 * (range.start + AHEAD) + BLOCK);
+    let [of_x, of_v] = split(&from[2 * range.start..2 * range.end], interleaving);
+    x.load_whole(&of_x);
+    v.load_whole(&of_v);
+}
+
 /// y = g(x) or, gated, y = g(x)·v.
 #[inline(always)]
 fn forward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'_, T>) {
-    let Segment { x, v, out: y, .. } = segment;
+    let Segment {
+        x, v, out: y, xv, ..
+    } = segment;
     let v = v.unwrap_or_default();
     let [mut xs, mut vs, mut ys] = [Block::ZERO; 3];
     for start in (0..y.len()).step_by(BLOCK) {
         let range = start..y.len().min(start + BLOCK);
-        for tensor in [x.unwrap_or_default(), v, y] {
-            prefetch(tensor, start + AHEAD);
-        }
-        xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
-        if GATED {
-            vs.load(&v[range.clone()]);
+        prefetch(y, start + AHEAD);
+        match (x, xv) {
+            (Some(x), Some(interleaving)) if GATED => {
+                load_pair(x, range.clone(), interleaving, &mut xs, &mut vs);
+            }
+            _ => {
+                prefetch(x.unwrap_or_default(), start + AHEAD);
+                xs.load(x.map_or(&y[range.clone()], |x| &x[range.clone()]));
+                if GATED {
+                    prefetch(v, start + AHEAD);
+                    vs.load(&v[range.clone()]);
+                }
+            }
         }
         values::<F, GATED>(f, &xs, &vs, &mut ys);
         ys.store(&mut y[range]);
@@ -93,6 +121,7 @@ fn values<F: Function, const GATED: bool>(
 /// Writes the gradients of x and v, and returns the sums of the parameter gradients.
 #[inline(always)]
 fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'_, T>) -> Sums {
+    let len = segment.len();
     let Segment {
         x,
         v,
@@ -100,22 +129,36 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
         out: dx,
         dv,
         mut y,
+        xv,
+        dxv,
     } = segment;
     let [mut xs, mut vs, mut dys, mut dxs, mut dvs] = [Block::ZERO; 5];
     let mut terms = [Block::ZERO; MAX_PARAMS];
     let mut lanes = [[0.0; LANES]; MAX_PARAMS];
-    for start in (0..dx.len()).step_by(BLOCK) {
-        let range = start..dx.len().min(start + BLOCK);
-        for tensor in [x, v, dy].map(Option::unwrap_or_default) {
-            prefetch(tensor, start + AHEAD);
-        }
-        prefetch(dx, start + AHEAD);
+    for start in (0..len).step_by(BLOCK) {
+        let range = start..len.min(start + BLOCK);
+        prefetch(dy.unwrap_or_default(), start + AHEAD);
+        let of_out = if dxv.is_some() { 2 } else { 1 };
+        prefetch(dx, of_out * (start + AHEAD));
         prefetch(dv, start + AHEAD);
-        xs.load(x.map_or(&dx[range.clone()], |x| &x[range.clone()]));
         // A short block is padded with dy = 0, so that the padding adds 0 to the sums.
         dys.load(dy.map_or(&dx[range.clone()], |dy| &dy[range.clone()]));
-        if GATED {
-            vs.load(v.map_or(&dv[range.clone()], |v| &v[range.clone()]));
+        let interleaved = match x {
+            Some(x) => xv.map(|interleaving| (x, interleaving)),
+            None => dxv.map(|interleaving| (&*dx, interleaving)),
+        };
+        match interleaved {
+            Some((both, interleaving)) if GATED => {
+                load_pair(both, range.clone(), interleaving, &mut xs, &mut vs);
+            }
+            _ => {
+                prefetch(x.unwrap_or_default(), start + AHEAD);
+                xs.load(x.map_or(&dx[range.clone()], |x| &x[range.clone()]));
+                if GATED {
+                    prefetch(v.unwrap_or_default(), start + AHEAD);
+                    vs.load(&v.unwrap_or(dv)[range.clone()]);
+                }
+            }
         }
         for i in 0..BLOCK {
             let dg = if GATED { dys.0[i] * vs.0[i] } else { dys.0[i] };
@@ -128,9 +171,20 @@ fn backward<F: Function, T: Element, const GATED: bool>(f: F, segment: Segment<'
                 terms.0[i] = term;
             }
         }
-        dxs.store(&mut dx[range.clone()]);
-        if GATED {
-            dvs.store(&mut dv[range.clone()]);
+        match dxv {
+            Some(interleaving) if GATED => {
+                let [mut of_x, mut of_v] = [[T::zeroed(); BLOCK]; 2];
+                dxs.store_whole(&mut of_x);
+                dvs.store_whole(&mut of_v);
+                let both = &mut dx[2 * range.start..2 * range.end];
+                weave(&of_x, &of_v, interleaving, both);
+            }
+            _ => {
+                dxs.store(&mut dx[range.clone()]);
+                if GATED {
+                    dvs.store(&mut dv[range.clone()]);
+                }
+            }
         }
         for (lanes, terms) in lanes.iter_mut().zip(&mut terms).take(F::PARAMS) {
             terms.add_to(lanes);

@@ -1,7 +1,7 @@
 //! The tensors of a call: whole slices, or rows of a larger matrix.
 
 use crate::error::{Error, Result};
-use crate::shape::{Halves, Rows, Shape};
+use crate::shape::{Halves, Interleaving, Rows, Shape};
 
 /// A tensor of T that a call reads. A reference to a slice, an array or a vector converts into the tensor of all its
 /// elements.
@@ -152,19 +152,30 @@ impl<'a, T> Checked<&'a mut [T]> {
     }
 }
 
-/// The gate x and the value v of a gated activation, which a call reads: two tensors, or the halves of one. A tuple `(x, v)`
-/// converts into a pair.
+/// The gate x and the value v of a gated activation, which a call reads: two tensors, or one that holds both. A tuple
+/// `(x, v)` converts into a pair.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair<'a, T> {
-    pub(crate) x: Input<'a, T>,
-    pub(crate) v: Input<'a, T>,
+pub struct Pair<'a, T>(Inputs<'a, T>);
+
+#[derive(Clone, Copy, Debug)]
+enum Inputs<'a, T> {
+    Separate {
+        x: Input<'a, T>,
+        v: Input<'a, T>,
+    },
+    /// A `[rows, 2·n]` tensor in whose columns gate and value alternate.
+    Interleaved {
+        xv: Input<'a, T>,
+        order: Halves,
+        block: usize,
+    },
 }
 
 impl<'a, T> Pair<'a, T> {
     /// A pair of two tensors: the gate and the value.
     pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
         let (x, v) = (x.into(), v.into());
-        Pair { x, v }
+        Pair(Inputs::Separate { x, v })
     }
 
     /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
@@ -173,9 +184,49 @@ impl<'a, T> Pair<'a, T> {
     /// [`Error::Halves`](crate::Error::Halves) if the slice is not such a tensor.
     pub fn halves(elements: &'a [T], rows: usize, order: Halves) -> Result<Self> {
         let [x, v] = order.of(elements.len(), rows)?;
-        Ok(Pair {
-            x: Input::rows(elements, x),
-            v: Input::rows(elements, v),
+        Ok(Pair::new(
+            Input::rows(elements, x),
+            Input::rows(elements, v),
+        ))
+    }
+
+    /// One `[rows, 2·n]` tensor whose columns alternate: `block` columns of the gate, as many of the value, and so on. `order`
+    /// says which of the two comes first. `block` is 1, as in `[rows, n, 2]` tensors, or a power of two from 8 to 256, and
+    /// divides n; a call with another block fails with [`Error::Block`](crate::Error::Block).
+    pub fn interleaved(xv: impl Into<Input<'a, T>>, order: Halves, block: usize) -> Self {
+        let xv = xv.into();
+        Pair(Inputs::Interleaved { xv, order, block })
+    }
+
+    /// The rows from which the shape of the gate is known, if they are given.
+    pub(crate) fn given(&self) -> Option<Rows> {
+        match &self.0 {
+            Inputs::Separate { x, v } => x.given().or(v.given()),
+            Inputs::Interleaved { xv, .. } => xv.given().map(Rows::of_gate),
+        }
+    }
+
+    /// The number of elements of the gate's buffer.
+    pub(crate) fn len(&self) -> usize {
+        match &self.0 {
+            Inputs::Separate { x, .. } => x.len(),
+            Inputs::Interleaved { xv, .. } => xv.len() / 2,
+        }
+    }
+
+    /// Checks the tensors against the shape of the gate.
+    pub(crate) fn check(self, shape: Shape) -> Result<CheckedInputs<'a, T>> {
+        Ok(match self.0 {
+            Inputs::Separate { x, v } => CheckedInputs {
+                x: x.check_rows("x", shape)?,
+                v: Some(v.check_rows("v", shape)?),
+                interleaving: None,
+            },
+            Inputs::Interleaved { xv, order, block } => CheckedInputs {
+                interleaving: Some(Interleaving::new(shape.cols, order, block)?),
+                x: xv.check_rows("x", shape.of_both())?,
+                v: None,
+            },
         })
     }
 }
@@ -186,13 +237,13 @@ impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<
     }
 }
 
-/// The outputs of the gate and of the value, such as dx and dv: two tensors, or the halves of one. A tuple converts into a
+/// The outputs of the gate and of the value, such as dx and dv: two tensors, or one that holds both. A tuple converts into a
 /// pair.
 #[derive(Debug)]
-pub struct PairMut<'a, T>(pub(crate) Place<'a, T>);
+pub struct PairMut<'a, T>(Place<'a, T>);
 
 #[derive(Debug)]
-pub(crate) enum Place<'a, T> {
+enum Place<'a, T> {
     Separate {
         x: Output<'a, T>,
         v: Output<'a, T>,
@@ -201,6 +252,11 @@ pub(crate) enum Place<'a, T> {
         elements: &'a mut [T],
         rows: usize,
         order: Halves,
+    },
+    Interleaved {
+        xv: Output<'a, T>,
+        order: Halves,
+        block: usize,
     },
 }
 
@@ -224,7 +280,13 @@ impl<'a, T> PairMut<'a, T> {
         }))
     }
 
-    /// The rows of the gate, if they are given.
+    /// One `[rows, 2·n]` tensor whose columns alternate, as those of [`Pair::interleaved`].
+    pub fn interleaved(xv: impl Into<Output<'a, T>>, order: Halves, block: usize) -> Self {
+        let xv = xv.into();
+        PairMut(Place::Interleaved { xv, order, block })
+    }
+
+    /// The rows from which the shape of the gate is known, if they are given.
     pub(crate) fn given(&self) -> Option<Rows> {
         match &self.0 {
             Place::Separate { x, v } => x.given().or(v.given()),
@@ -233,6 +295,7 @@ impl<'a, T> PairMut<'a, T> {
                 rows,
                 order,
             } => order.of(elements.len(), *rows).ok().map(|[x, _]| x),
+            Place::Interleaved { xv, .. } => xv.given().map(Rows::of_gate),
         }
     }
 
@@ -241,10 +304,11 @@ impl<'a, T> PairMut<'a, T> {
         match &self.0 {
             Place::Separate { x, .. } => x.len(),
             Place::Halves { elements, .. } => elements.len() / 2,
+            Place::Interleaved { xv, .. } => xv.len() / 2,
         }
     }
 
-    /// Checks both tensors. Errors use the given names.
+    /// Checks the tensors against the shape of the gate. Errors use the given names.
     pub(crate) fn check(
         self,
         [x_name, v_name]: [&'static str; 2],
@@ -269,6 +333,11 @@ impl<'a, T> PairMut<'a, T> {
                     order,
                 })
             }
+            Place::Interleaved { xv, order, block } => {
+                let interleaving = Interleaving::new(shape.cols, order, block)?;
+                let xv = xv.check_rows(x_name, shape.of_both())?;
+                Ok(CheckedPair::Interleaved(xv, interleaving))
+            }
         }
     }
 }
@@ -277,6 +346,13 @@ impl<'a, T, X: Into<Output<'a, T>>, V: Into<Output<'a, T>>> From<(X, V)> for Pai
     fn from((x, v): (X, V)) -> Self {
         PairMut::new(x, v)
     }
+}
+
+/// A checked gate and value: two tensors, or one in whose columns both alternate.
+pub(crate) struct CheckedInputs<'a, T> {
+    pub(crate) x: Checked<&'a [T]>,
+    pub(crate) v: Option<Checked<&'a [T]>>,
+    pub(crate) interleaving: Option<Interleaving>,
 }
 
 /// A checked pair of tensors: their rows lie inside their elements and do not overlap.
@@ -288,6 +364,7 @@ pub(crate) enum CheckedPair<'a, T> {
         width: usize,
         order: Halves,
     },
+    Interleaved(Checked<&'a mut [T]>, Interleaving),
 }
 
 impl<'a, T> CheckedPair<'a, T> {
@@ -297,6 +374,7 @@ impl<'a, T> CheckedPair<'a, T> {
             CheckedPair::Halves {
                 elements, width, ..
             } => elements.len() <= 2 * width,
+            CheckedPair::Interleaved(xv, _) => xv.rows.is_dense(),
         }
     }
 }

@@ -340,14 +340,13 @@ impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
         let GatedForward {
             op,
             order,
-            xv: Pair { x, v },
+            xv,
             params,
             mut y,
         } = self;
         let Parts { device, stream, .. } = queue.parts()?;
-        let shape = Shape::of(x.len(), &[x.given(), v.given(), y.given()]);
-        let x_rows = x.check_rows("x", device, shape)?;
-        let v_rows = v.check_rows("v", device, shape)?;
+        let shape = Shape::of(xv.len(), &[xv.given(), y.given()]);
+        let xv_rows = xv.check(["x", "v"], device, shape)?;
         let y_rows = y.check_rows("y", device, shape)?;
         params.check(op.signature(), device)?;
         let mut addresses = Addresses::on(stream);
@@ -355,8 +354,7 @@ impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
         let call = raw::GatedForward {
             common: common::<T, P>(shape, &params),
             order,
-            x: addresses.input_rows(&x, x_rows),
-            v: addresses.input_rows(&v, v_rows),
+            xv: xv.resolve(&mut addresses, xv_rows),
             y: addresses.output_rows(&mut y, y_rows),
         };
         // SAFETY: as in `Forward::launch`.
@@ -431,10 +429,9 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
     fn shape(&self) -> Shape {
         let xv = self.xv.as_ref();
         Shape::of(
-            xv.map_or(self.dxv.len(), |xv| xv.x.len()),
+            xv.map_or(self.dxv.len(), Pair::len),
             &[
-                xv.and_then(|xv| xv.x.given()),
-                xv.and_then(|xv| xv.v.given()),
+                xv.and_then(Pair::given),
                 self.dxv.given(),
                 self.dy.given(),
                 self.optional.y.as_ref().and_then(Output::given),
@@ -463,13 +460,8 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
             stream,
             workspace,
         } = queue.parts()?;
-        let xv_rows = match &xv {
-            Some(Pair { x, v }) => Some([
-                x.check_rows("x", device, shape)?,
-                v.check_rows("v", device, shape)?,
-            ]),
-            None => None,
-        };
+        let check = |xv: &Pair<'_, T>| xv.check(["x", "v"], device, shape);
+        let xv_rows = xv.as_ref().map(check).transpose()?;
         let dy_rows = dy.check_rows("dy", device, shape)?;
         let names = if xv.is_some() {
             ["dx", "dv"]
@@ -481,13 +473,10 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
         let y_rows = check_optional(op.signature(), &optional, params.len(), device, shape)?;
         let mut addresses = Addresses::on(stream);
         let params = params.resolve(&mut addresses);
-        let [dx, dv] = dxv.resolve(&mut addresses, dxv_rows);
-        let [x, v] = match (&xv, xv_rows) {
-            (Some(Pair { x, v }), Some([x_rows, v_rows])) => [
-                addresses.input_rows(x, x_rows),
-                addresses.input_rows(v, v_rows),
-            ],
-            _ => [dx, dv],
+        let dxv = dxv.resolve(&mut addresses, dxv_rows);
+        let xv = match (&xv, xv_rows) {
+            (Some(xv), Some(rows)) => xv.resolve(&mut addresses, rows),
+            _ => dxv,
         };
         launch_with_optional!(
             optional,
@@ -499,11 +488,9 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
                 let call = raw::GatedBackward {
                     common: common::<T, P>(shape, &params),
                     order,
-                    x,
-                    v,
+                    xv,
                     dy: addresses.input_rows(&dy, dy_rows),
-                    dx,
-                    dv,
+                    dxv,
                     y,
                     dparams,
                 };

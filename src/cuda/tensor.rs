@@ -8,9 +8,10 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::device::Device;
+use super::raw;
 use crate::blocks::{LogitsMatrix, Matrix};
 use crate::error::{Error, Result, check_length};
-use crate::shape::{Halves, Rows, Shape};
+use crate::shape::{Halves, Interleaving, Rows, Shape};
 
 /// A device tensor of T that a call reads. A reference to a buffer (`CudaSlice`, `CudaView`, …) converts into the tensor of
 /// all its elements.
@@ -250,132 +251,140 @@ fn matrix<T>(base: CUdeviceptr, rows: Rows) -> Matrix {
     }
 }
 
-/// The gate x and the value v of a gated activation, which a call reads: two tensors, or the halves of one. A tuple `(x, v)`
-/// converts into a pair.
-pub struct Pair<'a, T> {
-    pub(super) x: Input<'a, T>,
-    pub(super) v: Input<'a, T>,
-}
+/// The gate x and the value v of a gated activation, which a call reads: two tensors, or one that holds both. A tuple
+/// `(x, v)` converts into a pair.
+pub struct Pair<'a, T>(Places<Input<'a, T>>);
 
-impl<'a, T> Pair<'a, T> {
-    /// A pair of two tensors: the gate and the value.
-    pub fn new(x: impl Into<Input<'a, T>>, v: impl Into<Input<'a, T>>) -> Self {
-        let (x, v) = (x.into(), v.into());
-        Pair { x, v }
-    }
-
-    /// The halves of a contiguous `[rows, 2·n]` tensor, without a copy. `order` says which half is the gate.
-    ///
-    /// # Errors
-    /// [`Error::Halves`] if the buffer is not such a tensor.
-    pub fn halves(buffer: &'a dyn DevicePtr<T>, rows: usize, order: Halves) -> Result<Self> {
-        let [x, v] = order.of(buffer.len(), rows)?;
-        Ok(Pair {
-            x: Input::rows(buffer, x),
-            v: Input::rows(buffer, v),
-        })
-    }
-}
-
-impl<'a, T, X: Into<Input<'a, T>>, V: Into<Input<'a, T>>> From<(X, V)> for Pair<'a, T> {
-    fn from((x, v): (X, V)) -> Self {
-        Pair::new(x, v)
-    }
-}
-
-/// The outputs of the gate and of the value, such as dx and dv: two tensors, or the halves of one. A tuple converts into a
+/// The outputs of the gate and of the value, such as dx and dv: two tensors, or one that holds both. A tuple converts into a
 /// pair.
-pub struct PairMut<'a, T>(Place<'a, T>);
+pub struct PairMut<'a, T>(Places<Output<'a, T>>);
 
-enum Place<'a, T> {
+/// The tensors of a pair.
+enum Places<B> {
     Separate {
-        x: Output<'a, T>,
-        v: Output<'a, T>,
+        x: B,
+        v: B,
     },
+    /// The halves of a buffer.
     Halves {
-        buffer: Output<'a, T>,
+        buffer: B,
         halves: [Rows; 2],
     },
+    /// A `[rows, 2·n]` tensor, in whose columns gate and value alternate.
+    Interleaved {
+        xv: B,
+        order: Halves,
+        block: usize,
+    },
 }
 
-impl<'a, T> PairMut<'a, T> {
-    /// A pair of two tensors: the gate and the value.
-    pub fn new(x: impl Into<Output<'a, T>>, v: impl Into<Output<'a, T>>) -> Self {
-        let (x, v) = (x.into(), v.into());
-        PairMut(Place::Separate { x, v })
-    }
+/// The constructors and the checks of pairs.
+macro_rules! pairs {
+    ($Pair:ident of $Tensor:ident: $Buffer:ty, $address:ident, $matrix:ident $(, $mut:tt)?) => {
+        impl<'a, T> $Pair<'a, T> {
+            /// A pair of two tensors: the gate and the value.
+            pub fn new(x: impl Into<$Tensor<'a, T>>, v: impl Into<$Tensor<'a, T>>) -> Self {
+                let (x, v) = (x.into(), v.into());
+                $Pair(Places::Separate { x, v })
+            }
 
-    /// The halves of a contiguous `[rows, 2·n]` tensor. `order` says which half is the gate.
-    ///
-    /// # Errors
-    /// [`Error::Halves`] if the buffer is not such a tensor.
-    pub fn halves(buffer: &'a mut dyn DevicePtrMut<T>, rows: usize, order: Halves) -> Result<Self> {
-        let halves = order.of(buffer.len(), rows)?;
-        let buffer = Output {
-            buffer: Some(buffer),
-            rows: None,
-        };
-        Ok(PairMut(Place::Halves { buffer, halves }))
-    }
+            /// The halves of a contiguous `[rows, 2·n]` tensor, without a copy. `order` says which half is the gate.
+            ///
+            /// # Errors
+            /// [`Error::Halves`] if the buffer is not such a tensor.
+            pub fn halves(buffer: $Buffer, rows: usize, order: Halves) -> Result<Self> {
+                let halves = order.of(buffer.len(), rows)?;
+                let buffer = $Tensor {
+                    buffer: Some(buffer),
+                    rows: None,
+                };
+                Ok($Pair(Places::Halves { buffer, halves }))
+            }
 
-    /// The number of elements of the gate's buffer.
-    pub(super) fn len(&self) -> usize {
-        match &self.0 {
-            Place::Separate { x, .. } => x.len(),
-            Place::Halves { halves, .. } => halves[0].len().unwrap_or(usize::MAX),
-        }
-    }
+            /// One `[rows, 2·n]` tensor, without a copy, whose columns alternate: `block` columns of the gate, as many of the
+            /// value, and so on. `order` says which of the two comes first. `block` is 1, as in `[rows, n, 2]` tensors, or a
+            /// power of two from 8 to 256, and divides n; a call with another block fails with [`Error::Block`].
+            pub fn interleaved(xv: impl Into<$Tensor<'a, T>>, order: Halves, block: usize) -> Self {
+                let xv = xv.into();
+                $Pair(Places::Interleaved { xv, order, block })
+            }
 
-    pub(super) fn given(&self) -> Option<Rows> {
-        match &self.0 {
-            Place::Separate { x, v } => x.given().or(v.given()),
-            Place::Halves { halves, .. } => Some(halves[0]),
-        }
-    }
-
-    /// Checks both tensors, and returns their rows. Errors use the given names.
-    pub(super) fn check(
-        &self,
-        names: [&'static str; 2],
-        device: &Device,
-        shape: Shape,
-    ) -> Result<[Rows; 2]> {
-        match &self.0 {
-            Place::Separate { x, v } => Ok([
-                x.check_rows(names[0], device, shape)?,
-                v.check_rows(names[1], device, shape)?,
-            ]),
-            Place::Halves { buffer, halves } => {
-                buffer.check_context(names[0], device)?;
-                for (name, half) in names.into_iter().zip(halves) {
-                    shape.rows_of(name, buffer.len(), Some(*half))?;
+            /// The number of elements of the gate's buffer.
+            pub(super) fn len(&self) -> usize {
+                match &self.0 {
+                    Places::Separate { x, .. } => x.len(),
+                    Places::Halves { halves: [x, _], .. } => x.len().unwrap_or(usize::MAX),
+                    Places::Interleaved { xv, .. } => xv.len() / 2,
                 }
-                Ok(*halves)
+            }
+
+            /// The rows from which the shape of the gate is known, if they are given.
+            pub(super) fn given(&self) -> Option<Rows> {
+                match &self.0 {
+                    Places::Separate { x, v } => x.given().or(v.given()),
+                    Places::Halves { halves: [x, _], .. } => Some(*x),
+                    Places::Interleaved { xv, .. } => xv.given().map(Rows::of_gate),
+                }
+            }
+
+            /// Checks the tensors against the shape of the gate, and returns the rows of the gate and of the value; of an
+            /// interleaved pair, twice those of both. Errors use the given names.
+            pub(super) fn check(
+                &self,
+                names: [&'static str; 2],
+                device: &Device,
+                shape: Shape,
+            ) -> Result<[Rows; 2]> {
+                match &self.0 {
+                    Places::Separate { x, v } => Ok([
+                        x.check_rows(names[0], device, shape)?,
+                        v.check_rows(names[1], device, shape)?,
+                    ]),
+                    Places::Halves { buffer, halves } => {
+                        buffer.check_context(names[0], device)?;
+                        for (name, half) in names.into_iter().zip(halves) {
+                            shape.rows_of(name, buffer.len(), Some(*half))?;
+                        }
+                        Ok(*halves)
+                    }
+                    Places::Interleaved { xv, order, block } => {
+                        Interleaving::new(shape.cols, *order, *block)?;
+                        Ok([xv.check_rows(names[0], device, shape.of_both())?; 2])
+                    }
+                }
+            }
+
+            /// The matrices of the rows that `check` returned.
+            pub(super) fn resolve<'b>(
+                &'b $($mut)? self,
+                addresses: &mut Addresses<'b>,
+                [of_x, of_v]: [Rows; 2],
+            ) -> raw::Pair {
+                match &$($mut)? self.0 {
+                    Places::Separate { x, v } => raw::Pair::Separate {
+                        x: addresses.$matrix(x, of_x),
+                        v: addresses.$matrix(v, of_v),
+                    },
+                    Places::Halves { buffer, .. } => {
+                        let base = addresses.$address(buffer);
+                        let [x, v] = [of_x, of_v].map(|rows| matrix::<T>(base, rows));
+                        raw::Pair::Separate { x, v }
+                    }
+                    Places::Interleaved { xv, order, block } => raw::Pair::Interleaved {
+                        xv: addresses.$matrix(xv, of_x),
+                        order: *order,
+                        block: *block as u64,
+                    },
+                }
             }
         }
-    }
 
-    /// The matrices of the gate and of the value.
-    pub(super) fn resolve<'b>(
-        &'b mut self,
-        addresses: &mut Addresses<'b>,
-        rows: [Rows; 2],
-    ) -> [Matrix; 2] {
-        match &mut self.0 {
-            Place::Separate { x, v } => [
-                addresses.output_rows(x, rows[0]),
-                addresses.output_rows(v, rows[1]),
-            ],
-            Place::Halves { buffer, .. } => {
-                let base = addresses.output(buffer);
-                rows.map(|rows| matrix::<T>(base, rows))
+        impl<'a, T, X: Into<$Tensor<'a, T>>, V: Into<$Tensor<'a, T>>> From<(X, V)> for $Pair<'a, T> {
+            fn from((x, v): (X, V)) -> Self {
+                $Pair::new(x, v)
             }
         }
-    }
+    };
 }
-
-impl<'a, T, X: Into<Output<'a, T>>, V: Into<Output<'a, T>>> From<(X, V)> for PairMut<'a, T> {
-    fn from((x, v): (X, V)) -> Self {
-        PairMut::new(x, v)
-    }
-}
+pairs!(Pair of Input: &'a dyn DevicePtr<T>, input, input_rows);
+pairs!(PairMut of Output: &'a mut dyn DevicePtrMut<T>, output, output_rows, mut);

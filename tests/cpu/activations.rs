@@ -527,11 +527,18 @@ impl<T: Element> Spread<T> {
     }
 }
 
-/// Rows with gaps, and halves in either order, give the same bits as tensors without gaps, except for the order of the
+/// Rows with gaps, halves in either order, and blocks in turn, give the same bits as tensors without gaps, except for the order of the
 /// sums, and the memory between the rows is unchanged.
 fn rows_with_gaps<T: Element>() -> Outcome {
     // Short rows, of which many are gathered; rows that are divided; and enough of both for several threads.
-    for (rows, cols) in [(1, 5), (7, 3), (2000, 33), (4, 40_000), (90_000, 3)] {
+    for (rows, cols) in [
+        (1, 5),
+        (7, 3),
+        (2000, 33),
+        (4, 40_000),
+        (90_000, 3),
+        (5, 768),
+    ] {
         let n = rows * cols;
         let [x, v, dy] = [1, 2, 3].map(|seed| Random(seed).normal::<T>(n, 2.0));
         let spread = |values: &[T], offset, gap| Spread::new(values, rows, offset, gap);
@@ -612,6 +619,59 @@ fn rows_with_gaps<T: Element>() -> Outcome {
                     .run()?;
                 equal("halves in place", &both, &dxv)?;
                 equal("dalpha in place", &sums_in_place, &sums)?;
+
+                for block in [1, 8, 32, 256] {
+                    if !cols.is_multiple_of(block) {
+                        continue;
+                    }
+                    let join = |gate: &[T], value: &[T]| -> Vec<T> {
+                        let blocks = gate.chunks(block).zip(value.chunks(block));
+                        let both = blocks.flat_map(|(gate, value)| match halves {
+                            Halves::GateFirst => [gate, value].concat(),
+                            Halves::ValueFirst => [value, gate].concat(),
+                        });
+                        both.collect()
+                    };
+                    let what = |what: &str| format!("{what} in blocks of {block}");
+                    let (xv, expected) = (join(&x, &v), join(&dx, &dv));
+                    // A contiguous tensor, and rows with gaps.
+                    let pair = || Pair::interleaved(&xv, halves, block);
+                    let mut got = spread(&nan::<T>(n), 1, 1);
+                    cpu::gated_forward(&s.op, order, pair(), &s.params, got.output()).run()?;
+                    equal(&what("y"), &got.elements, &spread(&y, 1, 1).elements)?;
+                    let (mut dxv, mut sums) = (nan::<T>(2 * n), [f32::NAN]);
+                    let out = PairMut::interleaved(&mut dxv, halves, block);
+                    cpu::gated_backward(&s.op, order, pair(), &dy, &s.params, out)
+                        .y(again.output())
+                        .gradients(&mut sums)
+                        .run()?;
+                    equal(&what("dx and dv"), &dxv, &expected)?;
+                    equal(
+                        &what("y again"),
+                        &again.elements,
+                        &spread(&y, 1, 1).elements,
+                    )?;
+                    near(&what("dalpha"), &sums, &dparams)?;
+                    let mut both = spread(&xv, 3, 2);
+                    let place = PairMut::interleaved(both.output(), halves, block);
+                    cpu::gated_backward_in_place(&s.op, order, place, upstream.input(), &s.params)
+                        .run()?;
+                    equal(
+                        &what("in place"),
+                        &both.elements,
+                        &spread(&expected, 3, 2).elements,
+                    )?;
+                    // From one layout to another.
+                    let (mut dx_apart, mut dv_apart) = (nan::<T>(n), nan::<T>(n));
+                    let out = (&mut dx_apart, &mut dv_apart);
+                    cpu::gated_backward(&s.op, order, pair(), &dy, &s.params, out).run()?;
+                    equal(&what("dx from a pair"), &dx_apart, &dx)?;
+                    equal(&what("dv from a pair"), &dv_apart, &dv)?;
+                    let mut dxv = nan::<T>(2 * n);
+                    let out = PairMut::interleaved(&mut dxv, halves, block);
+                    cpu::gated_backward(&s.op, order, (&x, &v), &dy, &s.params, out).run()?;
+                    equal(&what("dx and dv of two tensors"), &dxv, &expected)?;
+                }
             }
         }
     }
@@ -683,6 +743,38 @@ fn shapes() -> Outcome {
     assert_eq!(
         PairMut::halves(&mut y, 4, Halves::GateFirst).map(|_| ()),
         halves(12, 4)
+    );
+    let long = [1.0f32; 24];
+    for (block, cols) in [(0, 12), (2, 12), (3, 12), (8, 12), (24, 12), (512, 12)] {
+        let pair = Pair::interleaved(&long, Halves::GateFirst, block);
+        let call = cpu::gated_forward(&Xsilu, Order::First, pair, &[0.5], &mut y);
+        let block = block as u64;
+        assert_eq!(call.run(), Err(Error::Block { block, cols }));
+    }
+    let pair = Pair::interleaved(&long[..23], Halves::GateFirst, 1);
+    let call = cpu::gated_forward(&Xsilu, Order::First, pair, &[0.5], &mut y);
+    assert_eq!(
+        call.run(),
+        Err(Error::Length {
+            what: "x",
+            expected: 22,
+            got: 23
+        })
+    );
+    let wide = Input::rows(&long, Rows::new(3, 7));
+    let pair = Pair::interleaved(wide, Halves::GateFirst, 1);
+    let call = cpu::gated_forward(&Xsilu, Order::First, pair, &[0.5], &mut y);
+    assert_eq!(call.run(), shape("x", [3, 6], [3, 7]));
+    let pair = PairMut::interleaved(&mut dxv[..22], Halves::GateFirst, 1);
+    let xv = (&x, &x);
+    let call = cpu::gated_backward(&Xsilu, Order::Second, xv, &x, &[0.5], pair);
+    assert_eq!(
+        call.run(),
+        Err(Error::Length {
+            what: "dx",
+            expected: 24,
+            got: 22
+        })
     );
     assert_eq!((y, dxv), ([7.0; 12], [7.0; 24]));
     Ok(())

@@ -6,7 +6,7 @@ use cuda_emulator::{BufferTraffic, LaunchReport};
 use xact::activation::Registered;
 use xact::cudarc::driver::{CudaSlice, DevicePtr};
 use xact::raw::{self, Blocks, Matrix};
-use xact::{Dtype, Element, Gated, Order, Result};
+use xact::{Dtype, Element, Gated, Halves, Order, Result};
 
 use super::choose::Gpu;
 use super::same::bits;
@@ -25,6 +25,48 @@ pub struct Place {
     pub gap: usize,
 }
 
+/// How a gate and a value lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Two tensors.
+    Separate,
+    /// The halves of one tensor, the gate first.
+    Halves,
+    /// Blocks of so many columns in turn.
+    Blocks(Halves, usize),
+}
+
+impl Layout {
+    /// Two rows in one.
+    fn join<T: Copy>(self, x: &[T], v: &[T]) -> Vec<T> {
+        match self {
+            Layout::Separate | Layout::Halves => [x, v].concat(),
+            Layout::Blocks(order, block) => {
+                let (first, second) = match order {
+                    Halves::GateFirst => (x, v),
+                    Halves::ValueFirst => (v, x),
+                };
+                let blocks = first.chunks(block).zip(second.chunks(block));
+                blocks.flat_map(|(a, b)| [a, b].concat()).collect()
+            }
+        }
+    }
+
+    /// The rows that `join` has joined.
+    fn part<T: Copy>(self, both: &[T]) -> [Vec<T>; 2] {
+        let (block, order) = match self {
+            Layout::Separate | Layout::Halves => (both.len() / 2, Halves::GateFirst),
+            Layout::Blocks(order, block) => (block, order),
+        };
+        let side = |skip: usize| both.chunks(block.max(1)).skip(skip).step_by(2).flatten();
+        let [first, second] = [0, 1].map(|skip| side(skip).copied().collect());
+        match order {
+            Halves::GateFirst => [first, second],
+            Halves::ValueFirst => [second, first],
+        }
+    }
+}
+
 /// The layout and the options of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
@@ -38,9 +80,9 @@ pub struct How {
     pub dy: Place,
     /// The placement of the outputs.
     pub out: Place,
-    /// Whether x and v, and dx and dv, are the halves of one tensor each, placed by `x` and `out`.
-    pub halves: bool,
-    /// Whether y overwrites x, or dx overwrites dy.
+    /// Whether x and v, and dx and dv, are in one tensor each, placed by `x` and `out`.
+    pub layout: Layout,
+    /// Whether y overwrites x, or dx overwrites dy. Gated: whether dx and dv overwrite x and v.
     pub in_place: bool,
     /// Whether dx overwrites x.
     pub over_x: bool,
@@ -60,7 +102,7 @@ impl Default for How {
             v: Place::default(),
             dy: Place::default(),
             out: Place::default(),
-            halves: false,
+            layout: Layout::Separate,
             in_place: false,
             over_x: false,
             accumulate: false,
@@ -301,10 +343,10 @@ pub fn backward<A: Registered, T: Element, P: Element>(
     Ok((dx, sums.download(gpu)))
 }
 
-/// A gate and a value on the device: two tensors, or the halves of one.
+/// A gate and a value on the device: two tensors, or one.
 struct Pair {
     tensors: Vec<Tensor>,
-    halves: bool,
+    layout: Layout,
 }
 
 impl Pair {
@@ -314,35 +356,42 @@ impl Pair {
         how: &How,
         [at_x, at_v]: [Place; 2],
     ) -> Pair {
-        let tensors = if how.halves {
-            let cols = x.len().checked_div(how.rows).unwrap_or(0).max(1);
-            let rows = x.chunks_exact(cols).zip(v.chunks_exact(cols));
-            let both: Vec<T> = rows.flat_map(|(x, v)| [x, v].concat()).collect();
-            vec![Tensor::upload(gpu, &both, how.rows, at_x)]
-        } else {
+        let layout = how.layout;
+        let tensors = if layout == Layout::Separate {
             vec![
                 Tensor::upload(gpu, x, how.rows, at_x),
                 Tensor::upload(gpu, v, how.rows, at_v),
             ]
+        } else {
+            let cols = x.len().checked_div(how.rows).unwrap_or(0).max(1);
+            let rows = x.chunks_exact(cols).zip(v.chunks_exact(cols));
+            let both: Vec<T> = rows.flat_map(|(x, v)| layout.join(x, v)).collect();
+            vec![Tensor::upload(gpu, &both, how.rows, at_x)]
         };
-        Pair {
-            tensors,
-            halves: how.halves,
-        }
+        Pair { tensors, layout }
     }
 
-    fn matrices(&self, gpu: &Gpu) -> [Matrix; 2] {
-        let first = self.tensors[0].matrix(gpu);
-        let second = if self.halves {
-            let half = self.tensors[0].cols / 2 * self.tensors[0].element;
-            Matrix {
-                ptr: first.ptr + half as u64,
-                ..first
+    fn raw(&self, gpu: &Gpu) -> raw::Pair {
+        let xv = self.tensors[0].matrix(gpu);
+        match self.layout {
+            Layout::Separate => raw::Pair::Separate {
+                x: xv,
+                v: self.tensors[1].matrix(gpu),
+            },
+            Layout::Halves => {
+                let half = self.tensors[0].cols / 2 * self.tensors[0].element;
+                let ptr = xv.ptr + half as u64;
+                raw::Pair::Separate {
+                    x: xv,
+                    v: Matrix { ptr, ..xv },
+                }
             }
-        } else {
-            self.tensors[1].matrix(gpu)
-        };
-        [first, second]
+            Layout::Blocks(order, block) => raw::Pair::Interleaved {
+                xv,
+                order,
+                block: block as u64,
+            },
+        }
     }
 
     fn download<T: Element>(&self, gpu: &Gpu) -> ([Vec<T>; 2], bool) {
@@ -353,15 +402,10 @@ impl Pair {
             parts.push(values);
             intact &= whole;
         }
-        if self.halves {
-            let half = self.tensors[0].cols / 2;
-            let both = parts.remove(0);
-            let side = |skip: usize| -> Vec<T> {
-                let rows = both.chunks_exact((2 * half).max(1));
-                rows.flat_map(|row| row[skip..skip + half].to_vec())
-                    .collect()
-            };
-            parts = vec![side(0), side(half)];
+        if self.layout != Layout::Separate {
+            let rows = parts[0].chunks_exact(self.tensors[0].cols.max(1));
+            let (x, v): (Vec<_>, Vec<_>) = rows.map(|row| self.layout.part(row).into()).unzip();
+            parts = vec![x.concat(), v.concat()];
         }
         let [x, v] = <[Vec<T>; 2]>::try_from(parts).expect("a pair");
         ([x, v], intact)
@@ -381,12 +425,10 @@ pub fn gated_forward<A: Gated + Registered, T: Element>(
     let blank = vec![T::from_f64(f64::NAN); x.len()];
     let output = Tensor::upload(gpu, &blank, how.rows, how.out);
     with_scalars(gpu, params, |params| {
-        let [x, v] = input.matrices(gpu);
         let call = raw::GatedForward {
             common: common::<T, f32>(how, output.cols, params),
             order,
-            x,
-            v,
+            xv: input.raw(gpu),
             y: output.matrix(gpu),
         };
         // SAFETY: the buffers live until the download below, which waits for the stream.
@@ -409,20 +451,19 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
     let input = Pair::upload(gpu, [x, v], how, [how.x, how.v]);
     let upstream = Tensor::upload(gpu, dy, how.rows, how.dy);
     let blank = vec![T::from_f64(f64::NAN); x.len()];
-    let output = Pair::upload(gpu, [&blank, &blank], how, [how.out, how.v]);
+    let output =
+        (!how.in_place).then(|| Pair::upload(gpu, [&blank, &blank], how, [how.out, how.v]));
+    let output = output.as_ref().unwrap_or(&input);
     let y = (how.emit_y).then(|| Tensor::upload(gpu, &blank, how.rows, how.dy));
     let needed = workspace_bytes(op, T::DTYPE, how.rows, upstream.cols);
     let sums = Sums::new(gpu, params.len(), needed);
     with_scalars(gpu, params, |params| {
-        let ([x, v], [dx, dv]) = (input.matrices(gpu), output.matrices(gpu));
         let call = raw::GatedBackward {
             common: common::<T, f32>(how, upstream.cols, params),
             order,
-            x,
-            v,
+            xv: input.raw(gpu),
             dy: upstream.matrix(gpu),
-            dx,
-            dv,
+            dxv: output.raw(gpu),
             y: y.as_ref().map(|y| y.matrix(gpu)),
             dparams: Some(sums.dparams(how.accumulate)),
         };
@@ -431,8 +472,10 @@ pub fn gated_backward<A: Gated + Registered, T: Element>(
     })?;
     let (gradients, intact) = output.download(gpu);
     assert!(intact, "the gated backward wrote outside dx and dv");
-    let ([x_after, v_after], intact) = input.download::<T>(gpu);
-    assert!(intact && bits(&x_after) == bits(x) && bits(&v_after) == bits(v));
+    if !how.in_place {
+        let ([x_after, v_after], intact) = input.download::<T>(gpu);
+        assert!(intact && bits(&x_after) == bits(x) && bits(&v_after) == bits(v));
+    }
     if let Some(y) = y {
         let (again, intact) = y.download::<T>(gpu);
         let expected = gated_forward(gpu, op, order, params, [x, v], how)?;

@@ -110,12 +110,35 @@ pub fn gated_halves(
     halves: Halves,
     params: &[&Tensor],
 ) -> Result<Tensor> {
-    let op = op.into();
+    gated_of_one(op.into(), Form::Halves(order, halves), xv, params)
+}
+
+/// Computes y = g(x)·v, where x and v alternate in the last dimension of `xv`, `[.., 2·n]`: `block` columns of the gate, as
+/// many of the value, and so on. `block` is 1, as in `[.., n, 2]` tensors, or a power of two from 8 to 256 that divides n.
+/// `first` says which of the two comes first. y is `[.., n]`, and the gradient of `xv` alternates as `xv` does.
+///
+/// # Errors
+/// The errors of [`gated`]. `block` is another number.
+pub fn gated_interleaved(
+    op: impl Into<AnyActivation>,
+    order: Order,
+    xv: &Tensor,
+    first: Halves,
+    block: usize,
+    params: &[&Tensor],
+) -> Result<Tensor> {
+    gated_of_one(
+        op.into(),
+        Form::Interleaved(order, first, block),
+        xv,
+        params,
+    )
+}
+
+/// A gated form of one tensor with gate and value.
+fn gated_of_one(op: AnyActivation, form: Form, xv: &Tensor, params: &[&Tensor]) -> Result<Tensor> {
     op.as_gated().map_err(of_xact)?;
-    let call = Call {
-        op,
-        form: Form::Halves(order, halves),
-    };
+    let call = Call { op, form };
     check_dtype("xv", xv, &FLOATS)?;
     if xv.dims().last().is_none_or(|width| width % 2 != 0) {
         bail!(
@@ -172,11 +195,14 @@ pub(crate) enum Form {
     Pair(Order),
     /// y = g(x)·v, for the halves of one tensor.
     Halves(Order, Halves),
+    /// y = g(x)·v, for one tensor in which both alternate in blocks of so many columns.
+    Interleaved(Order, Halves, usize),
 }
 
 /// The tensors of a call as rows of the same length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operands {
+    /// If gate and value alternate, the rows of both, and `dx` likewise.
     pub(crate) x: View,
     pub(crate) v: Option<View>,
     /// The rows of y and dy.
@@ -198,15 +224,20 @@ impl Call {
             (Form::Halves(_, halves), [xv]) => {
                 last_dimension(xv, false).map(|xv| gate_and_value(xv, halves))
             }
+            (Form::Interleaved(..), [xv]) => last_dimension(xv, false).map(|xv| (xv, None)),
             _ => None,
         };
         // The public functions copy tensors that have no such rows.
         let Some((x, v)) = found else {
             bail!("{} does not take tensors with this layout", self.name())
         };
-        let y = View::dense(x.rows, x.cols);
+        let cols = match self.form {
+            Form::Interleaved(..) => x.cols / 2,
+            _ => x.cols,
+        };
+        let y = View::dense(x.rows, cols);
         let (dx, dv) = match self.form {
-            Form::Plain => (y, None),
+            Form::Plain | Form::Interleaved(..) => (View::dense(x.rows, x.cols), None),
             Form::Pair(_) => (y, Some(y)),
             Form::Halves(_, halves) => gate_and_value(View::dense(x.rows, 2 * x.cols), halves),
         };
@@ -216,7 +247,9 @@ impl Call {
     /// The shape of y, if the first tensor has this layout.
     pub(crate) fn shape(&self, first: &Layout) -> Shape {
         let mut dims = first.dims().to_vec();
-        if let (Form::Halves(..), Some(width)) = (self.form, dims.last_mut()) {
+        if let (Form::Halves(..) | Form::Interleaved(..), Some(width)) =
+            (self.form, dims.last_mut())
+        {
             *width /= 2;
         }
         dims.into()

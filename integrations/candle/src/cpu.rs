@@ -90,6 +90,11 @@ fn forward_of<T: Float>(
             let op = call.op.as_gated().map_err(of_xact)?;
             cpu::gated_forward(op, order, Pair::new(x, v), params, out).run()
         }
+        (Form::Interleaved(order, first, block), _) => {
+            let op = call.op.as_gated().map_err(of_xact)?;
+            let xv = Pair::interleaved(x, first, block);
+            cpu::gated_forward(op, order, xv, params, out).run()
+        }
         _ => cpu::forward(&call.op, x, params, out).run(),
     }
     .map_err(of_xact)?;
@@ -119,7 +124,7 @@ fn backward_of<T: Float>(
     let mut dx = room::<T>(tensors[0].1.shape().elem_count());
     let mut dv = match form {
         Form::Pair(_) => Some(room::<T>(dx.len())),
-        Form::Plain | Form::Halves(..) => None,
+        Form::Plain | Form::Halves(..) | Form::Interleaved(..) => None,
     };
     let mut dparams = backward.with_dparams().then(|| vec![0.0; params.len()]);
     if !at.x.is_empty() {
@@ -138,6 +143,17 @@ fn backward_of<T: Float>(
                     ),
                     (_, None) => bail!("dv is missing"),
                 };
+                let op = op.as_gated().map_err(of_xact)?;
+                let call = cpu::gated_backward(op, order, xv, dy, params, dxv);
+                match &mut dparams {
+                    Some(dparams) => call.gradients(dparams).run(),
+                    None => call.run(),
+                }
+            }
+            (Form::Interleaved(order, first, block), _) => {
+                let xv = Pair::interleaved(x, first, block);
+                let out = Output::rows(&mut dx, at.dx.rows());
+                let dxv = PairMut::interleaved(out, first, block);
                 let op = op.as_gated().map_err(of_xact)?;
                 let call = cpu::gated_backward(op, order, xv, dy, params, dxv);
                 match &mut dparams {

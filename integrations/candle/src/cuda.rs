@@ -15,8 +15,8 @@ use xact::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, Sync
 use xact::half::{bf16, f16};
 use xact::raw::cross_entropy as raw_loss;
 use xact::raw::goldfish::{self as raw_goldfish, DeviceSlice, IdType};
-use xact::raw::{self, Blocks, CUdeviceptr, Matrix};
-use xact::{CrossEntropySummary, Dtype};
+use xact::raw::{self, Blocks, CUdeviceptr, Matrix, Pair};
+use xact::{CrossEntropySummary, Dtype, Halves};
 
 use crate::activation::{Backward, Call, Form, Operand, Written};
 use crate::cross_entropy::{Forward, Gradient, Reduction, Results, Wanted};
@@ -179,6 +179,15 @@ fn matrix(first: CUdeviceptr, view: View) -> Matrix {
     }
 }
 
+/// A gate and a value that alternate in a matrix.
+fn in_turn(xv: Matrix, order: Halves, block: usize) -> Pair {
+    Pair::Interleaved {
+        xv,
+        order,
+        block: block as u64,
+    }
+}
+
 /// The rows of a view in an output.
 fn matrix_in(output: CUdeviceptr, view: View, dtype: Dtype) -> Matrix {
     matrix(output + view.offset as u64 * dtype.size(), view)
@@ -217,23 +226,29 @@ pub(crate) fn forward(
     let common = common(dtype, at.y, &params);
     let x = matrix(addresses.read(tensors[0].0, at.x.offset)?, at.x);
     let y = matrix(addresses.write(&mut out)?, at.y);
-    match (call.form, at.v) {
+    let gated = match (call.form, at.v) {
         (Form::Pair(order) | Form::Halves(order, _), Some(v)) => {
             let of_v = tensors[tensors.len() - 1].0;
             let v = matrix(addresses.read(of_v, v.offset)?, v);
+            Some((order, Pair::Separate { x, v }))
+        }
+        (Form::Interleaved(order, first, block), _) => Some((order, in_turn(x, first, block))),
+        _ => None,
+    };
+    match gated {
+        Some((order, xv)) => {
             let op = call.op.as_gated().map_err(of_xact)?;
             let call = raw::GatedForward {
                 common,
                 order,
-                x,
-                v,
+                xv,
                 y,
             };
             // SAFETY: the tensors are candle's, of the stream's context, and hold the views (their layouts say so);
             // the output is new. candle frees all of them in the order of the stream, after this launch.
             unsafe { raw::gated_forward(&queue.kernels, queue.cu_stream(), op, &call) }
         }
-        _ => {
+        None => {
             let launch = raw::Forward { common, x, y };
             // SAFETY: as above.
             unsafe { raw::forward(&queue.kernels, queue.cu_stream(), &call.op, &launch) }
@@ -260,7 +275,7 @@ pub(crate) fn backward(
         dx: queue.room_of(dtype, len)?,
         dv: match form {
             Form::Pair(_) => Some(queue.room_of(dtype, len)?),
-            Form::Plain | Form::Halves(..) => None,
+            Form::Plain | Form::Halves(..) | Form::Interleaved(..) => None,
         },
         dparams: None,
     };
@@ -290,18 +305,28 @@ pub(crate) fn backward(
         workspace_bytes,
     });
     let dx = matrix_in(of_dx, at.dx, dtype);
-    match (*form, at.v, at.dv) {
+    let gated = match (*form, at.v, at.dv) {
         (Form::Pair(order) | Form::Halves(order, _), Some(v), Some(dv)) => {
             let of_v = tensors[tensors.len() - 1].0;
+            let v = matrix(addresses.read(of_v, v.offset)?, v);
+            // dv is in a tensor of its own, or in the other half of dx's tensor.
+            let dv = matrix_in(of_dv.unwrap_or(of_dx), dv, dtype);
+            let dxv = Pair::Separate { x: dx, v: dv };
+            Some((order, Pair::Separate { x, v }, dxv))
+        }
+        (Form::Interleaved(order, first, block), ..) => {
+            Some((order, in_turn(x, first, block), in_turn(dx, first, block)))
+        }
+        _ => None,
+    };
+    match gated {
+        Some((order, xv, dxv)) => {
             let call = raw::GatedBackward {
                 common,
                 order,
-                x,
-                v: matrix(addresses.read(of_v, v.offset)?, v),
+                xv,
                 dy,
-                dx,
-                // dv is in a tensor of its own, or in the other half of dx's tensor.
-                dv: matrix_in(of_dv.unwrap_or(of_dx), dv, dtype),
+                dxv,
                 y: None,
                 dparams,
             };
@@ -309,7 +334,7 @@ pub(crate) fn backward(
             // SAFETY: as in `forward`; the workspace is new too, and freed in the order of the stream.
             unsafe { raw::gated_backward(&queue.kernels, queue.cu_stream(), op, &call) }
         }
-        _ => {
+        None => {
             let call = raw::Backward {
                 common,
                 x,

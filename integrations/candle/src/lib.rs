@@ -12,7 +12,9 @@ mod summary;
 mod tokens;
 mod view;
 
-pub use activation::{activation, gated, gated_halves, xatlu, xgelu, xielu, xsilu};
+pub use activation::{
+    activation, gated, gated_halves, gated_interleaved, xatlu, xgelu, xielu, xsilu,
+};
 pub use cross_entropy::{CrossEntropyCall, Outputs, Reduction, cross_entropy};
 pub use summary::Summary;
 pub use tokens::{DeviceGoldfish, Tokens};

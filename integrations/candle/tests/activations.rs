@@ -11,7 +11,7 @@ use xact::{
     AnyActivation, Compat, EpsGradient, Gated, Halves, Order, Parameters, Xatlu, Xgelu, Xielu,
     Xsilu,
 };
-use xact_candle::{activation, gated, gated_halves};
+use xact_candle::{activation, gated, gated_halves, gated_interleaved};
 
 /// The ops, with parameters for the tests.
 fn ops() -> Vec<(AnyActivation, Vec<f32>)> {
@@ -113,6 +113,64 @@ fn f16_values_and_gradients_are_the_references() {
 #[test]
 fn bf16_values_and_gradients_are_the_references() {
     values_and_gradients_are_the_references::<bf16>();
+}
+
+/// Gate and value that alternate in one tensor give the results of separate tensors, also in rows with a pitch.
+#[test]
+fn interleaved_gates_and_values_are_the_same_as_separate_ones() {
+    for dtype in [DType::F32, DType::BF16] {
+        let (rows, n) = (3, 32);
+        let [x, v, dy] = [1, 2, 3].map(|seed| tensor(seed, &[rows, n], 2.0, dtype));
+        let alpha = scalar(0.25);
+        for (op, order) in [
+            (Xatlu.into(), Order::First),
+            (AnyActivation::from(Xsilu), Order::Second),
+        ] {
+            let (x, v) = (var(&x), var(&v));
+            let y = gated(op, order, &x, &v, &[&alpha]).unwrap();
+            let expected = gradients(&loss(&y, &dy), &[&x, &v]);
+            for (first, block) in [
+                (Halves::GateFirst, 1),
+                (Halves::ValueFirst, 1),
+                (Halves::ValueFirst, 8),
+                (Halves::GateFirst, 32),
+            ] {
+                let join = |x: &Tensor, v: &Tensor| {
+                    let sides = match first {
+                        Halves::GateFirst => [x, v],
+                        Halves::ValueFirst => [v, x],
+                    };
+                    let blocks = sides.map(|t| t.reshape((rows, n / block, block)).unwrap());
+                    let both = Tensor::stack(&blocks, 2).unwrap();
+                    both.reshape((rows, 2 * n)).unwrap().detach()
+                };
+                let xv = join(&x, &v);
+                // A view of a wider tensor, too.
+                let wide = Tensor::cat(&[&xv, &dy], 1).unwrap();
+                for (from, cols) in [(var(&xv), 2 * n), (var(&wide), 2 * n)] {
+                    let view = from.narrow(1, 0, cols).unwrap();
+                    let y_again = gated_interleaved(op, order, &view, first, block, &[&alpha]);
+                    let y_again = y_again.unwrap();
+                    assert_eq!(bits(&y_again), bits(&y));
+                    let found = gradients(&loss(&y_again, &dy), &[&from]);
+                    let found = found[0].narrow(1, 0, cols).unwrap().contiguous().unwrap();
+                    assert_eq!(bits(&found), bits(&join(&expected[0], &expected[1])));
+                }
+            }
+        }
+        for block in [0, 2, 12, 64] {
+            let xv = tensor(1, &[rows, 2 * n], 1.0, dtype);
+            let call = gated_interleaved(
+                Xsilu,
+                Order::First,
+                &xv,
+                Halves::GateFirst,
+                block,
+                &[&alpha],
+            );
+            assert!(call.unwrap_err().to_string().contains("blocks of"));
+        }
+    }
 }
 
 fn gated_values_and_gradients_are_the_references<T: Float>() {

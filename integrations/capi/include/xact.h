@@ -195,6 +195,11 @@
 #define XACT_ERROR_WORKSPACE 27
 
 /**
+ * Gate and value cannot alternate in blocks of this length.
+ */
+#define XACT_ERROR_BLOCK 28
+
+/**
  * The `size` of a struct is no size that any version of the struct has, or the program sets fields that the library
  * does not know, because the library is older than the header.
  */
@@ -560,6 +565,16 @@ typedef struct xact_activation_args {
      * The size of `workspace` in bytes.
      */
     uint64_t workspace_bytes;
+    /**
+     * Gated: if not 0, gate and value alternate in blocks of so many columns, and both are in `x`, `[rows, 2·cols]`;
+     * their gradients are in `dx`, which may be the same matrix as `x`. `v` and `dv` are not used, and a pitch of 0 means
+     * 2·cols. 1, as for `[rows, cols, 2]` tensors, or a power of two from 8 to 256; it must divide `cols`.
+     */
+    uint64_t block;
+    /**
+     * With `block`: 1 if the first block of a row is one of the value, 0 if it is one of the gate.
+     */
+    uint64_t value_first;
 } xact_activation_args;
 
 /**
@@ -1097,9 +1112,9 @@ xact_status xact_activation_workspace_bytes(const struct xact_activation *op,
  * v.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
- * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
- * XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD, XACT_ERROR_NOT_LOADED
- * if it cannot be launched.
+ * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_BLOCK,
+ * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD, XACT_ERROR_DEVICE_TOO_OLD,
+ * XACT_ERROR_NOT_LOADED if it cannot be launched.
  */
 xact_status xact_activation_forward(const struct xact_device *device,
                                     void *stream,
@@ -1122,8 +1137,8 @@ xact_status xact_activation_backward(const struct xact_device *device,
  * Computes the same as xact_activation_forward on the host, and returns when the results are written.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
- * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_TOO_LARGE,
- * XACT_ERROR_OVERLAP, XACT_ERROR_THREADS.
+ * XACT_ERROR_UNKNOWN_OP, XACT_ERROR_NOT_GATED, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_PITCH, XACT_ERROR_BLOCK,
+ * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_THREADS.
  */
 xact_status xact_activation_forward_host(const struct xact_activation *op, const struct xact_activation_args *args);
 

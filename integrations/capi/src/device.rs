@@ -114,6 +114,22 @@ fn matrix(matrix: xact_matrix, cols: u64) -> Matrix {
     }
 }
 
+/// A gate and a value, or their gradients.
+fn pair(args: &xact_activation_args, x: xact_matrix, v: xact_matrix) -> Result<raw::Pair> {
+    let cols = args.cols;
+    Ok(match options::interleaved(args)? {
+        None => raw::Pair::Separate {
+            x: matrix(x, cols),
+            v: matrix(v, cols),
+        },
+        Some((order, block)) => raw::Pair::Interleaved {
+            xv: matrix(x, cols.saturating_mul(2)),
+            order,
+            block,
+        },
+    })
+}
+
 /// Writes the addresses in an array of `count` pointers to scalars to `addresses`, and returns `count`. Fails if there are
 /// more pointers than names.
 unsafe fn scalars<T>(
@@ -165,20 +181,21 @@ pub unsafe fn activation_forward(
     // SAFETY: the caller vouches for the array.
     let common = unsafe { common(&op, &args, &mut params) }?;
     let at = |given| matrix(given, args.cols);
-    let (x, v, y) = (at(args.x), at(args.v), at(args.y));
     let stream = stream as CUstream;
     let _restored = Restored::new();
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe {
         match options::order(args.order)? {
-            None => raw::forward(device, stream, &op, &raw::Forward { common, x, y })?,
+            None => {
+                let (x, y) = (at(args.x), at(args.y));
+                raw::forward(device, stream, &op, &raw::Forward { common, x, y })?;
+            }
             Some(order) => {
                 let call = raw::GatedForward {
                     common,
                     order,
-                    x,
-                    v,
-                    y,
+                    xv: pair(&args, args.x, args.v)?,
+                    y: at(args.y),
                 };
                 raw::gated_forward(device, stream, op.as_gated()?, &call)?;
             }
@@ -228,13 +245,7 @@ pub unsafe fn activation_backward(
         })
     };
     let at = |given| matrix(given, args.cols);
-    let (x, v, dy, dx, dv) = (
-        at(args.x),
-        at(args.v),
-        at(args.dy),
-        at(args.dx),
-        at(args.dv),
-    );
+    let dy = at(args.dy);
     let y = given(args.y.ptr).map(|_| at(args.y));
     let stream = stream as CUstream;
     let _restored = Restored::new();
@@ -244,9 +255,9 @@ pub unsafe fn activation_backward(
             None => {
                 let call = raw::Backward {
                     common,
-                    x,
+                    x: at(args.x),
                     dy,
-                    dx,
+                    dx: at(args.dx),
                     y,
                     dparams,
                 };
@@ -256,11 +267,9 @@ pub unsafe fn activation_backward(
                 let call = raw::GatedBackward {
                     common,
                     order,
-                    x,
-                    v,
+                    xv: pair(&args, args.x, args.v)?,
                     dy,
-                    dx,
-                    dv,
+                    dxv: pair(&args, args.dx, args.dv)?,
                     y,
                     dparams,
                 };

@@ -166,6 +166,117 @@ fn gate(op: &AnyActivation, order: i32) -> Result<Option<(&dyn Gated, Order)>> {
         .transpose()?)
 }
 
+/// The matrices x and v of a call, or dx and dv.
+struct Sides<T> {
+    /// If gate and value alternate, both.
+    x: Tensor<T>,
+    v: Option<Tensor<T>>,
+    /// Which of gate and value is first and the length of their blocks, if they alternate.
+    interleaved: Option<(Halves, usize)>,
+}
+
+impl<T: Element> Sides<T> {
+    fn new(
+        names: [&'static str; 2],
+        args: &xact_activation_args,
+        is_gated: bool,
+        [x, v]: [xact_matrix; 2],
+    ) -> Result<Sides<T>> {
+        let xact_activation_args { rows, cols, .. } = *args;
+        let interleaved = match is_gated {
+            true => options::interleaved(args)?,
+            false => None,
+        };
+        let Some((first, block)) = interleaved else {
+            let v = is_gated.then(|| Tensor::new(names[1], v, rows, cols));
+            return Ok(Sides {
+                x: Tensor::new(names[0], x, rows, cols)?,
+                v: v.transpose()?,
+                interleaved: None,
+            });
+        };
+        let block = usize::try_from(block).map_err(|_| Error::Block { block, cols })?;
+        Ok(Sides {
+            x: Tensor::new(names[0], x, rows, cols.saturating_mul(2))?,
+            v: None,
+            interleaved: Some((first, block)),
+        })
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor<T>> {
+        [Some(&self.x), self.v.as_ref()].into_iter().flatten()
+    }
+
+    /// Whether both have the same addresses and layout.
+    fn are(&self, other: &Sides<T>) -> bool {
+        let v_is = |v: &Tensor<T>| other.v.as_ref().is_some_and(|other| v.is(other));
+        self.x.is(&other.x) && self.v.as_ref().is_none_or(v_is)
+    }
+
+    fn are_apart_from(&self, others: &[Option<&Tensor<T>>]) -> bool {
+        self.tensors().all(|tensor| tensor.is_apart_from(others))
+    }
+
+    /// The inputs of a gated form.
+    ///
+    /// # Safety
+    /// The conditions of `Tensor::input`.
+    unsafe fn pair<'a>(&self) -> Pair<'a, T> {
+        // SAFETY: the caller vouches for all.
+        unsafe {
+            match self.interleaved {
+                Some((first, block)) => Pair::interleaved(self.x.input(), first, block),
+                None => Pair::new(self.x.input(), self.v.as_ref().unwrap_or(&self.x).input()),
+            }
+        }
+    }
+
+    /// The outputs of a gated form, as one argument; `None` if two slices would overlap that are not the halves of one
+    /// matrix, or if they are of a plain form.
+    ///
+    /// # Safety
+    /// The conditions of `Tensor::output`.
+    unsafe fn pair_mut<'a>(&self) -> Result<Option<PairMut<'a, T>>> {
+        // SAFETY: the caller vouches for all.
+        unsafe {
+            if let Some((first, block)) = self.interleaved {
+                return Ok(Some(PairMut::interleaved(self.x.output(), first, block)));
+            }
+            let Some(v) = &self.v else {
+                return Ok(None);
+            };
+            if self.x.is_apart_from(&[Some(v)]) {
+                return Ok(Some(PairMut::new(self.x.output(), v.output())));
+            }
+            let Some((elements, gate_is_first)) = self.x.halves(v) else {
+                return Ok(None);
+            };
+            let order = match gate_is_first {
+                true => Halves::GateFirst,
+                false => Halves::ValueFirst,
+            };
+            Ok(Some(PairMut::halves(elements, self.x.rows(), order)?))
+        }
+    }
+
+    /// Temporary buffers for x and v.
+    fn copies(&self) -> [Vec<T>; 2] {
+        [
+            self.x.copy(),
+            self.v.as_ref().map(Tensor::copy).unwrap_or_default(),
+        ]
+    }
+
+    /// The outputs in temporary buffers.
+    fn pair_in<'a>(&self, [x, v]: [&'a mut Vec<T>; 2]) -> PairMut<'a, T> {
+        let rows = self.x.dense();
+        match self.interleaved {
+            Some((first, block)) => PairMut::interleaved(Output::rows(x, rows), first, block),
+            None => PairMut::new(Output::rows(x, rows), Output::rows(v, rows)),
+        }
+    }
+}
+
 pub unsafe fn activation_forward(
     op: *const xact_activation,
     args: *const xact_activation_args,
@@ -188,11 +299,19 @@ pub unsafe fn activation_backward(
     }
 }
 
-/// Adds the matrices that an activation writes. Each may be the same as x, v or dy.
-fn write_matrices<T: Element>(buffers: &mut Buffers, outputs: &[Option<&Tensor<T>>]) -> Result<()> {
+/// Adds the matrices that an activation writes. Each may be the same as x, v or dy. If gate and value alternate, only dx may
+/// be x, which has both, and only y may be dy.
+fn write_matrices<T: Element>(
+    buffers: &mut Buffers,
+    interleaved: bool,
+    outputs: &[Option<&Tensor<T>>],
+) -> Result<()> {
     for output in outputs.iter().flatten().map(|output| output.span()) {
         buffers.write_over(output.clone(), |read| {
-            ["x", "v", "dy"].contains(&read.what()) && output.is_same(read)
+            let both = (output.what() == "dx", read.what() == "x");
+            ["x", "v", "dy"].contains(&read.what())
+                && output.is_same(read)
+                && (!interleaved || both.0 == both.1)
         })?;
     }
     Ok(())
@@ -200,30 +319,25 @@ fn write_matrices<T: Element>(buffers: &mut Buffers, outputs: &[Option<&Tensor<T
 
 unsafe fn forward<T: Element>(op: &AnyActivation, args: &xact_activation_args) -> Result<()> {
     let gate = gate(op, args.order)?;
-    let tensor = |what, matrix: xact_matrix| Tensor::<T>::new(what, matrix, args.rows, args.cols);
     let mut buffers = Buffers::default();
-    let x = tensor("x", args.x)?;
-    let v = gate.map(|_| tensor("v", args.v)).transpose()?;
-    let y = tensor("y", args.y)?;
-    for input in [Some(&x), v.as_ref()].into_iter().flatten() {
+    let xv = Sides::<T>::new(["x", "v"], args, gate.is_some(), [args.x, args.v])?;
+    let y = Tensor::new("y", args.y, args.rows, args.cols)?;
+    for input in xv.tensors() {
         buffers.read(input.span().clone());
     }
     // SAFETY: the caller vouches for the arrays and the scalars.
     let params = unsafe { params::<T>(op, args, &mut buffers) }?;
-    write_matrices(&mut buffers, &[Some(&y)])?;
+    write_matrices(&mut buffers, xv.interleaved.is_some(), &[Some(&y)])?;
     // SAFETY: here and below, the caller vouches for the elements, and an output overlaps no other slice.
     unsafe {
-        if v.is_none() && y.is(&x) {
+        if gate.is_none() && y.is(&xv.x) {
             return Ok(cpu::forward_in_place(op, y.output(), &params).run()?);
         }
-        let run = |out: Output<'_, T>| match (gate, &v) {
-            (Some((op, order)), Some(v)) => {
-                let xv = Pair::new(x.input(), v.input());
-                cpu::gated_forward(op, order, xv, &params, out).run()
-            }
-            _ => cpu::forward(op, x.input(), &params, out).run(),
+        let run = |out: Output<'_, T>| match gate {
+            Some((op, order)) => cpu::gated_forward(op, order, xv.pair(), &params, out).run(),
+            None => cpu::forward(op, xv.x.input(), &params, out).run(),
         };
-        if y.is_apart_from(&[Some(&x), v.as_ref()]) {
+        if y.is_apart_from(&[Some(&xv.x), xv.v.as_ref()]) {
             return Ok(run(y.output())?);
         }
         let mut copy = y.copy();
@@ -254,98 +368,70 @@ macro_rules! run_backward {
     }};
 }
 
-/// dx and dv as one argument: two slices that do not overlap, or the halves of one matrix; `None` if they are neither.
-///
-/// # Safety
-/// The caller vouches for the elements, and does not use them while the pair lives.
-unsafe fn pair<'a, T: Element>(dx: &Tensor<T>, dv: &Tensor<T>) -> Result<Option<PairMut<'a, T>>> {
-    // SAFETY: the caller vouches for all.
-    unsafe {
-        if dx.is_apart_from(&[Some(dv)]) {
-            return Ok(Some(PairMut::new(dx.output(), dv.output())));
-        }
-        let Some((elements, gate_is_first)) = dx.halves(dv) else {
-            return Ok(None);
-        };
-        let order = match gate_is_first {
-            true => Halves::GateFirst,
-            false => Halves::ValueFirst,
-        };
-        Ok(Some(PairMut::halves(elements, dx.rows(), order)?))
-    }
-}
-
 unsafe fn backward<T: Element>(op: &AnyActivation, args: &xact_activation_args) -> Result<()> {
     let gate = gate(op, args.order)?;
-    let tensor = |what, matrix: xact_matrix| Tensor::<T>::new(what, matrix, args.rows, args.cols);
-    let if_gated = |what, matrix| gate.map(|_| tensor(what, matrix)).transpose();
-    let (x, dy, dx) = (
-        tensor("x", args.x)?,
-        tensor("dy", args.dy)?,
-        tensor("dx", args.dx)?,
-    );
-    let (v, dv) = (if_gated("v", args.v)?, if_gated("dv", args.dv)?);
+    let xv = Sides::<T>::new(["x", "v"], args, gate.is_some(), [args.x, args.v])?;
+    let dy = Tensor::new("dy", args.dy, args.rows, args.cols)?;
+    let dxv = Sides::<T>::new(["dx", "dv"], args, gate.is_some(), [args.dx, args.dv])?;
     let y = match args.y.ptr.is_null() {
         true => None,
-        false => Some(tensor("y", args.y)?),
+        false => Some(Tensor::new("y", args.y, args.rows, args.cols)?),
     };
     let mut buffers = Buffers::default();
-    for input in [Some(&x), v.as_ref(), Some(&dy)].into_iter().flatten() {
+    for input in xv.tensors().chain([&dy]) {
         buffers.read(input.span().clone());
     }
     // SAFETY: the caller vouches for the arrays and the scalars.
     let params = unsafe { params::<T>(op, args, &mut buffers) }?;
-    write_matrices(&mut buffers, &[Some(&dx), dv.as_ref(), y.as_ref()])?;
+    let outputs = [Some(&dxv.x), dxv.v.as_ref(), y.as_ref()];
+    write_matrices(&mut buffers, xv.interleaved.is_some(), &outputs)?;
     // SAFETY: as above.
     let mut gradients = unsafe { Gradients::new(op, args, &mut buffers) }?;
-    let (v, dv, y) = (v.as_ref(), dv.as_ref(), y.as_ref());
+    let (x, v, dx, y) = (&xv.x, xv.v.as_ref(), &dxv.x, y.as_ref());
     // SAFETY: here and below, the caller vouches for the elements, and an output overlaps no other slice.
     let y_out = |y: Option<&Tensor<T>>| y.map(|y| unsafe { y.output() });
     // SAFETY: as above.
     unsafe {
-        let y_is_apart = y.is_none_or(|y| y.is_apart_from(&[Some(&x), v, Some(&dy)]));
-        match (gate, v, dv) {
-            (Some((op, order)), Some(v), Some(dv)) => {
-                let is_apart = |inputs: [Option<&Tensor<T>>; 4]| {
-                    y_is_apart && dx.is_apart_from(&inputs) && dv.is_apart_from(&inputs)
-                };
-                let in_place = dx.is(&x) && dv.is(v) && is_apart([None, None, Some(&dy), y]);
-                let apart = is_apart([Some(&x), Some(v), Some(&dy), y]);
+        let y_is_apart = y.is_none_or(|y| y.is_apart_from(&[Some(x), v, Some(&dy)]));
+        match gate {
+            Some((op, order)) => {
+                let is_apart =
+                    |inputs: &[Option<&Tensor<T>>]| y_is_apart && dxv.are_apart_from(inputs);
+                let in_place = dxv.are(&xv) && is_apart(&[Some(&dy), y]);
+                let apart = is_apart(&[Some(x), v, Some(&dy), y]);
                 let out = match in_place || apart {
-                    true => pair(&dx, dv)?,
+                    true => dxv.pair_mut()?,
                     false => None,
                 };
-                let xv = || Pair::new(x.input(), v.input());
-                let dy = || dy.input();
                 match out {
                     Some(out) if in_place => {
-                        let call = cpu::gated_backward_in_place(op, order, out, dy(), &params);
+                        let call =
+                            cpu::gated_backward_in_place(op, order, out, dy.input(), &params);
                         run_backward!(call, y_out(y), &mut gradients)?;
                     }
                     Some(out) => {
-                        let call = cpu::gated_backward(op, order, xv(), dy(), &params, out);
+                        let call =
+                            cpu::gated_backward(op, order, xv.pair(), dy.input(), &params, out);
                         run_backward!(call, y_out(y), &mut gradients)?;
                     }
                     None => {
-                        let (mut of_x, mut of_v) = (dx.copy(), dv.copy());
+                        let [mut of_x, mut of_v] = dxv.copies();
                         let mut of_y = y.map(Tensor::copy);
-                        let out = (
-                            Output::rows(&mut of_x, dx.dense()),
-                            Output::rows(&mut of_v, dv.dense()),
-                        );
-                        let call = cpu::gated_backward(op, order, xv(), dy(), &params, out);
-                        let y_copy = of_y.as_mut().map(|y| Output::rows(y, dx.dense()));
+                        let out = dxv.pair_in([&mut of_x, &mut of_v]);
+                        let call =
+                            cpu::gated_backward(op, order, xv.pair(), dy.input(), &params, out);
+                        let y_copy = of_y.as_mut().map(|y| Output::rows(y, dy.dense()));
                         run_backward!(call, y_copy, &mut gradients)?;
                         dx.store(&of_x);
-                        dv.store(&of_v);
+                        store(dxv.v.as_ref(), Some(of_v));
                         store(y, of_y);
                     }
                 }
             }
-            _ => {
-                let in_place = dx.is(&dy) && dx.is_apart_from(&[Some(&x), y]);
-                let apart = dx.is_apart_from(&[Some(&x), Some(&dy), y]);
-                let y_is_apart = y.is_none_or(|y| y.is_apart_from(&[Some(&x), Some(&dy)]));
+            None => {
+                let in_place = dx.is(&dy) && dx.is_apart_from(&[Some(x), y]);
+                let apart = dx.is_apart_from(&[Some(x), Some(&dy), y]);
+                let y_is_apart = y.is_none_or(|y| y.is_apart_from(&[Some(x), Some(&dy)]));
                 if y_is_apart && in_place {
                     let call = cpu::backward_in_place(op, x.input(), dx.output(), &params);
                     run_backward!(call, y_out(y), &mut gradients)?;

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use xact::{
-    AnyActivation, Compat, CrossEntropy, Dtype, EpsGradient, Normalizer, Order, Parameters,
+    AnyActivation, Compat, CrossEntropy, Dtype, EpsGradient, Halves, Normalizer, Order, Parameters,
 };
 
 use crate::memory;
@@ -59,6 +59,15 @@ pub fn flag(what: &str, number: i64) -> Result<bool> {
 /// A flag in a 64-bit field, which must be 0 or 1.
 pub fn wide_flag(what: &str, number: u64) -> Result<bool> {
     flag(what, i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+/// Which of gate and value is first and the length of the blocks in which they alternate; `None` if they do not.
+pub fn interleaved(args: &xact_activation_args) -> Result<Option<(Halves, u64)>> {
+    let order = match wide_flag("value_first", args.value_first)? {
+        true => Halves::ValueFirst,
+        false => Halves::GateFirst,
+    };
+    Ok((args.block != 0).then_some((order, args.block)))
 }
 
 /// The op of this name with its default options.

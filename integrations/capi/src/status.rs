@@ -45,6 +45,7 @@ impl From<Error> for Failure {
             Error::Pitch { .. } => XACT_ERROR_PITCH,
             Error::GroupPitch { .. } => XACT_ERROR_GROUP_PITCH,
             Error::Halves { .. } => XACT_ERROR_HALVES,
+            Error::Block { .. } => XACT_ERROR_BLOCK,
             Error::Groups { .. } => XACT_ERROR_GROUPS,
             Error::TooLarge { .. } => XACT_ERROR_TOO_LARGE,
             Error::Overlap { .. } => XACT_ERROR_OVERLAP,

@@ -70,6 +70,8 @@ pub const XACT_ERROR_CLASSES: i32 = 25;
 pub const XACT_ERROR_WRONG_THREAD: i32 = 26;
 /// A workspace is too small.
 pub const XACT_ERROR_WORKSPACE: i32 = 27;
+/// Gate and value cannot alternate in blocks of this length.
+pub const XACT_ERROR_BLOCK: i32 = 28;
 /// The `size` of a struct is no size that any version of the struct has, or the program sets fields that the library
 /// does not know, because the library is older than the header.
 pub const XACT_ERROR_STRUCT_SIZE: i32 = 100;
@@ -274,6 +276,12 @@ pub struct xact_activation_args {
     pub workspace: *mut c_void,
     /// The size of `workspace` in bytes.
     pub workspace_bytes: u64,
+    /// Gated: if not 0, gate and value alternate in blocks of so many columns, and both are in `x`, `[rows, 2·cols]`;
+    /// their gradients are in `dx`, which may be the same matrix as `x`. `v` and `dv` are not used, and a pitch of 0 means
+    /// 2·cols. 1, as for `[rows, cols, 2]` tensors, or a power of two from 8 to 256; it must divide `cols`.
+    pub block: u64,
+    /// With `block`: 1 if the first block of a row is one of the value, 0 if it is one of the gate.
+    pub value_first: u64,
 }
 
 /// The options of the loss. xact_cross_entropy_init fills it in.

@@ -102,7 +102,7 @@ def opcheck(device):
         torch.library.opcheck(getattr(torch.ops.xact, name).default, (x, a, *options))
         if name != "xielu":
             torch.library.opcheck(getattr(torch.ops.xact, f"{name}_gated").default, (x, x.detach().clone(), a, 2))
-            torch.library.opcheck(getattr(torch.ops.xact, f"{name}_gated_packed").default, (x, a, 1, True))
+            torch.library.opcheck(getattr(torch.ops.xact, f"{name}_gated_packed").default, (x, a, 1, True, 1))
     labels = torch.arange(5, device=device)
     options = (-100, 0.1, 1e-4, None, None, "kept")
     arguments = (x, labels, None, None, labels, None, "hash64:3:2:0", *options, False, True)

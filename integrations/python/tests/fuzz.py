@@ -110,6 +110,7 @@ def gated(draw):
     for name, likely in {
         "order": either(st.sampled_from([1, 2])),
         "value_first": st.booleans(),
+        "block": either(st.sampled_from([1, 1, 8])),
         "packed": either(floats),
     }.items():
         if draw(st.booleans()):

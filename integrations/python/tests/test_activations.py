@@ -127,6 +127,38 @@ def test_gated(name, dtype, order, alpha):
         torch.testing.assert_close(da, got[2], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block", [1, 8, 32])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_blocks(name, dtype, block, contiguous):
+    """Gate and value that alternate have the results of separate tensors, also in rows with a pitch."""
+    x, v, dy = (values((6, 64), dtype, seed=seed) for seed in (1, 2, 3))
+    alpha = torch.tensor([0.25], requires_grad=True)
+    function = getattr(xt, f"{name}_gated")
+
+    def step(y, tensors):
+        return y, *torch.autograd.grad(y, [*tensors, alpha], dy)
+
+    x, v = x.requires_grad_(), v.requires_grad_()
+    for order in (1, 2):
+        y, dx, dv, dalpha = step(function(x, v, alpha, order=order), [x, v])
+        for value_first in (False, True):
+
+            def join(x, v):
+                blocks = [each.detach().unflatten(-1, (-1, block)) for each in ((v, x) if value_first else (x, v))]
+                return torch.stack(blocks, dim=-2).flatten(-3)
+
+            packed = join(x, v)
+            if not contiguous:
+                packed = torch.cat([packed, packed[:, :5]], dim=-1)[:, :128]
+            packed.requires_grad_()
+            whole = function(packed=packed, alpha=alpha, order=order, value_first=value_first, block=block)
+            got, dpacked, da = step(whole, [packed])
+            assert torch.equal(got, y) and torch.equal(dpacked, join(dx, dv))
+            torch.testing.assert_close(da, dalpha, rtol=1e-5, atol=1e-4)
+
+
 def test_value_first():
     """[[3, 1]] is (value, gate): 3·σ(1)."""
     packed = torch.tensor([[3.0, 1.0]], requires_grad=True)

@@ -39,6 +39,9 @@ BAD = [
     (lambda: xt.xsilu_gated(X, X, ALPHA, packed=X), TypeError, "leave x and v out"),
     (lambda: xt.xsilu_gated(X, X, ALPHA, value_first=True), TypeError, "value_first needs packed"),
     (lambda: xt.xsilu_gated(packed=X[:, :3], alpha=ALPHA), ValueError, "two halves"),
+    (lambda: xt.xsilu_gated(packed=X[:, :4], alpha=ALPHA, block=4), ValueError, "a block is one of 1, 8,"),
+    (lambda: xt.xsilu_gated(packed=X[:, :4], alpha=ALPHA, block=8), ValueError, "divides half"),
+    (lambda: xt.xsilu_gated(X, X, ALPHA, block=1), TypeError, "block needs packed"),
     (lambda: xt.xsilu_(X[:1].expand(3, 4), ALPHA), (ValueError, RuntimeError), "memory|overlap"),
 ]
 

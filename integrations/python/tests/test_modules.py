@@ -69,6 +69,8 @@ def test_expanded(name):
     gated = GATED[name](0.25, order=2, value_first=True)
     y = getattr(xt, f"{name}_gated")(packed=x, alpha=torch.tensor([0.25]), order=2, value_first=True)
     assert torch.equal(gated(x), y)
+    in_turn = GATED[name](0.25, block=1)
+    assert torch.equal(in_turn(x), getattr(xt, f"{name}_gated")(x[:, ::2], x[:, 1::2], torch.tensor([0.25])))
     assert torch.equal(GATED[name](0.25)(x, x), getattr(xt, f"{name}_gated")(x, x, torch.tensor([0.25])))
     assert list(module.state_dict()) == ["alpha"] and module.alpha.shape == (1,)
     assert "order=2, value_first=True" in repr(gated)

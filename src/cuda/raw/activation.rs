@@ -14,6 +14,7 @@ use crate::cuda::launch::launch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::geometry::{Chunks, FOLDS, Tiling, VECTOR_BYTES};
+use crate::shape::{Halves, Interleaving};
 use crate::span::Span;
 
 /// The form of an activation: plain, or gated with an order.
@@ -75,6 +76,27 @@ impl Matrix {
     pub fn contiguous(ptr: CUdeviceptr, cols: u64) -> Matrix {
         Matrix { ptr, pitch: cols }
     }
+}
+
+/// The gate and the value of a gated activation, or their gradients.
+#[derive(Clone, Copy, Debug)]
+pub enum Pair {
+    /// Two matrices, such as the halves of one.
+    Separate {
+        /// The gate, `[rows, cols]`.
+        x: Matrix,
+        /// The value, `[rows, cols]`.
+        v: Matrix,
+    },
+    /// One matrix in whose columns gate and value alternate.
+    Interleaved {
+        /// Gate and value, `[rows, 2·cols]`. A contiguous tensor has a pitch of `2·cols`.
+        xv: Matrix,
+        /// Which of the two comes first.
+        order: Halves,
+        /// The number of columns after which they alternate: 1, or a power of two from 8 to 256. It divides `cols`.
+        block: u64,
+    },
 }
 
 /// The element type, the shape and the parameters of a call.
@@ -143,10 +165,8 @@ pub struct GatedForward<'a> {
     pub common: Common<'a>,
     /// The order of the gated form.
     pub order: Order,
-    /// The gate.
-    pub x: Matrix,
-    /// The value.
-    pub v: Matrix,
+    /// The gate and the value.
+    pub xv: Pair,
     /// The output.
     pub y: Matrix,
 }
@@ -158,16 +178,12 @@ pub struct GatedBackward<'a> {
     pub common: Common<'a>,
     /// The order of the gated form.
     pub order: Order,
-    /// The gate.
-    pub x: Matrix,
-    /// The value.
-    pub v: Matrix,
+    /// The gate and the value.
+    pub xv: Pair,
     /// The gradient with respect to y.
     pub dy: Matrix,
-    /// An output: the gradient with respect to x.
-    pub dx: Matrix,
-    /// An output: the gradient with respect to v.
-    pub dv: Matrix,
+    /// An output: the gradients with respect to the gate and the value. It may be exactly `xv`.
+    pub dxv: Pair,
     /// An optional output: y, recomputed.
     pub y: Option<Matrix>,
     /// The parameter gradients; `None` if they are not needed.
@@ -201,7 +217,7 @@ fn pairs_of_parameter(chunks: Chunks) -> u64 {
 /// The number of partial sums per parameter that a backward of a contiguous, aligned tensor writes.
 #[doc(hidden)]
 pub fn partials(dtype: Dtype, len: u64) -> Result<u64> {
-    let x = Matrix::contiguous(0, len);
+    let x = Buffer::new("x", Matrix::contiguous(0, len));
     Shape::new(dtype, 1, len, &[x]).map(|shape| shape.tiling.chunks().chunks)
 }
 
@@ -223,11 +239,9 @@ pub unsafe fn forward<A: Activation + ?Sized>(
     op: &A,
     call: &Forward<'_>,
 ) -> Result<()> {
-    let buffers = Buffers {
-        inputs: &[("x", call.x)],
-        outputs: &[("y", Some(call.y))],
-    };
-    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    let inputs = [Buffer::new("x", call.x)];
+    let outputs = [Buffer::new("y", call.y)];
+    let mut plan = Plan::new(op, &call.common, &inputs, &outputs)?;
     (plan.args.x, plan.args.y) = (call.x, call.y);
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe { plan.launch(device, stream, Form::Plain.forward(), None) }
@@ -246,12 +260,12 @@ pub unsafe fn gated_forward<A: Gated + ?Sized>(
     op: &A,
     call: &GatedForward<'_>,
 ) -> Result<()> {
-    let buffers = Buffers {
-        inputs: &[("x", call.x), ("v", call.v)],
-        outputs: &[("y", Some(call.y))],
-    };
-    let mut plan = Plan::new(op, &call.common, &buffers)?;
-    (plan.args.x, plan.args.v, plan.args.y) = (call.x, call.v, call.y);
+    let xv = Checked::new(&call.xv, &call.common)?;
+    let inputs = xv.buffers(["x", "v"]);
+    let outputs = [Buffer::new("y", call.y)];
+    let mut plan = Plan::new(op, &call.common, &inputs, &outputs)?;
+    plan.args.y = call.y;
+    plan.set_xv(&xv);
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe { plan.launch(device, stream, Form::Gated(call.order).forward(), None) }
 }
@@ -271,11 +285,10 @@ pub unsafe fn backward<A: Activation + ?Sized>(
     op: &A,
     call: &Backward<'_>,
 ) -> Result<()> {
-    let buffers = Buffers {
-        inputs: &[("x", call.x), ("dy", call.dy)],
-        outputs: &[("dx", Some(call.dx)), ("y", call.y)],
-    };
-    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    let inputs = [Buffer::new("x", call.x), Buffer::new("dy", call.dy)];
+    let mut outputs = ArrayVec::<_, MAX_MATRICES>::from_iter([Buffer::new("dx", call.dx)]);
+    outputs.extend(call.y.map(|y| Buffer::new("y", y)));
+    let mut plan = Plan::new(op, &call.common, &inputs, &outputs)?;
     plan.divide();
     let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
     (plan.args.x, plan.args.dy, plan.args.dx) = (call.x, call.dy, call.dx);
@@ -297,24 +310,114 @@ pub unsafe fn gated_backward<A: Gated + ?Sized>(
     op: &A,
     call: &GatedBackward<'_>,
 ) -> Result<()> {
-    let buffers = Buffers {
-        inputs: &[("x", call.x), ("v", call.v), ("dy", call.dy)],
-        outputs: &[("dx", Some(call.dx)), ("dv", Some(call.dv)), ("y", call.y)],
-    };
-    let mut plan = Plan::new(op, &call.common, &buffers)?;
+    let (xv, dxv) = (
+        Checked::new(&call.xv, &call.common)?,
+        Checked::new(&call.dxv, &call.common)?,
+    );
+    let mut inputs = xv.buffers(["x", "v"]);
+    inputs.push(Buffer::new("dy", call.dy));
+    let mut outputs = dxv.buffers(["dx", "dv"]);
+    outputs.extend(call.y.map(|y| Buffer::new("y", y)));
+    let mut plan = Plan::new(op, &call.common, &inputs, &outputs)?;
     plan.divide();
     let sums = plan.add_dparams(op, &call.common, call.dparams.as_ref())?;
-    (plan.args.x, plan.args.v, plan.args.dy) = (call.x, call.v, call.dy);
-    (plan.args.dx, plan.args.dv) = (call.dx, call.dv);
+    plan.args.dy = call.dy;
     plan.args.y = call.y.unwrap_or_default();
+    plan.set_xv(&xv);
+    plan.set_dxv(&dxv);
     // SAFETY: the caller vouches for the buffers and the stream.
     unsafe { plan.launch(device, stream, Form::Gated(call.order).backward(), sums) }
 }
 
-/// The matrices of a call with their names.
-struct Buffers<'a> {
-    inputs: &'a [(&'static str, Matrix)],
-    outputs: &'a [(&'static str, Option<Matrix>)],
+/// A matrix of a call with its name.
+#[derive(Clone, Copy)]
+struct Buffer {
+    what: &'static str,
+    matrix: Matrix,
+    /// The blocks in which the columns of gate and value alternate, in rows of twice the columns; 0 if they do not.
+    block: u64,
+}
+
+impl Buffer {
+    fn new(what: &'static str, matrix: Matrix) -> Buffer {
+        Buffer {
+            what,
+            matrix,
+            block: 0,
+        }
+    }
+
+    /// The number of its columns in a call of `cols` columns.
+    fn cols(&self, cols: u64) -> Option<u64> {
+        match self.block {
+            0 => Some(cols),
+            _ => cols.checked_mul(2),
+        }
+    }
+}
+
+/// A gate and a value as the kernels take them.
+struct Checked {
+    x: Matrix,
+    v: Matrix,
+    /// The matrix in which they alternate, and how.
+    interleaved: Option<(Matrix, Interleaving)>,
+}
+
+impl Checked {
+    fn new(pair: &Pair, common: &Common<'_>) -> Result<Checked> {
+        let (xv, order, block) = match *pair {
+            Pair::Separate { x, v } => {
+                let interleaved = None;
+                return Ok(Checked { x, v, interleaved });
+            }
+            Pair::Interleaved { xv, order, block } => (xv, order, block),
+        };
+        let Common { cols, dtype, .. } = *common;
+        let number = |n| usize::try_from(n).map_err(|_| Error::Block { block, cols });
+        let interleaving = Interleaving::new(number(cols)?, order, number(block)?)?;
+        // The distance of the first packs of both, in a matrix whose bounds are checked later.
+        let apart = match block {
+            1 => VECTOR_BYTES,
+            _ => block * dtype.size(),
+        };
+        let later = Matrix {
+            ptr: xv.ptr.wrapping_add(apart),
+            ..xv
+        };
+        let (x, v) = match order {
+            Halves::ValueFirst if block > 1 => (later, xv),
+            _ => (xv, later),
+        };
+        Ok(Checked {
+            x,
+            v,
+            interleaved: Some((xv, interleaving)),
+        })
+    }
+
+    /// The buffers to check.
+    fn buffers(&self, [x, v]: [&'static str; 2]) -> ArrayVec<Buffer, MAX_MATRICES> {
+        match self.interleaved {
+            Some((matrix, Interleaving { block, .. })) => ArrayVec::from_iter([Buffer {
+                what: x,
+                matrix,
+                block: block as u64,
+            }]),
+            None => ArrayVec::from_iter([Buffer::new(x, self.x), Buffer::new(v, self.v)]),
+        }
+    }
+
+    /// The kernel's number of the blocks.
+    fn blocks(&self) -> i64 {
+        let block = |(_, of): &(_, Interleaving)| -(of.block as i64);
+        self.interleaved.as_ref().map_or(0, block)
+    }
+
+    fn value_first(&self) -> bool {
+        self.interleaved
+            .is_some_and(|(_, of)| of.order == Halves::ValueFirst)
+    }
 }
 
 /// A checked call.
@@ -333,11 +436,12 @@ struct Plan {
 const MAX_MATRICES: usize = 3;
 
 impl Plan {
-    /// Checks the matrices and the parameters, and sets the arguments that all tasks share.
+    /// Checks the matrices and the parameters, and sets the arguments that all tasks share. The first input is x.
     fn new<A: Activation + ?Sized>(
         op: &A,
         common: &Common<'_>,
-        buffers: &Buffers<'_>,
+        inputs: &[Buffer],
+        outputs: &[Buffer],
     ) -> Result<Plan> {
         let signature = op.signature();
         let &Common {
@@ -348,16 +452,9 @@ impl Plan {
             param_dtype,
             blocks,
         } = common;
-        let outputs = || {
-            buffers
-                .outputs
-                .iter()
-                .filter_map(|&(name, m)| Some((name, m?)))
-        };
-        let matrices = buffers.inputs.iter().copied().chain(outputs());
-        let matrices: ArrayVec<_, { 2 * MAX_MATRICES }> =
-            matrices.map(|(_, matrix)| matrix).collect();
-        let shape = Shape::new(dtype, rows, cols, &matrices)?;
+        let buffers: ArrayVec<_, { 2 * MAX_MATRICES }> =
+            inputs.iter().chain(outputs).copied().collect();
+        let shape = Shape::new(dtype, rows, cols, &buffers)?;
         signature.check_params(params.len())?;
         if param_dtype != Dtype::F32 && param_dtype != dtype {
             return Err(Error::ParamDtype {
@@ -366,23 +463,25 @@ impl Plan {
             });
         }
         let scalars = scalars(signature.params, params, param_dtype)?;
-        let span = |(name, matrix)| shape.matrix(name, matrix);
-        let inputs = buffers
-            .inputs
+        let read = inputs
             .iter()
-            .copied()
-            .map(span)
+            .map(|input| shape.span(input))
             .collect::<Result<ArrayVec<_, MAX_MATRICES>>>()?;
         let mut written = ArrayVec::new();
-        for output in outputs().map(span) {
-            let output = output?;
-            for input in &inputs {
-                output.may_be(input)?;
+        for output in outputs {
+            let span = shape.span(output)?;
+            for (input, of_input) in inputs.iter().zip(&read) {
+                // A thread then writes the elements that it has read.
+                if output.block == input.block {
+                    span.may_be(of_input)?;
+                } else {
+                    span.disjoint_from(of_input)?;
+                }
             }
             for other in scalars.iter().chain(&written) {
-                output.disjoint_from(other)?;
+                span.disjoint_from(other)?;
             }
-            written.push(output);
+            written.push(span);
         }
         let mut args = ActivationArgs {
             rows: shape.rows,
@@ -403,9 +502,21 @@ impl Plan {
             shape,
             blocks,
             args,
-            read: inputs.into_iter().chain(scalars).collect(),
+            read: read.into_iter().chain(scalars).collect(),
             written,
         })
+    }
+
+    fn set_xv(&mut self, xv: &Checked) {
+        (self.args.x, self.args.v) = (xv.x, xv.v);
+        self.args.xv_blocks = xv.blocks();
+        self.args.v_first = u32::from(xv.value_first());
+    }
+
+    fn set_dxv(&mut self, dxv: &Checked) {
+        (self.args.dx, self.args.dv) = (dxv.x, dxv.v);
+        self.args.dxv_blocks = dxv.blocks();
+        self.args.dv_first = u32::from(dxv.value_first());
     }
 
     /// Divides the tiles into the chunks of a backward.
@@ -508,47 +619,52 @@ struct Shape {
     rows: u64,
     cols: u64,
     tiling: Tiling,
-    /// Whether every pack is aligned to 16 bytes in all matrices.
+    /// Whether every pack is aligned to 16 bytes in all matrices, of which none is interleaved.
     aligned: bool,
 }
 
 impl Shape {
-    /// `matrices` has x first.
-    fn new(dtype: Dtype, rows: u64, cols: u64, matrices: &[Matrix]) -> Result<Shape> {
+    /// `buffers` has x first.
+    fn new(dtype: Dtype, rows: u64, cols: u64, buffers: &[Buffer]) -> Result<Shape> {
         let too_large = || Error::TooLarge { rows, cols };
-        let (rows, cols) = if matrices.iter().all(|matrix| matrix.pitch == cols) {
+        let is_contiguous = |buffer: &Buffer| Some(buffer.matrix.pitch) == buffer.cols(cols);
+        let (rows, cols) = if buffers.iter().all(is_contiguous) {
             (1, rows.checked_mul(cols).ok_or_else(too_large)?)
         } else {
             (rows, cols)
         };
         let size = dtype.size();
+        let interleaved = buffers.iter().any(|buffer| buffer.block > 0);
         // The bytes that a row begins past a vector boundary; `None` if the rows differ.
-        let phase = |matrix: &Matrix| {
+        let phase = |Buffer { matrix, .. }: &Buffer| {
             let pitch = matrix.pitch % VECTOR_BYTES * size;
             let is_same = rows <= 1 || pitch.is_multiple_of(VECTOR_BYTES);
             is_same.then_some(matrix.ptr % VECTOR_BYTES)
         };
-        let of_x = phase(&matrices[0]);
-        let skew = of_x.map_or(Tiling::most_skew(size), |bytes| bytes / size);
+        let of_x = phase(&buffers[0]);
+        let skew = if interleaved {
+            0
+        } else {
+            of_x.map_or(Tiling::most_skew(size), |bytes| bytes / size)
+        };
         let tiling = Tiling::new(rows, cols, size, skew).ok_or_else(too_large)?;
+        let aligned = of_x.is_some() && buffers.iter().all(|buffer| phase(buffer) == of_x);
         Ok(Shape {
             dtype,
             rows,
             cols,
             tiling,
-            aligned: of_x.is_some() && matrices.iter().all(|matrix| phase(matrix) == of_x),
+            aligned: aligned && !interleaved,
         })
     }
 
-    fn matrix(&self, what: &'static str, matrix: Matrix) -> Result<Span> {
-        if self.rows > 1 && matrix.pitch < self.cols {
-            return Err(Error::Pitch {
-                what,
-                pitch: matrix.pitch,
-                cols: self.cols,
-            });
+    fn span(&self, buffer: &Buffer) -> Result<Span> {
+        let (what, Matrix { ptr, pitch }) = (buffer.what, buffer.matrix);
+        let (rows, cols) = (self.rows, self.cols);
+        let cols = buffer.cols(cols).ok_or(Error::TooLarge { rows, cols })?;
+        if rows > 1 && pitch < cols {
+            return Err(Error::Pitch { what, pitch, cols });
         }
-        let Matrix { ptr, pitch } = matrix;
-        Span::new(what, ptr, self.rows, self.cols, pitch, self.dtype.size())
+        Span::new(what, ptr, rows, cols, pitch, self.dtype.size())
     }
 }

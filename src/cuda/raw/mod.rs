@@ -13,7 +13,7 @@ pub mod cross_entropy;
 pub mod goldfish;
 
 pub use activation::{
-    Backward, Common, Dparams, Forward, GatedBackward, GatedForward, backward, forward,
+    Backward, Common, Dparams, Forward, GatedBackward, GatedForward, Pair, backward, forward,
     gated_backward, gated_forward, partials, workspace_bytes,
 };
 pub use blocks::Blocks;

@@ -262,7 +262,7 @@ const ABOVE: [Above; 5] = [
     Above {
         op: "xatlu",
         functor: "any",
-        limits: [0.0, 47.0, 0.0, 54.1],
+        limits: [0.0, 47.0, 0.0, 54.2],
         reason: TWO_FORMULAS,
     },
     Above {

@@ -423,6 +423,92 @@ fn gradients_of_halves_are_halves() {
     });
 }
 
+/// Gate and value alternate in one matrix, whose rows may have gaps, and their gradients in another or in the same.
+#[test]
+fn gate_and_value_may_alternate() {
+    const COLS: usize = 208;
+    const GAP: usize = 3;
+    on_both(|backend| {
+        let values = |seed| -> Vec<bf16> { elements(noise(ROWS * COLS, seed)) };
+        let (x, v, dy) = (values(1), values(2), values(3));
+        let op = activation("xatlu");
+        let (_scalars, pointers) = scalars(backend, &[0.25_f32]);
+        let blank = || backend.put(&vec![bf16::ZERO; ROWS * COLS]);
+        let of_call = || xact_activation_args {
+            cols: COLS as u64,
+            params: pointers.as_ptr().cast(),
+            param_count: 1,
+            ..args::<bf16>(XACT_ORDER_SECOND)
+        };
+        let get = |buffer: &Buffer| buffer.get::<bf16>(ROWS * COLS);
+        let inputs = [&x, &v, &dy].map(|values| backend.put(values));
+        let (y, dx, dv) = (blank(), blank(), blank());
+        let mut args = of_call();
+        (args.x.ptr, args.v.ptr) = (inputs[0].ptr(), inputs[1].ptr());
+        (args.dy.ptr, args.y.ptr) = (inputs[2].ptr(), y.ptr());
+        (args.dx.ptr, args.dv.ptr) = (dx.ptr(), dv.ptr());
+        ok(backend.forward(&op, &args));
+        ok(backend.backward(&op, &args));
+        for (block, value_first, gap) in [(1, 0, 0), (1, 1, GAP), (16, 0, GAP), (8, 1, 0)] {
+            let join = |x: &[bf16], v: &[bf16]| -> Vec<bf16> {
+                let blocks = x.chunks(block).zip(v.chunks(block));
+                let blocks = blocks.flat_map(|(x, v)| match value_first {
+                    0 => [x, v].concat(),
+                    _ => [v, x].concat(),
+                });
+                let both: Vec<bf16> = blocks.collect();
+                let gap = vec![bf16::ONE; gap];
+                let rows = both.chunks(2 * COLS).flat_map(|row| [row, &gap].concat());
+                rows.collect()
+            };
+            let xv = join(&x, &v);
+            let expected = join(&get(&dx), &get(&dv));
+            let from = backend.put(&xv);
+            let y_found = blank();
+            let mut args = of_call();
+            (args.block, args.value_first) = (block as u64, value_first);
+            args.x = xact_matrix {
+                ptr: from.ptr(),
+                pitch: if gap == 0 { 0 } else { (2 * COLS + gap) as u64 },
+            };
+            (args.dy.ptr, args.y.ptr) = (inputs[2].ptr(), y_found.ptr());
+            ok(backend.forward(&op, &args));
+            assert_eq!(get(&y_found), get(&y));
+            // Apart, with y over dy, and in place.
+            let (apart, dy_and_y) = (backend.put(&join(&dy, &dy)), backend.put(&dy));
+            for (to, dy, y_again) in [
+                (&apart, &inputs[2], &y_found),
+                (&apart, &dy_and_y, &dy_and_y),
+                (&from, &inputs[2], &y_found),
+            ] {
+                args.dx = xact_matrix {
+                    ptr: to.ptr(),
+                    ..args.x
+                };
+                (args.dy.ptr, args.y.ptr) = (dy.ptr(), y_again.ptr());
+                ok(backend.backward(&op, &args));
+                assert_eq!(to.get::<bf16>(xv.len()), expected);
+                assert_eq!(get(y_again), get(&y));
+            }
+        }
+        let from = backend.put(&[x, v].concat());
+        let mut args = of_call();
+        args.x.ptr = from.ptr();
+        (args.dy.ptr, args.dx.ptr) = (inputs[2].ptr(), dx.ptr());
+        for (block, value_first, y, expected) in [
+            (12, 0, &y, XACT_ERROR_BLOCK),
+            (32, 0, &y, XACT_ERROR_BLOCK),
+            (1 << 60, 0, &y, XACT_ERROR_BLOCK),
+            (1, 2, &y, XACT_ERROR_ENUM),
+            (1, 0, &from, XACT_ERROR_OVERLAP),
+        ] {
+            (args.block, args.value_first) = (block, value_first);
+            args.y.ptr = y.ptr();
+            assert_eq!(backend.forward(&op, &args), expected, "{}", last_error());
+        }
+    });
+}
+
 #[test]
 fn an_empty_tensor_needs_no_memory() {
     on_both(|backend| {

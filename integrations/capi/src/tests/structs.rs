@@ -60,6 +60,8 @@ fn structs_have_no_padding() {
         accumulate,
         workspace,
         workspace_bytes,
+        block,
+        value_first,
     });
     no_padding!(xact_cross_entropy {
         size,

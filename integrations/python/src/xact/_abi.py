@@ -43,6 +43,7 @@ XACT_ERROR_NOT_GATED = 24
 XACT_ERROR_CLASSES = 25
 XACT_ERROR_WRONG_THREAD = 26
 XACT_ERROR_WORKSPACE = 27
+XACT_ERROR_BLOCK = 28
 XACT_ERROR_STRUCT_SIZE = 100
 XACT_ERROR_ENUM = 101
 XACT_ERROR_THREADS = 102
@@ -132,6 +133,8 @@ class xact_activation_args(Structure):
         ("accumulate", c_uint64),
         ("workspace", c_void_p),
         ("workspace_bytes", c_uint64),
+        ("block", c_uint64),
+        ("value_first", c_uint64),
     ]
 
 

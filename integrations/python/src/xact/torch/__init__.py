@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 EPS_GRADIENTS = ("analytic", "autograd")
+BLOCKS = (1, 8, 16, 32, 64, 128, 256)
 
 
 def xielu(
@@ -155,6 +156,7 @@ def _gated(name: str):
         packed: Optional[Tensor] = None,
         order: int = 1,
         value_first: bool = False,
+        block: Optional[int] = None,
     ) -> Tensor:
         if isinstance(order, (bool, float)) or order not in (1, 2):
             raise ValueError(f"order is {order!r}; it must be 1, for G(x)·v, or 2, for x·G(x)·v")
@@ -169,10 +171,12 @@ def _gated(name: str):
                     f"packed is {list(packed.shape)}; its last dimension must hold two halves of equal length"
                 )
             _check.scalar("alpha", alpha, packed)
+            block = 0 if block is None else _block(block, packed)
             _sharding.ensure(packed)
-            return operators.packed(packed, alpha, order, value_first)
-        if value_first:
-            raise TypeError("value_first needs packed; without it, x is the gate and v the value")
+            return operators.packed(packed, alpha, order, value_first, block)
+        if value_first or block is not None:
+            name_of = "value_first" if value_first else "block"
+            raise TypeError(f"{name_of} needs packed; without it, x is the gate and v the value")
         _check.data("x", _check.tensor("x", x))
         _check.same("v", _check.tensor("v", v), x, "x")
         _check.scalar("alpha", alpha, x)
@@ -180,6 +184,17 @@ def _gated(name: str):
         return operators.gated(x, v, alpha, order)
 
     return function
+
+
+def _block(block: int, packed: Tensor) -> int:
+    """The columns after which gate and value alternate."""
+    block, n = _check.whole("block", block), packed.shape[-1] // 2
+    if block not in BLOCKS or n % block:
+        raise ValueError(
+            f"block is {block}, and packed is {list(packed.shape)}; a block is one of {', '.join(map(str, BLOCKS))}, and "
+            "divides half of the last dimension"
+        )
+    return block
 
 
 _PLAIN = """{title}: f(x) = x·G(x), with G(x) = (1 + 2α)·g(x) − α and g {gate}.
@@ -209,7 +224,10 @@ _GATED = """{title} as a gate: G(x)·v (``order=1``, {alias}) or x·G(x)·v (``o
         packed: Instead of x and v, one tensor ``[..., 2n]`` with the gate in the first half of the last dimension and the
             value in the second. Neither the tensor nor its gradient ``[..., 2n]`` is copied.
         order: 1 or 2.
-        value_first: Whether the value is the first half of ``packed``.
+        value_first: Whether the value is the first half of ``packed``, or its first block.
+        block: None, if ``packed`` has halves. Otherwise gate and value alternate in the last dimension in blocks of so many
+            columns: 1, if they are ``packed[..., ::2]`` and ``packed[..., 1::2]``, or 8, 16, 32, 64, 128 or 256. It must
+            divide n.
 
     Returns:
         Tensor of the shape and type of x, or ``[..., n]`` of the type of ``packed``, contiguous.

@@ -18,9 +18,13 @@ from ._memory import contiguous_like
 
 Scalars = Sequence[Tensor]
 
+# The columns after which gate and value alternate in one tensor, or 0, and whether the value is first.
+Blocks = tuple[int, bool]
+NO_BLOCKS = (0, False)
+
 
 def _shape(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int, int]:
-    """The tensors, copied if they have no single row pitch, and the number of rows and columns."""
+    """The tensors, copied if they have no single row pitch, and the number of rows and columns of the first."""
     if not all(tensor.is_contiguous() for tensor in tensors):
         tensors = [_layout.dense(tensor) for tensor in tensors]
     rows, cols = _layout.common_shape(tensors)
@@ -30,9 +34,10 @@ def _shape(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int, int]:
 class _Args:
     """The arguments of a call: the struct, and the arrays of pointers that the struct refers to."""
 
-    def __init__(self, rows: int, cols: int, x: Tensor, params: Scalars, order: int) -> None:
+    def __init__(self, rows: int, cols: int, x: Tensor, params: Scalars, order: int, blocks: Blocks) -> None:
         self.struct = native.struct("xact_activation_args")
         self.struct.rows, self.struct.cols, self.struct.order = rows, cols, order
+        self.struct.block, self.struct.value_first = blocks
         self.struct.dtype = native.DTYPES[name_of(x.dtype)]
         self.struct.param_dtype = native.DTYPES[name_of(params[0].dtype)]
         self.struct.params = self._array(params)
@@ -55,12 +60,17 @@ class _Args:
         self.struct.dparams, self.struct.dparam_count = self._array(gradients), len(gradients)
 
 
-def forward_into(op: object, x: Tensor, v: Optional[Tensor], y: Tensor, params: Scalars, order: int = 0) -> None:
-    """Writes f(x), G(x)·v (order 1) or f(x)·v (order 2) to y. y must have a single row pitch, and may be x itself."""
+def forward_into(
+    op: object, x: Tensor, v: Optional[Tensor], y: Tensor, params: Scalars, order: int = 0, blocks: Blocks = NO_BLOCKS
+) -> None:
+    """Writes f(x), G(x)·v (order 1) or f(x)·v (order 2) to y. y must have a single row pitch, and may be x itself.
+
+    With ``blocks``, x ``[..., 2n]`` has both gate and value.
+    """
     if y.numel() == 0:
         return
     (y, x, *gated), rows, cols = _shape([y, x] if v is None else [y, x, v])
-    args = _Args(rows, cols, x, params, order)
+    args = _Args(rows, cols, x, params, order, blocks)
     args.set(x=x, y=y, v=gated[0] if gated else None)
     Call(x, "xact_activation_forward")(op, args.struct)
 
@@ -75,13 +85,17 @@ def backward_into(
     params: Scalars,
     sums: bool,
     order: int = 0,
+    blocks: Blocks = NO_BLOCKS,
 ) -> list[Tensor]:
-    """Writes dx and dv. Returns the gradient of each parameter, of its shape and type; without ``sums``, an empty list."""
+    """Writes dx and dv. Returns the gradient of each parameter, of its shape and type; without ``sums``, an empty list.
+
+    With ``blocks``, x and dx ``[..., 2n]`` have both gate and value.
+    """
     gradients = [param.new_zeros(param.shape, dtype=torch.float32) for param in params] if sums else []
     if dx.numel() > 0:
-        (x, dy, dx, *gated), rows, cols = _shape([x, dy, dx] if v is None else [x, dy, dx, v, dv])
+        (dy, x, dx, *gated), rows, cols = _shape([dy, x, dx] if v is None else [dy, x, dx, v, dv])
         v, dv = gated or (None, None)
-        args = _Args(rows, cols, x, params, order)
+        args = _Args(rows, cols, x, params, order, blocks)
         args.set(x=x, v=v, dy=dy, dx=dx, dv=dv)
         run = Call(x, "xact_activation_backward")
         if sums:
@@ -219,7 +233,7 @@ def in_place(x: Tensor, work) -> None:
 
 
 class Expanded:
-    """The operators of one expanded gate: plain, in place, gated, and gated with both halves in one tensor."""
+    """The operators of one expanded gate: plain, in place, gated, and gated with gate and value in one tensor."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -250,19 +264,18 @@ class Expanded:
             gradients = backward_into(native.activation(name), x, v, dy, dx, dv, [alpha], sums, order)
             return dx, dv, *(gradients or [x.new_empty(0)])
 
-        def packed(xv: Tensor, alpha: Tensor, order: int, value_first: bool) -> Tensor:
-            x, v = halves(xv, value_first)
-            y = contiguous_like(x)
-            forward_into(native.activation(name), x, v, y, [alpha], order)
+        def packed(xv: Tensor, alpha: Tensor, order: int, value_first: bool, block: int) -> Tensor:
+            x, v, blocks = sides(xv, value_first, block)
+            y = contiguous_like(half(xv))
+            forward_into(native.activation(name), x, v, y, [alpha], order, blocks)
             return y
 
         def packed_backward(
-            dy: Tensor, xv: Tensor, alpha: Tensor, order: int, value_first: bool, sums: bool
+            dy: Tensor, xv: Tensor, alpha: Tensor, order: int, value_first: bool, block: int, sums: bool
         ) -> tuple[Tensor, Tensor]:
             dxv = contiguous_like(xv)
-            gradients = backward_into(
-                native.activation(name), *halves(xv, value_first), dy, *halves(dxv, value_first), [alpha], sums, order
-            )
+            (x, v, blocks), (dx, dv, _) = (sides(each, value_first, block) for each in (xv, dxv))
+            gradients = backward_into(native.activation(name), x, v, dy, dx, dv, [alpha], sums, order, blocks)
             return dxv, *(gradients or [xv.new_empty(0)])
 
         def define(suffix: str, work, mutates=()):
@@ -286,10 +299,10 @@ class Expanded:
             lambda dy, x, v, alpha, order, sums: (_contiguous(x), _contiguous(v), sum_like(alpha, x, sums))
         )
         self.packed.register_fake(
-            lambda xv, alpha, order, value_first: xv.new_empty((*xv.shape[:-1], xv.shape[-1] // 2))
+            lambda xv, alpha, order, value_first, block: xv.new_empty((*xv.shape[:-1], xv.shape[-1] // 2))
         )
         self.packed_backward.register_fake(
-            lambda dy, xv, alpha, order, value_first, sums: (_contiguous(xv), sum_like(alpha, xv, sums))
+            lambda dy, xv, alpha, order, value_first, block, sums: (_contiguous(xv), sum_like(alpha, xv, sums))
         )
 
         def differentiable(forward, backward, tensors: int) -> None:
@@ -310,10 +323,17 @@ class Expanded:
         differentiable(self.packed, self.packed_backward, 2)
 
 
-def halves(xv: Tensor, value_first: bool) -> tuple[Tensor, Tensor]:
-    """Gate and value ``[..., n]``, as views of a tensor ``[..., 2n]``."""
-    first, second = xv.chunk(2, dim=-1) if xv.shape[-1] else (xv, xv)
-    return (second, first) if value_first else (first, second)
+def half(xv: Tensor) -> Tensor:
+    """The first half ``[..., n]`` of a tensor ``[..., 2n]``, as a view."""
+    return xv[..., : xv.shape[-1] // 2]
+
+
+def sides(xv: Tensor, value_first: bool, block: int) -> tuple[Tensor, Optional[Tensor], Blocks]:
+    """Gate and value of a tensor ``[..., 2n]``: two views, or, if they alternate in blocks, the tensor itself and None."""
+    if block:
+        return xv, None, (block, value_first)
+    first, second = half(xv), xv[..., xv.shape[-1] // 2 :]
+    return (*((second, first) if value_first else (first, second)), NO_BLOCKS)
 
 
 EXPANDED = {name: Expanded(name) for name in ("xatlu", "xgelu", "xsilu")}

@@ -100,11 +100,11 @@ def _register() -> None:
         def _(dy, x, v, alpha, order, sums):
             return elements(x, 3, 1, 2, 2, 1, 0)
 
-        # The last dimension has both halves, so it cannot be sharded.
+        # The last dimension has both gate and value, so it cannot be sharded.
         @register_sharding(getattr(ops, f"{name}_gated_packed").default)
-        def _(xv, alpha, order, value_first):
-            return elements(xv, 1, 1, 2, 1, 0, 1)
+        def _(xv, alpha, order, value_first, block):
+            return elements(xv, 1, 1, 3, 1, 0, 1)
 
         @register_sharding(getattr(ops, f"{name}_gated_packed_backward").default)
-        def _(dy, xv, alpha, order, value_first, sums):
-            return elements(xv, 2, 1, 3, 1, 1, 1)
+        def _(dy, xv, alpha, order, value_first, block, sums):
+            return elements(xv, 2, 1, 4, 1, 1, 1)

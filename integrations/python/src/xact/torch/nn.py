@@ -109,24 +109,27 @@ class _Gated(_Expanded):
         *,
         order: int = 1,
         value_first: bool = False,
+        block: Optional[int] = None,
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(alpha_init, device=device, dtype=dtype)
         if order not in (1, 2):
             raise ValueError(f"order is {order!r}; it must be 1 or 2")
-        self.order, self.value_first = order, value_first
+        self.order, self.value_first, self.block = order, value_first, block
 
     def forward(self, x: Tensor, v: Optional[Tensor] = None) -> Tensor:
         """The gated activation of the gate x and the value v. Without v, x has both: ``[..., 2n]`` to ``[..., n]``."""
         function = getattr(functional, f"{self.name}_gated")
         if v is None:
-            return function(packed=x, alpha=self.alpha, order=self.order, value_first=self.value_first)
+            return function(
+                packed=x, alpha=self.alpha, order=self.order, value_first=self.value_first, block=self.block
+            )
         return function(x, v, self.alpha, order=self.order)
 
     def extra_repr(self) -> str:
-        """order and value_first, for ``repr``."""
-        return f"order={self.order}, value_first={self.value_first}"
+        """order, value_first and block, for ``repr``."""
+        return f"order={self.order}, value_first={self.value_first}, block={self.block}"
 
 
 class XATLU(_Expanded):
