@@ -36,6 +36,7 @@ fn main() -> ExitCode {
                 chunks_of_documents_are_dropped_as_the_whole,
                 hostile_offsets_read_nothing_outside,
                 hostile_chunks_read_nothing_outside,
+                negative_numbers_of_chunks_count_as_0,
                 every_grid_gives_the_same,
                 every_schedule_gives_the_same,
                 the_safe_call_decides_as_the_reference,
@@ -268,6 +269,20 @@ proptest! {
     }
 }
 
+fn negative_numbers_of_chunks_count_as_0() {
+    let gpu = gpu();
+    let mut random = Random(3);
+    let ids: Vec<i32> = (0..300).map(|_| random.bits() as i32 % 50).collect();
+    let halo = &ids[50..70];
+    for strategy in strategies(2, 6, 1) {
+        let goldfish = Goldfish::new(strategy).unwrap();
+        let tokens = Tokens::chunks(&ids, &[-7, 100, 290], &[-3, i64::MIN]).halo(halo);
+        let counted = Tokens::chunks(&ids, &[0, 100, 290], &[0, 0]).halo(halo);
+        let mask = keep(&gpu, &goldfish, &tokens, How::default()).unwrap();
+        assert_eq!(mask, goldfish.keep(&counted).unwrap(), "{strategy:?}");
+    }
+}
+
 /// More labels than one pass of the largest grid here, and more blocks than one pass of the second stage.
 fn every_grid_gives_the_same() {
     let gpu = gpu();
@@ -358,7 +373,7 @@ fn the_safe_call_decides_as_the_reference() {
     let mut buffers = Buffers::new(&gpu);
     let ids = gpu.stream.clone_dtoh(&buffers.ids).unwrap();
     let (halo, exempt, cu_seqlens) = ([5i32; 12], [1i64, 2, 3], [-4i32, 100, 350, 600]);
-    let (offsets, preceding) = ([0i32, 100, 350, 600], [0i64, 2, 70]);
+    let (offsets, preceding) = ([0i32, 100, 350, 590], [0i64, 2, 70]);
     let on_device = (
         gpu.stream.clone_htod(&halo).unwrap(),
         gpu.stream.clone_htod(&exempt).unwrap(),

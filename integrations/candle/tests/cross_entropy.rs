@@ -456,9 +456,7 @@ fn goldfish_drops_what_its_reference_drops() {
                     xact::Tokens::chunks(&ids, &offsets, &preceding).halo(&halo),
                 ),
                 (
-                    Tokens::rows(&columns)
-                        .seq_first()
-                        .halo(&of(&halo, &[b, 3])),
+                    Tokens::rows(&columns).seq_first().halo(&of(&halo, &[b, 3])),
                     xact::Tokens::rows(&ids, s).halo(&halo).interleaved(b),
                 ),
             ] {
