@@ -84,11 +84,16 @@ kernel_args! {
         /// `[segments, halo_len]`: the ids before the first label of each segment, of the type of `ids`.
         pub(crate) halo: u64,
         pub(crate) halo_len: u64,
-        /// The number of labels of a segment: those of a row, or all labels where there are documents.
+        /// The number of labels of a segment: those of a row, or all labels where there are documents or chunks.
         pub(crate) len: u64,
-        /// `[offsets] i32`; 0 if there are no documents.
+        /// `[offsets] i32`; 0 if there are neither documents nor chunks.
         pub(crate) cu_seqlens: u64,
         pub(crate) offsets: u64,
+        /// `[offsets - 1] i64`: the number of labels that precede each chunk in its document; 0 if there are no chunks.
+        pub(crate) preceding: u64,
+        /// The number of rows of text that are interleaved, and the number of labels of each.
+        pub(crate) interleaved: u64,
+        pub(crate) interleaved_len: u64,
         /// `[exempts] i64`: the ids that are never dropped.
         pub(crate) exempt: u64,
         pub(crate) exempts: u64,

@@ -17,6 +17,7 @@ use xact::raw::goldfish as raw;
 use xact::{Device, Error, Goldfish, Queue, Strategy};
 use xact_dev::choose::{Gpu, gpu};
 use xact_dev::goldfish::{How, keep};
+use xact_dev::goldfish_chunks::{Division, Share, documents, interleave};
 use xact_dev::goldfish_golden::{Golden, dropped};
 use xact_dev::inputs::Random;
 use xact_dev::{strategy, trials};
@@ -32,7 +33,10 @@ fn main() -> ExitCode {
             1:
                 the_kernel_makes_the_official_masks,
                 the_kernel_decides_as_the_reference,
+                chunks_of_documents_are_dropped_as_the_whole,
                 hostile_offsets_read_nothing_outside,
+                hostile_chunks_read_nothing_outside,
+                negative_numbers_of_chunks_count_as_0,
                 every_grid_gives_the_same,
                 every_schedule_gives_the_same,
                 the_safe_call_decides_as_the_reference,
@@ -74,6 +78,8 @@ struct Call {
     halo_len: usize,
     /// Whether the segments are documents instead of rows.
     cu_seqlens: Option<Vec<i32>>,
+    /// Whether the rows are the columns of the tensors.
+    interleaved: bool,
     /// Whether ids are small numbers, including 0 and negative ones, or any numbers.
     small: bool,
     exempt: Vec<i64>,
@@ -81,12 +87,23 @@ struct Call {
 }
 
 fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
-    let numbers = (0..6usize, 2..9u32, 1..70u32, any::<u64>(), any::<bool>());
+    let numbers = (
+        0..6usize,
+        2..9u32,
+        1..70u32,
+        any::<u64>(),
+        any::<[bool; 2]>(),
+    );
     let shape = (0..5usize, 0..300usize, 0..80usize);
     let offsets = prop::option::of(prop::collection::vec(-90..700i32, 0..9));
     let rest = (prop::collection::vec(-3..9i64, 0..40), 0..4usize, 0..4u32);
     (numbers, shape, offsets, rest).prop_map(
-        |((strategy, k, h, seed, small), (rows, len, halo_len), mut cu_seqlens, rest)| {
+        |(
+            (strategy, k, h, seed, [small, interleaved]),
+            (rows, len, halo_len),
+            mut cu_seqlens,
+            rest,
+        )| {
             if let Some(offsets) = &mut cu_seqlens {
                 offsets.sort_unstable();
             }
@@ -101,6 +118,7 @@ fn calls() -> impl proptest::strategy::Strategy<Value = Call> {
                 len: len.max(1),
                 halo_len: if rows == 0 { 0 } else { halo_len },
                 cu_seqlens,
+                interleaved,
                 small,
                 exempt,
                 how: How {
@@ -133,9 +151,45 @@ fn compare<I: TokenId>(gpu: &Gpu, call: &Call, ids: &[I], halo: &[I]) {
         Some(cu_seqlens) => Tokens::documents(ids, cu_seqlens),
         None => Tokens::rows(ids, call.len),
     };
-    let tokens = tokens.halo(halo).exempt(&call.exempt);
+    let mut tokens = tokens.halo(halo).exempt(&call.exempt);
+    if call.interleaved {
+        tokens = tokens.interleaved(call.rows);
+    }
     let expected = goldfish.keep(&tokens).unwrap();
     assert_eq!(keep(gpu, &goldfish, &tokens, call.how).unwrap(), expected);
+}
+
+fn of_type<I>(documents: &[Vec<i64>], to: impl Fn(i64) -> I + Copy) -> Vec<Vec<I>> {
+    let of = |ids: &Vec<i64>| ids.iter().map(|&id| to(id)).collect();
+    documents.iter().map(of).collect()
+}
+
+/// Compares the decisions about the share of a rank with those about the whole documents, also without needless offsets
+/// and with interleaved rows.
+fn compare_share<I: TokenId>(
+    gpu: &Gpu,
+    goldfish: &Goldfish,
+    documents: &[Vec<I>],
+    division: Division,
+    rank: usize,
+    other: impl FnMut() -> I,
+) -> Result<(), TestCaseError> {
+    let share = Share::new(documents, division, rank, other);
+    let expected = share.expected(goldfish, documents);
+    let got = keep(gpu, goldfish, &share.tokens(), How::default()).unwrap();
+    prop_assert_eq!(&got, &expected, "{:?}", share);
+    if let Some(rows) = (2..5).find(|rows| share.ids.len().is_multiple_of(*rows)) {
+        let ids = interleave(&share.ids, rows);
+        let mut tokens = share.tokens().interleaved(rows);
+        tokens.hash_ids = &ids;
+        let expected = goldfish.keep(&tokens).unwrap();
+        let got = keep(gpu, goldfish, &tokens, How::default()).unwrap();
+        prop_assert_eq!(got, expected, "{:?}", share);
+    }
+    let share = share.without_needless_offsets();
+    let got = keep(gpu, goldfish, &share.tokens(), How::default()).unwrap();
+    prop_assert_eq!(&got, &expected, "{:?}", share);
+    Ok(())
 }
 
 proptest! {
@@ -147,6 +201,55 @@ proptest! {
         compare(&gpu, &call, &ids, &halo);
         let narrow = |ids: &[i64]| ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
         compare(&gpu, &call, &narrow(&ids), &narrow(&halo));
+    }
+
+    fn chunks_of_documents_are_dropped_as_the_whole(
+        lens in prop::collection::vec(0usize..200, 1..6),
+        (ranks, zig_zag, each_document) in (1usize..5, any::<bool>(), any::<bool>()),
+        (h, more) in (1u32..40, 0usize..50),
+        seed in any::<u64>(),
+    ) {
+        let gpu = gpu();
+        let mut random = Random(seed);
+        let documents = documents(&lens, &mut random);
+        let narrow = of_type(&documents, |id| id as i32);
+        let unsigned = of_type(&documents, |id| id as u32);
+        let small = of_type(&documents, |id| id as u8);
+        let division = Division { ranks, zig_zag, each_document, halo_len: more };
+        let goldfish = Goldfish::new(strategies(2, h, seed)[seed as usize % 6]).unwrap();
+        for rank in 0..ranks {
+            let mut other = || random.bits() as i64;
+            compare_share(&gpu, &goldfish, &documents, division, rank, &mut other)?;
+            compare_share(&gpu, &goldfish, &narrow, division, rank, || other() as i32)?;
+            compare_share(&gpu, &goldfish, &unsigned, division, rank, || other() as u32)?;
+            compare_share(&gpu, &goldfish, &small, division, rank, || other() as u8)?;
+        }
+    }
+
+    /// Invalid offsets and numbers of preceding labels, which the host does not see.
+    fn hostile_chunks_read_nothing_outside(
+        call in calls(),
+        chunks in prop::collection::vec(
+            (
+                prop_oneof![any::<i32>(), -90..700i32],
+                prop_oneof![any::<i64>(), -90..700i64],
+            ),
+            1..20,
+        ),
+    ) {
+        let gpu = gpu();
+        let (cu_seqlens, preceding): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
+        let preceding = &preceding[1..];
+        let mut random = Random(call.seed);
+        let mut ids = |n| (0..n).map(|_| random.bits() as i32 % 50).collect::<Vec<_>>();
+        let (ids, halo) = (ids(call.rows * call.len), ids(preceding.len() * call.halo_len));
+        let goldfish = Goldfish::new(strategies(call.k, call.h, call.seed)[call.strategy]).unwrap();
+        let tokens = Tokens::chunks(&ids, &cu_seqlens, preceding)
+            .halo(&halo)
+            .exempt(&call.exempt)
+            .interleaved(if call.interleaved { call.rows } else { 1 });
+        let mask = keep(&gpu, &goldfish, &tokens, call.how).unwrap();
+        prop_assert_eq!(mask.len(), ids.len());
     }
 
     /// Invalid offsets, which the host does not see. The emulator reports any access out of bounds.
@@ -163,6 +266,20 @@ proptest! {
             .exempt(&call.exempt);
         let mask = keep(&gpu, &goldfish, &tokens, call.how).unwrap();
         prop_assert_eq!(mask.len(), ids.len());
+    }
+}
+
+fn negative_numbers_of_chunks_count_as_0() {
+    let gpu = gpu();
+    let mut random = Random(3);
+    let ids: Vec<i32> = (0..300).map(|_| random.bits() as i32 % 50).collect();
+    let halo = &ids[50..70];
+    for strategy in strategies(2, 6, 1) {
+        let goldfish = Goldfish::new(strategy).unwrap();
+        let tokens = Tokens::chunks(&ids, &[-7, 100, 290], &[-3, i64::MIN]).halo(halo);
+        let counted = Tokens::chunks(&ids, &[0, 100, 290], &[0, 0]).halo(halo);
+        let mask = keep(&gpu, &goldfish, &tokens, How::default()).unwrap();
+        assert_eq!(mask, goldfish.keep(&counted).unwrap(), "{strategy:?}");
     }
 }
 
@@ -256,26 +373,38 @@ fn the_safe_call_decides_as_the_reference() {
     let mut buffers = Buffers::new(&gpu);
     let ids = gpu.stream.clone_dtoh(&buffers.ids).unwrap();
     let (halo, exempt, cu_seqlens) = ([5i32; 12], [1i64, 2, 3], [-4i32, 100, 350, 600]);
+    let (offsets, preceding) = ([0i32, 100, 350, 590], [0i64, 2, 70]);
     let on_device = (
         gpu.stream.clone_htod(&halo).unwrap(),
         gpu.stream.clone_htod(&exempt).unwrap(),
         gpu.stream.clone_htod(&cu_seqlens).unwrap(),
     );
+    let chunks = (
+        gpu.stream.clone_htod(&offsets).unwrap(),
+        gpu.stream.clone_htod(&preceding).unwrap(),
+    );
     for strategy in strategies(3, 9, 4) {
         let goldfish = Goldfish::new(strategy).unwrap();
         let uploaded = goldfish.upload(&queue).unwrap();
         assert_eq!(uploaded.goldfish().strategy(), strategy);
-        for documents in [false, true] {
-            let (host, tokens) = if documents {
-                (
+        for layout in 0..4 {
+            let (host, tokens) = match layout {
+                0 => (
                     Tokens::documents(&ids, &cu_seqlens),
                     DeviceTokens::documents(&buffers.ids, &on_device.2),
-                )
-            } else {
-                (
+                ),
+                1 => (
+                    Tokens::chunks(&ids, &offsets, &preceding),
+                    DeviceTokens::chunks(&buffers.ids, &chunks.0, &chunks.1),
+                ),
+                2 => (
+                    Tokens::rows(&ids, N / 4).interleaved(4),
+                    DeviceTokens::rows(&buffers.ids, N / 4).interleaved(4),
+                ),
+                _ => (
                     Tokens::rows(&ids, N / 4),
                     DeviceTokens::rows(&buffers.ids, N / 4),
-                )
+                ),
             };
             let expected = goldfish.keep(&host.halo(&halo).exempt(&exempt));
             let expected = expected.unwrap();
@@ -374,6 +503,15 @@ fn wrong_calls_are_refused_and_nothing_is_written() {
     refused!(length("hash_ids", 602, n), tokens: rows(7));
     refused!(length("hash_ids", 0, n), tokens: rows(0));
     refused!(length("the halo", 4, 3), tokens: rows(N / 2).halo(&halo));
+    let (offsets, preceding) = (
+        gpu.stream.clone_htod(&[0i32, 300, 600]).unwrap(),
+        gpu.stream.clone_htod(&[0i64; 3]).unwrap(),
+    );
+    let two = gpu.stream.clone_htod(&[0i64; 2]).unwrap();
+    refused!(length("cu_seqlens", 4, 3), tokens: DeviceTokens::chunks(&ids, &offsets, &preceding));
+    refused!(length("the halo", 4, 3), tokens: DeviceTokens::chunks(&ids, &offsets, &two).halo(&halo));
+    refused!(length("hash_ids", 602, n), tokens: rows(N).interleaved(7));
+    refused!(length("hash_ids", 0, n), tokens: rows(N).interleaved(0));
     refused!(length("keep", n, n - 1), keep(&mut short));
     refused!(length("weights", n, n + 1), weights(&mut weights));
     refused!(length("counts", 2, 1), counts(&mut one));
@@ -447,6 +585,8 @@ fn buffers_of_another_device_are_refused() {
     refused!("the halo", tokens: DeviceTokens::rows(&ids, N).halo(&halo));
     refused!("the exempt ids", tokens: DeviceTokens::rows(&ids, N).exempt(&exempt));
     refused!("cu_seqlens", tokens: DeviceTokens::documents(&ids, &halo));
+    let offsets = gpu.stream.clone_htod(&[0i32; 4]).unwrap();
+    refused!("preceding", tokens: DeviceTokens::chunks(&ids, &offsets, &exempt));
     refused!("keep", keep(&mut keep));
     refused!("weights", weights(&mut weights));
     refused!("counts", counts(&mut out));
@@ -474,6 +614,7 @@ fn raw_calls_refuse_what_can_be_seen() {
                 layout: raw::Layout::Rows { len: 100 },
                 halo: run(0x40000, 10),
                 exempt: run(0x50000, 10),
+                interleaved: 1,
             },
         },
         labels: 1000,
@@ -515,6 +656,42 @@ fn raw_calls_refuse_what_can_be_seen() {
         &|c| c.decision.tokens.layout = documents(0, 3),
         null("cu_seqlens"),
     );
+    let chunks = |offsets, preceding, number| raw::Layout::Chunks {
+        cu_seqlens: raw::DeviceSlice {
+            ptr: offsets,
+            len: 6,
+        },
+        preceding: raw::DeviceSlice {
+            ptr: preceding,
+            len: number,
+        },
+    };
+    refused(
+        &|c| c.decision.tokens.layout = chunks(0, at(11), 5),
+        null("cu_seqlens"),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = chunks(at(10), 0, 5),
+        null("preceding"),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = chunks(at(10), at(11) + 4, 5),
+        misaligned("preceding", at(11) + 4, 8),
+    );
+    refused(
+        &|c| c.decision.tokens.layout = chunks(at(10), at(6) + 992, 5),
+        overlap("keep", "preceding"),
+    );
+    for (number, expected) in [(6, 7), (u64::MAX, u64::MAX)] {
+        refused(
+            &|c| c.decision.tokens.layout = chunks(at(10), at(11), number),
+            Error::Length {
+                what: "cu_seqlens",
+                expected,
+                got: 6,
+            },
+        );
+    }
     refused(&|c| c.decision.bitmap = 0, null("the bitmap"));
     refused(&|c| c.decision.coefficients = 0, null("the coefficients"));
     refused(&|c| c.keep = Some(0), null("keep"));

@@ -463,6 +463,7 @@ impl Fish {
                 layout: Layout::Rows { len },
                 halo: DeviceSlice::default(),
                 exempt: DeviceSlice::default(),
+                interleaved: 1,
             },
         }
     }

@@ -21,11 +21,12 @@ struct GoldfishPlace {
     unsigned long long previous;
 };
 
-__device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigned long long index) {
+// The place of the label that has this number where no rows are interleaved.
+__device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigned long long number) {
     GoldfishPlace at;
     // This is nearly always true and avoids a 64-bit division of a hundred instructions.
-    at.segment = index < args.len ? 0 : index / args.len;
-    at.column = index - at.segment * args.len;
+    at.segment = number < args.len ? 0 : number / args.len;
+    at.column = number - at.segment * args.len;
     at.position = at.column;
     at.previous = at.column + args.halo_len;
     if (args.offsets == 0) return at;
@@ -36,14 +37,28 @@ __device__ inline GoldfishPlace goldfish_place(const GoldfishArgs& args, unsigne
     unsigned long long high = args.offsets;
     while (low < high) {
         const unsigned long long middle = low + (high - low) / 2;
-        if (cu_seqlens[middle] <= static_cast<long long>(index)) {
+        if (cu_seqlens[middle] <= static_cast<long long>(number)) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
+    if (args.preceding != 0) {
+        // A chunk is a segment. The labels before the first chunk and those behind the last one have no halo.
+        const long long start = low == 0 ? 0 : cu_seqlens[low - 1];
+        at.segment = low - 1;
+        at.column = start < 0 ? number : number - start;
+        at.position = at.previous = at.column;
+        if (low == 0 || low == args.offsets) return at;
+        const long long preceding = reinterpret_cast<const long long*>(args.preceding)[low - 1];
+        if (preceding > 0) {
+            at.position += preceding;
+            at.previous += min(static_cast<unsigned long long>(preceding), args.halo_len);
+        }
+        return at;
+    }
     if (low > 0) {
-        at.position = index - static_cast<long long>(cu_seqlens[low - 1]);
+        at.position = number - static_cast<long long>(cu_seqlens[low - 1]);
         if (at.position < at.previous) at.previous = at.position;
     }
     return at;
@@ -57,7 +72,7 @@ __device__ inline long long goldfish_id(const GoldfishArgs& args, unsigned long 
 // The id `distance` before the label `index`; `distance` is at most at.previous.
 __device__ inline long long goldfish_id_before(const GoldfishArgs& args, const GoldfishPlace& at,
                                                unsigned long long index, unsigned distance) {
-    if (distance <= at.column) return goldfish_id(args, args.ids, index - distance);
+    if (distance <= at.column) return goldfish_id(args, args.ids, index - distance * args.interleaved);
     return goldfish_id(args, args.halo, (at.segment + 1) * args.halo_len - (distance - at.column));
 }
 
@@ -144,13 +159,23 @@ template <int kLanes>
 __device__ inline bool goldfish_drops(const GoldfishArgs& args, unsigned long long index) {
     if (args.strategy == GOLDFISH_NONE) return false;
     bool drops;
+    unsigned long long number = index;
+    if (args.interleaved != 1) {
+        const unsigned long long of_row = index / args.interleaved;
+        number = (index - of_row * args.interleaved) * args.interleaved_len + of_row;
+    }
     if (args.strategy == GOLDFISH_RANDOM) {
-        drops = split_mix(args.seed, index) < args.cut;
+        drops = split_mix(args.seed, number) < args.cut;
     } else {
-        const GoldfishPlace at = goldfish_place(args, index);
+        GoldfishPlace at = goldfish_place(args, number);
         if (args.strategy == GOLDFISH_STATIC) {
             drops = at.position >= args.start && (at.position - args.start) % args.k == 0;
         } else {
+            if (args.interleaved != 1) {
+                // No window crosses the start of an interleaved row.
+                const unsigned long long of_row = index / args.interleaved;
+                if (at.column > of_row) at.previous = min(at.previous, of_row);
+            }
             if (at.previous < args.h - 1) return false;
             const unsigned long long key = goldfish_key<kLanes>(args, at, index);
             if (args.strategy == GOLDFISH_HASH64) {

@@ -15,7 +15,7 @@
 use super::simd::{InstructionSet, Task};
 use crate::error::{Result, check_length};
 use crate::loss::goldfish::{
-    Goldfish, Segments, SplitMix, Strategy, TABLE_LEN, TokenId, Tokens, WEYL, avalanche,
+    Goldfish, Segment, Segments, SplitMix, Strategy, TABLE_LEN, TokenId, Tokens, WEYL, avalanche,
     avalanche_cut, cut64, mix,
 };
 
@@ -66,9 +66,8 @@ impl<'a, I: TokenId> Mask<'a, I> {
     /// Writes the outputs, and returns the numbers of kept and dropped labels.
     ///
     /// # Errors
-    /// - [`Error::Length`](crate::Error::Length): an output does not have one element for each label, the number of labels
-    ///   is not a multiple of the row length, or the number of halo ids not a multiple of the number of segments;
-    /// - [`Error::Offsets`](crate::Error::Offsets): the offsets decrease.
+    /// [`Error::Length`](crate::Error::Length) if an output does not have one element for each label, and the errors of
+    /// [`Goldfish::keep`].
     ///
     /// Nothing is written when a call fails.
     pub fn run(self) -> Result<Counts> {
@@ -107,13 +106,33 @@ const PARALLEL_FROM: usize = 4 * CHUNK;
 /// Whether each label is kept.
 pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
     let segments = Segments::new(tokens)?;
-    let decision = Decision::new(goldfish, &segments);
+    if tokens.interleaved == 1 {
+        return Ok(keep_in_order(goldfish, tokens, &segments));
+    }
+    let indices = (0..tokens.hash_ids.len()).map(|number| tokens.index(number));
+    let ids: Vec<I> = indices.clone().map(|i| tokens.hash_ids[i]).collect();
+    let mut in_order = *tokens;
+    (in_order.hash_ids, in_order.interleaved) = (&ids, 1);
+    let mut keep = vec![true; ids.len()];
+    for (i, kept) in indices.zip(keep_in_order(goldfish, &in_order, &segments)) {
+        keep[i] = kept;
+    }
+    Ok(keep)
+}
+
+/// Whether each label is kept, where no rows are interleaved.
+fn keep_in_order<I: TokenId>(
+    goldfish: &Goldfish,
+    tokens: &Tokens<'_, I>,
+    segments: &Segments<'_>,
+) -> Vec<bool> {
+    let decision = Decision::new(goldfish, segments);
     let set = InstructionSet::current();
     let before = decision.terms.len().saturating_sub(1);
     let mut keep = vec![true; tokens.hash_ids.len()];
-    for_chunks(segments.len, &mut keep, &|segment, first, keep| {
-        let ids = &tokens.hash_ids[segment * segments.len..][..segments.len];
-        let halo = &tokens.halo[segment * segments.halo_len..][..segments.halo_len];
+    for_chunks(segments, &mut keep, &|segment, first, keep| {
+        let ids = &tokens.hash_ids[segment.labels.clone()];
+        let halo = &tokens.halo[segment.halo.clone()];
         // The ids that the window of the first label needs, with 0 for those that do not exist.
         let of_halo = before.saturating_sub(first).min(halo.len());
         let missing = before.saturating_sub(first + of_halo);
@@ -128,28 +147,34 @@ pub(super) fn keep<I: TokenId>(goldfish: &Goldfish, tokens: &Tokens<'_, I>) -> R
             *keep = *keep || tokens.exempt.contains(&id.into());
         }
     });
-    Ok(keep)
+    keep
 }
 
-/// Calls `work` with the segment and the first column of every chunk, and the chunk, on the threads of rayon's
-/// current pool where there are enough labels. Not generic, so that rayon's machinery is compiled here.
-fn for_chunks(len: usize, keep: &mut [bool], work: &(dyn Fn(usize, usize, &mut [bool]) + Sync)) {
+/// Calls `work` with the segment and the first column of every part of a segment, and the decisions about it, on the threads
+/// of rayon's current pool where there are enough labels. Not generic, so that rayon's machinery is compiled here.
+fn for_chunks(
+    segments: &Segments<'_>,
+    keep: &mut [bool],
+    work: &(dyn Fn(&Segment, usize, &mut [bool]) + Sync),
+) {
     #[cfg(feature = "rayon")]
     let labels = keep.len();
-    let rows = keep.chunks_mut(len.max(1)).enumerate();
-    let chunks = rows.flat_map(|(segment, keep)| {
-        let chunks = keep.chunks_mut(CHUNK).enumerate();
-        chunks.map(move |(chunk, keep)| (segment, chunk * CHUNK, keep))
+    let mut rest = keep;
+    let parts = segments.iter().flat_map(|segment| {
+        let (keep, after) = std::mem::take(&mut rest).split_at_mut(segment.labels.len());
+        rest = after;
+        let parts = keep.chunks_mut(CHUNK).enumerate();
+        parts.map(move |(part, keep)| (segment.clone(), part * CHUNK, keep))
     });
     #[cfg(feature = "rayon")]
     if labels >= PARALLEL_FROM {
         use rayon::prelude::*;
-        let chunks: Vec<_> = chunks.collect();
-        return chunks
+        let parts: Vec<_> = parts.collect();
+        return parts
             .into_par_iter()
-            .for_each(|(segment, first, keep)| work(segment, first, keep));
+            .for_each(|(segment, first, keep)| work(&segment, first, keep));
     }
-    chunks.for_each(|(segment, first, keep)| work(segment, first, keep));
+    parts.for_each(|(segment, first, keep)| work(&segment, first, keep));
 }
 
 /// The number of labels whose keys are computed at once: four registers of u64 in the widest instruction set.
@@ -173,7 +198,7 @@ impl<'a> Decision<'a> {
         let h = strategy.h().map_or(0, |h| h as usize);
         let terms = match strategy {
             // No window is complete, and h may be larger than the memory.
-            _ if h > segments.len.saturating_add(segments.halo_len) => Vec::new(),
+            _ if h > segments.longest() => Vec::new(),
             Strategy::Hash64 { seed, .. } => SplitMix(mix(seed)).take(h).collect(),
             Strategy::DotTable { .. } => {
                 let coefficients = goldfish.coefficients().unwrap_or_default();
@@ -194,17 +219,12 @@ impl<'a> Decision<'a> {
     fn decide(
         &self,
         set: InstructionSet,
-        segment: usize,
+        segment: &Segment,
         first: usize,
         ids: &[u64],
         keep: &mut [bool],
     ) {
-        let Segments {
-            len,
-            halo_len,
-            cu_seqlens,
-            ..
-        } = *self.segments;
+        let cu_seqlens = self.segments.documents();
         // The number of labels before this one in its document, if there are documents.
         let mut next = 0;
         let mut in_document = |column: usize| {
@@ -221,7 +241,7 @@ impl<'a> Decision<'a> {
         match self.strategy {
             Strategy::Static { k, start } => {
                 for (keep, column) in keep.iter_mut().zip(columns) {
-                    let position = in_document(column).unwrap_or(column as u64);
+                    let position = in_document(column).unwrap_or(segment.preceding + column as u64);
                     let after = position.checked_sub(start);
                     *keep = !after.is_some_and(|after| after.is_multiple_of(k.into()));
                 }
@@ -229,7 +249,7 @@ impl<'a> Decision<'a> {
             Strategy::Random { k, seed } => {
                 let (state, cut) = (mix(seed), cut64(k));
                 for (keep, column) in keep.iter_mut().zip(columns) {
-                    let number = (segment * len + column) as u64 + 1;
+                    let number = (segment.labels.start + column) as u64 + 1;
                     *keep = mix(state.wrapping_add(number.wrapping_mul(WEYL))) >= cut;
                 }
             }
@@ -241,8 +261,12 @@ impl<'a> Decision<'a> {
                     keep,
                 });
                 for (keep, column) in keep.iter_mut().zip(columns) {
-                    let previous = (column + halo_len) as u64;
+                    let previous = (column + segment.halo.len()) as u64;
                     let previous = in_document(column).map_or(previous, |p| p.min(previous));
+                    let previous = match self.segments.in_row(segment.labels.start + column) {
+                        Some(of_row) if of_row < column => previous.min(of_row as u64),
+                        _ => previous,
+                    };
                     *keep |= previous + 1 < self.terms.len() as u64;
                 }
             }

@@ -63,8 +63,11 @@ pub struct DeviceTokens<'a, I> {
     /// The number of labels of a row; not used with `cu_seqlens`.
     len: usize,
     cu_seqlens: Option<Input<'a, i32>>,
+    /// Only with `cu_seqlens`, whose segments are then chunks.
+    preceding: Option<Input<'a, i64>>,
     halo: Option<Input<'a, I>>,
     exempt: Option<Input<'a, i64>>,
+    interleaved: usize,
 }
 
 impl<'a, I: TokenId> DeviceTokens<'a, I> {
@@ -74,8 +77,10 @@ impl<'a, I: TokenId> DeviceTokens<'a, I> {
             hash_ids: hash_ids.into(),
             len,
             cu_seqlens: None,
+            preceding: None,
             halo: None,
             exempt: None,
+            interleaved: 1,
         }
     }
 
@@ -90,6 +95,29 @@ impl<'a, I: TokenId> DeviceTokens<'a, I> {
             cu_seqlens: Some(cu_seqlens.into()),
             ..DeviceTokens::rows(hash_ids, 0)
         }
+    }
+
+    /// The ids of chunks of documents, which begin at the offsets `cu_seqlens`, `[chunks + 1]`, and are preceded by
+    /// `preceding[c]` labels of the same document, `[chunks]`. The offsets must not be negative or decrease, and the numbers
+    /// must not be negative. The host cannot check them: if offsets decrease, the windows stop at unspecified offsets, and
+    /// negative numbers count as 0, but nothing outside the ids and the halo is read.
+    pub fn chunks(
+        hash_ids: impl Into<Input<'a, I>>,
+        cu_seqlens: impl Into<Input<'a, i32>>,
+        preceding: impl Into<Input<'a, i64>>,
+    ) -> Self {
+        DeviceTokens {
+            preceding: Some(preceding.into()),
+            ..DeviceTokens::documents(hash_ids, cu_seqlens)
+        }
+    }
+
+    /// Sets that `rows` rows of text are interleaved, as the columns of `[s, rows]` tensors
+    /// ([`Tokens::interleaved`](crate::Tokens::interleaved)).
+    #[must_use]
+    pub fn interleaved(mut self, rows: usize) -> Self {
+        self.interleaved = rows;
+        self
     }
 
     /// Sets the halo, `[segments, n]`: the n ids before the first label of each segment.
@@ -132,6 +160,9 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
         if let Some(exempt) = &self.exempt {
             exempt.check_line("the exempt ids", device, exempt.len())?;
         }
+        if let Some(preceding) = &self.preceding {
+            preceding.check_line("preceding", device, preceding.len())?;
+        }
         match &self.cu_seqlens {
             Some(cu_seqlens) => cu_seqlens.check_line("cu_seqlens", device, cu_seqlens.len()),
             None => Ok(()),
@@ -153,16 +184,21 @@ impl<I: TokenId> Ids for DeviceTokens<'_, I> {
         raw::Tokens {
             hash_ids: addresses.input(&self.hash_ids),
             id_type: IdType::of::<I>(),
-            layout: match &self.cu_seqlens {
-                Some(_) => Layout::Documents {
+            layout: match (&self.cu_seqlens, &self.preceding) {
+                (Some(_), Some(_)) => Layout::Chunks {
+                    cu_seqlens: run(&self.cu_seqlens, addresses),
+                    preceding: run(&self.preceding, addresses),
+                },
+                (Some(_), None) => Layout::Documents {
                     cu_seqlens: run(&self.cu_seqlens, addresses),
                 },
-                None => Layout::Rows {
+                (None, _) => Layout::Rows {
                     len: self.len as u64,
                 },
             },
             halo: run(&self.halo, addresses),
             exempt: run(&self.exempt, addresses),
+            interleaved: self.interleaved as u64,
         }
     }
 }
@@ -264,7 +300,8 @@ impl<'a, I: TokenId> Mask<'a, I> {
     ///
     /// # Errors
     /// - [`Length`](crate::Error::Length): an output does not have one element for each label, the number of labels is not a
-    ///   multiple of the row length, or the number of halo ids not a multiple of the number of segments;
+    ///   multiple of the row length or of the interleaved rows, the number of halo ids not a multiple of the number of
+    ///   segments, or there is not one offset more than chunks;
     /// - [`WrongContext`](crate::Error::WrongContext), [`WrongThread`](crate::Error::WrongThread),
     ///   [`Overlap`](crate::Error::Overlap);
     /// - [`Workspace`](crate::Error::Workspace): the workspace of the queue is too small;

@@ -10,13 +10,18 @@
 //!   shorter than `h` is kept whole. (The official code raises an error.)
 //! - The `hash_ids` may differ from the labels: give the true ids even where a label is ignored. Any value is legal, also
 //!   a negative one. Ids of a narrower type decide like the same numbers in i64.
-//! - A **segment** is a row of `len` labels, or all labels where offsets divide them into **documents**. No window crosses
-//!   a document or segment boundary. The official masks have rows only.
+//! - A **segment** is a row of `len` labels, or all labels where offsets divide them into **documents**, or a **chunk**: a
+//!   part of a document, whose other labels are elsewhere. No window crosses a document or segment boundary. The official
+//!   masks have rows only.
 //! - A **halo** is a number of ids that precede the first label of each segment and have no label in the call. A
-//!   context-parallel rank gets them from its neighbour. With `h − 1` halo ids, the strategies that hash decide as on the
-//!   whole row. [`Random`](Strategy::Random) and [`Static`](Strategy::Static) do not use ids, so a halo does not change
-//!   them: `Random` counts the labels of the call, and `Static` counts those of the segment, unless the offsets say how
-//!   far before the segment its first document [begins](Layout::Documents).
+//!   context-parallel rank gets them from its neighbours. With `h − 1` halo ids, the strategies that hash decide as on the
+//!   whole row or document. [`Random`](Strategy::Random) and [`Static`](Strategy::Static) do not use ids, so a halo does
+//!   not change them: `Random` counts the labels of the call, and `Static` counts those of the segment, unless the layout
+//!   says how many labels of the document are before the segment ([`Documents`](Layout::Documents) for the first one,
+//!   [`Chunks`](Layout::Chunks) for each).
+//! - A rank that holds several parts of a document, as two chunks in zig-zag order, gives each of them as a chunk with a
+//!   halo of its own. Where the text of a chunk begins a document, that document is a chunk too.
+//! - Rows of text may be **interleaved**, as the columns of `[s, b]` tensors: [`Tokens::interleaved`].
 //! - **Exempt** ids, such as the special tokens of a tokenizer, are never dropped. They are still part of the windows of
 //!   other labels.
 //!
@@ -55,6 +60,7 @@
 //! key of the single id 0 at `h = 1` is `0x48218226ff3cd4bf`.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::blocks::{self, GoldfishArgs};
@@ -293,6 +299,19 @@ pub enum Layout<'a> {
         /// The offsets, which must not decrease.
         cu_seqlens: &'a [i32],
     },
+    /// Each segment is a chunk: labels of one document that are contiguous in its text. Chunk c begins at label
+    /// `cu_seqlens[c]` and ends before label `cu_seqlens[c + 1]`. Its document began `preceding[c]` labels before it, and 0
+    /// says that the document begins with the chunk. The chunks may be in any order, and of any documents.
+    ///
+    /// Of the halo of a chunk, the last `min(n, preceding[c])` ids are used. Labels before the first offset, and labels from
+    /// the last offset on, are chunks without a halo that begin a document. [`Strategy::Static`] counts from the start of
+    /// the document. [`Strategy::Random`] counts the labels of the call, so it does not decide as on the whole document.
+    Chunks {
+        /// `[chunks + 1]`: the offsets, which must not be negative or decrease.
+        cu_seqlens: &'a [i32],
+        /// `[chunks]`: how many labels of its document precede each chunk. Must not be negative.
+        preceding: &'a [i64],
+    },
 }
 
 /// The ids from which a strategy decides, one for each label.
@@ -307,6 +326,8 @@ pub struct Tokens<'a, I> {
     pub halo: &'a [I],
     /// Ids that are never dropped, in any order.
     pub exempt: &'a [i64],
+    /// The number of rows of text that are interleaved ([`interleaved`](Tokens::interleaved)); otherwise 1.
+    pub interleaved: usize,
 }
 
 impl<'a, I> Tokens<'a, I> {
@@ -316,6 +337,7 @@ impl<'a, I> Tokens<'a, I> {
             layout,
             halo: &[],
             exempt: &[],
+            interleaved: 1,
         }
     }
 
@@ -335,6 +357,52 @@ impl<'a, I> Tokens<'a, I> {
         Tokens::new(hash_ids, Layout::Documents { cu_seqlens })
     }
 
+    /// The ids of chunks of documents, which begin at the offsets `cu_seqlens`, `[chunks + 1]`, and are preceded by
+    /// `preceding[c]` labels of the same document (see [`Layout::Chunks`]).
+    ///
+    /// ```
+    /// use xact::{Goldfish, Strategy, Tokens};
+    ///
+    /// // A document is divided into four chunks, of which a rank has the first and the last. Each has h − 1 ids of halo. The
+    /// // first chunk has none before it, so the values are not used.
+    /// let document: Vec<i32> = (31..47).collect();
+    /// let ids = [&document[..4], &document[12..]].concat();
+    /// let halo = [&[0, 0], &document[10..12]].concat();
+    /// let goldfish = Goldfish::new(Strategy::Hash64 { k: 2, h: 3, seed: 0 })?;
+    /// let keep = goldfish.keep(&Tokens::chunks(&ids, &[0, 4, 8], &[0, 12]).halo(&halo))?;
+    /// let whole = goldfish.keep(&Tokens::row(&document))?;
+    /// assert_eq!(keep, [&whole[..4], &whole[12..]].concat());
+    /// # Ok::<(), xact::Error>(())
+    /// ```
+    pub fn chunks(hash_ids: &'a [I], cu_seqlens: &'a [i32], preceding: &'a [i64]) -> Self {
+        let layout = Layout::Chunks {
+            cu_seqlens,
+            preceding,
+        };
+        Tokens::new(hash_ids, layout)
+    }
+
+    /// Sets that `rows` rows of text are interleaved: the ids, like the labels and the mask, are the `[s, rows]` tensor whose
+    /// columns are rows of text. Label i is decided as label `(i mod rows)·s + i div rows` of the same call on the transposed
+    /// tensors, `[rows, s]`. The length of a row, the offsets and the halo are those of that call, so the halo is not
+    /// transposed. No window crosses the start of a row of text, even where there is no offset.
+    ///
+    /// ```
+    /// use xact::{Goldfish, Strategy, Tokens};
+    ///
+    /// let goldfish = Goldfish::new(Strategy::Hash64 { k: 2, h: 2, seed: 0 })?;
+    /// let (b_s, s_b) = ([1, 2, 3, 11, 12, 13], [1, 11, 2, 12, 3, 13]);
+    /// let [rows, columns] = [Tokens::rows(&b_s, 3), Tokens::rows(&s_b, 3).interleaved(2)];
+    /// let (rows, columns) = (goldfish.keep(&rows)?, goldfish.keep(&columns)?);
+    /// assert_eq!(columns, [rows[0], rows[3], rows[1], rows[4], rows[2], rows[5]]);
+    /// # Ok::<(), xact::Error>(())
+    /// ```
+    #[must_use]
+    pub fn interleaved(mut self, rows: usize) -> Self {
+        self.interleaved = rows;
+        self
+    }
+
     /// Sets the halo, `[segments, n]`: the n ids before the first label of each segment.
     #[must_use]
     pub fn halo(mut self, halo: &'a [I]) -> Self {
@@ -347,6 +415,15 @@ impl<'a, I> Tokens<'a, I> {
     pub fn exempt(mut self, exempt: &'a [i64]) -> Self {
         self.exempt = exempt;
         self
+    }
+
+    /// Fails where [`Goldfish::keep`] would, and decides nothing. A device cannot check the offsets, so check them here if you
+    /// do not trust them.
+    ///
+    /// # Errors
+    /// As [`Goldfish::keep`].
+    pub fn check(&self) -> Result<()> {
+        Segments::new(self).map(|_| ())
     }
 }
 
@@ -515,8 +592,10 @@ impl Goldfish {
     /// The reference: returns for each of the N labels whether it is kept.
     ///
     /// # Errors
-    /// [`Error::Length`] if the number of labels is not a multiple of the row length, or the number of halo ids not a
-    /// multiple of the number of segments. [`Error::Offsets`] if the offsets decrease.
+    /// - [`Error::Length`]: the number of labels is not a multiple of the row length or of the interleaved rows, the number
+    ///   of halo ids not a multiple of the number of segments, or there is not one offset more than chunks;
+    /// - [`Error::Offsets`]: the offsets decrease;
+    /// - [`Error::OutOfRange`]: the offset of a chunk, or the number of labels that precede it, is negative.
     pub fn keep<I: TokenId>(&self, tokens: &Tokens<'_, I>) -> Result<Vec<bool>> {
         let ids = tokens.hash_ids;
         let mut keep = vec![true; ids.len()];
@@ -527,7 +606,7 @@ impl Goldfish {
                     after.is_some_and(|after| after.is_multiple_of(k.into()))
                 }
                 (Strategy::Random { k, seed }, _) => {
-                    let state = mix(seed).wrapping_add((at as u64).wrapping_mul(WEYL));
+                    let state = mix(seed).wrapping_add(place.number.wrapping_mul(WEYL));
                     SplitMix(state).next().is_some_and(|r| one_in(k, r))
                 }
                 (_, key) => key.is_some_and(|key| self.drops_key(key)),
@@ -548,29 +627,26 @@ impl Goldfish {
         Ok(keys)
     }
 
-    /// Calls `label` with the index and the place of every label, in order.
+    /// Calls `label` with the index and the place of every label.
     fn for_each<I: TokenId>(
         &self,
         tokens: &Tokens<'_, I>,
         mut label: impl FnMut(usize, Place),
     ) -> Result<()> {
-        let ids = tokens.hash_ids;
-        let Segments {
-            count,
-            len,
-            halo_len,
-            cu_seqlens,
-        } = Segments::new(tokens)?;
+        let segments = Segments::new(tokens)?;
         let h = self.strategy.h().map_or(0, |h| h as usize);
+        let cu_seqlens = segments.documents();
         // The halo and then the segment, so that every window is a slice.
-        let mut joined = Vec::with_capacity(halo_len + len);
-        for segment in 0..count {
+        let mut joined = Vec::new();
+        for segment in segments.iter() {
+            let halo_len = segment.halo.len();
+            let numbers = segment.labels.clone();
             joined.clear();
-            joined.extend_from_slice(&tokens.halo[segment * halo_len..][..halo_len]);
-            joined.extend_from_slice(&ids[segment * len..][..len]);
+            joined.extend_from_slice(&tokens.halo[segment.halo]);
+            joined.extend(numbers.clone().map(|n| tokens.hash_ids[tokens.index(n)]));
             let mut boundaries = cu_seqlens.iter().map(|&b| i64::from(b)).peekable();
             let mut last = None;
-            for column in 0..len {
+            for (column, number) in numbers.enumerate() {
                 while boundaries.peek().is_some_and(|&b| b <= column as i64) {
                     last = boundaries.next();
                 }
@@ -578,56 +654,181 @@ impl Goldfish {
                 let end = halo_len + column + 1;
                 let available =
                     of_document.map_or(end as u64, |before| (before + 1).min(end as u64));
+                let available = match segments.in_row(number) {
+                    Some(of_row) if of_row < column => available.min(of_row as u64 + 1),
+                    _ => available,
+                };
                 let has_window = h > 0 && h as u64 <= available;
                 let place = Place {
-                    position: of_document.unwrap_or(column as u64),
+                    number: number as u64,
+                    position: of_document.unwrap_or(segment.preceding + column as u64),
                     key: has_window
                         .then(|| self.key(&joined[end - h..end]))
                         .flatten(),
                 };
-                label(segment * len + column, place);
+                label(tokens.index(number), place);
             }
         }
         Ok(())
     }
 }
 
-/// The segments of a call, checked.
+impl<I> Tokens<'_, I> {
+    /// The index of the label that has this number where no rows are interleaved.
+    pub(crate) fn index(&self, number: usize) -> usize {
+        match self.interleaved {
+            1 => number,
+            rows => {
+                let len = self.hash_ids.len() / rows;
+                number % len * rows + number / len
+            }
+        }
+    }
+}
+
+/// The segments of a call, checked. Labels are numbered as if no rows were interleaved.
 pub(crate) struct Segments<'a> {
-    /// The number of segments.
-    pub(crate) count: usize,
-    /// The number of labels of a segment.
-    pub(crate) len: usize,
+    layout: Layout<'a>,
+    labels: usize,
     /// The number of halo ids of a segment.
-    pub(crate) halo_len: usize,
-    /// The offsets of documents, which do not decrease.
-    pub(crate) cu_seqlens: &'a [i32],
+    halo_len: usize,
+    /// The number of labels of a row, if rows are interleaved.
+    row_len: Option<usize>,
+}
+
+/// Labels that are contiguous in the text, and what is known of the text before them.
+#[derive(Clone)]
+pub(crate) struct Segment {
+    /// The numbers of the labels.
+    pub(crate) labels: Range<usize>,
+    /// The part of the halo that windows may use.
+    pub(crate) halo: Range<usize>,
+    /// The position of the first label in its row or document.
+    pub(crate) preceding: u64,
 }
 
 impl<'a> Segments<'a> {
     pub(crate) fn new<I>(tokens: &Tokens<'a, I>) -> Result<Segments<'a>> {
         let labels = tokens.hash_ids.len();
-        let (count, len, cu_seqlens): (_, _, &[i32]) = match tokens.layout {
-            Layout::Rows { len } => (rows(labels as u64, len as u64)? as usize, len, &[]),
-            Layout::Documents { cu_seqlens } => (1, labels, cu_seqlens),
+        let row_len = rows(labels as u64, tokens.interleaved as u64)? as usize;
+        let (count, cu_seqlens): (_, &[i32]) = match tokens.layout {
+            Layout::Rows { len } => (rows(labels as u64, len as u64)? as usize, &[]),
+            Layout::Documents { cu_seqlens } => (1, cu_seqlens),
+            Layout::Chunks {
+                cu_seqlens,
+                preceding,
+            } => {
+                check_length("cu_seqlens", preceding.len() + 1, cu_seqlens.len())?;
+                let offsets = cu_seqlens.iter().map(|&offset| offset.into());
+                not_negative("cu_seqlens", "[0, 2^31)", offsets)?;
+                not_negative("preceding", "[0, 2^63)", preceding.iter().copied())?;
+                (preceding.len(), cu_seqlens)
+            }
         };
         let halo_len = halo_len(tokens.halo.len() as u64, count as u64)? as usize;
         if let Some(at) = cu_seqlens.windows(2).position(|pair| pair[1] < pair[0]) {
             return Err(Error::Offsets { at: at as u64 + 1 });
         }
         Ok(Segments {
-            count,
-            len,
+            layout: tokens.layout,
+            labels,
             halo_len,
-            cu_seqlens,
+            row_len: (tokens.interleaved != 1).then_some(row_len),
         })
+    }
+
+    /// The offsets of documents, which do not decrease; empty unless one segment has documents.
+    pub(crate) fn documents(&self) -> &'a [i32] {
+        match self.layout {
+            Layout::Documents { cu_seqlens } => cu_seqlens,
+            _ => &[],
+        }
+    }
+
+    /// The index of the label with this number in its row, if rows are interleaved. No window crosses the start of the row.
+    pub(crate) fn in_row(&self, number: usize) -> Option<usize> {
+        self.row_len.map(|len| number % len)
+    }
+
+    /// The maximum number of ids in a segment and its halo.
+    pub(crate) fn longest(&self) -> usize {
+        let labels = match self.layout {
+            Layout::Rows { len } => len,
+            _ => self.labels,
+        };
+        labels.saturating_add(self.halo_len)
+    }
+
+    /// The segments in order, which together have all labels.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Segment> {
+        let count = match self.layout {
+            Layout::Rows { len } => self.labels.checked_div(len).unwrap_or(0),
+            Layout::Documents { .. } => 1,
+            // The labels before the first offset and from the last one on are segments too.
+            Layout::Chunks { preceding, .. } => preceding.len() + 2,
+        };
+        (0..count).map(|i| self.segment(i))
+    }
+
+    fn segment(&self, i: usize) -> Segment {
+        let halo_of = |segment: usize, len| {
+            let end = (segment + 1) * self.halo_len;
+            end - len..end
+        };
+        match self.layout {
+            Layout::Rows { len } => Segment {
+                labels: i * len..(i + 1) * len,
+                halo: halo_of(i, self.halo_len),
+                preceding: 0,
+            },
+            Layout::Documents { .. } => Segment {
+                labels: 0..self.labels,
+                halo: halo_of(0, self.halo_len),
+                preceding: 0,
+            },
+            Layout::Chunks {
+                cu_seqlens,
+                preceding,
+            } => {
+                let offset = |c: usize| (cu_seqlens[c] as usize).min(self.labels);
+                let start = if i == 0 { 0 } else { offset(i - 1) };
+                let end = cu_seqlens.get(i).map_or(self.labels, |_| offset(i));
+                let chunk = i.checked_sub(1).filter(|&c| c < preceding.len());
+                let preceding = chunk.map_or(0, |c| preceding[c] as u64);
+                Segment {
+                    labels: start..end,
+                    halo: chunk.map_or(0..0, |c| {
+                        halo_of(c, preceding.min(self.halo_len as u64) as usize)
+                    }),
+                    preceding,
+                }
+            }
+        }
     }
 }
 
-/// The position of a label and the key of its window.
+fn not_negative(
+    what: &'static str,
+    range: &'static str,
+    mut values: impl Iterator<Item = i64>,
+) -> Result<()> {
+    match values.find(|&value| value < 0) {
+        Some(value) => Err(Error::OutOfRange {
+            what,
+            got: value as f64,
+            range,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The place of a label in the text.
 struct Place {
+    /// The index of the label where no rows are interleaved.
+    number: u64,
     /// The index of the label in its row or document.
     position: u64,
+    /// The key of its window.
     key: Option<u64>,
 }
 

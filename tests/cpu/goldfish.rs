@@ -6,6 +6,7 @@ use xact::cpu::InstructionSet;
 use xact::cpu::goldfish::mask;
 use xact::loss::goldfish::{Layout, TABLE_LEN, TokenId, Tokens};
 use xact::{Error, Goldfish, Result, Strategy};
+use xact_dev::goldfish_chunks::{Division, Share, documents};
 use xact_dev::goldfish_golden::{Golden, dropped};
 use xact_dev::inputs::Random;
 use xact_dev::strategy;
@@ -23,6 +24,7 @@ pub(crate) fn add_to(table: &mut Table) {
     tests![
         golden,
         the_reference,
+        chunks_of_documents,
         any_instruction_set_and_number_of_threads,
         a_table_of_the_callers,
         nothing_and_bad_input,
@@ -96,9 +98,14 @@ fn the_reference() {
                     cu_seqlens: &cu_seqlens,
                 },
                 Layout::Documents { cu_seqlens: &[] },
+                Layout::Chunks {
+                    cu_seqlens: &cu_seqlens[1..],
+                    preceding: &[30, 1, 0, 9, 5000],
+                },
             ] {
-                for halo_len in [0, 60] {
+                for (halo_len, rows) in [(0, 1), (60, 1), (60, 12)] {
                     let mut tokens = Tokens::row(&ids)
+                        .interleaved(rows)
                         .halo(&halo[..halo_len])
                         .exempt(&exempt[..halo_len.min(exempt.len())]);
                     tokens.layout = layout;
@@ -109,6 +116,7 @@ fn the_reference() {
                         "{goldfish:?} {layout:?}"
                     );
                     let mut tokens = Tokens::row(&narrow)
+                        .interleaved(rows)
                         .halo(&narrow_halo[..halo_len])
                         .exempt(&exempt);
                     tokens.layout = layout;
@@ -124,6 +132,34 @@ fn the_reference() {
     }
 }
 
+/// Shares of ranks, with empty chunks and chunks that are shorter than windows.
+fn chunks_of_documents() {
+    let mut random = Random(8);
+    for i in 0..200 {
+        let mut below = |n| (random.bits() % n) as usize;
+        let division = Division {
+            ranks: 1 + below(4),
+            zig_zag: i % 2 == 0,
+            each_document: i % 4 < 2,
+            halo_len: below(12),
+        };
+        let (h, number) = (1 + below(9) as u32, 1 + below(5));
+        let lens: Vec<usize> = (0..number).map(|_| below(90)).collect();
+        let documents = documents(&lens, &mut random);
+        for goldfish in strategies(2, h, i).map(|s| Goldfish::new(s).unwrap()) {
+            for rank in 0..division.ranks {
+                let share = Share::new(&documents, division, rank, || 3);
+                let expected = share.expected(&goldfish, &documents);
+                let got = keep(&goldfish, &share.tokens()).unwrap();
+                assert_eq!(got, expected, "{goldfish:?} {share:?}");
+                let share = share.without_needless_offsets();
+                let got = keep(&goldfish, &share.tokens()).unwrap();
+                assert_eq!(got, expected, "{goldfish:?} {share:?}");
+            }
+        }
+    }
+}
+
 /// Long enough for several threads, and for windows that extend from one thread's labels into another's.
 fn any_instruction_set_and_number_of_threads() {
     let ids = ids(&mut Random(6), 3 * 7001);
@@ -133,9 +169,16 @@ fn any_instruction_set_and_number_of_threads() {
             Layout::Documents {
                 cu_seqlens: &[0, 5000, 12_000],
             },
+            Layout::Chunks {
+                cu_seqlens: &[10, 5000, 5001, 21_000],
+                preceding: &[20, 3, 0],
+            },
         ] {
-            let mut tokens = Tokens::row(&ids);
+            let mut tokens = Tokens::row(&ids).interleaved(3);
             tokens.layout = layout;
+            if let Layout::Chunks { .. } = layout {
+                tokens = tokens.halo(&ids[..3 * 40]);
+            }
             let expected = goldfish.keep(&tokens);
             for set in InstructionSet::available() {
                 let got = set.force(|| keep(&goldfish, &tokens));
@@ -175,6 +218,10 @@ fn nothing_and_bad_input() {
         Tokens::rows(&ids, 3),
         Tokens::rows(&ids, 2).halo(&[1, 2, 3]),
         Tokens::documents(&ids, &[0, 2, 1]),
+        Tokens::chunks(&ids, &[0, 2, 1], &[0, 0]),
+        Tokens::chunks(&ids, &[0, 2, 4], &[0]),
+        Tokens::chunks(&ids, &[0, 2, 4], &[0, -1]),
+        tokens.interleaved(3),
     ];
     for tokens in bad {
         let expected = goldfish.keep(&tokens);

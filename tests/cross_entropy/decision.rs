@@ -25,6 +25,7 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
     // More exempt ids than a warp has lanes, with those that occur at the end.
     let exempt: Vec<i64> = (1000..1050).chain(ids[..9].iter().copied()).collect();
     let cu_seqlens = [-3, 70, 71, 200];
+    let (chunks, preceding) = ([2, 70, 71, 200, 230], [60i64, 1, 0, 4]);
     let upload = |values: &[i64]| gpu.stream.clone_htod(values).unwrap();
     let labels: Vec<i64> = (0..ROWS).map(|i| (i % CLASSES) as i64).collect();
     let logits = gpu
@@ -34,23 +35,37 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
     let (labels, ids_there, halo_there) = (upload(&labels), upload(&ids), upload(&halo));
     let exempt_there = upload(&exempt);
     let offsets = gpu.stream.clone_htod(&cu_seqlens).unwrap();
+    let chunks_there = gpu.stream.clone_htod(&chunks).unwrap();
+    let preceding_there = upload(&preceding);
     for h in [1, 13, 31, 32, 33, 50, 64, 70] {
         // The first two strategies have no window.
         let without_window = if h == 1 { 0 } else { 2 };
         for strategy in strategy::all(2, h, 1, 3).into_iter().skip(without_window) {
             let goldfish = Goldfish::new(strategy).unwrap();
             let uploaded = goldfish.upload(&queue).unwrap();
-            for documents in [false, true] {
-                let (tokens, tokens_there) = if documents {
-                    (
+            for layout in 0..5 {
+                let (tokens, tokens_there) = match layout {
+                    0 => (
                         Tokens::documents(&ids, &cu_seqlens),
                         DeviceTokens::documents(&ids_there, &offsets),
-                    )
-                } else {
-                    (
+                    ),
+                    1 => (
+                        Tokens::chunks(&ids, &chunks, &preceding),
+                        DeviceTokens::chunks(&ids_there, &chunks_there, &preceding_there),
+                    ),
+                    2 => (
+                        Tokens::chunks(&ids, &chunks, &preceding).interleaved(3),
+                        DeviceTokens::chunks(&ids_there, &chunks_there, &preceding_there)
+                            .interleaved(3),
+                    ),
+                    3 => (
+                        Tokens::rows(&ids, ROWS / 2).interleaved(2),
+                        DeviceTokens::rows(&ids_there, ROWS / 2).interleaved(2),
+                    ),
+                    _ => (
                         Tokens::rows(&ids, ROWS / 2),
                         DeviceTokens::rows(&ids_there, ROWS / 2),
-                    )
+                    ),
                 };
                 let expected = goldfish.keep(&tokens.halo(&halo).exempt(&exempt));
                 let mut loss = gpu.stream.clone_htod(&[7f32; ROWS]).unwrap();
@@ -64,7 +79,7 @@ pub fn drops_what_the_reference_drops(gpu: &Gpu, _full: bool) -> Result<(), Fail
                 // A kept row has the loss log 8.
                 let loss = gpu.stream.clone_dtoh(&loss).unwrap();
                 let kept: Vec<bool> = loss.iter().map(|&loss| loss != 0.0).collect();
-                assert_eq!(kept, expected.unwrap(), "{strategy:?}, {documents}");
+                assert_eq!(kept, expected.unwrap(), "{strategy:?}, {layout}");
             }
         }
     }

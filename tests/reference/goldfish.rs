@@ -8,7 +8,10 @@ use proptest::strategy::Strategy as _;
 use sha2::{Digest, Sha256};
 use xact::loss::goldfish::{Layout, TABLE_LEN, Tokens, coefficients, table};
 use xact::{Error, Goldfish, Strategy};
+use xact_dev::goldfish_chunks::{Division, Share, documents, interleave};
 use xact_dev::goldfish_golden::{Golden, dropped, numbers};
+use xact_dev::inputs::Random;
+use xact_dev::strategy;
 
 fn sha256(bytes: impl AsRef<[u8]>) -> String {
     let digest = Sha256::digest(bytes);
@@ -252,6 +255,68 @@ proptest! {
         }
     }
 
+    /// Documents that are divided among ranks in chunks, each with the ids before it.
+    #[test]
+    fn chunks_are_dropped_as_the_whole_document(
+        lens in prop::collection::vec(0usize..60, 1..6),
+        division in divisions(),
+        h in 1u32..14,
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let documents = documents(&lens, &mut random);
+        for strategy in strategy::all(2, h, seed % 7, seed) {
+            let goldfish = Goldfish::new(strategy).unwrap();
+            for rank in 0..division.ranks {
+                let share = Share::new(&documents, division, rank, || random.bits() as i64);
+                let expected = share.expected(&goldfish, &documents);
+                let keep = goldfish.keep(&share.tokens()).unwrap();
+                prop_assert_eq!(&keep, &expected, "{:?}", share);
+                let share = share.without_needless_offsets();
+                prop_assert_eq!(&goldfish.keep(&share.tokens()).unwrap(), &expected, "{:?}", share);
+            }
+        }
+    }
+
+    /// The decisions about the columns of `[s, b]` tensors are those about the rows of the transposed ones.
+    #[test]
+    fn columns_are_dropped_as_rows(
+        (rows, len, parts) in (1usize..5, 1usize..6, 1usize..4),
+        cuts in prop::collection::vec((0..70i32, 0..9i64), 1..5),
+        halo_len in 0usize..5,
+        h in 1u32..9,
+        seed in any::<u64>(),
+    ) {
+        let s = len * parts;
+        let ids = random_ids(seed, rows * s, 20);
+        let columns = interleave(&ids, rows);
+        // Each row of text begins a chunk.
+        let starts = (0..rows as i32).map(|row| (row * s as i32, 2));
+        let mut cuts: Vec<(i32, i64)> = cuts.into_iter().chain(starts).collect();
+        cuts.sort_unstable();
+        let (mut cu_seqlens, preceding): (Vec<_>, Vec<_>) = cuts.into_iter().unzip();
+        cu_seqlens.push(80);
+        let halo = random_ids(seed ^ 1, halo_len * 20, 20);
+        for strategy in strategy::all(2, h, seed % 7, seed) {
+            for (layout, segments) in [
+                (Layout::Rows { len: s }, rows),
+                (Layout::Rows { len }, rows * parts),
+                (Layout::Documents { cu_seqlens: &cu_seqlens }, 1),
+                (Layout::Chunks { cu_seqlens: &cu_seqlens, preceding: &preceding }, preceding.len()),
+            ] {
+                let [transposed, interleaved] = [(&ids, 1), (&columns, rows)].map(|(ids, rows)| {
+                    let mut tokens = Tokens::row(ids)
+                        .interleaved(rows)
+                        .halo(&halo[..segments * halo_len]);
+                    tokens.layout = layout;
+                    tokens
+                });
+                let expected = interleave(&keep(strategy, &transposed), rows);
+                prop_assert_eq!(keep(strategy, &interleaved), expected, "{:?}", layout);
+            }
+        }
+    }
+
     /// The decisions about a document do not depend on the other documents of its row.
     #[test]
     fn with_offsets_packing_does_not_matter(
@@ -277,6 +342,70 @@ proptest! {
             }
         }
     }
+}
+
+/// How text is divided among up to 4 ranks, with halos that are too short for some windows, or longer than they need.
+fn divisions() -> impl proptest::strategy::Strategy<Value = Division> {
+    (1usize..5, any::<bool>(), any::<bool>(), 0usize..16).prop_map(
+        |(ranks, zig_zag, each_document, halo_len)| Division {
+            ranks,
+            zig_zag,
+            each_document,
+            halo_len,
+        },
+    )
+}
+
+/// One document of the ids 31 to 46, in four chunks of which rank 0 has the first and the last, and rank 1 the others.
+#[test]
+fn two_ranks_in_zig_zag_order_decide_as_the_whole_document() {
+    let strategy = Strategy::Hash64 {
+        k: 2,
+        h: 3,
+        seed: 0,
+    };
+    let bits = |keep: &[bool]| -> String {
+        let bits = keep.iter().map(|&keep| if keep { '1' } else { '0' });
+        bits.collect()
+    };
+    let document: Vec<i64> = (31..47).collect();
+    assert_eq!(bits(&row(strategy, &document)), "1110010100111000");
+    for (halo, rank0, rank1) in [(2, "11101000", "01010011"), (0, "11101100", "11011111")] {
+        let division = Division {
+            ranks: 2,
+            zig_zag: true,
+            each_document: true,
+            halo_len: halo,
+        };
+        let documents = [document.clone()];
+        let shares = [0, 1].map(|rank| Share::new(&documents, division, rank, || 7));
+        assert_eq!(shares[0].preceding, [0, 12]);
+        assert_eq!(shares[1].preceding, [4, 8]);
+        let masks = shares.map(|share| bits(&keep(strategy, &share.tokens())));
+        assert_eq!(masks, [rank0, rank1]);
+    }
+}
+
+/// Where no offset is at the start of a row, a window that would cross it is incomplete, and the position counts on.
+#[test]
+fn no_window_crosses_the_start_of_an_interleaved_row() {
+    let ids = random_ids(12, 40, 9);
+    let columns = interleave(&ids, 2);
+    let halo = [3; 6];
+    let [chunk, document] = [
+        Tokens::chunks(&columns, &[0, 40], &[50]),
+        Tokens::documents(&columns, &[]),
+    ]
+    .map(|tokens| tokens.interleaved(2).halo(&halo));
+    for strategy in hashes(2, 4) {
+        let first = keep(strategy, &Tokens::row(&ids[..20]).halo(&halo));
+        let expected = [first, row(strategy, &ids[20..])].concat();
+        assert_eq!(keep(strategy, &chunk), interleave(&expected, 2));
+        assert_eq!(keep(strategy, &document), interleave(&expected, 2));
+    }
+    let strategy = Strategy::Static { k: 7, start: 2 };
+    let expected = interleave(&row(strategy, &ids), 2);
+    assert_eq!(keep(strategy, &document), expected);
 }
 
 #[test]
@@ -573,6 +702,38 @@ fn what_cannot_be_decided_is_refused() {
         cu_seqlens: &cu_seqlens,
     };
     assert_eq!(refused(layout, &[]), Some(Error::Offsets { at: 2 }));
+    let chunks = |cu_seqlens, preceding, halo| {
+        let tokens = Tokens::chunks(&ids, cu_seqlens, preceding).halo(halo);
+        goldfish.keep(&tokens).err()
+    };
+    assert_eq!(
+        chunks(&[0, 4, 3, 10], &[0; 3], &[]),
+        Some(Error::Offsets { at: 2 })
+    );
+    assert_eq!(chunks(&[0, 10], &[], &[]), length("cu_seqlens", 1, 2));
+    assert_eq!(chunks(&[], &[], &[]), length("cu_seqlens", 1, 0));
+    assert_eq!(chunks(&[0, 10], &[0; 2], &[]), length("cu_seqlens", 3, 2));
+    assert_eq!(
+        chunks(&[0, 4, 10], &[0, 4], &[1; 3]),
+        length("the halo", 4, 3)
+    );
+    assert_eq!(chunks(&[0], &[], &[1]), length("the halo", 0, 1));
+    assert_eq!(
+        chunks(&[-1, 10], &[0], &[]),
+        small("cu_seqlens", "[0, 2^31)", -1.0)
+    );
+    assert_eq!(
+        chunks(&[0, 4, 10], &[0, -2], &[]),
+        small("preceding", "[0, 2^63)", -2.0)
+    );
+    let interleaved = |rows| goldfish.keep(&Tokens::row(&ids).interleaved(rows)).err();
+    assert_eq!(interleaved(0), length("hash_ids", 0, 10));
+    assert_eq!(interleaved(3), length("hash_ids", 12, 10));
+    let nothing = Tokens::<i64>::row(&[]).interleaved(0);
+    assert!(goldfish.keep(&nothing).unwrap().is_empty());
+    // Offsets beyond the labels are not reached, and no number of preceding labels is too large.
+    let far = Tokens::chunks(&ids, &[4, 20, 30], &[i64::MAX, i64::MAX]).halo(&[1; 4]);
+    assert_eq!(goldfish.keep(&far).unwrap().len(), 10);
     assert!(goldfish.keep(&Tokens::<i64>::row(&[])).unwrap().is_empty());
     assert_eq!(goldfish.key(&ids), None, "a window of another length");
 }

@@ -79,10 +79,15 @@ pub fn keep<I: TokenId>(
     let halo = upload(&id_bytes(tokens.halo), size_of::<I>());
     let exempt = upload(&id_bytes(tokens.exempt), 8);
     let offsets: &[i32] = match tokens.layout {
-        Layout::Documents { cu_seqlens } => cu_seqlens,
+        Layout::Documents { cu_seqlens } | Layout::Chunks { cu_seqlens, .. } => cu_seqlens,
+        _ => &[],
+    };
+    let preceding: &[i64] = match tokens.layout {
+        Layout::Chunks { preceding, .. } => preceding,
         _ => &[],
     };
     let cu_seqlens = upload(bytemuck::cast_slice(offsets), 4);
+    let preceding = upload(bytemuck::cast_slice(preceding), 8);
     let words = goldfish.bitmap_words().unwrap_or_default();
     let bitmap = Buffer::upload(gpu, bytemuck::cast_slice(words), 4, 0);
     let coefficients = goldfish.coefficients().unwrap_or_default();
@@ -110,12 +115,17 @@ pub fn keep<I: TokenId>(
                 },
                 layout: match tokens.layout {
                     Layout::Rows { len } => goldfish::Layout::Rows { len: len as u64 },
+                    Layout::Chunks { .. } => goldfish::Layout::Chunks {
+                        cu_seqlens: cu_seqlens.run(gpu),
+                        preceding: preceding.run(gpu),
+                    },
                     _ => goldfish::Layout::Documents {
                         cu_seqlens: cu_seqlens.run(gpu),
                     },
                 },
                 halo: halo.run(gpu),
                 exempt: exempt.run(gpu),
+                interleaved: tokens.interleaved as u64,
             },
         },
         labels: labels as u64,
@@ -130,7 +140,8 @@ pub fn keep<I: TokenId>(
     };
     // SAFETY: the buffers live until the downloads below, which wait for the stream.
     unsafe { goldfish::mask(&gpu.device, gpu.stream.cu_stream(), &call) }?;
-    for input in [&ids, &halo, &exempt, &cu_seqlens, &bitmap, &coefficients] {
+    let lists = [&halo, &exempt, &cu_seqlens, &preceding];
+    for input in [&ids, &bitmap, &coefficients].into_iter().chain(lists) {
         input.download(gpu);
     }
     let keep = keep.download(gpu);

@@ -12,6 +12,7 @@ pub mod choose;
 pub mod files;
 #[cfg(feature = "cuda")]
 pub mod goldfish;
+pub mod goldfish_chunks;
 pub mod goldfish_golden;
 pub mod inputs;
 #[cfg(all(feature = "cuda", debug_assertions))] // of no use where it is optimised

@@ -443,6 +443,7 @@ impl<'a> Fish<'a> {
                 layout: Layout::Rows { len: self.len },
                 halo: DeviceSlice::default(),
                 exempt: DeviceSlice::default(),
+                interleaved: 1,
             },
         }
     }

@@ -3,7 +3,7 @@
 use xact::cpu::cross_entropy::{self, backward, backward_in_place, finish, forward, partial};
 use xact::cpu::{Input, Output};
 use xact::loss::cross_entropy::Label;
-use xact::loss::goldfish::{Layout, Tokens};
+use xact::loss::goldfish::Tokens;
 use xact::{CrossEntropy, CrossEntropySummary, Element, Result, RowStats, Rows, Shard};
 
 use super::loss_check::{Batch, Results};
@@ -225,11 +225,8 @@ fn call<T: Element>(
     let halo = how.goldfish.map(|(_, tokens)| narrow(tokens.halo));
     let goldfish = how.goldfish.map(|(strategy, tokens)| {
         let ids = ids.as_deref().unwrap_or_default();
-        let narrow = match tokens.layout {
-            Layout::Documents { cu_seqlens } => Tokens::documents(ids, cu_seqlens),
-            Layout::Rows { len } => Tokens::rows(ids, len),
-            other => panic!("{other:?}"),
-        };
+        let mut narrow = Tokens::row(ids).interleaved(tokens.interleaved);
+        narrow.layout = tokens.layout;
         let halo = halo.as_deref().unwrap_or_default();
         (strategy, narrow.halo(halo).exempt(tokens.exempt))
     });

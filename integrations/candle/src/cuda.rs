@@ -368,7 +368,9 @@ fn id_type(dtype: DType) -> Result<IdType> {
 struct OwnTokens {
     ids: Tensor,
     row_len: usize,
+    interleaved: usize,
     cu_seqlens: Option<Tensor>,
+    preceding: Option<Tensor>,
     halo: Option<Tensor>,
     exempt: Option<Tensor>,
 }
@@ -380,7 +382,9 @@ impl OwnTokens {
         Ok(OwnTokens {
             ids: own(&tokens.ids)?,
             row_len: tokens.row_len(),
+            interleaved: tokens.interleaved(),
             cu_seqlens: own_if(&tokens.cu_seqlens)?,
+            preceding: own_if(&tokens.preceding)?,
             halo: own_if(&tokens.halo)?,
             exempt: own_if(&tokens.exempt)?,
         })
@@ -404,6 +408,7 @@ struct Deciding<'a, S> {
     coefficients: Option<Locked<S>>,
     ids: Option<Locked<S>>,
     cu_seqlens: Option<Locked<S>>,
+    preceding: Option<Locked<S>>,
     halo: Option<Locked<S>>,
     exempt: Option<Locked<S>>,
 }
@@ -422,6 +427,7 @@ fn deciding<'a>(
         coefficients: tables.and_then(|t| t.coefficients.as_ref()).map(locked),
         ids: own.map(|own| locked(&own.ids)),
         cu_seqlens: own.and_then(|own| own.cu_seqlens.as_ref()).map(locked),
+        preceding: own.and_then(|own| own.preceding.as_ref()).map(locked),
         halo: own.and_then(|own| own.halo.as_ref()).map(locked),
         exempt: own.and_then(|own| own.exempt.as_ref()).map(locked),
     }
@@ -449,16 +455,21 @@ impl<S: Deref<Target = Storage>> Deciding<'_, S> {
                     tokens: raw_goldfish::Tokens {
                         hash_ids: ids.ptr,
                         id_type: id_type(own.ids.dtype())?,
-                        layout: match &self.cu_seqlens {
-                            Some(_) => raw_goldfish::Layout::Documents {
+                        layout: match (&self.cu_seqlens, &self.preceding) {
+                            (Some(_), Some(_)) => raw_goldfish::Layout::Chunks {
+                                cu_seqlens: run(&self.cu_seqlens)?,
+                                preceding: run(&self.preceding)?,
+                            },
+                            (Some(_), None) => raw_goldfish::Layout::Documents {
                                 cu_seqlens: run(&self.cu_seqlens)?,
                             },
-                            None => raw_goldfish::Layout::Rows {
+                            (None, _) => raw_goldfish::Layout::Rows {
                                 len: own.row_len as u64,
                             },
                         },
                         halo: run(&self.halo)?,
                         exempt: run(&self.exempt)?,
+                        interleaved: own.interleaved as u64,
                     },
                 })
             }

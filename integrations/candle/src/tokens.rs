@@ -44,8 +44,10 @@ impl DeviceGoldfish {
 pub struct Tokens {
     pub(crate) ids: Tensor,
     pub(crate) cu_seqlens: Option<Tensor>,
+    pub(crate) preceding: Option<Tensor>,
     pub(crate) halo: Option<Tensor>,
     pub(crate) exempt: Option<Tensor>,
+    seq_first: bool,
 }
 
 impl Tokens {
@@ -54,8 +56,10 @@ impl Tokens {
         Tokens {
             ids: ids.clone(),
             cu_seqlens: None,
+            preceding: None,
             halo: None,
             exempt: None,
+            seq_first: false,
         }
     }
 
@@ -67,6 +71,26 @@ impl Tokens {
             cu_seqlens: Some(cu_seqlens.clone()),
             ..Tokens::rows(ids)
         }
+    }
+
+    /// Ids of any shape as chunks of documents, such as those of a context-parallel rank: chunk c begins at label
+    /// `cu_seqlens[c]`, and `preceding[c]` labels of its document are before it. `cu_seqlens` is `[chunks + 1] i32`, and
+    /// `preceding` is `[chunks] i64` ([`xact::Tokens::chunks`]). Offsets must not be negative or decrease, and the numbers
+    /// must not be negative. On the CPU that is an error. On CUDA it is not noticed, and nothing out of bounds is read.
+    pub fn chunks(ids: &Tensor, cu_seqlens: &Tensor, preceding: &Tensor) -> Tokens {
+        Tokens {
+            preceding: Some(preceding.clone()),
+            ..Tokens::documents(ids, cu_seqlens)
+        }
+    }
+
+    /// Sets that the text runs along the first dimension of the ids, `[S, ..]`, as of the labels, so that the rows of S labels
+    /// are the columns. They are decided as the transposed ones ([`xact::Tokens::interleaved`]). The offsets and the halo are
+    /// those of the transposed ids.
+    #[must_use]
+    pub fn seq_first(mut self) -> Tokens {
+        self.seq_first = true;
+        self
     }
 
     /// Sets the ids before the first label of each segment: `[segments, n]`, in the dtype of the other ids.
@@ -85,7 +109,21 @@ impl Tokens {
 
     /// The number of labels of a row.
     pub(crate) fn row_len(&self) -> usize {
-        self.ids.dims().last().copied().unwrap_or(1)
+        let dims = self.ids.dims();
+        let len = if self.seq_first {
+            dims.first()
+        } else {
+            dims.last()
+        };
+        len.copied().unwrap_or(1)
+    }
+
+    /// The number of rows that are interleaved.
+    pub(crate) fn interleaved(&self) -> usize {
+        match self.seq_first {
+            true => self.ids.dims().iter().skip(1).product(),
+            false => 1,
+        }
     }
 
     /// Fails unless dtypes and devices are right. xact checks the lengths.
@@ -96,6 +134,7 @@ impl Tokens {
             ("the ids of the tokens", Some(&self.ids), ids),
             ("the halo", self.halo.as_ref(), ids),
             ("cu_seqlens", self.cu_seqlens.as_ref(), DType::I32),
+            ("preceding", self.preceding.as_ref(), DType::I64),
             ("the exempt ids", self.exempt.as_ref(), exempt),
         ] {
             if let Some(tensor) = tensor {
@@ -111,7 +150,9 @@ impl Tokens {
 pub(crate) struct HostTokens {
     ids: Vec<i64>,
     row_len: usize,
+    interleaved: usize,
     cu_seqlens: Option<Vec<i32>>,
+    preceding: Option<Vec<i64>>,
     halo: Vec<i64>,
     exempt: Vec<i64>,
 }
@@ -129,7 +170,9 @@ impl HostTokens {
         Ok(HostTokens {
             ids: integers(&tokens.ids)?,
             row_len: tokens.row_len(),
+            interleaved: tokens.interleaved(),
             cu_seqlens: cu_seqlens.transpose()?,
+            preceding: tokens.preceding.as_ref().map(integers).transpose()?,
             halo: optional(&tokens.halo)?,
             exempt: optional(&tokens.exempt)?,
         })
@@ -137,10 +180,14 @@ impl HostTokens {
 
     /// Returns the tokens in xact's type.
     pub(crate) fn tokens(&self) -> xact::Tokens<'_, i64> {
-        let tokens = match &self.cu_seqlens {
-            Some(cu_seqlens) => xact::Tokens::documents(&self.ids, cu_seqlens),
-            None => xact::Tokens::rows(&self.ids, self.row_len),
+        let tokens = match (&self.cu_seqlens, &self.preceding) {
+            (Some(cu_seqlens), Some(preceding)) => {
+                xact::Tokens::chunks(&self.ids, cu_seqlens, preceding)
+            }
+            (Some(cu_seqlens), None) => xact::Tokens::documents(&self.ids, cu_seqlens),
+            (None, _) => xact::Tokens::rows(&self.ids, self.row_len),
         };
-        tokens.halo(&self.halo).exempt(&self.exempt)
+        let tokens = tokens.halo(&self.halo).exempt(&self.exempt);
+        tokens.interleaved(self.interleaved)
     }
 }

@@ -413,6 +413,7 @@ fn goldfish_drops_what_its_reference_drops() {
     let op = CrossEntropy::default().dropped_loss(true);
     let offsets = [0_i32, 5, 5, 40, 64];
     let (halo, exempt) = (Rows::random(b * 3, 9).labels, [2_i64, 7]);
+    let preceding = [0_i64, 3, 2, 90];
     for strategy in [
         Strategy::Static { k: 3, start: 1 },
         Strategy::Random { k: 3, seed: 5 },
@@ -435,6 +436,8 @@ fn goldfish_drops_what_its_reference_drops() {
             let tensor = of(&ids, &[b, s]);
             let exempt_ids = i64s(&exempt);
             let cu_seqlens = Tensor::new(&offsets, &Device::Cpu).unwrap();
+            let columns = of(&ids, &[s, b]);
+            let preceding_labels = i64s(&preceding);
             for (tokens, reference) in [
                 (Tokens::rows(&tensor), xact::Tokens::rows(&ids, s)),
                 (
@@ -446,6 +449,15 @@ fn goldfish_drops_what_its_reference_drops() {
                 (
                     Tokens::documents(&tensor, &cu_seqlens),
                     xact::Tokens::documents(&ids, &offsets),
+                ),
+                (
+                    Tokens::chunks(&tensor, &cu_seqlens, &preceding_labels)
+                        .halo(&of(&halo, &[b, 3])),
+                    xact::Tokens::chunks(&ids, &offsets, &preceding).halo(&halo),
+                ),
+                (
+                    Tokens::rows(&columns).seq_first().halo(&of(&halo, &[b, 3])),
+                    xact::Tokens::rows(&ids, s).halo(&halo).interleaved(b),
                 ),
             ] {
                 let labels = of(&ids, &[b, s]);
@@ -663,6 +675,15 @@ fn what_does_not_fit_is_refused_in_words() {
     refused(
         with(Tokens::documents(&labels, &labels)),
         "cu_seqlens is i64",
+    );
+    let chunks = Tensor::new(&[0_i32, 4], &Device::Cpu).unwrap();
+    refused(
+        with(Tokens::chunks(&labels, &chunks, &chunks)),
+        "preceding is i32",
+    );
+    refused(
+        with(Tokens::chunks(&labels, &chunks, &i64s(&[-1]))),
+        "preceding is -1",
     );
     let falling = Tensor::new(&[3_i32, 1], &Device::Cpu).unwrap();
     refused(

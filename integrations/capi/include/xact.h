@@ -379,6 +379,11 @@
 #define XACT_LAYOUT_DOCUMENTS 1
 
 /**
+ * Each segment is a chunk of a document, and has a halo of its own.
+ */
+#define XACT_LAYOUT_CHUNKS 2
+
+/**
  * A device with the kernels in one of its contexts.
  */
 typedef struct xact_device xact_device;
@@ -665,7 +670,8 @@ typedef struct xact_decision {
      */
     int32_t id_type;
     /**
-     * One of the XACT_LAYOUT numbers: the division of the labels into rows or documents. No window crosses a boundary.
+     * One of the XACT_LAYOUT numbers: the division of the labels into rows, documents or chunks of documents. No window
+     * crosses a boundary.
      */
     int32_t layout;
     /**
@@ -674,7 +680,9 @@ typedef struct xact_decision {
     uint64_t row_len;
     /**
      * XACT_LAYOUT_DOCUMENTS: document d begins at label cu_seqlens[d]. The offsets must not decrease. A negative first
-     * offset means that the first document began that many labels before the first label.
+     * offset means that the first document began that many labels before the first label. XACT_LAYOUT_CHUNKS: chunk c
+     * begins at label cu_seqlens[c] and ends before label cu_seqlens[c + 1]. The offsets, one more than chunks, must not
+     * be negative or decrease.
      */
     const int32_t *cu_seqlens;
     /**
@@ -705,6 +713,23 @@ typedef struct xact_decision {
      * Device: a copy of xact_goldfish_coefficients in device memory, if the strategy has them. Host: not used.
      */
     const int64_t *coefficients;
+    /**
+     * XACT_LAYOUT_CHUNKS: `[chunks]`, how many labels of its document precede each chunk; 0 if the document begins with it.
+     * Must not be negative. Of the halo of a chunk, the last min(n, preceding[c]) ids are used. Labels before the first
+     * offset, and labels from the last offset on, are chunks without a halo that begin a document.
+     */
+    const int64_t *preceding;
+    /**
+     * The length of `preceding`.
+     */
+    uint64_t preceding_len;
+    /**
+     * The number of rows of text that are interleaved: labels, ids and outputs are `[s, interleaved]`, and label i is decided
+     * as label (i mod interleaved)·s + i div interleaved of the call on the transposed tensors. The row length, the offsets
+     * and the halo are those of that call. No window crosses the start of a row of text. It must divide the number of
+     * labels. 0 or 1: none are interleaved.
+     */
+    uint64_t interleaved;
 } xact_decision;
 
 /**
@@ -1329,8 +1354,8 @@ xact_status xact_goldfish_workspace_bytes(uint64_t labels, uint64_t *bytes);
 
 /**
  * Decides which labels are dropped. It launches on `stream`, a CUstream or null for the default stream. For 0 labels the
- * counts are 0. The host cannot check the offsets: if they decrease, the windows stop at unspecified offsets, but nothing
- * outside the ids and the halo is read.
+ * counts are 0. The host cannot check the offsets and the numbers of preceding labels: if offsets decrease, the windows stop
+ * at unspecified offsets, and negative numbers of chunks count as 0, but nothing outside the ids and the halo is read.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
  * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,

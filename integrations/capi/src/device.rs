@@ -330,6 +330,10 @@ unsafe fn decision<'a>(
         XACT_LAYOUT_DOCUMENTS => goldfish::Layout::Documents {
             cu_seqlens: run(address(given.cu_seqlens), given.cu_seqlens_len),
         },
+        XACT_LAYOUT_CHUNKS => goldfish::Layout::Chunks {
+            cu_seqlens: run(address(given.cu_seqlens), given.cu_seqlens_len),
+            preceding: run(address(given.preceding), given.preceding_len),
+        },
         other => return Err(unknown("layout", other.into(), "XACT_LAYOUT")),
     };
     Ok(goldfish::Decision {
@@ -342,6 +346,7 @@ unsafe fn decision<'a>(
             layout,
             halo: run(address(given.halo), given.halo_len),
             exempt: run(address(given.exempt), given.exempt_len),
+            interleaved: given.interleaved.max(1),
         },
     })
 }

@@ -514,8 +514,8 @@ pub unsafe extern "C" fn xact_goldfish_workspace_bytes(
 }
 
 /// Decides which labels are dropped. It launches on `stream`, a CUstream or null for the default stream. For 0 labels the
-/// counts are 0. The host cannot check the offsets: if they decrease, the windows stop at unspecified offsets, but nothing
-/// outside the ids and the halo is read.
+/// counts are 0. The host cannot check the offsets and the numbers of preceding labels: if offsets decrease, the windows stop
+/// at unspecified offsets, and negative numbers of chunks count as 0, but nothing outside the ids and the halo is read.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
 /// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_WORKSPACE; XACT_ERROR_DRIVER, XACT_ERROR_DRIVER_TOO_OLD,

@@ -569,9 +569,18 @@ unsafe fn tokens<'a, I: TokenId>(
                 )?;
                 Tokens::documents(ids, offsets)
             }
+            XACT_LAYOUT_CHUNKS => {
+                let (cu_seqlens, preceding) = (given.cu_seqlens, given.preceding);
+                Tokens::chunks(
+                    ids,
+                    read_array(buffers, "cu_seqlens", cu_seqlens, given.cu_seqlens_len)?,
+                    read_array(buffers, "preceding", preceding, given.preceding_len)?,
+                )
+            }
             other => return Err(unknown("layout", other.into(), "XACT_LAYOUT")),
         };
-        Ok(tokens.halo(halo).exempt(exempt))
+        let rows = usize::try_from(given.interleaved.max(1)).unwrap_or(usize::MAX);
+        Ok(tokens.halo(halo).exempt(exempt).interleaved(rows))
     }
 }
 

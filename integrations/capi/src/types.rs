@@ -157,6 +157,8 @@ pub const XACT_STRATEGY_HASH64: i32 = 6;
 pub const XACT_LAYOUT_ROWS: i32 = 0;
 /// The labels are one segment, which the offsets `cu_seqlens` split into documents.
 pub const XACT_LAYOUT_DOCUMENTS: i32 = 1;
+/// Each segment is a chunk of a document, and has a halo of its own.
+pub const XACT_LAYOUT_CHUNKS: i32 = 2;
 
 /// The memory of a tensor `[rows, cols]`.
 #[repr(C)]
@@ -379,12 +381,15 @@ pub struct xact_decision {
     pub hash_ids: *const c_void,
     /// One of the XACT_ID numbers: the type of `hash_ids` and `halo`.
     pub id_type: i32,
-    /// One of the XACT_LAYOUT numbers: the division of the labels into rows or documents. No window crosses a boundary.
+    /// One of the XACT_LAYOUT numbers: the division of the labels into rows, documents or chunks of documents. No window
+    /// crosses a boundary.
     pub layout: i32,
     /// XACT_LAYOUT_ROWS: the number of labels of a row, which must divide the number of labels; 0 means one row.
     pub row_len: u64,
     /// XACT_LAYOUT_DOCUMENTS: document d begins at label cu_seqlens[d]. The offsets must not decrease. A negative first
-    /// offset means that the first document began that many labels before the first label.
+    /// offset means that the first document began that many labels before the first label. XACT_LAYOUT_CHUNKS: chunk c
+    /// begins at label cu_seqlens[c] and ends before label cu_seqlens[c + 1]. The offsets, one more than chunks, must not
+    /// be negative or decrease.
     pub cu_seqlens: *const i32,
     /// The length of `cu_seqlens`.
     pub cu_seqlens_len: u64,
@@ -400,6 +405,17 @@ pub struct xact_decision {
     pub bitmap: *const u32,
     /// Device: a copy of xact_goldfish_coefficients in device memory, if the strategy has them. Host: not used.
     pub coefficients: *const i64,
+    /// XACT_LAYOUT_CHUNKS: `[chunks]`, how many labels of its document precede each chunk; 0 if the document begins with it.
+    /// Must not be negative. Of the halo of a chunk, the last min(n, preceding[c]) ids are used. Labels before the first
+    /// offset, and labels from the last offset on, are chunks without a halo that begin a document.
+    pub preceding: *const i64,
+    /// The length of `preceding`.
+    pub preceding_len: u64,
+    /// The number of rows of text that are interleaved: labels, ids and outputs are `[s, interleaved]`, and label i is decided
+    /// as label (i mod interleaved)·s + i div interleaved of the call on the transposed tensors. The row length, the offsets
+    /// and the halo are those of that call. No window crosses the start of a row of text. It must divide the number of
+    /// labels. 0 or 1: none are interleaved.
+    pub interleaved: u64,
 }
 
 /// The tensors of a Goldfish mask.

@@ -105,7 +105,7 @@ def opcheck(device):
             torch.library.opcheck(getattr(torch.ops.xact, f"{name}_gated_packed").default, (x, a, 1, True, 1))
     labels = torch.arange(5, device=device)
     options = (-100, 0.1, 1e-4, None, None, "kept")
-    arguments = (x, labels, None, None, labels, None, "hash64:3:2:0", *options, False, True)
+    arguments = (x, labels, None, None, labels, None, None, None, "hash64:3:2:0", False, *options, False, True)
     torch.library.opcheck(torch.ops.xact.cross_entropy.default, arguments)
 
 

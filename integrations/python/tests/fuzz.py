@@ -80,6 +80,9 @@ def losses(draw):
         "goldfish": either(goldfish),
         "hash_ids": either(tensors(st.just(tuple(rows)), [torch.int64])),
         "cu_seqlens": either(tensors(st.just((3,)), [torch.int32])),
+        "preceding": either(tensors(st.just((2,)), [torch.int64])),
+        "halo": either(tensors(st.just((2, 2)), [torch.int64])),
+        "seq_dim": either(st.sampled_from([0, -1])),
         "return_stats": st.booleans(),
     }
     chosen = draw(st.sets(st.sampled_from(sorted(options)), max_size=5))
@@ -137,6 +140,8 @@ def masks(draw):
         "cu_seqlens": st.lists(st.integers(-5, 30), max_size=4).map(lambda v: numpy.array(v, dtype=numpy.int32)),
         "halo": either(st.integers(0, 4)),
         "exempt": either(st.lists(st.integers(-5, 5), max_size=3)),
+        "preceding": st.lists(st.integers(-1, 9), max_size=3).map(lambda v: numpy.array(v, dtype=numpy.int64)),
+        "seq_dim": either(st.sampled_from([0, -1])),
     }.items():
         if draw(st.booleans()):
             value = draw(likely)

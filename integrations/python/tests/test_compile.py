@@ -37,18 +37,23 @@ def samples():
         yield f"{name}_gated_packed_backward", (values((3, 4)), values((3, 8)), scalar().detach(), 2, True, 1, True)
     labels = torch.tensor([1, -100, 7])
     goldfish = xact.Goldfish(k=3, h=2)
+    offsets = torch.tensor([0, 1, 3], dtype=torch.int32)
+    chunks = (offsets, torch.tensor([2, 0]), torch.arange(4).view(2, 2))
     more = (-100, 0.1, 1e-4, 30.0, 8, "kept")
     for per_row, stats in ((False, False), (True, True)):
         yield (
             "cross_entropy",
-            (x(), labels, torch.rand(3), None, labels, None, goldfish._key, *more, per_row, stats),
+            (x(), labels, torch.rand(3), None, labels, *chunks, goldfish._key, False, *more, per_row, stats),
         )
-    _, saved, summary, *_ = ops.cross_entropy(values((3, 8)), labels, None, None, None, None, None, *more, False, False)
+    nothing = (None,) * 7
+    _, saved, summary, *_ = ops.cross_entropy(values((3, 8)), labels, *nothing, False, *more, False, False)
     yield (
         "cross_entropy_backward",
-        (torch.ones(()), values((3, 8)), labels, None, None, None, saved, summary, None, *more),
+        (torch.ones(()), values((3, 8)), labels, *nothing[:5], saved, summary, None, False, *more),
     )
-    yield "goldfish_mask", (torch.arange(40), torch.tensor([0, 13, 40], dtype=torch.int32), None, None, goldfish._key)
+    offsets = torch.tensor([0, 13, 40], dtype=torch.int32)
+    yield "goldfish_mask", (torch.arange(40), offsets, None, None, None, goldfish._key, False)
+    yield "goldfish_mask", (torch.arange(40).view(4, 10), None, None, None, None, goldfish._key, True)
 
 
 SAMPLES = list(samples())

@@ -183,9 +183,15 @@ def test_goldfish():
     ids = torch.randint(0, 1000, (200,), generator=torch.Generator().manual_seed(0))
     goldfish = xact.Goldfish(k=4, h=5)
     offsets = torch.tensor([0, 70, 200], dtype=torch.int32)
+    preceding, halo, halos = torch.tensor([1, 30]), ids[50:54], ids[50:58].view(2, 4)
     for given, keep in (
         (dict(hash_ids=ids), goldfish.mask(ids)),
         (dict(hash_ids=ids, cu_seqlens=offsets), goldfish.mask(ids, offsets)),
+        (dict(hash_ids=ids, halo=halo), goldfish.mask(ids, halo=halo)),
+        (
+            dict(hash_ids=ids, cu_seqlens=offsets, preceding=preceding, halo=halos),
+            goldfish.mask(ids, offsets, preceding=preceding, halo=halos),
+        ),
         (dict(), goldfish.mask(labels)),
     ):
         loss, stats = xt.cross_entropy(logits, labels, goldfish=goldfish, return_stats=True, **given)
@@ -193,6 +199,19 @@ def test_goldfish():
         check(loss, want, want.new_tensor(40), "the loss")
         check(torch.autograd.grad(loss, logits)[0], gradient, torch.ones_like(gradient), "the gradient")
         assert stats.kept == counts.sum() and stats.kept + stats.dropped == (labels != -100).sum()
+    # The columns of [s, b] are separate texts.
+    shape = (50, 4)
+    got = xt.cross_entropy(
+        logits.view(50, 4, V),
+        labels.view(shape),
+        goldfish=goldfish,
+        hash_ids=ids.view(shape),
+        halo=ids[:8].view(2, 4),
+        seq_dim=0,
+        reduction="none",
+    )
+    keep = goldfish.mask(ids.view(shape), halo=ids[:8].view(2, 4), seq_dim=0)
+    assert torch.equal(got != 0, keep & (labels != -100).view(shape))
     # The rows of a batch are separate texts.
     shape = (4, 50)
     got = xt.cross_entropy(
@@ -264,6 +283,12 @@ BAD = [
     (lambda x, y: xt.cross_entropy(x, y, goldfish="hash64"), TypeError, "goldfish is a str"),
     (lambda x, y: xt.cross_entropy(x, y, goldfish=xact.Goldfish(), hash_ids=y[1:]), ValueError, "hash_ids is"),
     (lambda x, y: xt.cross_entropy(x, y, goldfish=xact.Goldfish(), cu_seqlens=y), TypeError, "cu_seqlens is int64"),
+    (lambda x, y: xt.cross_entropy(x, y, goldfish=xact.Goldfish(), preceding=y), TypeError, "without cu_seqlens"),
+    (lambda x, y: xt.cross_entropy(x, y, preceding=y), TypeError, "preceding is given without goldfish"),
+    (lambda x, y: xt.cross_entropy(x, y, halo=y), TypeError, "halo is given without goldfish"),
+    (lambda x, y: xt.cross_entropy(x, y, goldfish=xact.Goldfish(), halo=3), TypeError, "halo is a int"),
+    (lambda x, y: xt.cross_entropy(x, y, goldfish=xact.Goldfish(), halo=y.int()), TypeError, "halo is torch.int32"),
+    (lambda x, y: xt.cross_entropy(x, y, seq_dim=1), ValueError, "seq_dim is 1"),
     (lambda x, y: xt.cross_entropy(x, y, label_smoothing=1.5), ValueError, "label_smoothing is 1.5"),
     (lambda x, y: xt.cross_entropy(x, y, label_smoothing=float("nan")), ValueError, "label_smoothing"),
     (lambda x, y: xt.cross_entropy(x, y, z_loss=-1.0), ValueError, "z_loss"),

@@ -36,6 +36,56 @@ def test_continued_document():
     assert np.array_equal(goldfish.mask(ids[4:8][None], halo=ids[2:4][None])[0], whole[4:8])
 
 
+def both(goldfish, ids, **given):
+    """The mask of arrays, which that of tensors must equal."""
+    keep = goldfish.mask(ids, **given)
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        for name, value in given.items()
+    }
+    assert np.array_equal(goldfish.mask(torch.from_numpy(ids), **tensors).numpy(), keep)
+    return keep
+
+
+def test_chunks_in_zig_zag_order():
+    """The same document in four chunks: rank 0 has the first and the last, and rank 1 the others."""
+    goldfish = xact.Goldfish(k=2, h=3)
+    ids = np.arange(31, 47)
+    offsets = np.array([0, 4, 8], dtype=np.int32)
+    for chunks, want in (((0, 12), "11101000"), ((4, 8), "01010011")):
+        text = np.concatenate([ids[c : c + 4] for c in chunks])
+        # Before the first chunk of the document there are no ids, so any will do.
+        halo = np.array([ids[c - 2 : c] if c else [7, 7] for c in chunks])
+        preceding = np.array(chunks)
+        given = dict(cu_seqlens=offsets, preceding=preceding, halo=halo)
+        assert "".join(str(int(keep)) for keep in both(goldfish, text, **given)) == want
+        # The chunks of two rows of text, as [2, 8] and as [8, 2].
+        offsets2 = np.array([0, 4, 8, 12, 16], dtype=np.int32)
+        given = dict(cu_seqlens=offsets2, preceding=np.tile(preceding, 2), halo=np.tile(halo, (2, 1)))
+        rows = both(goldfish, np.stack([text, text]), **given)
+        assert ["".join(str(int(keep)) for keep in row) for row in rows] == [want, want]
+        columns = both(goldfish, np.stack([text, text], axis=1), seq_dim=0, **given)
+        assert np.array_equal(columns, rows.T)
+
+
+@pytest.mark.parametrize("options", STRATEGIES, ids=lambda o: o["strategy"])
+def test_columns_are_decided_as_rows(options):
+    goldfish = make(options)
+    ids = np.random.default_rng(2).integers(0, 5000, (3, 2, 40))
+    columns = np.ascontiguousarray(np.moveaxis(ids, -1, 0))
+    as_columns = lambda keep: np.moveaxis(keep, -1, 0)  # noqa: E731
+    assert np.array_equal(both(goldfish, columns, seq_dim=0), as_columns(goldfish.mask(ids)))
+    assert np.array_equal(both(goldfish, columns, seq_dim=0, halo=12), as_columns(goldfish.mask(ids, halo=12)))
+    got = both(goldfish, columns[12:], seq_dim=0, halo=columns[:12])
+    assert np.array_equal(got, as_columns(goldfish.mask(ids, halo=12)))
+    # A single dimension is both the first and the last.
+    assert np.array_equal(both(goldfish, ids[0, 0], seq_dim=0), goldfish.mask(ids[0, 0]))
+    offsets = np.array([0, 10, 40], dtype=np.int32)
+    got = both(goldfish, columns[:, 0, :1], seq_dim=0, cu_seqlens=offsets)
+    assert np.array_equal(got[:, 0], goldfish.mask(ids[0, 0], offsets))
+    assert both(goldfish, columns[:0], seq_dim=0).shape == (0, 3, 2)
+
+
 @pytest.mark.parametrize("options", STRATEGIES, ids=lambda o: o["strategy"])
 def test_arrays_and_tensors_alike(options):
     goldfish = make(options)
@@ -126,6 +176,7 @@ def collate(texts):
 
 
 GOLDFISH = xact.Goldfish()
+OFFSETS = np.array([0, 8], dtype=np.int32)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -170,6 +221,29 @@ BAD = [
     (lambda: GOLDFISH.mask(torch.arange(8), halo=torch.tensor(2)), ValueError, r"halo is \[\]"),
     (lambda: GOLDFISH.mask(torch.arange(8), halo=np.array([1, 2])), TypeError, "halo is a ndarray"),
     (lambda: GOLDFISH.mask(np.arange(8), halo=torch.tensor([1, 2])), TypeError, "halo is a Tensor"),
+    (lambda: GOLDFISH.mask(np.arange(8), seq_dim=1), ValueError, "seq_dim is 1"),
+    (lambda: GOLDFISH.mask(torch.arange(8), seq_dim=None), ValueError, "seq_dim is None"),
+    (
+        lambda: GOLDFISH.mask(np.arange(8).reshape(4, 2), seq_dim=0, halo=np.zeros((2, 1), dtype=np.int64)),
+        ValueError,
+        r"\[n, rows\]",
+    ),
+    (lambda: GOLDFISH.mask(np.arange(8), preceding=np.array([0])), TypeError, "without cu_seqlens"),
+    (lambda: GOLDFISH.mask(torch.arange(8), preceding=torch.tensor([0])), TypeError, "without cu_seqlens"),
+    (lambda: GOLDFISH.mask(np.arange(8), OFFSETS, preceding=np.array([0.0])), TypeError, "preceding is float64"),
+    (lambda: GOLDFISH.mask(np.arange(8), OFFSETS, preceding=np.array([0, 1])), ValueError, "cu_seqlens"),
+    (lambda: GOLDFISH.mask(np.arange(8), OFFSETS, preceding=np.array([-1])), ValueError, "preceding is -1"),
+    (lambda: GOLDFISH.mask(np.arange(8), OFFSETS, preceding=np.array([1]), halo=3), TypeError, "own halo"),
+    (
+        lambda: GOLDFISH.mask(np.arange(8), OFFSETS, preceding=np.array([1]), halo=np.arange(3)),
+        ValueError,
+        r"\[chunks, n\]",
+    ),
+    (
+        lambda: GOLDFISH.mask(torch.arange(8), torch.from_numpy(OFFSETS), preceding=torch.tensor([1.0])),
+        TypeError,
+        "preceding is float32",
+    ),
     (lambda: GOLDFISH.mask(np.arange(8), exempt=[1.5]), TypeError, "exempt"),
     (lambda: GOLDFISH.mask(torch.arange(8), exempt=[1.5]), TypeError, "exempt"),
     (lambda: GOLDFISH.mask(np.arange(8), exempt="ab"), TypeError, "exempt"),

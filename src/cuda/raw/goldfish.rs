@@ -28,7 +28,7 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
 }
 
 /// The maximum number of buffers that a decision reads.
-pub(super) const MAX_READ: usize = 6;
+pub(super) const MAX_READ: usize = 7;
 
 /// The bytes of the count that each block writes.
 const PARTIAL_BYTES: u64 = 8;
@@ -121,6 +121,14 @@ pub enum Layout {
         /// the ids and the halo is read.
         cu_seqlens: DeviceSlice,
     },
+    /// Each segment is a chunk of a document. Where the offsets decrease, the windows stop at unspecified offsets, and
+    /// negative numbers count as 0; nothing outside the ids and the halo is read.
+    Chunks {
+        /// `[chunks + 1]` i32 offsets, which must not be negative or decrease.
+        cu_seqlens: DeviceSlice,
+        /// `[chunks]` i64: how many labels of its document precede each chunk. Must not be negative.
+        preceding: DeviceSlice,
+    },
 }
 
 /// The ids from which a strategy decides, in device memory: [`Tokens`](crate::loss::goldfish::Tokens) has the meaning of each
@@ -137,6 +145,9 @@ pub struct Tokens {
     pub halo: DeviceSlice,
     /// i64 ids that are never dropped, in any order. The kernel compares each label that it would drop with all of them.
     pub exempt: DeviceSlice,
+    /// The number of rows of text that are interleaved
+    /// ([`interleaved`](crate::loss::goldfish::Tokens::interleaved)); otherwise 1.
+    pub interleaved: u64,
 }
 
 /// A strategy, its tables in device memory, and the ids from which it decides.
@@ -161,10 +172,26 @@ impl Decision<'_> {
             layout,
             halo,
             exempt,
+            interleaved,
         } = self.tokens;
-        let (segments, len, cu_seqlens) = match layout {
-            Layout::Rows { len } => (rows(labels, len)?, len, DeviceSlice::default()),
-            Layout::Documents { cu_seqlens } => (1, labels, cu_seqlens),
+        let none = DeviceSlice::default();
+        let (segments, len, cu_seqlens, preceding) = match layout {
+            Layout::Rows { len } => (rows(labels, len)?, len, none, none),
+            Layout::Documents { cu_seqlens } => (1, labels, cu_seqlens, none),
+            Layout::Chunks {
+                cu_seqlens,
+                preceding,
+            } => {
+                let (expected, got) = (preceding.len.saturating_add(1), cu_seqlens.len);
+                if got != expected {
+                    return Err(Error::Length {
+                        what: "cu_seqlens",
+                        expected,
+                        got,
+                    });
+                }
+                (preceding.len, labels, cu_seqlens, preceding)
+            }
         };
         let mut args = GoldfishArgs {
             ids: hash_ids,
@@ -173,6 +200,9 @@ impl Decision<'_> {
             len,
             cu_seqlens: cu_seqlens.ptr,
             offsets: cu_seqlens.len,
+            preceding: preceding.ptr,
+            interleaved,
+            interleaved_len: rows(labels, interleaved)?,
             exempt: exempt.ptr,
             exempts: exempt.len,
             id_type: id_type.code(),
@@ -187,6 +217,7 @@ impl Decision<'_> {
         read.push(hash_ids.span("hash_ids", id_type.size())?);
         read.push(halo.span("the halo", id_type.size())?);
         read.push(cu_seqlens.span("cu_seqlens", 4)?);
+        read.push(preceding.span("preceding", 8)?);
         read.push(exempt.span("the exempt ids", 8)?);
         if let Some(words) = self.goldfish.bitmap_words() {
             args.bitmap = self.bitmap;

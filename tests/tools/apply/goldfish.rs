@@ -96,6 +96,51 @@ fn goldfish_masks_of_nothing_and_of_what_cannot_be() {
     }
 }
 
+/// Two rows, in chunks that begin or continue a document; and the same text in columns.
+#[test]
+fn chunks_and_columns_decide_as_the_reference() {
+    let ids: Vec<i64> = (0..48).map(|i| i * i % 17 - 3).collect();
+    let columns: Vec<i64> = (0..48).map(|i| ids[i % 2 * 24 + i / 2]).collect();
+    let (cu_seqlens, preceding) = ([0, 11, 24, 30, 48], [0i64, 40, 3, 0]);
+    let strategy = Strategy::Hash64 {
+        k: 2,
+        h: 5,
+        seed: 0,
+    };
+    let tokens = Tokens::chunks(&ids, &cu_seqlens, &preceding).halo(&ids[..16]);
+    let expected = Goldfish::new(strategy).unwrap().keep(&tokens).unwrap();
+    let bytes: Vec<u8> = expected.iter().map(|&keep| keep.into()).collect();
+    let of_columns: Vec<u8> = (0..48).map(|i| bytes[i % 2 * 24 + i / 2]).collect();
+    for device in ["reference", "cpu", &the_device()] {
+        for (shape, ids, flag, expected) in [
+            ([2, 24], &ids, "", &bytes),
+            ([24, 2], &columns, "--seq-first", &of_columns),
+        ] {
+            let scratch = Scratch::new();
+            scratch.write(&[
+                ("labels", integers(Dtype::I32, &shape, ids)),
+                (
+                    "cu_seqlens",
+                    integers(Dtype::I32, &[5], &cu_seqlens.map(i64::from)),
+                ),
+                ("preceding", integers(Dtype::I64, &[4], &preceding)),
+                ("halo", integers(Dtype::I32, &[4, 4], tokens.halo)),
+            ]);
+            let line = format!("--device {device} --k 2 --h 5 {flag}");
+            let outputs = scratch.outputs_of("goldfish", &line);
+            assert_eq!(*outputs["keep"].2, **expected, "{flag} on {device}");
+        }
+        let scratch = Scratch::new();
+        scratch.write(&[
+            ("labels", integers(Dtype::I32, &[1, 4], &[1, 2, 3, 4])),
+            ("cu_seqlens", integers(Dtype::I32, &[2], &[0, 4])),
+            ("preceding", integers(Dtype::I64, &[1], &[-1])),
+        ]);
+        let line = format!("--device {device}");
+        scratch.refused("goldfish", &line, &["preceding is -1"]);
+    }
+}
+
 /// The slices of a row, with a halo, have the same decisions as the whole row.
 #[test]
 fn a_halo_makes_slices_decide_as_the_whole() {

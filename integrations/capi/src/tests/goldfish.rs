@@ -193,6 +193,23 @@ fn rows_documents_halos_and_exempt_ids() {
         });
         let tokens = Tokens::documents(&wide, &offsets);
         assert_eq!(found, bytes(goldfish.keep(&tokens).unwrap()));
+
+        let (offsets, preceding) = ([0, 700, 700, 2999], [5, 0, 1000]);
+        let (on_offsets, on_preceding) = (backend.put(&offsets), backend.put(&preceding));
+        let found = mask(backend, handle, XACT_ID_I64, ids.ptr(), |decision| {
+            decision.layout = XACT_LAYOUT_CHUNKS;
+            decision.cu_seqlens = on_offsets.ptr();
+            decision.cu_seqlens_len = 4;
+            decision.preceding = on_preceding.ptr();
+            decision.preceding_len = 3;
+            decision.halo = on_halo.ptr();
+            decision.halo_len = halo.len() as u64;
+            decision.interleaved = 2;
+        });
+        let tokens = Tokens::chunks(&wide, &offsets, &preceding)
+            .halo(&halo)
+            .interleaved(2);
+        assert_eq!(found, bytes(goldfish.keep(&tokens).unwrap()));
     });
     ok(unsafe { xact_goldfish_free(handle) });
 }

@@ -441,7 +441,26 @@ fn losses_refuse_what_can_be_seen() {
         ),
         (|c| c.args.with_argmax = 2, &[PartialStats], XACT_ERROR_ENUM),
         (|c| c.decision.id_type = 0, all, XACT_ERROR_ENUM),
-        (|c| c.decision.layout = 2, all, XACT_ERROR_ENUM),
+        (|c| c.decision.layout = 3, all, XACT_ERROR_ENUM),
+        (
+            |c| c.decision.layout = XACT_LAYOUT_CHUNKS,
+            all,
+            XACT_ERROR_LENGTH,
+        ),
+        (
+            |c| {
+                c.decision.layout = XACT_LAYOUT_CHUNKS;
+                c.decision.cu_seqlens = c.inputs[1].ptr();
+                (c.decision.cu_seqlens_len, c.decision.preceding_len) = (2, 1);
+            },
+            all,
+            XACT_ERROR_NULL,
+        ),
+        (
+            |c| c.decision.interleaved = u64::MAX,
+            all,
+            XACT_ERROR_LENGTH,
+        ),
         (|c| c.decision.goldfish = ptr::null(), all, XACT_ERROR_NULL),
         (|c| c.decision.hash_ids = ptr::null(), all, XACT_ERROR_NULL),
         (

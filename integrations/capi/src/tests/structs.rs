@@ -101,6 +101,9 @@ fn structs_have_no_padding() {
         exempt_len,
         bitmap,
         coefficients,
+        preceding,
+        preceding_len,
+        interleaved,
     });
     no_padding!(xact_goldfish_args {
         size,

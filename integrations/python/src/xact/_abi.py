@@ -79,6 +79,7 @@ XACT_STRATEGY_DOT_TABLE = 5
 XACT_STRATEGY_HASH64 = 6
 XACT_LAYOUT_ROWS = 0
 XACT_LAYOUT_DOCUMENTS = 1
+XACT_LAYOUT_CHUNKS = 2
 
 
 class xact_signature(Structure):
@@ -177,6 +178,9 @@ class xact_decision(Structure):
         ("exempt_len", c_uint64),
         ("bitmap", c_void_p),
         ("coefficients", c_void_p),
+        ("preceding", c_void_p),
+        ("preceding_len", c_uint64),
+        ("interleaved", c_uint64),
     ]
 
 

@@ -132,37 +132,47 @@ class Goldfish:
         cu_seqlens: Optional["Ids"] = None,
         halo: Union[int, "Ids"] = 0,
         exempt: Optional["Ids"] = None,
+        *,
+        preceding: Optional["Ids"] = None,
+        seq_dim: int = -1,
     ) -> "Ids":
         """Computes which labels are kept: True for a kept label, False for a dropped one.
 
         Args:
             ids: ``[..., T]`` u8, u16, u32, i32 or i64, a NumPy array or a tensor on the CPU or a CUDA device. One id for
-                each label, from which the strategy decides; for an ignored label, give the true id. Each slice along the
-                last dimension is a separate row.
+                each label, from which the strategy decides; for an ignored label, give the true id. Each slice along
+                ``seq_dim`` is a separate row.
             cu_seqlens: ``[documents + 1]`` i32, the offsets at which documents begin. The ids must then be one row,
                 ``[T]`` or ``[1, T]``. No window crosses an offset. The ids before the first offset are a document, and so
                 are the ids from the last offset on.
-            halo: ``[rows, n]`` of the type of the ids: the ids before each row, such as those of the previous rank, which
-                have no label here. Or a number: then the first ``halo`` ids of each row have no label.
+            halo: ``[rows, n]`` of the type of the ids, or ``[n, rows]`` with ``seq_dim=0``: the ids before each row, such as
+                those of the previous rank, which have no label here. Or a number: then the first ``halo`` ids of each row
+                have no label.
             exempt: Ids that are never dropped, such as a tokenizer's special ids: a list of whole numbers, or ``[n]`` i64.
+            preceding: ``[chunks]`` i64: ``cu_seqlens``, ``[chunks + 1]``, then cuts the ids, of any shape, into chunks of
+                documents, such as those of a rank in zig-zag order, and ``preceding[c]`` labels of its document are before
+                chunk c (0: the document begins with it). The offsets count the labels of all rows, row after row. The halo
+                is ``[chunks, n]``, of which the last ``min(n, preceding[c])`` ids are used.
+            seq_dim: The dimension along which the text runs: -1, or 0 for ids of shape ``[T, ...]``, which are decided as the
+                transposed ones.
 
         Returns:
-            bool of the shape of the ids, less ``halo`` in the last dimension if that is a number. A NumPy array or a tensor
-            as the ids are, on the same device.
+            bool of the shape of the ids, less ``halo`` in ``seq_dim`` if that is a number. A NumPy array or a tensor as the
+            ids are, on the same device.
 
         Raises:
             TypeError: An argument has a type other than these.
-            ValueError: Shapes do not fit, or, on the CPU, offsets decrease. On a CUDA device the offsets are not checked;
-                if they decrease, which of them end a window is unspecified.
+            ValueError: Shapes do not fit, or, on the CPU, offsets decrease or are negative for chunks. On a CUDA device the
+                numbers are not checked; if offsets decrease, which of them end a window is unspecified.
         """
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(ids, torch.Tensor):
             from .torch import _mask
 
-            return _mask.of_tensor(self, ids, cu_seqlens, halo, exempt)
+            return _mask.of_tensor(self, ids, cu_seqlens, halo, exempt, preceding, seq_dim)
         from . import _mask as of_numpy
 
-        return of_numpy.of_array(self, ids, cu_seqlens, halo, exempt)
+        return of_numpy.of_array(self, ids, cu_seqlens, halo, exempt, preceding, seq_dim)
 
     def to(self, device: Union[str, "torch.device"]) -> "Goldfish":
         """Copies the strategy's tables to a CUDA device, and returns the same object.

@@ -43,6 +43,7 @@ STRATEGIES = {
     "hash64": _abi.XACT_STRATEGY_HASH64,
 }
 DOCUMENTS = _abi.XACT_LAYOUT_DOCUMENTS
+CHUNKS = _abi.XACT_LAYOUT_CHUNKS
 SUMMARY_BYTES = ctypes.sizeof(_abi.xact_cross_entropy_summary)
 
 # These statuses raise TypeError and ValueError; all others raise RuntimeError.

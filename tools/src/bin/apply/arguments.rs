@@ -32,14 +32,15 @@ pub enum Op {
 pub enum Loss {
     /// Compute the cross entropy. Reads logits (f32, f16 or bf16, [N, V]), labels (u32, i32 or i64, [N]) and, if present,
     /// weights (f32, [N]) and normalizer (f32, one element); for backward also dloss (f32, [N] or one element); with
-    /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, halo and exempt, as goldfish does.
-    /// Writes loss and the results of --outputs, or dlogits
+    /// --goldfish also hash_ids (integers, [rows, ids of a row], N in all), cu_seqlens, preceding, halo and exempt, as
+    /// goldfish does. Writes loss and the results of --outputs, or dlogits
     #[command(alias = "cross-entropy")]
     CrossEntropy(cross_entropy::Arguments),
     /// Compute which labels Goldfish keeps. Reads labels (u8, u16, u32, i32 or i64, [rows, labels of a row]) and, if
-    /// present, cu_seqlens (i32, offsets of documents into the labels of all rows), halo (type of labels, the ids before
-    /// the first label of each row, or of all rows with cu_seqlens) and exempt (i64, ids that are never dropped). Writes
-    /// keep (u8, shape of labels) and kept (i64, one element)
+    /// present, cu_seqlens (i32, offsets of documents into the labels of all rows), preceding (i64, one less: the offsets
+    /// are then those of chunks, and this is the number of labels that precede each in its document), halo (type of labels,
+    /// the ids before the first label of each row, of each chunk, or of all rows with cu_seqlens alone) and exempt (i64,
+    /// ids that are never dropped). Writes keep (u8, shape of labels) and kept (i64, one element)
     #[command(alias = "goldfish-mask")]
     Goldfish(goldfish::Arguments),
 }

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use safetensors::tensor::{Dtype, TensorView};
 use xact::cuda::goldfish::{self as device, DeviceGoldfish, DeviceTokens};
 use xact::loss::goldfish::TokenId;
-use xact::{Error, Goldfish, Queue, Strategy, Tokens, cpu};
+use xact::{Goldfish, Queue, Strategy, Tokens, cpu};
 
 use super::arguments::Files;
 use super::machine::{Buffer, Machine};
@@ -37,6 +37,9 @@ pub struct Options {
     /// random and hash64: any number; the default is 0
     #[arg(long)]
     seed: Option<u64>,
+    /// The text runs along the first dimension of the ids, [labels of a row, rows]: decide as about the transposed ids
+    #[arg(long)]
+    seq_first: bool,
 }
 
 impl Options {
@@ -62,6 +65,7 @@ impl Options {
             ("--h", self.h.is_some(), has_h),
             ("--start", self.start.is_some(), has_start),
             ("--seed", self.seed.is_some(), has_seed),
+            ("--seq-first", self.seq_first, strategy.is_some()),
         ] {
             if is_given && !is_used {
                 return Err(match strategy {
@@ -100,7 +104,10 @@ pub struct Dropping<I> {
     ids: Vec<I>,
     /// The number of ids of a row.
     len: usize,
+    /// The number of rows that are interleaved.
+    interleaved: usize,
     cu_seqlens: Option<Vec<i32>>,
+    preceding: Option<Vec<i64>>,
     halo: Vec<I>,
     exempt: Vec<i64>,
 }
@@ -109,16 +116,29 @@ impl<I: TokenId> Dropping<I> {
     /// Reads the other tensors of a decision with ids of this shape.
     pub fn read(
         goldfish: Goldfish,
+        options: &Options,
         tensors: &Tensors<'_>,
         ids: Vec<I>,
         shape: &[usize],
         halo: Vec<I>,
     ) -> Result<Dropping<I>, String> {
+        let cu_seqlens = tensors.list("cu_seqlens", Dtype::I32)?;
+        let (len, interleaved) = match options.seq_first {
+            true => (shape.first(), shape.iter().skip(1).product()),
+            false => (shape.last(), 1),
+        };
+        // Without offsets it is not read, which is said.
+        let preceding = match cu_seqlens {
+            Some(_) => tensors.list("preceding", Dtype::I64)?,
+            None => None,
+        };
         Ok(Dropping {
             goldfish,
             ids,
-            len: shape.last().copied().unwrap_or(1),
-            cu_seqlens: tensors.list("cu_seqlens", Dtype::I32)?,
+            len: len.copied().unwrap_or(1),
+            interleaved,
+            cu_seqlens,
+            preceding,
             halo,
             exempt: tensors.list("exempt", Dtype::I64)?.unwrap_or_default(),
         })
@@ -129,11 +149,13 @@ impl<I: TokenId> Dropping<I> {
     }
 
     pub fn tokens(&self) -> Tokens<'_, I> {
-        let tokens = match &self.cu_seqlens {
-            Some(cu_seqlens) => Tokens::documents(&self.ids, cu_seqlens),
-            None => Tokens::rows(&self.ids, self.len),
+        let tokens = match (&self.cu_seqlens, &self.preceding) {
+            (Some(cu_seqlens), Some(preceding)) => Tokens::chunks(&self.ids, cu_seqlens, preceding),
+            (Some(cu_seqlens), None) => Tokens::documents(&self.ids, cu_seqlens),
+            (None, _) => Tokens::rows(&self.ids, self.len),
         };
-        tokens.halo(&self.halo).exempt(&self.exempt)
+        let tokens = tokens.halo(&self.halo).exempt(&self.exempt);
+        tokens.interleaved(self.interleaved)
     }
 
     /// Whether each label is kept, by the reference.
@@ -141,18 +163,19 @@ impl<I: TokenId> Dropping<I> {
         self.goldfish.keep(&self.tokens())
     }
 
-    /// Copies the tokens to the device. The offsets are checked first, because the device cannot check them.
+    /// Copies the tokens to the device. They are checked first, because the device cannot check the numbers.
     pub fn upload(&self, queue: &Queue) -> xact::Result<OnDevice<I>> {
-        let offsets = self.cu_seqlens.as_deref().unwrap_or_default();
-        if let Some(at) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
-            return Err(Error::Offsets { at: at as u64 + 1 });
-        }
+        self.tokens().check()?;
         Ok(OnDevice {
             goldfish: self.goldfish.upload(queue)?,
             ids: Buffer::upload(queue, &self.ids)?,
             len: self.len,
+            interleaved: self.interleaved,
             cu_seqlens: (self.cu_seqlens.as_ref())
                 .map(|offsets| Buffer::upload(queue, offsets))
+                .transpose()?,
+            preceding: (self.preceding.as_ref())
+                .map(|preceding| Buffer::upload(queue, preceding))
                 .transpose()?,
             halo: Buffer::upload(queue, &self.halo)?,
             exempt: Buffer::upload(queue, &self.exempt)?,
@@ -165,7 +188,9 @@ pub struct OnDevice<I> {
     goldfish: DeviceGoldfish,
     ids: Buffer<I>,
     len: usize,
+    interleaved: usize,
     cu_seqlens: Option<Buffer<i32>>,
+    preceding: Option<Buffer<i64>>,
     halo: Buffer<I>,
     exempt: Buffer<i64>,
 }
@@ -176,11 +201,16 @@ impl<I: TokenId> OnDevice<I> {
     }
 
     pub fn tokens(&self) -> DeviceTokens<'_, I> {
-        let tokens = match &self.cu_seqlens {
-            Some(cu_seqlens) => DeviceTokens::documents(self.ids.input(), cu_seqlens.input()),
-            None => DeviceTokens::rows(self.ids.input(), self.len),
+        let ids = self.ids.input();
+        let tokens = match (&self.cu_seqlens, &self.preceding) {
+            (Some(cu_seqlens), Some(preceding)) => {
+                DeviceTokens::chunks(ids, cu_seqlens.input(), preceding.input())
+            }
+            (Some(cu_seqlens), None) => DeviceTokens::documents(ids, cu_seqlens.input()),
+            (None, _) => DeviceTokens::rows(ids, self.len),
         };
-        tokens.halo(self.halo.input()).exempt(self.exempt.input())
+        let tokens = tokens.halo(self.halo.input()).exempt(self.exempt.input());
+        tokens.interleaved(self.interleaved)
     }
 }
 
@@ -189,14 +219,14 @@ pub fn apply(arguments: &Arguments) -> Result<(), String> {
     arguments.files.convert(|tensors| {
         let labels = tensors.get("labels")?;
         let goldfish = strategy.expect("it is named");
-        each_id!("labels", labels, I => mask::<I>(goldfish, &arguments.files, tensors, &labels))
+        each_id!("labels", labels, I => mask::<I>(goldfish, arguments, tensors, &labels))
     })
 }
 
 /// The tensors `keep` and `kept`.
 fn mask<I: TokenId + Pod>(
     goldfish: Goldfish,
-    files: &Files,
+    arguments: &Arguments,
     tensors: &Tensors<'_>,
     labels: &TensorView<'_>,
 ) -> Result<Vec<Output>, String> {
@@ -205,9 +235,10 @@ fn mask<I: TokenId + Pod>(
         return Err("labels is a scalar; it must be [rows, labels of a row]".to_owned());
     }
     let halo = tensors.list("halo", labels.dtype())?.unwrap_or_default();
-    let dropping = Dropping::<I>::read(goldfish, tensors, elements(labels), shape, halo)?;
+    let ids = elements(labels);
+    let dropping = Dropping::<I>::read(goldfish, &arguments.options, tensors, ids, shape, halo)?;
     tensors.warn_of_unread();
-    let keep = match Machine::open(files.device)? {
+    let keep = match Machine::open(arguments.files.device)? {
         Machine::Reference => dropping.keep().map(|keep| {
             let kept = keep.iter().filter(|&&keep| keep).count() as i64;
             (keep.into_iter().map(u8::from).collect(), kept)

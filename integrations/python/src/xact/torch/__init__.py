@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _library as native
 from .._goldfish import Goldfish
+from .._mask import is_one_row, is_seq_first
 from . import _activation, _check, _cross_entropy, _mask, _sharding
 
 __all__ = [
@@ -301,6 +302,9 @@ def cross_entropy(
     goldfish: Optional[Goldfish] = None,
     hash_ids: Optional[Tensor] = None,
     cu_seqlens: Optional[Tensor] = None,
+    preceding: Optional[Tensor] = None,
+    halo: Optional[Tensor] = None,
+    seq_dim: int = -1,
     return_stats: bool = False,
 ) -> Union[Tensor, tuple[Tensor, Stats]]:
     """Cross-entropy of rows of logits, optionally without the rows that Goldfish drops.
@@ -325,7 +329,13 @@ def cross_entropy(
         goldfish: The strategy that drops rows. A dropped row is masked.
         hash_ids: The ids from which the strategy decides, of the shape of the labels; None is the labels themselves.
         cu_seqlens: ``[documents + 1]`` i32, the offsets at which documents begin; the ids must then be one row. With None,
-            each slice of the ids along the last dimension is a separate row.
+            each slice of the ids along ``seq_dim`` is a separate row.
+        preceding: ``[chunks]`` i64: ``cu_seqlens`` then cuts the ids into chunks of documents, as :meth:`xact.Goldfish.mask`
+            describes.
+        halo: The ids before each row or chunk, of the type of the ids: ``[rows, n]``, ``[n, rows]`` with ``seq_dim=0``, or
+            ``[chunks, n]`` with ``preceding``.
+        seq_dim: The dimension of the labels along which the text runs: -1, or 0 for labels of shape ``[T, ...]``. Only
+            Goldfish depends on it.
         return_stats: Whether to also return :class:`Stats`.
 
     Returns:
@@ -361,7 +371,8 @@ def cross_entropy(
     label_smoothing, z_loss = _check.number("label_smoothing", label_smoothing), _check.number("z_loss", z_loss)
     divide_by, divisor = _normalizer(normalizer, reduction, logits)
     if goldfish is None:
-        for name, value in (("hash_ids", hash_ids), ("cu_seqlens", cu_seqlens)):
+        given = {"hash_ids": hash_ids, "cu_seqlens": cu_seqlens, "preceding": preceding, "halo": halo}
+        for name, value in given.items():
             if value is not None:
                 raise TypeError(f"{name} is given without goldfish, and has no effect then; leave it out")
     elif not isinstance(goldfish, Goldfish):
@@ -369,12 +380,19 @@ def cross_entropy(
     if hash_ids is not None:
         _check.integers("hash_ids", _check.tensor("hash_ids", hash_ids), _check.IDS)
         _like_labels("hash_ids", hash_ids, labels)
+    seq_first = is_seq_first(seq_dim, labels.shape)
+    if preceding is not None:
+        if cu_seqlens is None:
+            raise TypeError("preceding is given without cu_seqlens, which says where the chunks begin")
+        preceding = _mask.numbers("preceding", preceding, torch.int64, logits, "logits")
     if cu_seqlens is not None:
-        cu_seqlens = _mask.offsets(cu_seqlens, logits, "logits")
-        if labels.dim() == 0 or any(size != 1 for size in labels.shape[:-1]):
+        cu_seqlens = _mask.numbers("cu_seqlens", cu_seqlens, torch.int32, logits, "logits")
+        if preceding is None and not is_one_row(labels.shape, seq_first):
             raise ValueError(
                 f"cu_seqlens cuts one row into documents, but labels is {list(labels.shape)}; flatten the labels"
             )
+    if halo is not None:
+        halo = _mask.of_segments(halo, labels if hash_ids is None else hash_ids, preceding, seq_first)
     if softcap is not None:
         softcap = _check.number("softcap", softcap)
         # To the library, 0 means no softcap.
@@ -389,7 +407,10 @@ def cross_entropy(
         divisor,
         hash_ids,
         cu_seqlens,
+        preceding,
+        halo,
         None if goldfish is None else goldfish._key,
+        seq_first,
         ignore_index,
         label_smoothing,
         z_loss,

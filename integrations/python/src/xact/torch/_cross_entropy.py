@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .. import _goldfish
+from .. import _goldfish, _mask
 from .. import _library as native
 from . import _layout
 from ._check import name_of
@@ -26,7 +26,10 @@ class _Rows:
         weights: Optional[Tensor],
         hash_ids: Optional[Tensor],
         cu_seqlens: Optional[Tensor],
+        preceding: Optional[Tensor],
+        halo: Optional[Tensor],
         goldfish: Optional[str],
+        seq_first: bool,
     ) -> None:
         self.logits = _layout.grouped(logits)
         self.rows, self.cols = _layout.row_count(logits), logits.shape[-1]
@@ -36,7 +39,7 @@ class _Rows:
         self._tokens = None
         if goldfish is not None:
             ids = labels if hash_ids is None else hash_ids
-            self._tokens = Tokens(goldfish, ids, cu_seqlens, None, None)
+            self._tokens = Tokens(goldfish, ids, cu_seqlens, preceding, halo, None, seq_first)
 
     def set(self, call: object) -> None:
         call.dtype = native.DTYPES[name_of(self.logits.dtype)]
@@ -61,8 +64,10 @@ class Tokens:
         key: str,
         ids: Tensor,
         cu_seqlens: Optional[Tensor],
+        preceding: Optional[Tensor],
         halo: Optional[Tensor],
         exempt: Optional[Tensor],
+        seq_first: bool,
     ) -> None:
         goldfish = _goldfish.by_key(key)
         # The struct has the handle, so the object that owns the handle is kept alive.
@@ -72,12 +77,17 @@ class Tokens:
         tokens.goldfish = goldfish._handle
         tokens.hash_ids = address(ids)
         tokens.id_type = native.ID_TYPES[name_of(ids.dtype)]
+        tokens.interleaved = ids.numel() // max(ids.shape[0], 1) if seq_first else 1
         if cu_seqlens is None:
-            tokens.row_len = ids.shape[-1] if ids.dim() else 1
+            tokens.row_len = _mask.row_len(ids.shape, seq_first)
         else:
             tokens.layout = native.DOCUMENTS
             self._offsets = cu_seqlens = cu_seqlens.contiguous()
             tokens.cu_seqlens, tokens.cu_seqlens_len = cu_seqlens.data_ptr(), cu_seqlens.numel()
+        if preceding is not None:
+            tokens.layout = native.CHUNKS
+            self._preceding = preceding = preceding.contiguous()
+            tokens.preceding, tokens.preceding_len = address(preceding), preceding.numel()
         if halo is not None:
             self._halo = halo = halo.contiguous()
             tokens.halo, tokens.halo_len = address(halo), halo.numel()
@@ -98,7 +108,10 @@ def cross_entropy(
     divisor: Optional[Tensor],
     hash_ids: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
+    preceding: Optional[Tensor],
+    halo: Optional[Tensor],
     goldfish: Optional[str],
+    seq_first: bool,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
@@ -118,7 +131,7 @@ def cross_entropy(
         argmax: [N] i32; empty unless ``stats`` is set.
     """
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
-    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
+    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     call = native.struct("xact_cross_entropy_args")
     rows.set(call)
     n = rows.rows
@@ -165,7 +178,10 @@ def _(
     divisor,
     hash_ids,
     cu_seqlens,
+    preceding,
+    halo,
     goldfish,
+    seq_first,
     ignore_index,
     label_smoothing,
     z_loss,
@@ -199,9 +215,12 @@ def cross_entropy_backward(
     weights: Optional[Tensor],
     hash_ids: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
+    preceding: Optional[Tensor],
+    halo: Optional[Tensor],
     saved: Tensor,
     summary: Tensor,
     goldfish: Optional[str],
+    seq_first: bool,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
@@ -212,7 +231,7 @@ def cross_entropy_backward(
     """The gradient of the logits, of their shape and type."""
     dlogits = contiguous_like(logits)
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
-    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, goldfish)
+    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     if rows.rows == 0 or rows.cols == 0:
         return dlogits
     dloss = dloss.float()
@@ -235,10 +254,10 @@ def _(dloss, logits, *_):
 
 
 def _context(ctx, inputs, output):
-    logits, labels, weights, _, hash_ids, cu_seqlens, goldfish, *options = inputs
+    logits, labels, weights, _, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first, *options = inputs
     _, saved, summary, *_ = output
-    ctx.save_for_backward(logits, labels, weights, hash_ids, cu_seqlens, saved, summary)
-    ctx.options = (goldfish, *options[:6])
+    ctx.save_for_backward(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, saved, summary)
+    ctx.options = (goldfish, seq_first, *options[:6])
     # A strategy with a table of the caller cannot be made again from the key, so the object is kept alive.
     ctx.goldfish = None if goldfish is None else _goldfish.by_key(goldfish)
     ctx.mark_non_differentiable(*output[1:])
@@ -246,7 +265,7 @@ def _context(ctx, inputs, output):
 
 def _gradient(ctx, dloss, *_):
     dlogits = torch.ops.xact.cross_entropy_backward(dloss, *ctx.saved_tensors, *ctx.options)
-    return dlogits, *(None for _ in range(14))
+    return dlogits, *(None for _ in range(17))
 
 
 cross_entropy.register_autograd(_gradient, setup_context=_context)
@@ -257,14 +276,16 @@ cross_entropy_backward.register_autograd(no_second_derivative("cross_entropy"))
 def goldfish_mask(
     ids: Tensor,
     cu_seqlens: Optional[Tensor],
+    preceding: Optional[Tensor],
     halo: Optional[Tensor],
     exempt: Optional[Tensor],
     goldfish: str,
+    seq_first: bool,
 ) -> Tensor:
     """True for each label that is kept: bool of the shape of the ids."""
     keep = torch.empty_like(ids, dtype=torch.bool, memory_format=torch.contiguous_format)
     if ids.numel() > 0:
-        tokens = Tokens(goldfish, ids, cu_seqlens, halo, exempt)
+        tokens = Tokens(goldfish, ids, cu_seqlens, preceding, halo, exempt, seq_first)
         call = native.struct("xact_goldfish_args")
         call.decision = native.pointer(tokens.struct)
         call.labels, call.keep = ids.numel(), keep.data_ptr()
@@ -273,5 +294,5 @@ def goldfish_mask(
 
 
 @goldfish_mask.register_fake
-def _(ids, cu_seqlens, halo, exempt, goldfish):
+def _(ids, cu_seqlens, preceding, halo, exempt, goldfish, seq_first):
     return torch.empty_like(ids, dtype=torch.bool, memory_format=torch.contiguous_format)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use safetensors::tensor::TensorView;
 use xact::{CrossEntropy, Goldfish, Rows, Shard};
 
-use super::super::goldfish::{Dropping, widened};
+use super::super::goldfish::{Dropping, Options, widened};
 use super::super::tensors::Tensors;
 use super::Arguments;
 
@@ -97,7 +97,7 @@ impl Inputs {
             shards,
             weights,
             goldfish: goldfish
-                .map(|goldfish| dropping(goldfish, tensors, n))
+                .map(|goldfish| dropping(goldfish, &arguments.numbers, tensors, n))
                 .transpose()?,
             divide_by: None,
             with_argmax: false,
@@ -147,7 +147,12 @@ fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&v| v as f32).collect()
 }
 
-fn dropping(goldfish: Goldfish, tensors: &Tensors<'_>, n: usize) -> Result<Dropping<i64>, String> {
+fn dropping(
+    goldfish: Goldfish,
+    options: &Options,
+    tensors: &Tensors<'_>,
+    n: usize,
+) -> Result<Dropping<i64>, String> {
     let view = tensors.get("hash_ids")?;
     let (ids, shape) = (widened("hash_ids", &view)?, view.shape());
     if ids.len() != n {
@@ -157,5 +162,5 @@ fn dropping(goldfish: Goldfish, tensors: &Tensors<'_>, n: usize) -> Result<Dropp
     }
     let halo = tensors.find("halo").map(|halo| widened("halo", &halo));
     let halo = halo.transpose()?.unwrap_or_default();
-    Dropping::read(goldfish, tensors, ids, shape, halo)
+    Dropping::read(goldfish, options, tensors, ids, shape, halo)
 }
