@@ -3,9 +3,10 @@
 use cuda_emulator::{Approx, Settings};
 use xact::activation::Registered;
 use xact::reference::{self, Bounds, GatedGradients, Report, ULPS, ULPS_EXACT};
-use xact::{Dtype, Element, Gated, Order};
+use xact::{Element, Gated, Order};
 
 use super::choose::Gpu;
+use super::limits;
 use super::machine::Machine;
 
 /// All modes of approximate instructions.
@@ -114,46 +115,20 @@ pub fn gated_backward<'m, A: Gated + Registered, T: Element>(
         .expect("equal lengths")
 }
 
-/// Compares f at ±0, and f and f′ at ±inf, with the values that are documented, also where they are far below the other addends of
-/// the formula, for which the accuracy bound would allow any of these.
+/// Compares the results at [`limits::X`].
 ///
 /// # Errors
-/// A result with another sign, or that is more than an ulp (in f32 [`ULPS_EXACT`]) of itself away.
+/// As [`limits::compare`].
 pub fn limits<'m, A: Registered, T: Element>(
     machine: impl Into<Machine<'m>>,
     op: &A,
     params: &[f32],
 ) -> Result<(), String> {
     let machine = machine.into();
-    let x = [0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY];
-    let (elements, ones) = (x.map(T::from_f64), [T::from_f64(1.0); 4]);
-    let y = machine.forward(op, params, &elements).expect("forward");
-    let (dx, _) = machine
-        .backward(op, params, &elements, &ones)
-        .expect("backward");
-    let measured = measured(machine, op, params);
-    let ulps = if T::DTYPE == Dtype::F32 {
-        ULPS_EXACT
-    } else {
-        1.0
-    };
-    for (i, x) in x.into_iter().enumerate() {
-        let exact = op.evaluate(&measured, x);
-        for (what, got, exact) in [("f", y[i], exact.y), ("f′", dx[i], exact.slope)] {
-            let (got, exact) = (got.to_f64(), T::from_f64(exact.value).to_f64());
-            if what == "f′" && x == 0.0 {
-                continue;
-            }
-            let near = got == exact || (got - exact).abs() <= ulps * reference::ulp::<T>(exact);
-            let same_sign = got.is_sign_negative() == exact.is_sign_negative();
-            if !(near && same_sign || got.is_nan() && exact.is_nan()) {
-                return Err(format!(
-                    "{op:?} {params:?}: {what}({x}) = {got:e}, exact {exact:e}"
-                ));
-            }
-        }
-    }
-    Ok(())
+    let (x, ones) = (limits::X.map(T::from_f64), [T::from_f64(1.0); 4]);
+    let y = machine.forward(op, params, &x).expect("forward");
+    let (dx, _) = machine.backward(op, params, &x, &ones).expect("backward");
+    limits::compare(op, &measured(machine, op, params), &y, &dx)
 }
 
 /// See [`Registered::measured`].

@@ -17,6 +17,7 @@ pub mod goldfish_golden;
 pub mod inputs;
 #[cfg(all(feature = "cuda", debug_assertions))] // of no use where it is optimised
 pub mod instances;
+pub mod limits;
 #[cfg(feature = "cuda")]
 pub mod loss;
 pub mod loss_cases;
