@@ -70,7 +70,7 @@ kernel_args! {
         pub(crate) xv_blocks: i64,
         /// The same for dx and dv.
         pub(crate) dxv_blocks: i64,
-        /// 1: x and v alternate one by one, and v is first.
+        /// 1: v is first. Read only where x and v alternate one by one.
         pub(crate) v_first: u32,
         /// The same for dx and dv.
         pub(crate) dv_first: u32,

@@ -166,8 +166,8 @@ fn gated_forward<A: Gated + Registered, T: Element>(
     Ok(())
 }
 
-/// The same for dx and dv, also with every one of GRADIENTS and of the large gradients. dα is tested over inputs whose sums are finite, separately for
-/// each sign: ∂G/∂α is odd, so over both signs the errors of a wrong factor would cancel.
+/// The same for dx and dv, also with every one of GRADIENTS and of the large gradients. dα is tested over inputs whose sums
+/// are finite, separately for each sign: ∂G/∂α is odd, so over both signs the errors of a wrong factor would cancel.
 fn gated_backward<A: Gated + Registered, T: Element>(
     gpu: &Gpu,
     full: bool,
@@ -533,7 +533,8 @@ fn forward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Ou
     Ok(())
 }
 
-/// The same for dx, with a dy of 1, random ones and large ones, and for the parameter gradients over inputs whose sums are finite.
+/// The same for dx, with a dy of 1, random ones and large ones, and for the parameter gradients over inputs whose sums are
+/// finite.
 fn backward<A: Registered, T: Element>(gpu: &Gpu, full: bool, s: Sample<A>) -> Outcome {
     let x = inputs::accuracy::<A, T>(&s, points(full));
     let finite = inputs::summable(&x);

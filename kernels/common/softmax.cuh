@@ -21,9 +21,10 @@ struct Base {
 
     Base() = default;
     __device__ explicit Base(float max) {
-        // The clamp gives a finite base to logits up to the largest f32.
+        // The clamp gives a finite base to logits up to the largest f32. The base of -inf is below that of
+        // every other logit.
         hi = rintf(fminf(fmaxf(max * kLog2e, -kMax), kMax));
-        lo = max == -INFINITY ? 0.0f : rintf(above_hi(max));
+        lo = max == -INFINITY ? -kMax : rintf(above_hi(max));
     }
 
     // z·log2 e − n. +inf, and a base of +inf, give NaN.

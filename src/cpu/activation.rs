@@ -311,7 +311,8 @@ impl<A: Gated + ?Sized, T: Element> GatedForward<'_, A, T> {
     /// Computes y.
     ///
     /// # Errors
-    /// As [`Forward::run`].
+    /// As [`Forward::run`], and [`Block`](crate::Error::Block) if gate and value cannot alternate in blocks
+    /// of this length.
     pub fn run(self) -> Result<()> {
         let GatedForward {
             op,
@@ -400,7 +401,8 @@ impl<'a, A: Gated + ?Sized, T: Element> GatedBackward<'a, A, T> {
     /// Computes the gradients.
     ///
     /// # Errors
-    /// As [`Forward::run`].
+    /// As [`Forward::run`], and [`Block`](crate::Error::Block) if gate and value cannot alternate in blocks
+    /// of this length.
     pub fn run(self) -> Result<()> {
         let GatedBackward {
             op,

@@ -1,7 +1,7 @@
 //! Cross-entropy on the CPU: the formulas, options and special values of [`CrossEntropy`], for slices.
 //!
-//! Each row is computed by one thread, unless there are fewer rows than threads can share: then all threads compute parts of
-//! rows. A row is read once for its statistics and once more, from the cache, for its gradient, so the memory traffic is one
+//! Each row is computed by one thread, unless there are too few rows for the threads: then the parts of long rows go to
+//! different threads. A row is read once for its statistics and once more, from the cache, for its gradient, so the memory traffic is one
 //! read and one write. Arithmetic on elements and the statistics of rows are f32; arithmetic on the few numbers of a row is
 //! f64.
 //!
@@ -221,11 +221,11 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     /// Computes the losses.
     ///
     /// # Errors
-    /// - [`Error::OutOfRange`]: an option is out of range;
+    /// - [`Error::OutOfRange`]: an option, an offset of a Goldfish chunk or a number of labels that precede it is out of range;
     /// - [`Error::Classes`]: there are no classes, too many, or not those of the logits;
     /// - [`Error::Length`], [`Error::Shape`], [`Error::Pitch`], [`Error::GroupPitch`], [`Error::TooLarge`]: a tensor has the
     ///   wrong size;
-    /// - [`Error::Offsets`]: the document offsets of Goldfish decrease.
+    /// - [`Error::Offsets`]: the offsets of Goldfish decrease.
     ///
     /// Nothing is written when a call fails.
     pub fn run(self) -> Result<CrossEntropySummary> {

@@ -23,6 +23,9 @@ use crate::shape::Interleaving;
 /// chunk to another thread.
 pub const CHUNK: usize = 1 << 15;
 
+// Chunks have whole blocks of columns of gate and value.
+const _: () = assert!(CHUNK.is_multiple_of(BLOCK));
+
 /// The prefetch distance in elements. The work on a block takes longer than a CPU looks ahead by itself: with this prefetch a
 /// backward over 2²⁴ f32 elements takes half the time (Zen 5; 4 blocks ahead are as good, and non-temporal stores are no
 /// better).

@@ -152,7 +152,7 @@ impl<T: Short, const ORDER: u8> Function for ShortNormal<T, ORDER> {
         let u = x.abs();
         let near_u = min(u, Self::FAR);
         let (phi, ratio) = Self::factors(near_u);
-        let (c, bound) = self.sides.at(x);
+        let (c, _) = self.sides.at(x);
         let t = phi * ratio;
         let inner = t.mul_add(-self.k, c);
         let h = t.mul_add(-2.0 / T::SCALE, 1.0);
@@ -166,9 +166,8 @@ impl<T: Short, const ORDER: u8> Function for ShortNormal<T, ORDER> {
         let bend = phi * (ratio - near_u);
         // Where c is 0, k·t would be subnormal before f is.
         let curved = t * near_u * -self.k;
-        let whole = min(u, bound) * inner;
         Point {
-            value: if c == 0.0 { curved } else { whole },
+            value: if c == 0.0 { curved } else { u * inner },
             slope: with_sign(bend.mul_add(-self.k, c), x),
             terms: [upstream * h * u, 0.0, 0.0],
         }

@@ -335,7 +335,8 @@ impl<A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedForward<'_, A, T, P> {
     /// Launches the call on the stream of the queue.
     ///
     /// # Errors
-    /// As [`Forward::launch`].
+    /// As [`Forward::launch`], and [`Block`](crate::Error::Block) if gate and value cannot alternate in blocks
+    /// of this length.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let GatedForward {
             op,
@@ -443,7 +444,8 @@ impl<'a, A: Gated + ?Sized, T: Element, P: ParamOf<T>> GatedBackward<'a, A, T, P
     /// gradients, a small second kernel that adds the partial sums.
     ///
     /// # Errors
-    /// As [`Backward::launch`].
+    /// As [`Backward::launch`], and [`Block`](crate::Error::Block) if gate and value cannot alternate in blocks
+    /// of this length.
     pub fn launch(self, queue: &mut Queue) -> Result<()> {
         let shape = self.shape();
         let GatedBackward {

@@ -532,8 +532,8 @@ impl<T: Element> Spread<T> {
     }
 }
 
-/// Rows with gaps, halves in either order, and blocks in turn, give the same bits as tensors without gaps, except for the order of the
-/// sums, and the memory between the rows is unchanged.
+/// Rows with gaps, halves in either order, and blocks in turn, give the same bits as tensors without gaps, except for the
+/// order of the sums, and the memory between the rows is unchanged.
 fn rows_with_gaps<T: Element>() -> Outcome {
     // Short rows, of which many are gathered; rows that are divided; and enough of both for several threads.
     for (rows, cols) in [

@@ -1,7 +1,7 @@
 //! The trials of cross-entropy that every backend must pass, with the same batches.
 
 use libtest_mimic::Failed;
-use xact::{CrossEntropy, Element, Error, Normalizer};
+use xact::{CrossEntropy, Dtype, Element, Error, Normalizer};
 
 use super::inputs::Random;
 use super::loss_cases::{batch, check_golden, everything, options, special_rows};
@@ -66,6 +66,7 @@ pub fn for_each<B: Backend, T: Element>(mut add: impl FnMut(String, fn(&B) -> Ou
         golden,
         large_common_offsets,
         special_values,
+        the_lowest_logits,
         columns_that_are_no_classes,
         rows_that_do_not_count,
         bad_labels,
@@ -141,7 +142,7 @@ pub fn accuracy<T: Element>(backend: &impl Backend, op: &CrossEntropy) -> Outcom
 /// Rows of realistic and of unfavourable lengths, with gaps.
 fn vocabularies<B: Backend, T: Element>(backend: &B) -> Outcome {
     let op = CrossEntropy::default().label_smoothing(0.05);
-    let long: &[usize] = if backend.full() || T::DTYPE == xact::Dtype::Bf16 {
+    let long: &[usize] = if backend.full() || T::DTYPE == Dtype::Bf16 {
         &[50_257, 131_071, 131_073]
     } else {
         &[50_257]
@@ -193,6 +194,23 @@ fn special_values<B: Backend, T: Element>(backend: &B) -> Outcome {
         checked(backend, &op, &batch, variant)?;
     }
     Ok(())
+}
+
+/// Rows of the lowest finite number, as code that masks logits writes it: all classes are equally likely. (With label
+/// smoothing the sum of the logits would overflow f32.)
+fn the_lowest_logits<B: Backend, T: Element>(backend: &B) -> Outcome {
+    let lowest = if T::DTYPE == Dtype::F16 {
+        -65504.0
+    } else {
+        // The lowest bf16.
+        -f64::from(f32::from_bits(0x7f7f_0000))
+    };
+    let mut batch = batch::<T>(1, 3, 2100, 2100, 1.0);
+    batch.logits.fill(T::from_f64(lowest));
+    // The last row has one class that is not masked, its target.
+    batch.logits[2 * 2100 + 7] = T::from_f64(1.0);
+    batch.labels[2] = 7;
+    checked_in_every_mode(backend, &CrossEntropy::default(), &batch)
 }
 
 /// Columns beyond the classes may contain anything. They do not affect the results, and their gradient is 0.

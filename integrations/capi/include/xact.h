@@ -1369,7 +1369,7 @@ xact_status xact_goldfish_mask(const struct xact_device *device,
  * Computes the same as xact_goldfish_mask on the host, and returns when the results are written.
  *
  * XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
- * XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.
+ * XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.
  */
 xact_status xact_goldfish_mask_host(const struct xact_goldfish_args *args);
 

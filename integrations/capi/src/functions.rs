@@ -533,7 +533,7 @@ pub unsafe extern "C" fn xact_goldfish_mask(
 /// Computes the same as xact_goldfish_mask on the host, and returns when the results are written.
 ///
 /// XACT_ERROR_NULL, XACT_ERROR_MISALIGNED, XACT_ERROR_STRUCT_SIZE, XACT_ERROR_ENUM, XACT_ERROR_LENGTH,
-/// XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.
+/// XACT_ERROR_OUT_OF_RANGE, XACT_ERROR_TOO_LARGE, XACT_ERROR_OVERLAP, XACT_ERROR_OFFSETS, XACT_ERROR_THREADS.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xact_goldfish_mask_host(args: *const xact_goldfish_args) -> xact_status {
     // SAFETY: the caller vouches for the pointers, as the header says.

@@ -210,7 +210,7 @@ fn at<const CAP: bool>(cap: Option<Softcap>, z: f32) -> (f32, f32) {
     }
 }
 
-/// The exponential of the loops: e^z / 2ⁿ, or 0 if that is subnormal. SMALL is for a base up to [`Exp::SMALL`], which almost
+/// The exponential of the loops: e^z / 2ⁿ, or 0 if that is subnormal. SMALL is for a base up to [`SMALL_BASE`], which almost
 /// every row has. It takes 12 operations and not 16.
 #[derive(Clone, Copy)]
 struct Exp<const SMALL: bool> {

@@ -13,6 +13,7 @@ use crate::loss::cross_entropy::RowStatus;
 /// the sum of two f32, because one f32 cannot hold all integers beyond 2²⁴.
 #[derive(Clone, Copy, Debug)]
 pub struct Base {
+    /// All of a base that is small.
     pub hi: f32,
     lo: f32,
 }
@@ -20,10 +21,10 @@ pub struct Base {
 impl Base {
     #[inline(always)]
     pub fn new(max: f32) -> Base {
-        // The clamp gives a finite base to logits up to the largest f32.
+        // The clamp gives a finite base to logits up to the largest f32. The base of −inf is below that of every other logit.
         let hi = (max * LOG2E).clamp(-f32::MAX, f32::MAX).round_ties_even();
         let lo = if max == f32::NEG_INFINITY {
-            0.0
+            -f32::MAX
         } else {
             max.mul_add(LOG2E, -hi).round_ties_even()
         };

@@ -250,7 +250,7 @@ pub unsafe fn forward<A: Activation + ?Sized>(
 /// Launches the gated forward of `op` on `stream`.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`], and [`Error::Block`] if gate and value cannot alternate in blocks of this length.
 ///
 /// # Safety
 /// As [`forward`].
@@ -300,7 +300,7 @@ pub unsafe fn backward<A: Activation + ?Sized>(
 /// Launches the gated backward of `op` on `stream`, with the two kernels of [`backward`].
 ///
 /// # Errors
-/// As [`backward`].
+/// As [`backward`], and [`Error::Block`] if gate and value cannot alternate in blocks of this length.
 ///
 /// # Safety
 /// As [`backward`].
