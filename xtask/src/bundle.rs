@@ -992,8 +992,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
     #[test]
     fn no_step_outlives_the_run() {
-        for (signal, code) in [("-TERM", 143), ("-HUP", 129)] {
-            ended_by(signal, code);
+        ended_by("-TERM", 143);
+        // bash cannot trap a signal that is ignored when it starts, as SIGHUP is under nohup.
+        let status = fs::read_to_string("/proc/self/status").expect("Linux");
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = u64::from_str_radix(ignored.expect("a mask").trim(), 16).expect("a mask");
+        if ignored & 1 == 0 {
+            ended_by("-HUP", 129);
         }
     }
 
