@@ -1,9 +1,9 @@
 //! Cross-entropy on the CPU: the formulas, options and special values of [`CrossEntropy`], for slices.
 //!
 //! Each row is computed by one thread, unless there are too few rows for the threads: then the parts of long rows go to
-//! different threads. A row is read once for its statistics and once more, from the cache, for its gradient, so the memory traffic is one
-//! read and one write. Arithmetic on elements and the statistics of rows are f32; arithmetic on the few numbers of a row is
-//! f64.
+//! different threads. A row is read once for its statistics and once more, from the cache, for its gradient, so the memory
+//! traffic is one read and one write. Arithmetic on elements and the statistics of rows are f32; arithmetic on the few
+//! numbers of a row is f64.
 //!
 //! ```
 //! use xact::CrossEntropy;
@@ -221,7 +221,8 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     /// Computes the losses.
     ///
     /// # Errors
-    /// - [`Error::OutOfRange`]: an option, an offset of a Goldfish chunk or a number of labels that precede it is out of range;
+    /// - [`Error::OutOfRange`]: an option, an offset of a Goldfish chunk or a number of labels that precede it is out of
+    ///   range;
     /// - [`Error::Classes`]: there are no classes, too many, or not those of the logits;
     /// - [`Error::Length`], [`Error::Shape`], [`Error::Pitch`], [`Error::GroupPitch`], [`Error::TooLarge`]: a tensor has the
     ///   wrong size;
@@ -688,10 +689,7 @@ impl Plan {
         let stats = saved.as_chunks().0;
         let row = |row| {
             let of_ranks = stats.iter().skip(row).step_by(n).map(RowStats::from_bytes);
-            merged(
-                self.options.cap,
-                &of_ranks.map(PartStats::from).collect::<Vec<_>>(),
-            )
+            merged(self.options.cap, of_ranks.map(PartStats::from))
         };
         Ok((0..n).map(row).collect())
     }

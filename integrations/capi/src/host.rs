@@ -308,10 +308,9 @@ fn write_matrices<T: Element>(
 ) -> Result<()> {
     for output in outputs.iter().flatten().map(|output| output.span()) {
         buffers.write_over(output.clone(), |read| {
-            let both = (output.what() == "dx", read.what() == "x");
             ["x", "v", "dy"].contains(&read.what())
                 && output.is_same(read)
-                && (!interleaved || both.0 == both.1)
+                && (!interleaved || (output.what() == "dx") == (read.what() == "x"))
         })?;
     }
     Ok(())

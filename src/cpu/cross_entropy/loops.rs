@@ -90,19 +90,19 @@ impl Pass {
         let work = |row: &mut Row<'_, T>| {
             if self.find_stats {
                 let parts = self.parts(row).map(|part| part.stats::<CAP>(set));
-                row.stats = merged(self.options.cap, &parts.collect::<Vec<_>>());
+                let parts: Vec<_> = parts.collect();
+                row.stats = merged(self.options.cap, parts.into_iter());
             }
             self.gradient::<T, CAP>(set, 0, row);
         };
         #[cfg(feature = "rayon")]
         if rows.len().saturating_mul(self.options.cols) >= PARALLEL_FROM {
             use rayon::prelude::*;
-            if rows.len() >= 2 * rayon::current_num_threads() || self.options.cols <= PART {
-                return rows.par_iter_mut().for_each(work);
-            }
-            return rows
-                .par_iter_mut()
-                .for_each(|row| self.shared_row::<T, CAP>(set, row));
+            let shared = rows.len() < 2 * rayon::current_num_threads() && self.options.cols > PART;
+            return rows.par_iter_mut().for_each(|row| match shared {
+                true => self.shared_row::<T, CAP>(set, row),
+                false => work(row),
+            });
         }
         rows.iter_mut().for_each(work);
     }
@@ -114,7 +114,8 @@ impl Pass {
         if self.find_stats {
             let parts: Vec<_> = self.parts(row).collect();
             let stats = parts.par_iter().map(|part| part.stats::<CAP>(set));
-            row.stats = merged(self.options.cap, &stats.collect::<Vec<_>>());
+            let stats: Vec<_> = stats.collect();
+            row.stats = merged(self.options.cap, stats.into_iter());
         }
         let parts: Vec<_> = row.split().collect();
         parts

@@ -117,9 +117,9 @@ impl From<RowStats> for PartStats {
 }
 
 /// The stats of a row, merged from those of its parts in their order.
-pub fn merged(cap: Option<Softcap>, parts: &[PartStats]) -> RowStats {
+pub fn merged(cap: Option<Softcap>, parts: impl Iterator<Item = PartStats> + Clone) -> RowStats {
     let mut all = NO_STATS;
-    for part in parts {
+    for part in parts.clone() {
         if part.max > all.max || (part.max == all.max && part.argmax < all.argmax) {
             (all.max, all.argmax) = (part.max, part.argmax);
         }
