@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench cpu -- [--op NAME]... [--dtype NAME]... [--form NAME]... [--len N]... [--json]
-//!     [--write FOLDER]
+//!     [--set NAME] [--write FOLDER]
 //! cargo xtask bench --peers -- [the same]
 //! ```
 //!
@@ -64,8 +64,12 @@ struct Arguments {
     /// Also run this program, which times another implementation, as benches/peers/torch_cpu.py does
     #[arg(long, value_name = "COMMAND")]
     peer: Vec<String>,
-    /// Write the table and a plot to FOLDER/cpu.md and FOLDER/cpu.svg, after every row
-    #[arg(long, value_name = "FOLDER")]
+    /// Use this instruction set and not the fastest one
+    #[arg(long, value_parser = set)]
+    set: Option<cpu::InstructionSet>,
+    /// Write the table and a plot to FOLDER/cpu_SET.md and FOLDER/cpu_SET.svg, after every row; a relative FOLDER is
+    /// one of the repository
+    #[arg(long, value_name = "FOLDER", value_parser = folder)]
     write: Option<PathBuf>,
     /// Passed by cargo
     #[arg(long, hide = true)]
@@ -75,8 +79,37 @@ struct Arguments {
 /// The minimum duration of a sample, much longer than the clock's resolution.
 const SAMPLE: Duration = Duration::from_millis(2);
 
+/// The name of an instruction set in arguments and in the names of files: avx2, avx512.
+fn short(set: cpu::InstructionSet) -> String {
+    set.name().replace('-', "").to_lowercase()
+}
+
+fn set(name: &str) -> Result<cpu::InstructionSet, String> {
+    let sets = cpu::InstructionSet::available();
+    let named = sets.iter().copied().find(|&set| short(set) == name);
+    named.ok_or_else(|| {
+        let names: Vec<String> = sets.into_iter().map(short).collect();
+        format!("this CPU has {}", names.join(", "))
+    })
+}
+
+/// The folder of a table, which must exist before hours of measurements go into it.
+fn folder(path: &str) -> Result<PathBuf, String> {
+    // Cargo runs a bench in the folder of its crate.
+    let folder = xact_dev::root().join(path);
+    match folder.is_dir() {
+        true => Ok(folder),
+        false => Err(format!("{} is not a folder", folder.display())),
+    }
+}
+
 fn main() {
     let arguments = Arguments::parse();
+    let set = arguments.set.unwrap_or_else(cpu::InstructionSet::current);
+    set.force(|| run(arguments));
+}
+
+fn run(arguments: Arguments) {
     let peers: Vec<Peer> = arguments.peer.iter().map(|p| Peer::start(p)).collect();
     let table = Table::new(&machine(), &peers);
     if !arguments.json {
@@ -333,7 +366,8 @@ impl Bench {
         }
         self.table.add(&row, measured);
         if let Some(folder) = &self.arguments.write {
-            self.table.write(folder);
+            let set = short(cpu::InstructionSet::current());
+            self.table.write(folder, &set);
         }
     }
 }

@@ -174,13 +174,13 @@ impl Table {
         }
     }
 
-    /// Writes the rows so far to `cpu.md` and `cpu.svg`.
-    pub fn write(&self, folder: &Path) {
+    /// Writes the rows so far to `cpu_SET.md` and `cpu_SET.svg`.
+    pub fn write(&self, folder: &Path, set: &str) {
         let plotted = self.lines.iter().any(|series| series.points.len() > 1);
         let image = if plotted {
-            "![ns per element](cpu.svg)\n\n"
+            format!("![ns per element](cpu_{set}.svg)\n\n")
         } else {
-            ""
+            String::new()
         };
         let page = format!(
             "# The CPU backend beside a copy and beside others\n\nWritten by `cargo xtask bench --peers -- {}`.\n{ABOUT}\n{image}{}{}",
@@ -188,9 +188,12 @@ impl Table {
             self.head(),
             self.text
         );
-        put(&folder.join("cpu.md"), &page);
+        put(&folder.join(format!("cpu_{set}.md")), &page);
         if plotted {
-            put(&folder.join("cpu.svg"), &plot::svg(&self.plot()));
+            put(
+                &folder.join(format!("cpu_{set}.svg")),
+                &plot::svg(&self.plot()),
+            );
         }
     }
 
