@@ -92,6 +92,7 @@ def test_a_patched_model_keeps_its_parameters():
     xact.hf.patch(model)
     for name, each in model.named_parameters():
         assert each is before[name]
+    assert activation_of(model).training and not activation_of(patched(apertus.model().eval())).training
     model(apertus.ids(), labels=apertus.ids()).loss.backward()
     alpha = activation_of(model).alpha_p
     was = alpha.item()
