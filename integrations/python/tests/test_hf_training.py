@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 import socket
 import sys
 
@@ -10,7 +11,7 @@ import formulas
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import DTYPES, check, values
+from conftest import DTYPES, ROOT, check, values
 
 pytest.importorskip("transformers")
 
@@ -316,3 +317,18 @@ def test_two_processes_count_the_labels_of_both(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(rank, (port, str(tmp_path)), nprocs=2)
+
+
+PAGE = (ROOT / "docs/huggingface.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S))
+def test_the_code_of_the_page_runs(block, tmp_path, monkeypatch, activation_tables):
+    monkeypatch.chdir(tmp_path)
+    apertus.model().save_pretrained("checkpoint")
+    dataset = [{"input_ids": row} for row in apertus.ids(8, 16)]
+    names = {"checkpoint": "checkpoint", "dataset": dataset, "collator": collate}
+    exec(compile(block, "huggingface.md", "exec"), names)
+    assert all(each.isfinite().all() for each in names["model"].parameters())
+    ours = isinstance(names["model"].model.layers[0].mlp.act_fn, xact.hf.XIELU)
+    assert ours == ("xact" in block)
