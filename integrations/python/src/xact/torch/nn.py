@@ -98,12 +98,15 @@ def _version(buffer: Optional[Tensor]) -> int:
     return 0 if buffer is None or buffer.is_inference() else buffer._version
 
 
-@torch.compiler.assume_constant_result
 def _numbers_of(beta: Tensor, eps: Optional[Tensor], known: tuple[float, Optional[float]]) -> Any:
     """The numbers in these buffers; ``known`` if they have no data, because they are on the meta device or fake."""
     if beta.device.type == "meta" or isinstance(beta, FakeTensor):
         return known
     return float(beta), None if eps is None else float(eps)
+
+
+# What torch.compiler.assume_constant_result sets. Calling that imports the compiler, which takes seconds.
+_numbers_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Expanded(nn.Module):
