@@ -128,6 +128,45 @@ def compared(rank):
     dist.barrier()
 
 
+def chunks(rank):
+    """Goldfish of a part of a text is that of the whole text, for windows shorter and longer than the parts of the ranks."""
+    for length in (2, 6, 40):
+        for order, pieces in (("contiguous", 1), ("zigzag", 2)):
+            whole = torch.randint(50, (3, RANKS * pieces * length), generator=torch.Generator().manual_seed(length))
+            cut = whole.view(3, -1, length)
+            mine = cut[:, [rank, 2 * RANKS - 1 - rank][:pieces]].flatten(1)
+            where = torch.arange(whole.shape[1]).view(-1, length)[[rank, 2 * RANKS - 1 - rank][:pieces]].flatten()
+            documents = torch.tensor([0, 1, length, length + 3, 3 * length + 1, whole.shape[1]], dtype=torch.int32)
+            for goldfish in (
+                xact.Goldfish(k=2, h=1),
+                xact.Goldfish(k=2, h=13),
+                xact.Goldfish("product-table", k=3, h=4),
+                xact.Goldfish("static", k=3),
+            ):
+                for dtype in (torch.int64, torch.uint16):
+                    got = goldfish.mask(
+                        mine.to(dtype), **xt.context_parallel_chunks(mine.to(dtype), goldfish, order=order)
+                    )
+                    assert torch.equal(got, goldfish.mask(whole)[:, where]), (length, order, goldfish)
+                packed = xt.context_parallel_chunks(mine[0], goldfish, order=order, cu_seqlens=documents)
+                want = goldfish.mask(whole[0], documents)[where]
+                assert torch.equal(goldfish.mask(mine[0], **packed), want), (length, order, goldfish)
+                # The same in a loss, whose divisor is the kept labels of all ranks.
+                logits = values((len(where), 50)).requires_grad_()
+                total = want.sum()
+                dist.all_reduce(total)
+                loss = xt.cross_entropy(logits, mine[0], goldfish=goldfish, normalizer=total, **packed)
+                rows, _ = formulas.cross_entropy(logits.double(), mine[0], want)
+                torch.testing.assert_close(loss.double(), rows.sum() / total, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="a multiple of 2"):
+        xt.context_parallel_chunks(torch.arange(5), goldfish, order="zigzag")
+    with pytest.raises(ValueError, match="order is 'ring'"):
+        xt.context_parallel_chunks(torch.arange(4), goldfish, order="ring")
+    with pytest.raises(ValueError, match=r"the ranks have \[rows, T, pieces\] \[\[1, 4, 1\], \[1, 5, 1\]"):
+        xt.context_parallel_chunks(torch.arange(4 + rank), xact.Goldfish("static"))
+    dist.barrier()
+
+
 def refused(rank):
     """Every rank gets the error, so none waits for another."""
     labels = torch.arange(6)
@@ -175,6 +214,10 @@ def apart(rank):
 
 def test_losses_are_those_of_one_process_bit_for_bit():
     start(compared)
+
+
+def test_goldfish_of_a_text_that_is_spread_over_ranks():
+    start(chunks)
 
 
 def test_ranks_that_disagree_get_errors_and_shapes_are_compared_once():

@@ -20,6 +20,7 @@ from . import _activation, _check, _cross_entropy, _mask, _sharding
 
 __all__ = [
     "Stats",
+    "context_parallel_chunks",
     "cross_entropy",
     "nn",
     "vocab_parallel_cross_entropy",
@@ -382,6 +383,42 @@ def cross_entropy(
     field = lambda name: native.summary_field(summary, name)  # noqa: E731
     totals = ("loss", "weight", "normalizer", "labels", "kept", "dropped", "correct", "bad_row", "nan_row")
     return loss, Stats(losses, lse, z_losses, argmax, *map(field, totals))
+
+
+def context_parallel_chunks(
+    ids: Tensor,
+    goldfish: Goldfish,
+    *,
+    group: Optional["torch.distributed.ProcessGroup"] = None,
+    order: str = "contiguous",
+    cu_seqlens: Optional[Tensor] = None,
+) -> dict[str, Tensor]:
+    """The arguments with which Goldfish decides about a rank's part of a text as about the whole text.
+
+    The result is for :meth:`xact.Goldfish.mask` of the rank's ids, and for :func:`cross_entropy` and
+    :func:`vocab_parallel_cross_entropy` of its labels: ``goldfish.mask(ids, **chunks)``. Two all-gathers exchange the shapes
+    and the last ids of each rank. The call waits for the device.
+
+    Args:
+        ids: ``[..., T]``, the rank's ids, one for each of its labels. Every rank has the same shape.
+        goldfish: The strategy. ``static`` and ``random`` count the labels of a document from its beginning.
+        group: The process group; None is the default group.
+        order: ``"contiguous"``: rank r has part r of the text. ``"zigzag"``: the text has two parts for each rank, and rank r
+            of R has part r and then part 2R − 1 − r.
+        cu_seqlens: ``[documents + 1]`` i32, the offsets in the whole text at which documents begin; the ids must then be one
+            row. With None, each row is a document.
+
+    Returns:
+        The arguments ``cu_seqlens``, ``preceding`` and, if the strategy has windows, ``halo``.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: Shapes do not fit, or differ between the ranks.
+        RuntimeError: torch.distributed is not initialised, this process is not in the group, or a rank does not answer.
+    """
+    from . import _context
+
+    return _context.context_parallel_chunks(ids, goldfish, group=group, order=order, cu_seqlens=cu_seqlens)
 
 
 def vocab_parallel_cross_entropy(

@@ -28,7 +28,7 @@ def columns_of_ranks(logits: Tensor, rows: int, vocab: Optional[int], group: Any
     agreed = _agreed.setdefault(group, {})
     if own not in agreed:
         mine = torch.tensor(own, dtype=torch.int64, device=logits.device)
-        every_rows, columns, every_vocab = _gathered(mine, group).T.tolist()
+        every_rows, columns, every_vocab = gathered(mine, group).T.tolist()
         for what, values in (("rows", every_rows), ("vocab", every_vocab)):
             if len(set(values)) > 1:
                 raise ValueError(
@@ -40,13 +40,24 @@ def columns_of_ranks(logits: Tensor, rows: int, vocab: Optional[int], group: Any
     return agreed[own]
 
 
-def _gathered(mine: Tensor, group: Any) -> Tensor:
+def gathered(mine: Tensor, group: Any) -> Tensor:
     """The tensors ``[n]`` of all ranks, ``[ranks, n]``."""
     every = mine.new_empty(dist.get_world_size(group) * mine.numel())
     # Backends differ in whether they gather nothing; all ranks have the same n.
     if every.numel():
         dist.all_gather_into_tensor(every, mine, group=group)
     return every.view(dist.get_world_size(group), mine.numel())
+
+
+def rank_of(group: Any) -> tuple[Any, int]:
+    """The group, or the default one for None, and the rank of this process in it."""
+    if not dist.is_initialized():
+        raise RuntimeError("torch.distributed has no process group; call torch.distributed.init_process_group first")
+    group = dist.group.WORLD if group is None else group
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise RuntimeError("this process is not in the group; pass the group whose ranks share the tensor")
+    return group, rank
 
 
 class Shard:
@@ -88,7 +99,7 @@ def partial(logits: Tensor, labels: Tensor, tokens: list, options: tuple, shard:
 
 
 def finish(
-    gathered: Tensor,
+    stats: Tensor,
     logits: Tensor,
     labels: Tensor,
     tokens: list,
@@ -102,7 +113,7 @@ def finish(
     summary = logits.new_empty(native.SUMMARY_BYTES, dtype=torch.uint8)
     losses = logits.new_empty(rows.rows if per_row else 0, dtype=torch.float32)
     call = shard.call(rows)
-    call.gathered, call.ranks = address(gathered), len(shard.ranks)
+    call.gathered, call.ranks = address(stats), len(shard.ranks)
     call.summary, call.loss, call.normalizer = summary.data_ptr(), address(losses), address(divisor)
     run = Call(logits, "xact_cross_entropy_finish")
     run.workspace(call, "xact_cross_entropy_workspace_bytes", rows.rows)
@@ -118,18 +129,18 @@ class _VocabParallel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, labels, tokens, options, divisor, shard, per_row, group):
-        gathered = _gathered(partial(logits, labels, tokens, options, shard), group)
-        if len(shard.ranks) < len(gathered):
-            gathered = gathered[shard.ranks]
-        loss, summary = finish(gathered, logits, labels, tokens, options, divisor, shard, per_row)
-        ctx.save_for_backward(logits, labels, gathered, summary)
+        stats = gathered(partial(logits, labels, tokens, options, shard), group)
+        if len(shard.ranks) < len(stats):
+            stats = stats[shard.ranks]
+        loss, summary = finish(stats, logits, labels, tokens, options, divisor, shard, per_row)
+        ctx.save_for_backward(logits, labels, stats, summary)
         ctx.arguments = (tokens, options, shard)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dloss):
-        logits, labels, gathered, summary = ctx.saved_tensors
+        logits, labels, stats, summary = ctx.saved_tensors
         tokens, options, shard = ctx.arguments
         rows = Rows(logits, labels, *tokens)
         others = (None,) * 7
@@ -137,7 +148,7 @@ class _VocabParallel(torch.autograd.Function):
             return torch.zeros_like(logits), *others
         dlogits, dloss = contiguous_like(logits), dloss.float().contiguous()
         call = shard.call(rows)
-        call.gathered, call.ranks = gathered.data_ptr(), len(shard.ranks)
+        call.gathered, call.ranks = stats.data_ptr(), len(shard.ranks)
         call.dlogits = rows.matrix(dlogits)
         call.normalizer = native.summary_address(summary, "normalizer")
         call.dloss, call.dloss_stride = dloss.data_ptr(), dloss.stride(0) if dloss.dim() else 0
@@ -157,12 +168,7 @@ def cross_entropy(
     group: Any,
 ) -> Tensor:
     """See :func:`xact.torch.vocab_parallel_cross_entropy`. Checks that need no other rank have been made."""
-    if not dist.is_initialized():
-        raise RuntimeError("torch.distributed has no process group; call torch.distributed.init_process_group first")
-    group = dist.group.WORLD if group is None else group
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise RuntimeError("this process is not in the group; pass the group whose ranks share the vocabulary")
+    group, rank = rank_of(group)
     shard = Shard(columns_of_ranks(logits, labels.numel(), vocab, group), vocab, rank)
     loss = _VocabParallel.apply(logits, labels, tokens, options, divisor, shard, per_row, group)
     return loss.reshape(labels.shape) if per_row else loss
