@@ -16,11 +16,12 @@ const PUBLISHED: [&str; 7] = [
 ];
 
 /// Texts that are read in the repository.
-const OF_THE_REPOSITORY: [&str; 5] = [
+const OF_THE_REPOSITORY: [&str; 6] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "docs/huggingface.md",
     "docs/memorisation.md",
 ];
 

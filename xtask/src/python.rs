@@ -54,7 +54,7 @@ pub fn environment(folders: &Folders, lock: &str) -> anyhow::Result<PathBuf> {
     if !whole.exists() {
         let start = Instant::now();
         eprintln!(
-            "Installing PyTorch and the tools of {} into {}: a download of 3 GB, 6 GB on disk. It takes minutes.",
+            "Installing PyTorch, transformers and the tools of {} into {}: a download of 3 GB, 6 GB on disk. It takes minutes.",
             lock.display(),
             environment.display()
         );
@@ -243,20 +243,25 @@ mod tests {
         assert_eq!(fnv("a"), 0xaf63_dc4c_8601_ec8c);
     }
 
-    /// The pinned PyTorch and README.md agree with the minimum version in pyproject.toml.
+    /// The pinned packages and README.md agree with the minimum versions in pyproject.toml.
     #[test]
-    fn the_least_pytorch_is_one() {
+    fn the_least_versions_are_one() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("a root");
         let text = |path: &str| fs::read_to_string(root.join(path)).expect(path);
         let project = text("integrations/python/pyproject.toml");
-        let (_, rest) = project.split_once("\"torch>=").expect("the extra");
-        let least = rest.split('"').next().expect("a version");
-        let lock = text(LEAST);
-        let pinned = lock.lines().find_map(|line| line.strip_prefix("torch=="));
-        assert_eq!(pinned, Some(format!("{least}.0").as_str()));
-        let said = format!("PyTorch {least} or later");
-        assert!(text("integrations/python/README.md").contains(&said));
+        let (lock, readme) = (text(LEAST), text("integrations/python/README.md"));
+        for (package, name) in [("torch", "PyTorch"), ("transformers", "transformers")] {
+            let (_, rest) = project
+                .split_once(&format!("\"{package}>="))
+                .expect("the extra");
+            let least = rest.split('"').next().expect("a version");
+            let pinned = lock
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{package}==")));
+            assert_eq!(pinned, Some(format!("{least}.0").as_str()));
+            assert!(readme.contains(&format!("{name} {least} or later")));
+        }
     }
 }

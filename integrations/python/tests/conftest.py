@@ -24,6 +24,15 @@ def golden():
     return ROOT / "tests" / "golden"
 
 
+@pytest.fixture
+def activation_tables(monkeypatch):
+    """Restores transformers' tables of activations, which xact.hf.patch changes."""
+    from transformers import activations
+
+    for table in (activations.ACT2CLS, activations.ACT2FN):
+        monkeypatch.setitem(table, "xielu", dict.__getitem__(table, "xielu"))
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "inductor: compiles with inductor, which takes long")
 

@@ -16,6 +16,6 @@ def blocks():
 
 
 @pytest.mark.parametrize("block", list(blocks()))
-def test_block(block):
+def test_block(block, activation_tables):
     torch.manual_seed(0)
     exec(compile(block, "README.md", "exec"), {})

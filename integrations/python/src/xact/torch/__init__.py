@@ -20,8 +20,10 @@ from . import _activation, _check, _cross_entropy, _mask, _sharding
 
 __all__ = [
     "Stats",
+    "context_parallel_chunks",
     "cross_entropy",
     "nn",
+    "vocab_parallel_cross_entropy",
     "xatlu",
     "xatlu_",
     "xatlu_gated",
@@ -347,6 +349,174 @@ def cross_entropy(
         ValueError: Shapes, devices or numbers do not fit; on the CPU also, a label is no class. On a CUDA device the loss of
             such a row is NaN, and ``Stats.bad_row`` has the row.
     """
+    rows, options = _loss_arguments(
+        logits,
+        labels,
+        weights,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
+        reduction,
+        normalizer,
+        goldfish,
+        hash_ids,
+        cu_seqlens,
+        preceding,
+        halo,
+        seq_dim,
+    )
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits is {list(logits.shape)}; there must be at least one class")
+    if vocab is not None and not 1 <= (vocab := _check.whole("vocab", vocab)) <= logits.shape[-1]:
+        raise ValueError(f"vocab is {vocab}; it must be from 1 to {logits.shape[-1]}, the columns of logits")
+    divisor, weights, *tokens = rows
+    *numbers, divide_by = options
+    loss, _, summary, *rows = torch.ops.xact.cross_entropy(
+        logits, labels, weights, divisor, *tokens, *numbers, vocab, divide_by, reduction == "none", return_stats
+    )
+    if reduction == "none":
+        loss = loss.reshape(labels.shape)
+    if not return_stats:
+        return loss
+    losses, lse, z_losses, argmax = (row.reshape(labels.shape) for row in rows)
+    field = lambda name: native.summary_field(summary, name)  # noqa: E731
+    totals = ("loss", "weight", "normalizer", "labels", "kept", "dropped", "correct", "bad_row", "nan_row")
+    return loss, Stats(losses, lse, z_losses, argmax, *map(field, totals))
+
+
+def context_parallel_chunks(
+    ids: Tensor,
+    goldfish: Goldfish,
+    *,
+    group: Optional["torch.distributed.ProcessGroup"] = None,
+    order: str = "contiguous",
+    cu_seqlens: Optional[Tensor] = None,
+) -> dict[str, Tensor]:
+    """The arguments with which Goldfish decides about a rank's part of a text as about the whole text.
+
+    The result is for :meth:`xact.Goldfish.mask` of the rank's ids, and for :func:`cross_entropy` and
+    :func:`vocab_parallel_cross_entropy` of its labels: ``goldfish.mask(ids, **chunks)``. Two all-gathers exchange the shapes
+    and the last ids of each rank. The call waits for the device.
+
+    Args:
+        ids: ``[..., T]``, the rank's ids, one for each of its labels. Every rank has the same shape.
+        goldfish: The strategy. ``static`` and ``random`` count the labels of a document from its beginning.
+        group: The process group; None is the default group.
+        order: ``"contiguous"``: rank r has part r of the text. ``"zigzag"``: the text has two parts for each rank, and rank r
+            of R has part r and then part 2R − 1 − r.
+        cu_seqlens: ``[documents + 1]`` i32, the offsets in the whole text at which documents begin; the ids must then be one
+            row. With None, each row is a document.
+
+    Returns:
+        The arguments ``cu_seqlens``, ``preceding`` and, if the strategy has windows, ``halo``.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: Shapes do not fit, or differ between the ranks.
+        RuntimeError: torch.distributed is not initialised, this process is not in the group, or a rank does not answer.
+    """
+    from . import _context
+
+    return _context.context_parallel_chunks(ids, goldfish, group=group, order=order, cu_seqlens=cu_seqlens)
+
+
+def vocab_parallel_cross_entropy(
+    logits_shard: Tensor,
+    labels: Tensor,
+    *,
+    group: Optional["torch.distributed.ProcessGroup"] = None,
+    weights: Optional[Tensor] = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: Optional[float] = None,
+    vocab: Optional[int] = None,
+    reduction: str = "mean",
+    normalizer: Union[None, str, float, Tensor] = None,
+    goldfish: Optional[Goldfish] = None,
+    hash_ids: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    preceding: Optional[Tensor] = None,
+    halo: Optional[Tensor] = None,
+    seq_dim: int = -1,
+) -> Tensor:
+    """:func:`cross_entropy` of logits whose columns are spread over the ranks of a process group.
+
+    The columns of the ranks follow each other in the order of the ranks; ranks may have different numbers of columns, also
+    none. Every rank passes the same labels and options. A call has one all-gather, of 20 bytes per row, and no reduction; the
+    first call of a shape has another, in which the ranks compare their shapes. The loss has the same bits on every rank. The
+    gradient is that of the rank's own logits, for an upstream gradient that is the same on every rank.
+
+    Args:
+        logits_shard: ``[..., v]`` f32, f16 or bf16: the columns of this rank. v may be 0.
+        labels: i64, i32 or u32, of the shape of the logits without v: classes of all ranks, from 0 to V − 1.
+        group: The process group; None is the default group. If a rank fails, the others raise at the latest after the
+            timeout of the group.
+        vocab: The number V of columns of all ranks together that are classes; the columns after them, such as those that make
+            shards equal, are padding. None is all columns.
+        normalizer: As for :func:`cross_entropy`. For data-parallel groups, give the number of tokens of all of them.
+
+    The other arguments are those of :func:`cross_entropy`. Goldfish decides from the same ids on every rank. Under
+    ``torch.compile`` the call runs eagerly, and breaks the graph.
+
+    Returns:
+        The loss, f32 ``[]``, or of the shape of the labels with ``reduction="none"``.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: Shapes do not fit, on all ranks together or on this one; on the CPU also, a label is no class.
+        RuntimeError: torch.distributed is not initialised, this process is not in the group, or a rank does not answer.
+    """
+    # It imports torch.distributed and the compiler, which takes seconds.
+    from . import _parallel
+
+    rows, options = _loss_arguments(
+        logits_shard,
+        labels,
+        weights,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
+        reduction,
+        normalizer,
+        goldfish,
+        hash_ids,
+        cu_seqlens,
+        preceding,
+        halo,
+        seq_dim,
+    )
+    divisor, *tokens = rows
+    if vocab is not None:
+        vocab = _check.whole("vocab", vocab)
+    return _parallel.cross_entropy(logits_shard, labels, tokens, options, divisor, vocab, reduction == "none", group)
+
+
+def _loss_arguments(
+    logits,
+    labels,
+    weights,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    softcap,
+    reduction,
+    normalizer,
+    goldfish,
+    hash_ids,
+    cu_seqlens,
+    preceding,
+    halo,
+    seq_dim,
+):
+    """Checks the arguments of a loss, and returns them in the operators' order.
+
+    Returns:
+        divisor, weights, hash_ids, cu_seqlens, preceding, halo, goldfish's key and whether the text runs along the first
+        dimension; then ignore_index, label_smoothing, z_loss, softcap and the library's normalizer.
+    """
     _check.data("logits", _check.tensor("logits", logits))
     _sharding.refuse("logits", logits)
     _check.integers("labels", _check.tensor("labels", labels), _check.LABELS)
@@ -358,8 +528,6 @@ def cross_entropy(
             f"labels is {list(labels.shape)}, but logits is {list(logits.shape)}; "
             f"labels must be {list(logits.shape[:-1])}"
         )
-    if logits.shape[-1] == 0:
-        raise ValueError(f"logits is {list(logits.shape)}; there must be at least one class")
     if weights is not None:
         _check.dtype("weights", _check.tensor("weights", weights), (torch.float32,))
         _like_labels("weights", weights, labels)
@@ -398,36 +566,11 @@ def cross_entropy(
         # To the library, 0 means no softcap.
         if not softcap > 0:
             raise ValueError(f"softcap is {softcap}; it must be above 0, or None")
-    if vocab is not None and not 1 <= (vocab := _check.whole("vocab", vocab)) <= logits.shape[-1]:
-        raise ValueError(f"vocab is {vocab}; it must be from 1 to {logits.shape[-1]}, the columns of logits")
-    loss, _, summary, *rows = torch.ops.xact.cross_entropy(
-        logits,
-        labels,
-        weights,
-        divisor,
-        hash_ids,
-        cu_seqlens,
-        preceding,
-        halo,
-        None if goldfish is None else goldfish._key,
-        seq_first,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        softcap,
-        vocab,
-        divide_by,
-        reduction == "none",
-        return_stats,
+    key = None if goldfish is None else goldfish._key
+    return (
+        (divisor, weights, hash_ids, cu_seqlens, preceding, halo, key, seq_first),
+        (ignore_index, label_smoothing, z_loss, softcap, divide_by),
     )
-    if reduction == "none":
-        loss = loss.reshape(labels.shape)
-    if not return_stats:
-        return loss
-    losses, lse, z_losses, argmax = (row.reshape(labels.shape) for row in rows)
-    field = lambda name: native.summary_field(summary, name)  # noqa: E731
-    totals = ("loss", "weight", "normalizer", "labels", "kept", "dropped", "correct", "bad_row", "nan_row")
-    return loss, Stats(losses, lse, z_losses, argmax, *map(field, totals))
 
 
 def _like_labels(what: str, value: Tensor, labels: Tensor) -> None:

@@ -16,7 +16,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NORMALIZERS = ("kept", "labels", "weight")
 
 
-class _Rows:
+class Rows:
     """The arguments that forward and backward share: logits, labels, weights and the Goldfish decision."""
 
     def __init__(
@@ -131,7 +131,7 @@ def cross_entropy(
         argmax: [N] i32; empty unless ``stats`` is set.
     """
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
-    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
+    rows = Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     call = native.struct("xact_cross_entropy_args")
     rows.set(call)
     n = rows.rows
@@ -149,7 +149,7 @@ def cross_entropy(
     run.workspace(call, "xact_cross_entropy_workspace_bytes", n)
     run(op, call)
     if not logits.is_cuda:
-        _refuse_bad_labels(summary, labels, logits.shape[-1] if vocab is None else vocab)
+        refuse_bad_labels(summary, labels, logits.shape[-1] if vocab is None else vocab)
     if per_row:
         loss = losses.clone() if stats else losses
         losses = losses if stats else losses.new_empty(0)
@@ -159,7 +159,7 @@ def cross_entropy(
     return loss, saved, summary, losses, lse, z_losses, argmax
 
 
-def _refuse_bad_labels(summary: Tensor, labels: Tensor, classes: int) -> None:
+def refuse_bad_labels(summary: Tensor, labels: Tensor, classes: int) -> None:
     """Raises ValueError for the first label that is no class. For CPU tensors, as reading a CUDA summary would wait."""
     row = int(native.summary_field(summary, "bad_row"))
     if row >= 0:
@@ -231,7 +231,7 @@ def cross_entropy_backward(
     """The gradient of the logits, of their shape and type."""
     dlogits = contiguous_like(logits)
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
-    rows = _Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
+    rows = Rows(logits, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     if rows.rows == 0 or rows.cols == 0:
         return dlogits
     dloss = dloss.float()

@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from .. import torch as functional
 from .._goldfish import Goldfish
@@ -65,25 +66,47 @@ class XIELU(nn.Module):
         self.register_buffer("beta", torch.tensor(beta, **made))
         self.register_buffer("eps", None if eps is None else torch.tensor(eps, **made))
         self.eps_gradient = eps_gradient
-        self._numbers = (float(beta), eps)
-        self.register_load_state_dict_post_hook(XIELU._read_buffers)
+        self._numbers: tuple[float, Optional[float]] = (float(beta), eps)
+        # The buffers of which these are the numbers, and their versions.
+        self._read: tuple[tuple[Optional[Tensor], ...], tuple[int, ...]] = ((None, None), ())
 
-    @staticmethod
-    def _read_buffers(module: "XIELU", _: Any) -> None:
-        """Reads the buffers after loading, because reading them in each call would wait for the device."""
-        if module.beta.device.type != "meta":
-            eps = module.eps
-            module._numbers = (float(module.beta), None if eps is None else float(eps))
+    def numbers(self) -> tuple[float, Optional[float]]:
+        """beta and eps as numbers. Buffers are read again only after they have changed, since that waits for the device."""
+        buffers = (self.beta, self.eps)
+        if torch.compiler.is_compiling():
+            # Compiled code has them as constants.
+            return _numbers_of(*buffers, self._numbers)
+        versions = tuple(map(_version, buffers))
+        if versions != self._read[1] or any(now is not then for now, then in zip(buffers, self._read[0])):
+            self._numbers = _numbers_of(*buffers, self._numbers)
+            self._read = (buffers, versions)
+        return self._numbers
 
     def forward(self, x: Tensor) -> Tensor:
         """xIELU of x, of the shape and type of x."""
-        beta, eps = self._numbers
+        beta, eps = self.numbers()
         return functional.xielu(x, self.alpha_p, self.alpha_n, beta=beta, eps=eps, eps_gradient=self.eps_gradient)
 
     def extra_repr(self) -> str:
         """beta and eps, for ``repr``."""
-        beta, eps = self._numbers
+        beta, eps = self.numbers()
         return f"beta={beta}, eps={eps}"
+
+
+def _version(buffer: Optional[Tensor]) -> int:
+    # Tensors that were made in inference mode count no versions.
+    return 0 if buffer is None or buffer.is_inference() else buffer._version
+
+
+def _numbers_of(beta: Tensor, eps: Optional[Tensor], known: tuple[float, Optional[float]]) -> Any:
+    """The numbers in these buffers; ``known`` if they have no data, because they are on the meta device or fake."""
+    if beta.device.type == "meta" or isinstance(beta, FakeTensor):
+        return known
+    return float(beta), None if eps is None else float(eps)
+
+
+# What torch.compiler.assume_constant_result sets. Calling that imports the compiler, which takes seconds.
+_numbers_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Expanded(nn.Module):
