@@ -2,10 +2,10 @@
 
     python head.py [--rows 512 --hidden 1024 --vocab 32768 131072] [--dtype float32 bfloat16] [--samples 5] [--only TEXT]
 
-PyTorch's ways are `linear` and `cross_entropy`, and `linear_cross_entropy` with each policy of its chunks. `xact, k = 4` drops
-every fourth label by its list of kept rows. Each sample runs all ways one after the other, in a rotating order, so that other
-load on the machine affects all of them; the median counts. Memory is what the process has at most during a call beyond what it
-had before, the gradients included (Linux). The first call of each way is not timed.
+PyTorch's ways are `linear` and `cross_entropy`, and `linear_cross_entropy` with each policy of its chunks. `xact, k = 4`
+drops every fourth label by its list of kept rows. Each sample runs all ways one after the other, in a rotating order, so that
+other load on the machine affects all of them; the median counts. Memory is what the process has at most during a call beyond
+what it had before, the gradients included (Linux). The first call of each way is not timed.
 """
 
 import argparse
@@ -38,6 +38,18 @@ def ways(hidden, weight, labels):
             yield f"{policy}, one chunk", lambda o=whole: F.linear_cross_entropy(hidden, weight, labels, options=o)
 
 
+def batch(rows, cols, vocab, dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, cols, generator=generator)
+    weight = torch.randn(vocab, cols, generator=generator) / cols**0.5
+    labels = torch.randint(vocab, (rows,), generator=generator)
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels
+
+
+def step(loss, tensors):
+    return lambda: torch.autograd.grad(loss(), tensors)
+
+
 def peak(run):
     """The bytes of memory that a call takes at most."""
     status = Path("/proc/self/status")
@@ -58,21 +70,16 @@ def main():
     parser.add_argument("--only", default="", help="only the ways whose names have this text")
     parser.add_argument("--skip", default="-", help="not the ways whose names have this text")
     options = parser.parse_args()
+    chosen = lambda name: options.only in name and options.skip not in name  # noqa: E731
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| vocabulary | dtype | way | ms | of the fastest of PyTorch | GFLOP/s | MiB |")
     print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
     for vocab in options.vocab:
         for dtype in options.dtype:
-            generator = torch.Generator().manual_seed(0)
-            random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
             dtype = getattr(torch, dtype)
-            hidden = random(options.rows, options.hidden).to(dtype).requires_grad_()
-            weight = (random(vocab, options.hidden) / options.hidden**0.5).to(dtype).requires_grad_()
-            labels = torch.randint(vocab, (options.rows,), generator=generator)
-            runs = {}
-            for name, loss in ways(hidden, weight, labels):
-                if options.only in name and options.skip not in name:
-                    runs[name] = lambda loss=loss: torch.autograd.grad(loss(), (hidden, weight))
+            hidden, weight, labels = batch(options.rows, options.hidden, vocab, dtype)
+            every = ways(hidden, weight, labels)
+            runs = {name: step(loss, (hidden, weight)) for name, loss in every if chosen(name)}
             memory = {name: peak(run) for name, run in runs.items()}
             seconds = {name: [] for name in runs}
             for sample in range(options.samples):
