@@ -68,17 +68,11 @@ impl<'a, T: Element, D: Element> Head<'a, T, D> {
         for input in inputs {
             call.buffers.read(input.clone());
         }
-        // SAFETY: the caller vouches for the list.
-        let kept_rows = match args.kept_rows.is_null() && args.kept_count == 0 {
+        let (ptr, count) = (args.kept_rows, args.kept_count);
+        let kept_rows = match ptr.is_null() && count == 0 {
             true => None,
-            false => Some(unsafe {
-                read_array(
-                    &mut call.buffers,
-                    "kept_rows",
-                    args.kept_rows,
-                    args.kept_count,
-                )?
-            }),
+            // SAFETY: the caller vouches for the list.
+            false => Some(unsafe { read_array(&mut call.buffers, "kept_rows", ptr, count) }?),
         };
         for output in outputs.into_iter().flatten() {
             call.buffers.write(output.clone())?;
