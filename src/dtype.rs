@@ -223,7 +223,8 @@ impl Element for bf16 {
     }
 }
 
-/// A type for the trainable scalars of an activation on tensors of `T`: f32, or `T` itself.
+/// A type for the trainable scalars of an activation on tensors of `T`, and for the gradient of a head's weights: f32, or `T`
+/// itself.
 pub trait ParamOf<T: Element>: Element {}
 impl<T: Element> ParamOf<T> for f32 {}
 impl ParamOf<f16> for f16 {}

@@ -111,7 +111,8 @@ pub enum Error {
         /// The columns of the gate, and of the value.
         cols: u64,
     },
-    /// Rows in groups (see [`Rows::groups`](crate::Rows::groups)) were given for a tensor other than logits or dlogits.
+    /// Rows in groups (see [`Rows::groups`](crate::Rows::groups)) were given for a tensor other than logits, hidden states or
+    /// their gradients.
     Groups {
         /// The name of the argument.
         what: &'static str,
@@ -187,6 +188,22 @@ pub enum Error {
         classes: u64,
         /// One past the last class of this rank.
         end: u64,
+    },
+    /// A list of kept rows has a row that does not exist, or a row twice.
+    KeptRow {
+        /// The index in the list.
+        at: u64,
+        /// The row that was given.
+        row: i64,
+        /// The number of rows.
+        rows: u64,
+    },
+    /// One row of logits needs more bytes than the budget of the call, or a chunk of the given number of rows does.
+    Budget {
+        /// The budget.
+        max_bytes: u64,
+        /// The bytes that the call needs.
+        needed: u64,
     },
     /// A queue on the per-thread default stream was used in another thread than the one that made it. There the same handle
     /// means another stream.
@@ -274,7 +291,8 @@ impl fmt::Display for Error {
             ),
             Error::Groups { what } => write!(
                 f,
-                "the rows of {what} are in groups, which only logits and dlogits may be; make one call per group, or copy"
+                "the rows of {what} are in groups, which only logits, hidden states and their gradients may be; make one call \
+                 per group, or copy"
             ),
             Error::TooLarge { rows, cols } => {
                 write!(f, "a tensor of {rows} × {cols} elements is too large")
@@ -322,6 +340,14 @@ impl fmt::Display for Error {
                 f,
                 "the columns end at class {end} of {classes}: the number of classes must be in [1, 2^32 - 2], and the \
                  columns of a rank must be among them"
+            ),
+            Error::KeptRow { at, row, rows } => write!(
+                f,
+                "kept_rows[{at}] is {row}; a list has each of the {rows} rows at most once, and -1 any number of times"
+            ),
+            Error::Budget { max_bytes, needed } => write!(
+                f,
+                "max_bytes is {max_bytes}, but {needed} bytes are needed; raise it, or take fewer rows in a chunk"
             ),
             Error::WrongThread => f.write_str(
                 "the queue is on the per-thread default stream of another thread; make a queue in this thread",

@@ -49,7 +49,9 @@ pub use blocks::RowStats;
 pub use cuda::{Device, Queue, cudarc, raw};
 pub use dtype::{Dtype, Element, ParamOf};
 pub use error::{Error, Result};
-pub use loss::{CrossEntropy, Goldfish, Normalizer, Shard, Strategy, Tokens};
+pub use loss::{
+    CrossEntropy, Goldfish, LinearCrossEntropy, Logits, Normalizer, Shard, Strategy, Tokens,
+};
 pub use shape::{Halves, Rows};
 
 pub use half;

@@ -61,7 +61,7 @@ impl Rows {
 
     /// Divides the rows into groups of `rows` rows, with `pitch` elements from the start of one group to the start of the
     /// next. The view `logits[:, :-1]` of a `[B, S, V]` tensor has groups of S − 1 rows and a group pitch of S·V. Only
-    /// logits and dlogits may have groups; other tensors give [`Error::Groups`].
+    /// logits, hidden states and their gradients may have groups; other tensors give [`Error::Groups`].
     #[must_use]
     pub fn groups(mut self, rows: usize, pitch: usize) -> Rows {
         self.groups = Some(Groups { rows, pitch });

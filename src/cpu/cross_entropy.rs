@@ -32,18 +32,19 @@ use crate::loss::cross_entropy::{CrossEntropy, Label, Normalizer, RowStatus, Sha
 use crate::loss::goldfish::{Goldfish, TokenId, Tokens};
 use crate::shape::Shape;
 use loops::{AnyRows, Pass, Row};
-use row::{NO_STATS, Options, PartStats, RowLoss, Target, merged, rounded};
+pub(super) use row::NO_STATS;
+use row::{Options, PartStats, RowLoss, Target, merged, rounded};
 
 /// The inputs that decide which rows are kept.
-struct Rows<'a, L> {
-    labels: &'a [L],
-    weights: Option<&'a [f32]>,
-    goldfish: Option<(&'a Goldfish, Box<dyn Ids + 'a>)>,
-    shard: Option<Shard>,
+pub(super) struct Rows<'a, L> {
+    pub(super) labels: &'a [L],
+    pub(super) weights: Option<&'a [f32]>,
+    pub(super) goldfish: Option<(&'a Goldfish, Box<dyn Ids + 'a>)>,
+    pub(super) shard: Option<Shard>,
 }
 
 impl<'a, L> Rows<'a, L> {
-    fn new(labels: &'a [L]) -> Self {
+    pub(super) fn new(labels: &'a [L]) -> Self {
         Rows {
             labels,
             weights: None,
@@ -63,7 +64,7 @@ impl<L> fmt::Debug for Rows<'_, L> {
 }
 
 /// Tokens of any type.
-trait Ids {
+pub(super) trait Ids {
     fn len(&self) -> usize;
     fn keep(&self, goldfish: &Goldfish) -> Result<Vec<bool>>;
 }
@@ -80,20 +81,20 @@ impl<I: TokenId> Ids for Tokens<'_, I> {
 
 /// The outputs of a forward, and its normaliser.
 #[derive(Debug, Default)]
-struct Outputs<'a> {
-    loss: Option<&'a mut [f32]>,
-    z_loss: Option<&'a mut [f32]>,
-    lse: Option<&'a mut [f32]>,
-    argmax: Option<&'a mut [i32]>,
-    saved: Option<&'a mut [u8]>,
+pub(super) struct Outputs<'a> {
+    pub(super) loss: Option<&'a mut [f32]>,
+    pub(super) z_loss: Option<&'a mut [f32]>,
+    pub(super) lse: Option<&'a mut [f32]>,
+    pub(super) argmax: Option<&'a mut [i32]>,
+    pub(super) saved: Option<&'a mut [u8]>,
 }
 
 /// The upstream gradients: the one of row r is element `r·stride`.
 #[derive(Clone, Copy, Debug)]
-struct UpstreamGradient<'a> {
-    values: &'a [f32],
+pub(super) struct UpstreamGradient<'a> {
+    pub(super) values: &'a [f32],
     /// `None`: 0 if there is one element, otherwise 1.
-    stride: Option<usize>,
+    pub(super) stride: Option<usize>,
 }
 
 /// The setters of the weights and of Goldfish.
@@ -118,6 +119,7 @@ macro_rules! row_setters {
         }
     };
 }
+pub(super) use row_setters;
 
 /// The setters of the outputs of a forward.
 macro_rules! output_setters {
@@ -162,6 +164,7 @@ macro_rules! output_setters {
         }
     };
 }
+pub(super) use output_setters;
 
 /// The setters of the upstream gradient.
 macro_rules! dloss_setters {
@@ -186,6 +189,7 @@ macro_rules! dloss_setters {
         }
     };
 }
+pub(super) use dloss_setters;
 
 /// Returns a call that computes the losses of `[N, V]` logits in f32, f16 or bf16, and their summary. `labels` are `[N]`
 /// i32, i64 or u32: the class of each row, or [`ignore_index`](CrossEntropy::ignore_index).
@@ -510,11 +514,11 @@ pub fn finish<'a, L: Label>(
 #[derive(Debug)]
 #[must_use = "nothing is computed until `run`"]
 pub struct Finish<'a, L> {
-    op: &'a CrossEntropy,
-    rows: Rows<'a, L>,
-    gathered: &'a [u8],
-    outputs: Outputs<'a>,
-    normalizer: Option<f32>,
+    pub(super) op: &'a CrossEntropy,
+    pub(super) rows: Rows<'a, L>,
+    pub(super) gathered: &'a [u8],
+    pub(super) outputs: Outputs<'a>,
+    pub(super) normalizer: Option<f32>,
 }
 
 impl<'a, L: Label> Finish<'a, L> {
@@ -545,14 +549,14 @@ impl<'a, L: Label> Finish<'a, L> {
 }
 
 /// Writes stats in the format of a saved buffer.
-fn save(stats: &[RowStats], saved: &mut [u8]) {
+pub(super) fn save(stats: &[RowStats], saved: &mut [u8]) {
     for (bytes, stats) in saved.as_chunks_mut().0.iter_mut().zip(stats) {
         *bytes = stats.to_bytes();
     }
 }
 
 impl Outputs<'_> {
-    fn check(&self, op: &CrossEntropy, rows: usize) -> Result<()> {
+    pub(super) fn check(&self, op: &CrossEntropy, rows: usize) -> Result<()> {
         let floats = [
             ("loss", &self.loss),
             ("z_loss", &self.z_loss),
@@ -572,9 +576,9 @@ impl Outputs<'_> {
 }
 
 /// The status of every row of a call.
-struct Plan {
-    options: Options,
-    targets: Vec<Target>,
+pub(super) struct Plan {
+    pub(super) options: Options,
+    pub(super) targets: Vec<Target>,
     /// The number of rows whose label is not `ignore_index`.
     labels: u64,
     /// The number of kept rows, and the sum of their weights.
@@ -583,8 +587,15 @@ struct Plan {
 }
 
 impl Plan {
+    /// The bytes of the lists of a call for each row, generously: targets, statistics and the tensors' rows.
+    pub(super) const ROW_BYTES: usize = 256;
+
     /// `cols` is the number of columns of the logits, if the call has logits.
-    fn new<L: Label>(op: &CrossEntropy, rows: &Rows<'_, L>, cols: Option<usize>) -> Result<Plan> {
+    pub(super) fn new<L: Label>(
+        op: &CrossEntropy,
+        rows: &Rows<'_, L>,
+        cols: Option<usize>,
+    ) -> Result<Plan> {
         op.check()?;
         let n = rows.labels.len();
         let vocab = match cols {
@@ -657,8 +668,19 @@ impl Plan {
         })
     }
 
+    /// The plan of some of the rows, without totals.
+    pub(super) fn of_rows(&self, rows: &[usize]) -> Plan {
+        Plan {
+            options: self.options,
+            targets: rows.iter().map(|&row| self.targets[row]).collect(),
+            labels: 0,
+            kept: 0,
+            weight: 0.0,
+        }
+    }
+
     /// The normaliser.
-    fn divisor(&self, op: &CrossEntropy, given: Option<f32>) -> f32 {
+    pub(super) fn divisor(&self, op: &CrossEntropy, given: Option<f32>) -> f32 {
         given.unwrap_or(match op.normalizer {
             Normalizer::None => 1.0,
             Normalizer::Kept => self.kept as f32,
@@ -668,7 +690,11 @@ impl Plan {
     }
 
     /// Multiplies each row's upstream gradient by `dloss`, and divides it by the normaliser.
-    fn multiply(&mut self, dloss: Option<UpstreamGradient<'_>>, divisor: f32) -> Result<()> {
+    pub(super) fn multiply(
+        &mut self,
+        dloss: Option<UpstreamGradient<'_>>,
+        divisor: f32,
+    ) -> Result<()> {
         if let Some(UpstreamGradient { values, stride }) = dloss {
             let stride = dloss_stride(stride, self.targets.len(), values.len())?;
             for (row, target) in self.targets.iter_mut().enumerate() {
@@ -682,7 +708,7 @@ impl Plan {
     }
 
     /// The stats of whole rows, merged from the saved ones of all ranks.
-    fn merge(&self, op: &CrossEntropy, saved: &[u8]) -> Result<Vec<RowStats>> {
+    pub(super) fn merge(&self, op: &CrossEntropy, saved: &[u8]) -> Result<Vec<RowStats>> {
         let n = self.targets.len();
         let bytes = op.saved_bytes(n as u64) as usize;
         check_length("saved", op.ranks(n, saved.len()) * bytes, saved.len())?;
@@ -695,7 +721,7 @@ impl Plan {
     }
 
     /// Computes the stats of all rows, or takes the given ones, and writes the gradients.
-    fn run<'a, T: Element>(
+    pub(super) fn run<'a, T: Element>(
         &self,
         find_stats: bool,
         with_argmax: bool,
@@ -721,7 +747,7 @@ impl Plan {
     }
 
     /// Writes the outputs and returns the summary, from the stats of whole rows.
-    fn finish(
+    pub(super) fn finish(
         &self,
         op: &CrossEntropy,
         stats: &[RowStats],

@@ -9,7 +9,7 @@
 //! A function such as [`forward`] takes the required arguments and returns a call. The methods of the call set optional
 //! arguments, and `run` runs it.
 //!
-//! This module has the activations; [`cross_entropy`] and [`goldfish`] have the losses.
+//! This module has the activations; [`cross_entropy`], [`linear_cross_entropy`] and [`goldfish`] have the losses.
 //!
 //! The same input gives the same bits, whatever the number of threads and the instruction set. On x86-64 without FMA,
 //! results are correct but slow.
@@ -35,9 +35,11 @@ pub mod cross_entropy;
 mod expanded;
 mod function;
 pub mod goldfish;
+pub mod linear_cross_entropy;
 mod map;
 mod math;
 mod on_cpu;
+mod product;
 mod segment;
 mod short;
 mod simd;
@@ -59,6 +61,7 @@ pub use activation::{
     Backward, Forward, GatedBackward, GatedForward, backward, backward_in_place, forward,
     forward_in_place, gated_backward, gated_backward_in_place, gated_forward,
 };
+pub use linear_cross_entropy::{KeptRows, kept_rows};
 #[doc(hidden)]
 pub use simd::InstructionSet;
 pub use tensor::{Input, Output, Pair, PairMut};

@@ -1,5 +1,6 @@
 //! The tensors of a call: whole slices, or rows of a larger matrix.
 
+use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::shape::{Halves, Interleaving, Rows, Shape};
 
@@ -68,6 +69,17 @@ impl<'a, T> Output<'a, T> {
         self.elements.len()
     }
 
+    /// The same tensor, where `U` is the same type as `T`.
+    pub(crate) fn cast<U: Element>(self) -> Output<'a, U>
+    where
+        T: Element,
+    {
+        Output {
+            elements: bytemuck::cast_slice_mut(self.elements),
+            rows: self.rows,
+        }
+    }
+
     pub(crate) fn check(self, what: &'static str, shape: Shape) -> Result<Checked<&'a mut [T]>> {
         Ok(Checked {
             rows: shape.rows_of(what, self.elements.len(), self.rows)?,
@@ -123,6 +135,33 @@ impl<E> Checked<E> {
             self.rows.rows = 0;
         }
         Ok(self)
+    }
+}
+
+impl<'a, T: Element> Checked<&'a [T]> {
+    /// The same tensor, where `U` is the same type as `T`.
+    pub(crate) fn cast<U: Element>(self) -> Checked<&'a [U]> {
+        Checked {
+            elements: bytemuck::cast_slice(self.elements),
+            rows: self.rows,
+        }
+    }
+}
+
+impl<'a, T: Element> Checked<&'a mut [T]> {
+    /// The same tensor, where `U` is the same type as `T`.
+    pub(crate) fn cast_mut<U: Element>(self) -> Checked<&'a mut [U]> {
+        Checked {
+            elements: bytemuck::cast_slice_mut(self.elements),
+            rows: self.rows,
+        }
+    }
+
+    pub(crate) fn reborrow(&mut self) -> Checked<&mut [T]> {
+        Checked {
+            elements: &mut *self.elements,
+            rows: self.rows,
+        }
     }
 }
 

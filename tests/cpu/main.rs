@@ -1,11 +1,12 @@
 //! The CPU backend, as a table of trials: the activations by their names in the registry, so that a new op is tested
-//! automatically, `cross_entropy::` and `goldfish::`.
+//! automatically, `cross_entropy::`, `linear_cross_entropy::` and `goldfish::`.
 //!
 //! `XACT_FULL=1` has denser sweeps, and longer and more rows.
 
 mod activations;
 mod cross_entropy;
 mod goldfish;
+mod linear_cross_entropy;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     activations::add_to(&mut table);
     cross_entropy::add_to(&mut table);
     goldfish::add_to(&mut table);
+    linear_cross_entropy::add_to(&mut table);
     libtest_mimic::run(&arguments, table.0).exit_code()
 }
 

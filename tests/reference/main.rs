@@ -3,3 +3,4 @@
 mod activations;
 mod cross_entropy;
 mod goldfish;
+mod linear_cross_entropy;

@@ -18,6 +18,7 @@ pub mod inputs;
 #[cfg(all(feature = "cuda", debug_assertions))] // of no use where it is optimised
 pub mod instances;
 pub mod limits;
+pub mod linear_golden;
 #[cfg(feature = "cuda")]
 pub mod loss;
 pub mod loss_cases;

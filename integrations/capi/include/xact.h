@@ -20,8 +20,8 @@
  * is an error. The structs of options, xact_activation and xact_cross_entropy, have defaults other than 0; their _init
  * functions set them.
  *
- * Device and host. Each op has a function for a device, which launches on a stream and returns, and a function for the
- * host, whose name ends with _host. Both take the same structs. The pointers in them are to device memory for the device
+ * Device and host. Each op but the head has a function for a device, which launches on a stream and returns, and a function
+ * for the host, whose name ends with _host. Both take the same structs. The pointers in them are to device memory for the device
  * function, and to host memory for the host function. The structs themselves, and arrays of pointers such as `params`,
  * are always in host memory, and are not read after the function has returned.
  *
@@ -200,6 +200,16 @@
 #define XACT_ERROR_BLOCK 28
 
 /**
+ * A list of kept rows has a row that does not exist, or a row twice.
+ */
+#define XACT_ERROR_KEPT_ROW 29
+
+/**
+ * A budget is too small for a row of logits, or for the given number of rows of a chunk.
+ */
+#define XACT_ERROR_BUDGET 30
+
+/**
  * The `size` of a struct is no size that any version of the struct has, or the program sets fields that the library
  * does not know, because the library is older than the header.
  */
@@ -316,6 +326,16 @@
  * xIELU: the same clamp, with the derivative that automatic differentiation of the formula computes.
  */
 #define XACT_COMPAT_AUTOGRAD 2
+
+/**
+ * The logits of a chunk of the head are f32.
+ */
+#define XACT_LOGITS_F32 0
+
+/**
+ * The logits of a chunk of the head have the type of the hidden states.
+ */
+#define XACT_LOGITS_NARROW 1
 
 /**
  * Losses are divided by the number of kept rows.
@@ -918,6 +938,74 @@ typedef struct xact_cross_entropy_args {
 } xact_cross_entropy_args;
 
 /**
+ * The tensors of a language model's head: the logits of the loss are the products of hidden states `[N, H]` and weights
+ * `[V, H]`, computed in chunks of rows, so that `[N, V]` logits are never in memory. Rows that need no logits are not
+ * multiplied.
+ */
+typedef struct xact_linear_cross_entropy_args {
+    /**
+     * sizeof(xact_linear_cross_entropy_args).
+     */
+    uint64_t size;
+    /**
+     * The arguments of the loss: `rows` is N, `cols` is V, the number of rows of the weights, and `dtype` is the type of the
+     * hidden states, the weights and the gradient of the hidden states. `logits` and `dlogits` are not used.
+     */
+    const struct xact_cross_entropy_args *loss;
+    /**
+     * H, the number of columns of the hidden states and of the weights.
+     */
+    uint64_t hidden_cols;
+    /**
+     * `[N, H]`, read: the hidden states.
+     */
+    struct xact_logits_matrix hidden;
+    /**
+     * `[V, H]`, read: the weights. Rows that are no classes are not read.
+     */
+    struct xact_matrix weight;
+    /**
+     * `[N, H]` or null, written where gradients are computed: the gradient of the hidden states, 0 in masked rows. If the
+     * classes are spread over ranks, the sum over the ranks is the gradient.
+     */
+    struct xact_logits_matrix d_hidden;
+    /**
+     * `[V, H]` of `d_weight_dtype` or null, written where gradients are computed: the gradient of the weights.
+     */
+    struct xact_matrix d_weight;
+    /**
+     * One of the XACT_DTYPE numbers: the type of `d_weight`, f32 or that of the weights; 0 means f32.
+     */
+    int32_t d_weight_dtype;
+    /**
+     * One of the XACT_LOGITS numbers: the type of the logits of a chunk.
+     */
+    int32_t logits;
+    /**
+     * 1: the gradient of the weights is added to `d_weight`, whose rows that are no classes are not touched; 0: it overwrites
+     * them, with 0 in rows that are no classes.
+     */
+    uint64_t accumulate;
+    /**
+     * Null, or the rows that may be kept, in any order; -1 is padding. A row that is not in the list has the weight 0. An
+     * empty list has another address than null, or a count of its padding.
+     */
+    const int32_t *kept_rows;
+    /**
+     * The length of `kept_rows`.
+     */
+    uint64_t kept_count;
+    /**
+     * The most bytes that the call uses besides the caller's tensors; 0 means 1 GiB.
+     */
+    uint64_t max_bytes;
+    /**
+     * The number of rows of a chunk; 0 means as many as fit into `max_bytes`.
+     */
+    uint64_t chunk_rows;
+} xact_linear_cross_entropy_args;
+
+/**
  * A strategy by which Goldfish decides which labels are dropped.
  */
 typedef struct xact_goldfish_strategy {
@@ -1295,6 +1383,54 @@ xact_status xact_cross_entropy_partial_stats_host(const struct xact_cross_entrop
  */
 xact_status xact_cross_entropy_finish_host(const struct xact_cross_entropy *op,
                                            const struct xact_cross_entropy_args *args);
+
+/**
+ * Computes the losses of hidden states and their totals on the host, and returns when the results are written.
+ *
+ * XACT_ERROR_SHAPE, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_KEPT_ROW, XACT_ERROR_BUDGET, and the errors of
+ * xact_cross_entropy_forward_host.
+ */
+xact_status xact_linear_cross_entropy_forward_host(const struct xact_cross_entropy *op,
+                                                   const struct xact_linear_cross_entropy_args *args);
+
+/**
+ * Computes what xact_linear_cross_entropy_forward_host computes, and the gradients that are not null.
+ *
+ * The errors of xact_linear_cross_entropy_forward_host.
+ */
+xact_status xact_linear_cross_entropy_forward_with_gradient_host(const struct xact_cross_entropy *op,
+                                                                 const struct xact_linear_cross_entropy_args *args);
+
+/**
+ * Computes the gradients that are not null from the `gathered` bytes of a forward with the same options, labels, weights,
+ * decision and list of kept rows. The logits are computed again.
+ *
+ * The errors of xact_linear_cross_entropy_forward_host.
+ */
+xact_status xact_linear_cross_entropy_backward_host(const struct xact_cross_entropy *op,
+                                                    const struct xact_linear_cross_entropy_args *args);
+
+/**
+ * Computes the `saved` bytes of a rank's classes, which are then gathered from all ranks for
+ * xact_cross_entropy_finish_host and xact_linear_cross_entropy_backward_host. A list of kept rows must have every row that
+ * the loss keeps.
+ *
+ * The errors of xact_linear_cross_entropy_forward_host.
+ */
+xact_status xact_linear_cross_entropy_partial_stats_host(const struct xact_cross_entropy *op,
+                                                         const struct xact_linear_cross_entropy_args *args);
+
+/**
+ * Lists the rows that need logits, in ascending order, from labels, weights and decision: `kept_rows`, `[args->rows]` or
+ * null, gets `*count` rows. The number of classes is xact_cross_entropy.vocab. Make the list where the text is loaded, and
+ * give it to the functions of the head.
+ *
+ * The errors of xact_cross_entropy_forward_host.
+ */
+xact_status xact_kept_rows_host(const struct xact_cross_entropy *op,
+                                const struct xact_cross_entropy_args *args,
+                                int32_t *kept_rows,
+                                uint64_t *count);
 
 /**
  * Prepares a strategy, and writes a handle to `*goldfish`; free it with xact_goldfish_free. A strategy with a table

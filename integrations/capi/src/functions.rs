@@ -421,6 +421,76 @@ pub unsafe extern "C" fn xact_cross_entropy_finish_host(
     guard(|| unsafe { host::cross_entropy_finish(op, args) })
 }
 
+// The head of a language model. It has host functions only.
+
+/// Computes the losses of hidden states and their totals on the host, and returns when the results are written.
+///
+/// XACT_ERROR_SHAPE, XACT_ERROR_PARAM_DTYPE, XACT_ERROR_KEPT_ROW, XACT_ERROR_BUDGET, and the errors of
+/// xact_cross_entropy_forward_host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xact_linear_cross_entropy_forward_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_linear_cross_entropy_args,
+) -> xact_status {
+    // SAFETY: the caller vouches for the pointers, as the header says.
+    guard(|| unsafe { host::linear_cross_entropy_forward(op, args) })
+}
+
+/// Computes what xact_linear_cross_entropy_forward_host computes, and the gradients that are not null.
+///
+/// The errors of xact_linear_cross_entropy_forward_host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xact_linear_cross_entropy_forward_with_gradient_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_linear_cross_entropy_args,
+) -> xact_status {
+    // SAFETY: the caller vouches for the pointers, as the header says.
+    guard(|| unsafe { host::linear_cross_entropy_forward_with_gradient(op, args) })
+}
+
+/// Computes the gradients that are not null from the `gathered` bytes of a forward with the same options, labels, weights,
+/// decision and list of kept rows. The logits are computed again.
+///
+/// The errors of xact_linear_cross_entropy_forward_host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xact_linear_cross_entropy_backward_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_linear_cross_entropy_args,
+) -> xact_status {
+    // SAFETY: the caller vouches for the pointers, as the header says.
+    guard(|| unsafe { host::linear_cross_entropy_backward(op, args) })
+}
+
+/// Computes the `saved` bytes of a rank's classes, which are then gathered from all ranks for
+/// xact_cross_entropy_finish_host and xact_linear_cross_entropy_backward_host. A list of kept rows must have every row that
+/// the loss keeps.
+///
+/// The errors of xact_linear_cross_entropy_forward_host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xact_linear_cross_entropy_partial_stats_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_linear_cross_entropy_args,
+) -> xact_status {
+    // SAFETY: the caller vouches for the pointers, as the header says.
+    guard(|| unsafe { host::linear_cross_entropy_partial_stats(op, args) })
+}
+
+/// Lists the rows that need logits, in ascending order, from labels, weights and decision: `kept_rows`, `[args->rows]` or
+/// null, gets `*count` rows. The number of classes is xact_cross_entropy.vocab. Make the list where the text is loaded, and
+/// give it to the functions of the head.
+///
+/// The errors of xact_cross_entropy_forward_host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xact_kept_rows_host(
+    op: *const xact_cross_entropy,
+    args: *const xact_cross_entropy_args,
+    kept_rows: *mut i32,
+    count: *mut u64,
+) -> xact_status {
+    // SAFETY: the caller vouches for the pointers, as the header says.
+    guard(|| unsafe { host::kept_rows(op, args, kept_rows, count) })
+}
+
 // Goldfish.
 
 /// Prepares a strategy, and writes a handle to `*goldfish`; free it with xact_goldfish_free. A strategy with a table

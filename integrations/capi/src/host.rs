@@ -1009,3 +1009,10 @@ unsafe fn loss_finish<L: Label>(op: &CrossEntropy, args: &xact_cross_entropy_arg
     }
     Ok(())
 }
+
+mod linear_cross_entropy;
+
+pub use linear_cross_entropy::{
+    kept_rows, linear_cross_entropy_backward, linear_cross_entropy_forward,
+    linear_cross_entropy_forward_with_gradient, linear_cross_entropy_partial_stats,
+};

@@ -47,6 +47,7 @@ structs!(
     xact_decision,
     xact_goldfish_args,
     xact_goldfish_strategy,
+    xact_linear_cross_entropy_args,
     xact_signature
 );
 

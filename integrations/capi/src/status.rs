@@ -58,6 +58,8 @@ impl From<Error> for Failure {
             Error::UnknownOp { .. } => XACT_ERROR_UNKNOWN_OP,
             Error::NotGated { .. } => XACT_ERROR_NOT_GATED,
             Error::Classes { .. } => XACT_ERROR_CLASSES,
+            Error::KeptRow { .. } => XACT_ERROR_KEPT_ROW,
+            Error::Budget { .. } => XACT_ERROR_BUDGET,
             Error::WrongThread => XACT_ERROR_WRONG_THREAD,
             Error::Workspace { needed, got } => {
                 // The error's own text mentions `Queue`, which is not in the C interface.

@@ -72,6 +72,10 @@ pub const XACT_ERROR_WRONG_THREAD: i32 = 26;
 pub const XACT_ERROR_WORKSPACE: i32 = 27;
 /// Gate and value cannot alternate in blocks of this length.
 pub const XACT_ERROR_BLOCK: i32 = 28;
+/// A list of kept rows has a row that does not exist, or a row twice.
+pub const XACT_ERROR_KEPT_ROW: i32 = 29;
+/// A budget is too small for a row of logits, or for the given number of rows of a chunk.
+pub const XACT_ERROR_BUDGET: i32 = 30;
 /// The `size` of a struct is no size that any version of the struct has, or the program sets fields that the library
 /// does not know, because the library is older than the header.
 pub const XACT_ERROR_STRUCT_SIZE: i32 = 100;
@@ -130,6 +134,11 @@ pub const XACT_COMPAT_ANALYTIC: i32 = 1;
 /// xIELU: the same clamp, with the derivative that automatic differentiation of the formula computes.
 pub const XACT_COMPAT_AUTOGRAD: i32 = 2;
 
+/// The logits of a chunk of the head are f32.
+pub const XACT_LOGITS_F32: i32 = 0;
+/// The logits of a chunk of the head have the type of the hidden states.
+pub const XACT_LOGITS_NARROW: i32 = 1;
+
 /// Losses are divided by the number of kept rows.
 pub const XACT_NORMALIZER_KEPT: i32 = 0;
 /// Losses are not divided.
@@ -168,6 +177,14 @@ pub struct xact_matrix {
     pub ptr: *mut c_void,
     /// Number of elements from the start of a row to the start of the next, at least `cols`; 0 means `cols`.
     pub pitch: u64,
+}
+
+impl xact_matrix {
+    /// An absent tensor.
+    pub(crate) const NONE: xact_matrix = xact_matrix {
+        ptr: std::ptr::null_mut(),
+        pitch: 0,
+    };
 }
 
 /// The memory of logits `[rows, cols]`. The rows may be in groups at a second pitch, as in `logits[:, :-1]` of logits
@@ -516,4 +533,44 @@ pub struct xact_cross_entropy_args {
     pub cluster: u32,
     /// xact_cross_entropy_partial_stats: 1 if xact_cross_entropy_finish will compute the argmax.
     pub with_argmax: u64,
+}
+
+/// The tensors of a language model's head: the logits of the loss are the products of hidden states `[N, H]` and weights
+/// `[V, H]`, computed in chunks of rows, so that `[N, V]` logits are never in memory. Rows that need no logits are not
+/// multiplied.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct xact_linear_cross_entropy_args {
+    /// sizeof(xact_linear_cross_entropy_args).
+    pub size: u64,
+    /// The arguments of the loss: `rows` is N, `cols` is V, the number of rows of the weights, and `dtype` is the type of the
+    /// hidden states, the weights and the gradient of the hidden states. `logits` and `dlogits` are not used.
+    pub loss: *const xact_cross_entropy_args,
+    /// H, the number of columns of the hidden states and of the weights.
+    pub hidden_cols: u64,
+    /// `[N, H]`, read: the hidden states.
+    pub hidden: xact_logits_matrix,
+    /// `[V, H]`, read: the weights. Rows that are no classes are not read.
+    pub weight: xact_matrix,
+    /// `[N, H]` or null, written where gradients are computed: the gradient of the hidden states, 0 in masked rows. If the
+    /// classes are spread over ranks, the sum over the ranks is the gradient.
+    pub d_hidden: xact_logits_matrix,
+    /// `[V, H]` of `d_weight_dtype` or null, written where gradients are computed: the gradient of the weights.
+    pub d_weight: xact_matrix,
+    /// One of the XACT_DTYPE numbers: the type of `d_weight`, f32 or that of the weights; 0 means f32.
+    pub d_weight_dtype: i32,
+    /// One of the XACT_LOGITS numbers: the type of the logits of a chunk.
+    pub logits: i32,
+    /// 1: the gradient of the weights is added to `d_weight`, whose rows that are no classes are not touched; 0: it overwrites
+    /// them, with 0 in rows that are no classes.
+    pub accumulate: u64,
+    /// Null, or the rows that may be kept, in any order; -1 is padding. A row that is not in the list has the weight 0. An
+    /// empty list has another address than null, or a count of its padding.
+    pub kept_rows: *const i32,
+    /// The length of `kept_rows`.
+    pub kept_count: u64,
+    /// The most bytes that the call uses besides the caller's tensors; 0 means 1 GiB.
+    pub max_bytes: u64,
+    /// The number of rows of a chunk; 0 means as many as fit into `max_bytes`.
+    pub chunk_rows: u64,
 }

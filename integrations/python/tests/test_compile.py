@@ -51,6 +51,25 @@ def samples():
         "cross_entropy_backward",
         (torch.ones(()), values((3, 8)), labels, *nothing[:5], saved, summary, None, False, *more),
     )
+    weight = lambda: values((8, 8), seed=3).requires_grad_()  # noqa: E731
+    for per_row, stats, kept in ((False, False, None), (True, True, torch.tensor([2, -1, 0]))):
+        at_once = (not per_row, not per_row)
+        tensors = (torch.rand(3), None, labels, *chunks, kept)
+        head = ("f32", 1 << 30, 2)
+        yield (
+            "linear_cross_entropy",
+            (x(), weight(), labels, *tensors, goldfish._key, False, *more, *head, per_row, stats, *at_once),
+        )
+    nothing = (None,) * 8
+    hidden, some = values((3, 8)), values((8, 8), seed=3)
+    _, saved, summary, *_ = ops.linear_cross_entropy(
+        hidden, some, labels, *nothing, False, *more, *head, False, False, False, False
+    )
+    for wanted in ((True, True), (False, True)):
+        yield (
+            "linear_cross_entropy_backward",
+            (torch.ones(()), hidden, some, labels, *nothing[:6], saved, summary, None, False, *more, *head, *wanted),
+        )
     offsets = torch.tensor([0, 13, 40], dtype=torch.int32)
     yield "goldfish_mask", (torch.arange(40), offsets, None, None, None, goldfish._key, False)
     yield "goldfish_mask", (torch.arange(40).view(4, 10), None, None, None, None, goldfish._key, True)
@@ -97,6 +116,14 @@ def steps():
 
     yield "cross_entropy", loss, lambda n: [tensor(n, 0), torch.arange(n) % 16]
 
+    def head(hidden, weight, labels):
+        loss, stats = xt.linear_cross_entropy(
+            hidden, weight, labels, goldfish=GOLDFISH, z_loss=1e-4, softcap=30.0, chunk_rows=4, return_stats=True
+        )
+        return loss * 2 + stats.kept
+
+    yield "linear_cross_entropy", head, lambda n: [tensor(n, 0), tensor(16, 1), torch.arange(n) % 16]
+
 
 def compare(function, compiled, arguments):
     with_gradient = [each for each in arguments if getattr(each, "requires_grad", False)]
@@ -117,7 +144,7 @@ def test_aot_eager(name):
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("name", ["xielu", "xsilu", "xgelu_gated", "packed", "cross_entropy"])
+@pytest.mark.parametrize("name", ["xielu", "xsilu", "xgelu_gated", "packed", "cross_entropy", "linear_cross_entropy"])
 def test_inductor(name):
     torch._dynamo.reset()
     function, make = next(rest for each, *rest in steps() if each == name)

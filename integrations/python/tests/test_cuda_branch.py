@@ -116,7 +116,8 @@ def recorder(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: made.on))
     monkeypatch.setattr(torch.Tensor, "device", property(lambda _: torch.device("cuda", 1) if made.on else cpu))
-    for owner, name in ((torch, "full"), (torch, "as_tensor"), (torch.Tensor, "to")):
+    made_anywhere = ("full", "ones", "zeros", "arange", "as_tensor")
+    for owner, name in (*((torch, name) for name in made_anywhere), (torch.Tensor, "to")):
 
         def at_home(*arguments, real=getattr(owner, name), device=None, **options):
             return real(*(each for each in arguments if not isinstance(each, torch.device)), **options)
@@ -185,6 +186,49 @@ def test_cross_entropy(recorder, strategy):
     recorder.on = False
     for got, want in zip(got, step()):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy(recorder, listed, reduction):
+    """PyTorch's products, and the loss of the library on the logits of each chunk."""
+    goldfish = xact.Goldfish(k=3, h=2)
+    hidden, weight, labels = values((40, 8)), values((16, 8), scale=0.5), torch.arange(40) * 7 % 16
+    labels[::6] = -100
+    keep = (goldfish.mask(labels) & (labels != -100)).nonzero().flatten()
+    kept_rows = torch.cat([keep.flip(0), torch.tensor([-1, -1])]) if listed else None
+    weights, recorder.calls = torch.rand(40), []
+    weights[keep[0]] = 0
+
+    def step():
+        x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, stats = xt.linear_cross_entropy(
+            x,
+            w,
+            labels,
+            weights=weights,
+            goldfish=goldfish,
+            vocab=15,
+            reduction=reduction,
+            kept_rows=kept_rows,
+            chunk_rows=13,
+            z_loss=1e-3,
+            return_stats=True,
+        )
+        dloss = torch.arange(1, 1 + loss.numel()).view(loss.shape).float()
+        return loss, *torch.autograd.grad(loss, (x, w), dloss), stats.kept, stats.dropped, stats.lse, stats.argmax
+
+    labels[labels == 15] = 3
+    got = step()
+    names = [name for name, *_ in recorder.calls]
+    chunks = -(-(40 if kept_rows is None else kept_rows.numel()) // 13)
+    forward = "xact_cross_entropy_forward" + "_with_gradient" * (reduction == "mean")
+    finish = "xact_cross_entropy_finish"
+    backward = [] if reduction == "mean" else ["xact_goldfish_mask", *["xact_cross_entropy_backward"] * chunks]
+    assert names == ["xact_goldfish_mask", finish, *[forward] * chunks, finish, *backward]
+    recorder.on = False
+    for got, want in zip(got, step()):
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=1e-6)
 
 
 def test_a_divisor_is_read_on_the_device(recorder):

@@ -8,6 +8,7 @@ mod activations;
 mod contexts;
 mod fuzz;
 mod goldfish;
+mod head;
 mod header;
 mod losses;
 mod refusals;

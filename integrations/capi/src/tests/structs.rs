@@ -146,6 +146,22 @@ fn structs_have_no_padding() {
         cluster,
         with_argmax,
     });
+    no_padding!(xact_linear_cross_entropy_args {
+        size,
+        loss,
+        hidden_cols,
+        hidden,
+        weight,
+        d_hidden,
+        d_weight,
+        d_weight_dtype,
+        logits,
+        accumulate,
+        kept_rows,
+        kept_count,
+        max_bytes,
+        chunk_rows,
+    });
 }
 
 #[test]

@@ -44,6 +44,8 @@ XACT_ERROR_CLASSES = 25
 XACT_ERROR_WRONG_THREAD = 26
 XACT_ERROR_WORKSPACE = 27
 XACT_ERROR_BLOCK = 28
+XACT_ERROR_KEPT_ROW = 29
+XACT_ERROR_BUDGET = 30
 XACT_ERROR_STRUCT_SIZE = 100
 XACT_ERROR_ENUM = 101
 XACT_ERROR_THREADS = 102
@@ -67,6 +69,8 @@ XACT_PARAMETERS_EFFECTIVE = 1
 XACT_COMPAT_NONE = 0
 XACT_COMPAT_ANALYTIC = 1
 XACT_COMPAT_AUTOGRAD = 2
+XACT_LOGITS_F32 = 0
+XACT_LOGITS_NARROW = 1
 XACT_NORMALIZER_KEPT = 0
 XACT_NORMALIZER_NONE = 1
 XACT_NORMALIZER_LABELS = 2
@@ -234,6 +238,25 @@ class xact_cross_entropy_args(Structure):
     ]
 
 
+class xact_linear_cross_entropy_args(Structure):
+    _fields_ = [
+        ("size", c_uint64),
+        ("loss", c_void_p),
+        ("hidden_cols", c_uint64),
+        ("hidden", xact_logits_matrix),
+        ("weight", xact_matrix),
+        ("d_hidden", xact_logits_matrix),
+        ("d_weight", xact_matrix),
+        ("d_weight_dtype", c_int32),
+        ("logits", c_int32),
+        ("accumulate", c_uint64),
+        ("kept_rows", c_void_p),
+        ("kept_count", c_uint64),
+        ("max_bytes", c_uint64),
+        ("chunk_rows", c_uint64),
+    ]
+
+
 class xact_goldfish_strategy(Structure):
     _fields_ = [
         ("size", c_uint64),
@@ -299,6 +322,11 @@ FUNCTIONS = {
     "xact_cross_entropy_backward_host": (c_int32, [c_void_p, c_void_p]),
     "xact_cross_entropy_partial_stats_host": (c_int32, [c_void_p, c_void_p]),
     "xact_cross_entropy_finish_host": (c_int32, [c_void_p, c_void_p]),
+    "xact_linear_cross_entropy_forward_host": (c_int32, [c_void_p, c_void_p]),
+    "xact_linear_cross_entropy_forward_with_gradient_host": (c_int32, [c_void_p, c_void_p]),
+    "xact_linear_cross_entropy_backward_host": (c_int32, [c_void_p, c_void_p]),
+    "xact_linear_cross_entropy_partial_stats_host": (c_int32, [c_void_p, c_void_p]),
+    "xact_kept_rows_host": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p]),
     "xact_goldfish_create": (c_int32, [c_void_p, c_void_p]),
     "xact_goldfish_free": (c_int32, [c_void_p]),
     "xact_goldfish_bitmap": (c_int32, [c_void_p, c_void_p, c_void_p]),

@@ -34,6 +34,10 @@ NORMALIZERS = {
     "labels": _abi.XACT_NORMALIZER_LABELS,
     "weight": _abi.XACT_NORMALIZER_WEIGHT,
 }
+LOGITS = {
+    "f32": _abi.XACT_LOGITS_F32,
+    "narrow": _abi.XACT_LOGITS_NARROW,
+}
 STRATEGIES = {
     "static": _abi.XACT_STRATEGY_STATIC,
     "random": _abi.XACT_STRATEGY_RANDOM,
@@ -64,6 +68,8 @@ _VALUE_ERRORS = (
     _abi.XACT_ERROR_UNKNOWN_OP,
     _abi.XACT_ERROR_NOT_GATED,
     _abi.XACT_ERROR_CLASSES,
+    _abi.XACT_ERROR_KEPT_ROW,
+    _abi.XACT_ERROR_BUDGET,
 )
 
 

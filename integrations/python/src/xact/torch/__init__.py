@@ -16,12 +16,13 @@ from torch import Tensor
 from .. import _library as native
 from .._goldfish import Goldfish
 from .._mask import is_one_row, is_seq_first
-from . import _activation, _check, _cross_entropy, _mask, _sharding
+from . import _activation, _check, _cross_entropy, _linear_cross_entropy, _mask, _sharding
 
 __all__ = [
     "Stats",
     "context_parallel_chunks",
     "cross_entropy",
+    "linear_cross_entropy",
     "nn",
     "vocab_parallel_cross_entropy",
     "xatlu",
@@ -349,40 +350,33 @@ def cross_entropy(
         ValueError: Shapes, devices or numbers do not fit; on the CPU also, a label is no class. On a CUDA device the loss of
             such a row is NaN, and ``Stats.bad_row`` has the row.
     """
-    rows, options = _loss_arguments(
+    _check.data("logits", _check.tensor("logits", logits))
+    _sharding.refuse("logits", logits)
+    if logits.dim() == 0:
+        raise ValueError("logits is a single number; it must be [..., V]")
+    tensors, options = _loss_arguments(
+        "logits",
         logits,
         labels,
-        weights,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        softcap,
-        reduction,
-        normalizer,
-        goldfish,
-        hash_ids,
-        cu_seqlens,
-        preceding,
-        halo,
-        seq_dim,
+        ("logits", logits.shape),
+        weights=weights,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        vocab=vocab,
+        reduction=reduction,
+        normalizer=normalizer,
+        goldfish=goldfish,
+        hash_ids=hash_ids,
+        cu_seqlens=cu_seqlens,
+        preceding=preceding,
+        halo=halo,
+        seq_dim=seq_dim,
     )
-    if logits.shape[-1] == 0:
-        raise ValueError(f"logits is {list(logits.shape)}; there must be at least one class")
-    if vocab is not None and not 1 <= (vocab := _check.whole("vocab", vocab)) <= logits.shape[-1]:
-        raise ValueError(f"vocab is {vocab}; it must be from 1 to {logits.shape[-1]}, the columns of logits")
-    divisor, weights, *tokens = rows
-    *numbers, divide_by = options
-    loss, _, summary, *rows = torch.ops.xact.cross_entropy(
-        logits, labels, weights, divisor, *tokens, *numbers, vocab, divide_by, reduction == "none", return_stats
-    )
-    if reduction == "none":
-        loss = loss.reshape(labels.shape)
-    if not return_stats:
-        return loss
-    losses, lse, z_losses, argmax = (row.reshape(labels.shape) for row in rows)
-    field = lambda name: native.summary_field(summary, name)  # noqa: E731
-    totals = ("loss", "weight", "normalizer", "labels", "kept", "dropped", "correct", "bad_row", "nan_row")
-    return loss, Stats(losses, lse, z_losses, argmax, *map(field, totals))
+    per_row = reduction == "none"
+    loss, _, summary, *rows = torch.ops.xact.cross_entropy(logits, *tensors, *options, per_row, return_stats)
+    return _loss_and_stats(loss, summary, rows, labels, reduction, return_stats)
 
 
 def context_parallel_chunks(
@@ -471,63 +465,212 @@ def vocab_parallel_cross_entropy(
     # It imports torch.distributed and the compiler, which takes seconds.
     from . import _parallel
 
-    rows, options = _loss_arguments(
+    _check.data("logits", _check.tensor("logits", logits_shard))
+    _sharding.refuse("logits", logits_shard)
+    if logits_shard.dim() == 0:
+        raise ValueError("logits is a single number; it must be [..., V]")
+    tensors, options = _loss_arguments(
+        "logits",
         logits_shard,
         labels,
-        weights,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        softcap,
-        reduction,
-        normalizer,
-        goldfish,
-        hash_ids,
-        cu_seqlens,
-        preceding,
-        halo,
-        seq_dim,
+        None,
+        weights=weights,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        vocab=vocab,
+        reduction=reduction,
+        normalizer=normalizer,
+        goldfish=goldfish,
+        hash_ids=hash_ids,
+        cu_seqlens=cu_seqlens,
+        preceding=preceding,
+        halo=halo,
+        seq_dim=seq_dim,
     )
-    divisor, *tokens = rows
-    if vocab is not None:
-        vocab = _check.whole("vocab", vocab)
-    return _parallel.cross_entropy(logits_shard, labels, tokens, options, divisor, vocab, reduction == "none", group)
+    _, weights, divisor, *tokens = tensors
+    key, seq_first, *numbers, vocab, divide_by = options
+    tokens = (weights, *tokens, key, seq_first)
+    numbers = (*numbers, divide_by)
+    return _parallel.cross_entropy(logits_shard, labels, tokens, numbers, divisor, vocab, reduction == "none", group)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    weights: Optional[Tensor] = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: Optional[float] = None,
+    vocab: Optional[int] = None,
+    reduction: str = "mean",
+    normalizer: Union[None, str, float, Tensor] = None,
+    goldfish: Optional[Goldfish] = None,
+    hash_ids: Optional[Tensor] = None,
+    cu_seqlens: Optional[Tensor] = None,
+    preceding: Optional[Tensor] = None,
+    halo: Optional[Tensor] = None,
+    seq_dim: int = -1,
+    kept_rows: Optional[Tensor] = None,
+    logits: str = "f32",
+    max_bytes: int = 1 << 30,
+    chunk_rows: Optional[int] = None,
+    return_stats: bool = False,
+) -> Union[Tensor, tuple[Tensor, Stats]]:
+    """:func:`cross_entropy` of ``hidden @ weight.T``, without the logits of all rows in memory.
+
+    The rows are computed in chunks that fit into ``max_bytes``. A mean or a sum computes the gradients in the forward, in
+    three matrix products; ``reduction="none"``, and f16, whose gradients need the scale of the loss, compute the logits again
+    in the backward. On the CPU, rows that are masked or that Goldfish drops are not multiplied. On a CUDA device that needs
+    ``kept_rows``, since nothing waits for the device to know them. Under autocast, hidden states and weights are converted to
+    its type.
+
+    Args:
+        hidden: ``[..., H]`` f32, f16 or bf16. Rows may have a pitch, as in ``hidden[:, :-1]``.
+        weight: ``[V, H]`` of the type of ``hidden``. There is no bias: append a column of ones to ``hidden``, and the bias to
+            ``weight``. The gradient of a 16-bit weight is rounded once for each chunk.
+        kept_rows: ``[K]`` i32 or i64: the rows of ``hidden``, flattened to ``[N, H]``, that may be kept, in any order; -1 is
+            padding. A row that is not listed has the weight 0. A data loader can make the list from the text:
+            ``(goldfish.mask(ids) & (labels != -100)).flatten().nonzero().flatten()``. A list on the CPU is checked; a list on
+            a CUDA device is not, and must have no row twice.
+        logits: ``"f32"``, or ``"narrow"`` for logits of the type of ``hidden``, which takes less memory, and costs f16 and
+            bf16 five digits of the loss.
+        max_bytes: The most memory for a chunk and what its products need. More rows in a chunk read the weights, and write
+            their gradient, less often.
+        chunk_rows: The rows of a chunk; None is as many as fit.
+
+    The other arguments, the results and the errors are those of :func:`cross_entropy`. ``vocab`` is the number of rows of
+    ``weight`` that are classes.
+
+    Raises:
+        TypeError: As :func:`cross_entropy`, and ``weight`` has another type than ``hidden``.
+        ValueError: As :func:`cross_entropy`; a list of kept rows has a row twice or one that does not exist; ``max_bytes`` is
+            too small for a row.
+    """
+    _check.data("hidden", _check.tensor("hidden", hidden))
+    _sharding.refuse("hidden", hidden)
+    _check.data("weight", _check.tensor("weight", weight))
+    _sharding.refuse("weight", weight)
+    if hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if hidden.dim() == 0 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden is {list(hidden.shape)} and weight is {list(weight.shape)}; they must be [..., H] and [V, H]"
+        )
+    _check.device("weight", weight, hidden, "hidden")
+    if weight.dtype != hidden.dtype:
+        names = _check.name_of(weight.dtype), _check.name_of(hidden.dtype)
+        raise TypeError(f"weight is {names[0]}, but hidden is {names[1]}; convert one of them, or use autocast")
+    if hidden.shape[-1] == 0:
+        raise ValueError(f"hidden is {list(hidden.shape)}; there must be at least one column")
+    tensors, options = _loss_arguments(
+        "hidden",
+        hidden,
+        labels,
+        ("weight", weight.shape),
+        weights=weights,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        vocab=vocab,
+        reduction=reduction,
+        normalizer=normalizer,
+        goldfish=goldfish,
+        hash_ids=hash_ids,
+        cu_seqlens=cu_seqlens,
+        preceding=preceding,
+        halo=halo,
+        seq_dim=seq_dim,
+    )
+    if logits not in _linear_cross_entropy.LOGITS:
+        raise ValueError(f"logits is {logits!r}; it must be one of {', '.join(_linear_cross_entropy.LOGITS)}")
+    if (max_bytes := _check.whole("max_bytes", max_bytes)) < 1:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be at least 1")
+    if chunk_rows is not None and (chunk_rows := _check.whole("chunk_rows", chunk_rows)) < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}; it must be at least 1, or None")
+    if kept_rows is not None:
+        _check.dtype("kept_rows", _check.tensor("kept_rows", kept_rows), (torch.int32, torch.int64))
+        if kept_rows.dim() != 1:
+            raise ValueError(f"kept_rows is {list(kept_rows.shape)}; it must be [K]")
+        if kept_rows.device.type != "cpu":
+            _check.device("kept_rows", kept_rows, hidden, "hidden")
+    per_row = reduction == "none"
+    at_once = torch.is_grad_enabled() and not per_row and hidden.dtype != torch.float16
+    loss, _, summary, *rows = torch.ops.xact.linear_cross_entropy(
+        hidden,
+        weight,
+        *tensors,
+        kept_rows,
+        *options,
+        logits,
+        max_bytes,
+        chunk_rows,
+        per_row,
+        return_stats,
+        at_once and hidden.requires_grad,
+        at_once and weight.requires_grad,
+    )
+    return _loss_and_stats(loss, summary, rows[:4], labels, reduction, return_stats)
+
+
+def _loss_and_stats(
+    loss: Tensor, summary: Tensor, rows: list[Tensor], labels: Tensor, reduction: str, return_stats: bool
+) -> Union[Tensor, tuple[Tensor, Stats]]:
+    """The result of a loss from those of its operator."""
+    if reduction == "none":
+        loss = loss.reshape(labels.shape)
+    if not return_stats:
+        return loss
+    losses, lse, z_losses, argmax = (row.reshape(labels.shape) for row in rows)
+    field = lambda name: native.summary_field(summary, name)  # noqa: E731
+    totals = ("loss", "weight", "normalizer", "labels", "kept", "dropped", "correct", "bad_row", "nan_row")
+    return loss, Stats(losses, lse, z_losses, argmax, *map(field, totals))
 
 
 def _loss_arguments(
-    logits,
-    labels,
-    weights,
-    ignore_index,
-    label_smoothing,
-    z_loss,
-    softcap,
-    reduction,
-    normalizer,
-    goldfish,
-    hash_ids,
-    cu_seqlens,
-    preceding,
-    halo,
-    seq_dim,
-):
-    """Checks the arguments of a loss, and returns them in the operators' order.
+    name: str,
+    first: Tensor,
+    labels: Tensor,
+    shape_with_classes: Optional[tuple[str, torch.Size]],
+    *,
+    weights: Optional[Tensor],
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: Optional[float],
+    vocab: Optional[int],
+    reduction: str,
+    normalizer: Union[None, str, float, Tensor],
+    goldfish: Optional[Goldfish],
+    hash_ids: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    preceding: Optional[Tensor],
+    halo: Optional[Tensor],
+    seq_dim: int,
+) -> tuple[tuple, tuple]:
+    """Checks the arguments of a loss, and returns those of its operator: tensors, and options.
 
-    Returns:
-        divisor, weights, hash_ids, cu_seqlens, preceding, halo, goldfish's key and whether the text runs along the first
-        dimension; then ignore_index, label_smoothing, z_loss, softcap and the library's normalizer.
+    ``name`` is the name of ``first``, ``[..., n]``, the tensor with the rows. The pair is the name and the shape of the
+    tensor that has a column, or as ``weight`` a row, for each class; None if other ranks have classes too.
     """
-    _check.data("logits", _check.tensor("logits", logits))
-    _sharding.refuse("logits", logits)
     _check.integers("labels", _check.tensor("labels", labels), _check.LABELS)
-    _check.device("labels", labels, logits, "logits")
-    if logits.dim() == 0:
-        raise ValueError("logits is a single number; it must be [..., V]")
-    if labels.shape != logits.shape[:-1]:
+    _check.device("labels", labels, first, name)
+    if labels.shape != first.shape[:-1]:
         raise ValueError(
-            f"labels is {list(labels.shape)}, but logits is {list(logits.shape)}; "
-            f"labels must be {list(logits.shape[:-1])}"
+            f"labels is {list(labels.shape)}, but {name} is {list(first.shape)}; "
+            f"labels must be {list(first.shape[:-1])}"
         )
+    if shape_with_classes is not None:
+        what, shape = shape_with_classes
+        classes = shape[0 if what == "weight" else -1]
+        if classes == 0:
+            raise ValueError(f"{what} is {list(shape)}; there must be at least one class")
     if weights is not None:
         _check.dtype("weights", _check.tensor("weights", weights), (torch.float32,))
         _like_labels("weights", weights, labels)
@@ -537,7 +680,7 @@ def _loss_arguments(
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(_cross_entropy.REDUCTIONS)}")
     ignore_index = _check.whole("ignore_index", ignore_index)
     label_smoothing, z_loss = _check.number("label_smoothing", label_smoothing), _check.number("z_loss", z_loss)
-    divide_by, divisor = _normalizer(normalizer, reduction, logits)
+    divide_by, divisor = _normalizer(normalizer, reduction, first, name)
     if goldfish is None:
         given = {"hash_ids": hash_ids, "cu_seqlens": cu_seqlens, "preceding": preceding, "halo": halo}
         for name, value in given.items():
@@ -552,9 +695,9 @@ def _loss_arguments(
     if preceding is not None:
         if cu_seqlens is None:
             raise TypeError("preceding is given without cu_seqlens, which says where the chunks begin")
-        preceding = _mask.numbers("preceding", preceding, torch.int64, logits, "logits")
+        preceding = _mask.numbers("preceding", preceding, torch.int64, first, name)
     if cu_seqlens is not None:
-        cu_seqlens = _mask.numbers("cu_seqlens", cu_seqlens, torch.int32, logits, "logits")
+        cu_seqlens = _mask.numbers("cu_seqlens", cu_seqlens, torch.int32, first, name)
         if preceding is None and not is_one_row(labels.shape, seq_first):
             raise ValueError(
                 f"cu_seqlens cuts one row into documents, but labels is {list(labels.shape)}; flatten the labels"
@@ -566,11 +709,14 @@ def _loss_arguments(
         # To the library, 0 means no softcap.
         if not softcap > 0:
             raise ValueError(f"softcap is {softcap}; it must be above 0, or None")
+    if vocab is not None:
+        vocab = _check.whole("vocab", vocab)
+        if shape_with_classes is not None and not 1 <= vocab <= classes:
+            lines = "rows" if what == "weight" else "columns"
+            raise ValueError(f"vocab is {vocab}; it must be from 1 to {classes}, the {lines} of {what}")
+    tensors = (labels, weights, divisor, hash_ids, cu_seqlens, preceding, halo)
     key = None if goldfish is None else goldfish._key
-    return (
-        (divisor, weights, hash_ids, cu_seqlens, preceding, halo, key, seq_first),
-        (ignore_index, label_smoothing, z_loss, softcap, divide_by),
-    )
+    return tensors, (key, seq_first, ignore_index, label_smoothing, z_loss, softcap, vocab, divide_by)
 
 
 def _like_labels(what: str, value: Tensor, labels: Tensor) -> None:
@@ -579,7 +725,7 @@ def _like_labels(what: str, value: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{what} is {list(value.shape)}, but labels is {list(labels.shape)}")
 
 
-def _normalizer(normalizer: object, reduction: str, logits: Tensor) -> tuple[str, Optional[Tensor]]:
+def _normalizer(normalizer: object, reduction: str, first: Tensor, name: str) -> tuple[str, Optional[Tensor]]:
     """The library's normalizer, and the divisor ``[]`` or ``[1]`` f32 if the caller gives one."""
     if reduction != "mean":
         if normalizer is not None:
@@ -597,10 +743,10 @@ def _normalizer(normalizer: object, reduction: str, logits: Tensor) -> tuple[str
             raise ValueError(f"normalizer is {list(normalizer.shape)}; it must have one element")
         if normalizer.is_complex():
             raise TypeError(f"normalizer is {_check.name_of(normalizer.dtype)}; it must be real")
-        _check.device("normalizer", normalizer, logits, "logits")
+        _check.device("normalizer", normalizer, first, name)
         return "kept", normalizer.detach().float()
     normalizer = _check.number("normalizer", normalizer, "a name, a number or a tensor")
-    return "kept", torch.full((), normalizer, dtype=torch.float32, device=logits.device)
+    return "kept", torch.full((), normalizer, dtype=torch.float32, device=first.device)
 
 
 from . import nn  # noqa: E402  (nn uses the functions above)

@@ -36,10 +36,10 @@ class Rows:
         self._labels = labels.contiguous()
         self._weights = None if weights is None else weights.contiguous()
         # The structs have only addresses; this object keeps the tensors and structs behind them alive.
-        self._tokens = None
+        self.tokens = None
         if goldfish is not None:
             ids = labels if hash_ids is None else hash_ids
-            self._tokens = Tokens(goldfish, ids, cu_seqlens, preceding, halo, None, seq_first)
+            self.tokens = Tokens(goldfish, ids, cu_seqlens, preceding, halo, None, seq_first)
 
     def set(self, call: object) -> None:
         call.dtype = native.DTYPES[name_of(self.logits.dtype)]
@@ -48,8 +48,8 @@ class Rows:
         call.labels = address(self._labels)
         call.label_type = native.ID_TYPES[name_of(self._labels.dtype)]
         call.weights = address(self._weights)
-        if self._tokens is not None:
-            call.decision = native.pointer(self._tokens.struct)
+        if self.tokens is not None:
+            call.decision = native.pointer(self.tokens.struct)
 
     def matrix(self, tensor: Tensor) -> object:
         """The ``xact_logits_matrix`` of logits or their gradients."""
