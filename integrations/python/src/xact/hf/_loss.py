@@ -52,20 +52,28 @@ def loss_function(
         TypeError: A tensor has another type.
         ValueError: Shapes do not fit; on the CPU also, a label is no class.
     """
-    if shift_labels is None:
-        if labels is None:
-            raise TypeError("labels and shift_labels are None; give one of them")
-        # The last token predicts nothing. A slice of the logits would be copied to fill its gradient with zeros.
-        shift_labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
-    # A model whose layers are on several devices has its logits on the last.
     return functional.cross_entropy(
         logits,
-        shift_labels.to(logits.device),
+        # A model whose layers are on several devices has its logits on the last.
+        next_labels(labels, shift_labels, ignore_index).to(logits.device),
         ignore_index=ignore_index,
         vocab=vocab_size,
         z_loss=z_loss,
         label_smoothing=label_smoothing,
-        normalizer=num_items_in_batch.to(logits.device)
-        if isinstance(num_items_in_batch, Tensor)
-        else num_items_in_batch,
+        normalizer=tensor_on(logits, num_items_in_batch),
     )
+
+
+def next_labels(labels: Optional[Tensor], shift_labels: Optional[Tensor], ignore_index: int) -> Tensor:
+    """The label that each token predicts."""
+    if shift_labels is not None:
+        return shift_labels
+    if labels is None:
+        raise TypeError("labels and shift_labels are None; give one of them")
+    # The last token predicts nothing. A slice of the logits would be copied to fill its gradient with zeros.
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def tensor_on(logits: Tensor, value: Union[None, int, Tensor]) -> Union[None, int, Tensor]:
+    """A number, or a tensor on the device of the logits."""
+    return value.to(logits.device) if isinstance(value, Tensor) else value

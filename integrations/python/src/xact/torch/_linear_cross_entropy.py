@@ -9,7 +9,7 @@ from .. import _goldfish
 from .. import _library as native
 from . import _layout
 from ._check import name_of
-from ._cross_entropy import Tokens, _refuse_bad_labels, _Rows
+from ._cross_entropy import Rows, Tokens, refuse_bad_labels
 from ._device import Call, address, no_second_derivative
 from ._memory import contiguous_like
 
@@ -241,7 +241,7 @@ def linear_cross_entropy(
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
     head = _Head(logits, max_bytes, chunk_rows)
     hidden, weight, kept_rows = _layout.grouped(hidden), _layout.dense(weight), _listed(kept_rows, hidden)
-    rows = _Rows(hidden, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
+    rows = Rows(hidden, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     call = native.struct("xact_cross_entropy_args")
     rows.set(call)
     n = rows.rows
@@ -295,7 +295,7 @@ def linear_cross_entropy(
         args = _host_args(hidden, weight, call, kept_rows, head, d_hidden, d_weight)
         name = "xact_linear_cross_entropy_forward" + "_with_gradient" * (with_d_hidden or with_d_weight)
         native.run_on_host(name, torch.get_num_threads(), op, args)
-        _refuse_bad_labels(summary, labels, weight.shape[0] if vocab is None else vocab)
+        refuse_bad_labels(summary, labels, weight.shape[0] if vocab is None else vocab)
     if per_row:
         loss = losses.clone() if stats else losses
         losses = losses if stats else losses.new_empty(0)
@@ -387,7 +387,7 @@ def linear_cross_entropy_backward(
     op = native.cross_entropy(ignore_index, label_smoothing, z_loss, softcap, vocab, normalizer)
     head = _Head(logits, max_bytes, chunk_rows)
     hidden, weight, kept_rows = _layout.grouped(hidden), _layout.dense(weight), _listed(kept_rows, hidden)
-    rows = _Rows(hidden, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
+    rows = Rows(hidden, labels, weights, hash_ids, cu_seqlens, preceding, halo, goldfish, seq_first)
     dloss = dloss.float()
     if dloss.dim():
         dloss = dloss.contiguous()
