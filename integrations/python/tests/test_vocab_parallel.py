@@ -74,11 +74,10 @@ def upstream(loss):
 
 def in_turn(logits, labels, columns, options):
     """The loss of the same shards in one process, which finishes their statistics in the order of the ranks."""
-    vocab = options.get("vocab")
     given = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": None, "reduction": "mean"}
     given |= dict.fromkeys(("weights", "normalizer", "goldfish", "hash_ids", "cu_seqlens", "preceding", "halo"))
-    given |= {"seq_dim": -1} | {name: each for name, each in options.items() if name != "vocab"}
-    (divisor, *tokens), numbers = xt._loss_arguments(logits, labels, **given)
+    given |= {"vocab": None, "seq_dim": -1} | options
+    tokens, numbers, divisor, vocab = xt._rank_arguments(logits, labels, **given)
     shards = [_parallel.Shard(list(columns), vocab, rank) for rank in range(len(columns))]
     parts = [each.contiguous() for each in logits.detach().split(columns, -1)]
     saved = [_parallel.partial(part, labels, tokens, numbers, shard) for part, shard in zip(parts, shards)]

@@ -465,15 +465,9 @@ def vocab_parallel_cross_entropy(
     # It imports torch.distributed and the compiler, which takes seconds.
     from . import _parallel
 
-    _check.data("logits", _check.tensor("logits", logits_shard))
-    _sharding.refuse("logits", logits_shard)
-    if logits_shard.dim() == 0:
-        raise ValueError("logits is a single number; it must be [..., V]")
-    tensors, options = _loss_arguments(
-        "logits",
+    tokens, numbers, divisor, vocab = _rank_arguments(
         logits_shard,
         labels,
-        None,
         weights=weights,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -489,11 +483,19 @@ def vocab_parallel_cross_entropy(
         halo=halo,
         seq_dim=seq_dim,
     )
+    return _parallel.cross_entropy(logits_shard, labels, tokens, numbers, divisor, vocab, reduction == "none", group)
+
+
+def _rank_arguments(logits_shard: Tensor, labels: Tensor, **arguments: object) -> tuple:
+    """Checks the arguments of a loss over ranks: the inputs of its rows, its options, the divisor, and ``vocab``."""
+    _check.data("logits", _check.tensor("logits", logits_shard))
+    _sharding.refuse("logits", logits_shard)
+    if logits_shard.dim() == 0:
+        raise ValueError("logits is a single number; it must be [..., V]")
+    tensors, options = _loss_arguments("logits", logits_shard, labels, None, **arguments)
     _, weights, divisor, *tokens = tensors
     key, seq_first, *numbers, vocab, divide_by = options
-    tokens = (weights, *tokens, key, seq_first)
-    numbers = (*numbers, divide_by)
-    return _parallel.cross_entropy(logits_shard, labels, tokens, numbers, divisor, vocab, reduction == "none", group)
+    return (weights, *tokens, key, seq_first), (*numbers, divide_by), divisor, vocab
 
 
 def linear_cross_entropy(
