@@ -212,10 +212,7 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn cost(self) -> Result<Cost> {
-        let mut weights = Vec::new();
-        let rows = listed(self.rows, self.head.kept_rows, &mut weights)?;
-        let call = self.head.check(Gradients::NONE, rows.labels.len())?;
-        Ok(call.work(&call.plan(&rows)?, true)?.cost)
+        self.without_gradients().cost()
     }
 
     /// Computes the losses.
@@ -230,6 +227,11 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
     ///
     /// Nothing is written when a call fails.
     pub fn run(self) -> Result<CrossEntropySummary> {
+        self.without_gradients().run()
+    }
+
+    /// The call that computes the same, with outputs for no gradients.
+    fn without_gradients(self) -> ForwardWithGradient<'a, T, L> {
         let Forward {
             head,
             rows,
@@ -244,7 +246,6 @@ impl<'a, T: Element, L: Label> Forward<'a, T, L> {
             dloss: None,
             gradients: Gradients::NONE,
         }
-        .run()
     }
 }
 

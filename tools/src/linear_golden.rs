@@ -2,7 +2,9 @@
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use xact::{CrossEntropy, Normalizer};
+use xact::CrossEntropy;
+
+use super::loss_golden::op;
 
 /// A case of the file.
 pub struct Case {
@@ -48,20 +50,9 @@ pub fn cases() -> Vec<Case> {
     let labels = file.tensor("labels").expect("labels");
     let cases = cases.as_object().expect("cases").iter();
     let cases = cases.map(|(name, options)| {
-        let number = |key: &str| options[key].as_f64().map(|v| v as f32);
         let of = |what: &str| floats(&format!("{name}.{what}"));
-        let mut op = CrossEntropy::default()
-            .label_smoothing(number("label_smoothing").unwrap_or(0.0))
-            .z_loss(number("z_loss").unwrap_or(0.0))
-            .normalizer(match options["normalizer"].as_str() {
-                None => Normalizer::Kept,
-                Some("weight") => Normalizer::Weight,
-                Some("none") => Normalizer::None,
-                Some(other) => panic!("a normalizer {other}"),
-            });
-        op.softcap = number("softcap");
         Case {
-            op,
+            op: op(options),
             cols: file.tensor("hidden").expect("hidden").shape()[1],
             hidden: floats("hidden"),
             weight: floats("weight"),

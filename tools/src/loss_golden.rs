@@ -30,6 +30,22 @@ pub struct Case {
     pub dlogits: Vec<f64>,
 }
 
+/// The options of a case of PyTorch's results.
+pub fn op(options: &Value) -> CrossEntropy {
+    let number = |key: &str| options[key].as_f64().map(|v| v as f32);
+    let mut op = CrossEntropy::default()
+        .label_smoothing(number("label_smoothing").unwrap_or(0.0))
+        .z_loss(number("z_loss").unwrap_or(0.0))
+        .normalizer(match options["normalizer"].as_str() {
+            None => Normalizer::Kept,
+            Some("weight") => Normalizer::Weight,
+            Some("none") => Normalizer::None,
+            Some(other) => panic!("a normalizer {other}"),
+        });
+    op.softcap = number("softcap");
+    op
+}
+
 /// All cases of the file.
 pub fn cases() -> Vec<Case> {
     let file = include_bytes!("../../tests/golden/cross_entropy_torch.safetensors");
@@ -45,12 +61,11 @@ pub fn cases() -> Vec<Case> {
     let singles = |name: &str| floats(name).into_iter().map(|v| v as f32).collect();
     let cases = cases.as_object().expect("cases").iter();
     let cases = cases.map(|(name, options)| {
-        let number = |key: &str| options[key].as_f64().map(|v| v as f32);
+        let op = op(options);
         let of = |what: &str| floats(&format!("{name}.{what}"));
-        let softcap = number("softcap");
         // In PyTorch, the softcap maps −inf to −c, as a very low logit. In xact, −inf remains no class.
         let logit = |z: f64| {
-            if softcap.is_some() {
+            if op.softcap.is_some() {
                 z.max(-16384.0)
             } else {
                 z
@@ -58,16 +73,6 @@ pub fn cases() -> Vec<Case> {
         };
         let labels = file.tensor(&format!("{name}.labels"));
         let labels = labels.or_else(|_| file.tensor("labels")).expect("labels");
-        let mut op = CrossEntropy::default()
-            .label_smoothing(number("label_smoothing").unwrap_or(0.0))
-            .z_loss(number("z_loss").unwrap_or(0.0))
-            .normalizer(match options["normalizer"].as_str() {
-                None => Normalizer::Kept,
-                Some("weight") => Normalizer::Weight,
-                Some("none") => Normalizer::None,
-                Some(other) => panic!("a normalizer {other}"),
-            });
-        op.softcap = softcap;
         Case {
             op,
             cols: file.tensor("logits").expect("logits").shape()[1],

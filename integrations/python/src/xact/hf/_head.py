@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import torch as functional
-from ._loss import IGNORE_INDEX, next_labels, tensor_on
+from ._loss import IGNORE_INDEX, loss_function, next_labels, tensor_on
 
 # Models whose forward does nothing to the logits between the head and the loss. Others scale or cap them.
 KNOWN = ("apertus", "llama", "mistral", "qwen2", "qwen3")
@@ -102,14 +102,17 @@ def _loss(
     **_: object,
 ) -> Tensor:
     """The loss, for ``logits`` that are the hidden states if the head has left the product to it."""
-    options = {
-        "ignore_index": ignore_index,
-        "vocab": vocab_size,
-        "z_loss": z_loss,
-        "label_smoothing": label_smoothing,
-        "normalizer": tensor_on(logits, num_items_in_batch),
-    }
-    labels = next_labels(labels, shift_labels, ignore_index).to(logits.device)
+    options = {"z_loss": z_loss, "label_smoothing": label_smoothing}
     if not head.fused:
-        return functional.cross_entropy(logits, labels, **options)
-    return functional.linear_cross_entropy(logits, head.head.weight, labels, max_bytes=max_bytes, **options)
+        arguments = (labels, vocab_size, num_items_in_batch, ignore_index, shift_labels)
+        return loss_function(logits, *arguments, **options)
+    return functional.linear_cross_entropy(
+        logits,
+        head.head.weight,
+        next_labels(labels, shift_labels, ignore_index).to(logits.device),
+        ignore_index=ignore_index,
+        vocab=vocab_size,
+        normalizer=tensor_on(logits, num_items_in_batch),
+        max_bytes=max_bytes,
+        **options,
+    )

@@ -350,10 +350,7 @@ def cross_entropy(
         ValueError: Shapes, devices or numbers do not fit; on the CPU also, a label is no class. On a CUDA device the loss of
             such a row is NaN, and ``Stats.bad_row`` has the row.
     """
-    _check.data("logits", _check.tensor("logits", logits))
-    _sharding.refuse("logits", logits)
-    if logits.dim() == 0:
-        raise ValueError("logits is a single number; it must be [..., V]")
+    _check_logits(logits)
     tensors, options = _loss_arguments(
         "logits",
         logits,
@@ -486,12 +483,17 @@ def vocab_parallel_cross_entropy(
     return _parallel.cross_entropy(logits_shard, labels, tokens, numbers, divisor, vocab, reduction == "none", group)
 
 
+def _check_logits(logits: Tensor) -> None:
+    """Raises unless the argument ``logits`` of a loss is a tensor with rows that the library can read."""
+    _check.data("logits", _check.tensor("logits", logits))
+    _sharding.refuse("logits", logits)
+    if logits.dim() == 0:
+        raise ValueError("logits is a single number; it must be [..., V]")
+
+
 def _rank_arguments(logits_shard: Tensor, labels: Tensor, **arguments: object) -> tuple:
     """Checks the arguments of a loss over ranks: the inputs of its rows, its options, the divisor, and ``vocab``."""
-    _check.data("logits", _check.tensor("logits", logits_shard))
-    _sharding.refuse("logits", logits_shard)
-    if logits_shard.dim() == 0:
-        raise ValueError("logits is a single number; it must be [..., V]")
+    _check_logits(logits_shard)
     tensors, options = _loss_arguments("logits", logits_shard, labels, None, **arguments)
     _, weights, divisor, *tokens = tensors
     key, seq_first, *numbers, vocab, divide_by = options
